@@ -1,0 +1,1 @@
+"""Keep a served model learning without forgetting: jobs, replay, gate and promotion."""

@@ -1,0 +1,1 @@
+"""Ship a bundle: edge devices, compose, Kubernetes and clouds."""

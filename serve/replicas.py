@@ -1,0 +1,137 @@
+"""The `replicas` table: which engine process serves which version, where it listens, and in what state it is.
+
+The supervisor writes rows; the gateway reads `ready_replicas` and routes by model name.
+"""
+
+import os
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote, unquote
+
+from sqlalchemy import Engine, delete, select, update
+from sqlalchemy.orm import Session
+
+from everlearn.database import Replica
+
+State = Literal["starting", "ready", "draining", "stopped", "failed"]
+
+FRESH_S = 10.0
+"""A row whose last heartbeat is older than this is not routed to."""
+
+ABANDONED_S = 60.0
+"""A row whose last heartbeat is older than this is cleared, whoever wrote it."""
+
+UNIX_SCHEME = "http+unix://"
+
+
+@dataclass(frozen=True)
+class ReadyReplica:
+    """One engine that takes requests now."""
+
+    id: str
+    model: str
+    version: int
+    digest: str
+    kind: str
+    task: str
+    url: str
+    pid: int
+    context: int | None
+    started_at: float
+
+
+def unix_url(socket: Path) -> str:
+    """The URL of an engine that listens on a unix socket: `http+unix://%2Frun%2Fengine.sock`."""
+    return UNIX_SCHEME + quote(str(socket), safe="")
+
+
+def unix_path(url: str) -> Path | None:
+    """The socket behind a `unix_url`, or None for a TCP address."""
+    return Path(unquote(url.removeprefix(UNIX_SCHEME))) if url.startswith(UNIX_SCHEME) else None
+
+
+def announce(
+    db: Engine, *, id: str, model: str, version: int, digest: str, kind: str, task: str, url: str, pid: int
+) -> None:
+    """Write the row of an engine that was just started; a restart under the same id replaces its row."""
+    now = time.time()
+    row = Replica(
+        id=id, model=model, version=version, digest=digest, kind=kind, task=task, url=url, pid=pid,
+        state="starting", error=None, context=None, started_at=now, heartbeat_at=now,
+    )  # fmt: skip
+    with Session(db) as session, session.begin():
+        session.merge(row)
+
+
+def set_state(db: Engine, id: str, state: State, *, error: str | None = None) -> None:
+    """Move a replica to `state`, with the reason when it failed. Counts as a heartbeat."""
+    with Session(db) as session, session.begin():
+        session.execute(
+            update(Replica).where(Replica.id == id).values(state=state, error=error, heartbeat_at=time.time())
+        )
+
+
+def heartbeat(db: Engine, id: str, *, context: int | None = None) -> None:
+    """The engine answered just now: it is ready, and holds at most `context` tokens per request."""
+    with Session(db) as session, session.begin():
+        session.execute(
+            update(Replica)
+            .where(Replica.id == id)
+            .values(state="ready", error=None, context=context, heartbeat_at=time.time())
+        )
+
+
+def withdraw(db: Engine, id: str) -> None:
+    """Remove the row of an engine that has stopped."""
+    with Session(db) as session, session.begin():
+        session.execute(delete(Replica).where(Replica.id == id))
+
+
+def ready_replicas(db: Engine, *, model: str | None = None) -> list[ReadyReplica]:
+    """The engines to route to, oldest first: in state ready and heard of within `FRESH_S` seconds."""
+    query = (
+        select(Replica)
+        .where(Replica.state == "ready", Replica.heartbeat_at >= time.time() - FRESH_S)
+        .order_by(Replica.started_at, Replica.id)
+    )
+    if model is not None:
+        query = query.where(Replica.model == model)
+    with Session(db) as session:
+        rows = session.scalars(query).all()
+    return [
+        ReadyReplica(**{field.name: getattr(row, field.name) for field in fields(ReadyReplica)})
+        for row in rows
+    ]
+
+
+def clear_stale(db: Engine) -> list[str]:
+    """Remove the rows that no living engine stands behind; returns their ids.
+
+    A row goes when its unix socket lies on this host and its process is gone, or when nobody has renewed it for
+    `ABANDONED_S` seconds. Fresh rows of other hosts on a shared database stay.
+    """
+    abandoned_before = time.time() - ABANDONED_S
+    with Session(db) as session, session.begin():
+        stale = [
+            row
+            for row in session.scalars(select(Replica))
+            if row.heartbeat_at < abandoned_before or _is_dead_here(row.url, row.pid)
+        ]
+        for row in stale:
+            session.delete(row)
+        return [row.id for row in stale]
+
+
+def _is_dead_here(url: str, pid: int) -> bool:
+    socket = unix_path(url)
+    if socket is None or not socket.exists():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,0 +1,171 @@
+"""The one relational database: tables, connection, and migration to the newest schema on opening.
+
+SQLite in WAL mode by default, PostgreSQL by URL. Times are seconds since 1970, UTC.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import JSON, Connection, Engine, ForeignKey, Index, String, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from everlearn.errors import ConfigError, Unavailable
+from everlearn.settings import Settings
+
+# The newest migration. Comparing with it spares every start the import of Alembic.
+SCHEMA = "0001"
+# Names the advisory lock that everlearn's writers and migrations take on PostgreSQL.
+POSTGRES_LOCK = 0x6576_6572
+BUSY_TIMEOUT_S = 30
+
+
+class Table(DeclarativeBase):
+    """Base of all tables."""
+
+    type_annotation_map = {dict[str, Any]: JSON, list[str]: JSON}  # noqa: RUF012
+
+
+class ModelRow(Table):
+    """A name in the registry. ``last_version`` only grows, so that a version's number is never used twice."""
+
+    __tablename__ = "models"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    last_version: Mapped[int] = mapped_column(default=0)
+
+
+class VersionRow(Table):
+    """One bundle under one name; ``bundle`` is its bundle.json."""
+
+    __tablename__ = "versions"
+
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    digest: Mapped[str] = mapped_column(String(64), index=True)
+    format: Mapped[str] = mapped_column(String(32))
+    task: Mapped[str] = mapped_column(String(32))
+    bundle: Mapped[dict[str, Any]]
+    parent_digest: Mapped[str | None] = mapped_column(String(64), index=True)
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class AliasRow(Table):
+    """A movable name for a version of a model: champion, candidate, previous, or anyone's own."""
+
+    __tablename__ = "aliases"
+
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
+    alias: Mapped[str] = mapped_column(String(64), primary_key=True)
+    version: Mapped[int]
+    updated_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class ApiKey(Table):
+    """A key, kept as the hash of its secret. ``models`` None means every model."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    prefix: Mapped[str] = mapped_column(String(16))
+    models: Mapped[list[str] | None]
+    requests_per_minute: Mapped[int | None]
+    tokens_per_minute: Mapped[int | None]
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    expires_at: Mapped[float | None]
+    revoked_at: Mapped[float | None]
+
+
+class ReplicaRow(Table):
+    """A running engine, written by the supervisor and read by the gateway."""
+
+    __tablename__ = "replicas"
+    __table_args__ = (Index("replicas_state", "state"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    model: Mapped[str] = mapped_column(String(64))
+    version: Mapped[int]
+    digest: Mapped[str] = mapped_column(String(64))
+    kind: Mapped[str] = mapped_column(String(32))
+    task: Mapped[str] = mapped_column(String(32))
+    url: Mapped[str]
+    pid: Mapped[int | None]
+    state: Mapped[str] = mapped_column(String(16))
+    error: Mapped[str | None]
+    context: Mapped[int | None]
+    started_at: Mapped[float] = mapped_column(default=time.time)
+    heartbeat_at: Mapped[float] = mapped_column(default=time.time)
+
+
+def open_database(settings: Settings) -> Engine:
+    """Connects and brings the schema up to date. Raises Unavailable or ConfigError."""
+    url = settings.resolved_database_url()
+    settings.directory("run")
+    try:
+        engine = create_engine(url, **_options(url))
+    except Exception as error:  # a URL that cannot be parsed, or a driver that is not installed
+        raise ConfigError(f"database_url cannot be used: {error}", param="database_url") from None
+    if engine.dialect.name == "sqlite":
+        _prepare_sqlite(engine)
+    try:
+        if _schema(engine) != SCHEMA:
+            _migrate(engine, settings)
+    except OperationalError as error:
+        raise Unavailable(f"the database {engine.url!r} does not answer: {error.orig}") from None
+    return engine
+
+
+@contextmanager
+def write(engine: Engine) -> Iterator[Connection]:
+    """A transaction that sees no other writer from its first statement to its commit.
+
+    Read, decide and write inside it without a race: SQLite gives it the write lock at BEGIN, PostgreSQL an
+    advisory lock. Reads elsewhere go on meanwhile.
+    """
+    with engine.execution_options(sqlite_begin="BEGIN IMMEDIATE").begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": POSTGRES_LOCK})
+        yield connection
+
+
+def _options(url: str) -> dict[str, Any]:
+    if url.startswith("sqlite"):
+        return {"connect_args": {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}}
+    return {"pool_pre_ping": True}
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _(connection: Any, record: object) -> None:
+        connection.isolation_level = None  # the driver begins no transactions by itself; see below
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
+
+
+def _schema(engine: Engine) -> str | None:
+    with engine.connect() as connection:
+        try:
+            return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        except DBAPIError as error:
+            if "alembic_version" in str(error.orig):  # the table is not there: an empty database
+                return None
+            raise
+
+
+def _migrate(engine: Engine, settings: Settings) -> None:
+    from everlearn.migrations import upgrade
+
+    upgrade(engine, settings.directory("run") / "migrate.lock")

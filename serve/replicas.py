@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 from sqlalchemy import Engine, delete, select, update
 from sqlalchemy.orm import Session
 
-from everlearn.database import Replica
+from everlearn.database import ReplicaRow, write
 
 State = Literal["starting", "ready", "draining", "stopped", "failed"]
 
@@ -37,7 +37,7 @@ class ReadyReplica:
     kind: str
     task: str
     url: str
-    pid: int
+    pid: int | None
     context: int | None
     started_at: float
 
@@ -57,47 +57,50 @@ def announce(
 ) -> None:
     """Write the row of an engine that was just started; a restart under the same id replaces its row."""
     now = time.time()
-    row = Replica(
+    row = ReplicaRow(
         id=id, model=model, version=version, digest=digest, kind=kind, task=task, url=url, pid=pid,
         state="starting", error=None, context=None, started_at=now, heartbeat_at=now,
     )  # fmt: skip
-    with Session(db) as session, session.begin():
+    with write(db) as connection, Session(connection) as session:
         session.merge(row)
+        session.flush()
 
 
 def set_state(db: Engine, id: str, state: State, *, error: str | None = None) -> None:
     """Move a replica to `state`, with the reason when it failed. Counts as a heartbeat."""
-    with Session(db) as session, session.begin():
+    with write(db) as connection, Session(connection) as session:
         session.execute(
-            update(Replica).where(Replica.id == id).values(state=state, error=error, heartbeat_at=time.time())
+            update(ReplicaRow)
+            .where(ReplicaRow.id == id)
+            .values(state=state, error=error, heartbeat_at=time.time())
         )
 
 
 def heartbeat(db: Engine, id: str, *, context: int | None = None) -> None:
     """The engine answered just now: it is ready, and holds at most `context` tokens per request."""
-    with Session(db) as session, session.begin():
+    with write(db) as connection, Session(connection) as session:
         session.execute(
-            update(Replica)
-            .where(Replica.id == id)
+            update(ReplicaRow)
+            .where(ReplicaRow.id == id)
             .values(state="ready", error=None, context=context, heartbeat_at=time.time())
         )
 
 
 def withdraw(db: Engine, id: str) -> None:
     """Remove the row of an engine that has stopped."""
-    with Session(db) as session, session.begin():
-        session.execute(delete(Replica).where(Replica.id == id))
+    with write(db) as connection, Session(connection) as session:
+        session.execute(delete(ReplicaRow).where(ReplicaRow.id == id))
 
 
 def ready_replicas(db: Engine, *, model: str | None = None) -> list[ReadyReplica]:
     """The engines to route to, oldest first: in state ready and heard of within `FRESH_S` seconds."""
     query = (
-        select(Replica)
-        .where(Replica.state == "ready", Replica.heartbeat_at >= time.time() - FRESH_S)
-        .order_by(Replica.started_at, Replica.id)
+        select(ReplicaRow)
+        .where(ReplicaRow.state == "ready", ReplicaRow.heartbeat_at >= time.time() - FRESH_S)
+        .order_by(ReplicaRow.started_at, ReplicaRow.id)
     )
     if model is not None:
-        query = query.where(Replica.model == model)
+        query = query.where(ReplicaRow.model == model)
     with Session(db) as session:
         rows = session.scalars(query).all()
     return [
@@ -113,25 +116,25 @@ def clear_stale(db: Engine) -> list[str]:
     `ABANDONED_S` seconds. Fresh rows of other hosts on a shared database stay.
     """
     abandoned_before = time.time() - ABANDONED_S
-    with Session(db) as session, session.begin():
+    with write(db) as connection, Session(connection) as session:
         stale = [
             row
-            for row in session.scalars(select(Replica))
+            for row in session.scalars(select(ReplicaRow))
             if row.heartbeat_at < abandoned_before or _is_dead_here(row.url, row.pid)
         ]
-        for row in stale:
-            session.delete(row)
-        return [row.id for row in stale]
+        ids = [row.id for row in stale]
+        session.execute(delete(ReplicaRow).where(ReplicaRow.id.in_(ids)))
+        return ids
 
 
-def _is_dead_here(url: str, pid: int) -> bool:
+def _is_dead_here(url: str, pid: int | None) -> bool:
     socket = unix_path(url)
-    if socket is None or not socket.exists():
+    if pid is None or socket is None or not socket.exists():
         return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
+        pass
     return False

@@ -1,0 +1,68 @@
+"""Fixtures every room's tests share: settings in an empty home, and one home with real models in it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from everlearn.errors import NotFound
+from everlearn.registry import Registry
+from everlearn.settings import Settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TEST_HOME = Path(os.environ.get("EVERLEARN_TEST_HOME") or REPOSITORY / ".cache" / "test-home")
+MODELS = {"smollm2": "int4-onnx", "minilm": "int8-onnx"}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings whose home is an empty folder of this test's own."""
+    return Settings(home=tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def real_home() -> Path:
+    """A home that holds smollm2 (int4) and minilm (int8), made once and kept between runs.
+
+    Shared by every test of every run on this machine: read it, and change nothing in it.
+    """
+    TEST_HOME.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with FileLock(TEST_HOME / "making.lock"):
+        for model, recipe in MODELS.items():
+            if not is_served(model):
+                everlearn("import", model)
+                everlearn("compress", model, "--to", recipe)
+    return TEST_HOME
+
+
+@pytest.fixture(scope="session")
+def real_settings(real_home: Path) -> Settings:
+    """Settings whose home is `real_home`."""
+    return Settings(home=real_home)
+
+
+def is_served(model: str) -> bool:
+    """Whether the test home has a champion of `model` that an engine can load."""
+    try:
+        return Registry(Settings(home=TEST_HOME)).resolve(f"{model}@champion").format in (
+            "onnx-genai",
+            "onnx",
+        )
+    except NotFound:
+        return False
+
+
+def everlearn(*arguments: str) -> None:
+    """Run the program itself on the test home; its output shows when it fails."""
+    made = subprocess.run(
+        [sys.executable, "-m", "everlearn", *arguments],
+        check=False,
+        env={**os.environ, "EVERLEARN_HOME": str(TEST_HOME)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert made.returncode == 0, f"everlearn {' '.join(arguments)}:\n{made.stdout}"

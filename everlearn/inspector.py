@@ -1,0 +1,232 @@
+"""The program that ``everlearn.inspection`` runs: ``inspector.py DIRECTORY FILE…``.
+
+Prints ``{"file": …}`` before each file and ``{"file": …, "problem": …}`` for the first that is wrong, then exits
+with 3. Imports nothing of everlearn.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+CPU_LIMIT_S = 60
+TEMPLATE_LIMIT_S = 5
+TEMPLATE_OUTPUT_CHARS = 1_000_000
+MEMORY_BASE_BYTES = 4 * 1024**3
+MAX_NESTING = 64
+# onnxruntime's own operators; everything else is a library that a bundle would have to bring along.
+DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+FORBIDDEN_OPS = frozenset({"EPContext", "PyOp"})
+
+MESSAGES: list[dict[str, str]] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "Paris."},
+    {"role": "user", "content": "And of Italy?"},
+]
+
+
+class Refused(Exception):
+    """What is wrong with a file."""
+
+
+def main(directory: Path, paths: list[str]) -> None:
+    limit_resources(directory, paths)
+    for path in paths:
+        print(json.dumps({"file": path}), flush=True)
+        try:
+            if path.lower().endswith(".onnx"):
+                check_graph(directory, directory / path)
+            else:
+                for template in templates(directory / path):
+                    check_template(template)
+        except Refused as refused:
+            finish(3, file=path, problem=str(refused))
+        except ImportError as error:
+            finish(4, file=path, missing=error.name or str(error))
+        except (MemoryError, RecursionError) as error:
+            finish(3, file=path, problem=f"needs too much to read it ({type(error).__name__})")
+
+
+def finish(code: int, **said: str) -> None:
+    print(json.dumps(said), flush=True)
+    sys.exit(code)
+
+
+def limit_resources(directory: Path, paths: list[str]) -> None:
+    largest = max((directory / path).stat().st_size for path in paths)
+    memory = MEMORY_BASE_BYTES + 6 * largest
+    for kind, limit in ((resource.RLIMIT_CPU, CPU_LIMIT_S), (resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0)):
+        try:
+            resource.setrlimit(kind, (limit, limit))
+        except (ValueError, OSError):  # macOS knows no limit on address space
+            continue
+
+
+# Graphs ------------------------------------------------------------------------------------------------------
+
+
+def check_graph(directory: Path, file: Path) -> None:
+    """Operators that onnxruntime itself brings, and tensors that lie inside the bundle."""
+    import onnx
+
+    try:
+        model = onnx.load_model(str(file), load_external_data=False)
+    except Exception as error:
+        raise Refused(f"is not an ONNX graph ({type(error).__name__})") from None
+    functions = {(function.domain, function.name): function for function in model.functions}
+    calls: dict[tuple[str, str], set[tuple[str, str]]] = {key: set() for key in functions}
+    for nodes, owner in ((model.graph.node, None), *((f.node, key) for key, f in functions.items())):
+        for node in walk_nodes(nodes):
+            key = (node.domain, node.op_type)
+            if key in functions:
+                if owner:
+                    calls[owner].add(key)
+            elif node.op_type in FORBIDDEN_OPS or node.domain not in DOMAINS:
+                raise Refused(f"uses the operator {node.domain or 'ai.onnx'}:{node.op_type}, which bundles may not")
+    check_calls(calls)
+    for tensor in walk_tensors(model):
+        check_external_data(directory, file, tensor)
+
+
+def walk_nodes(nodes: Any, depth: int = 0) -> Iterator[Any]:
+    """Every node, those of subgraphs too."""
+    if depth > MAX_NESTING:
+        raise Refused(f"nests graphs deeper than {MAX_NESTING} levels")
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
+                yield from walk_nodes(graph.node, depth + 1)
+
+
+def check_calls(calls: dict[tuple[str, str], set[tuple[str, str]]]) -> None:
+    """Chains of functions are short and end: onnxruntime follows them on the stack."""
+    remaining = dict(calls)
+    for _ in range(MAX_NESTING):
+        leaves = {key for key, called in remaining.items() if not called & remaining.keys()}
+        remaining = {key: called for key, called in remaining.items() if key not in leaves}
+        if not remaining:
+            return
+    raise Refused(f"chains functions deeper than {MAX_NESTING}, or in a circle")
+
+
+def walk_tensors(message: Any) -> Iterator[Any]:
+    """Every tensor anywhere in a protobuf message, wherever the format may grow a place for one."""
+    pending = [message]
+    while pending:
+        current = pending.pop()
+        if current.DESCRIPTOR.name == "TensorProto":
+            yield current
+            continue
+        for field, value in current.ListFields():
+            if field.message_type is not None:
+                pending.extend(value if hasattr(value, "__len__") else [value])
+
+
+def check_external_data(directory: Path, file: Path, tensor: Any) -> None:
+    if not tensor.external_data:
+        return
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    target = (file.parent / location).resolve()
+    inside = target.is_relative_to(directory.resolve()) and ".." not in Path(location).parts
+    if not location or Path(location).is_absolute() or not inside:
+        raise Refused(f"keeps the tensor {tensor.name!r} in {location!r}, outside the bundle")
+    if not target.is_file():
+        raise Refused(f"keeps the tensor {tensor.name!r} in {location!r}, which is missing")
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", 0))
+    except ValueError:
+        raise Refused(f"places the tensor {tensor.name!r} at something that is not a number") from None
+    if offset < 0 or length < 0 or offset + length > target.stat().st_size:
+        raise Refused(f"places the tensor {tensor.name!r} beyond the end of {location!r}")
+
+
+# Chat templates ----------------------------------------------------------------------------------------------
+
+
+def templates(file: Path) -> list[str]:
+    """The templates in a .jinja file, or in a JSON file's ``chat_template``."""
+    text = file.read_text(encoding="utf-8", errors="strict")
+    if file.suffix == ".jinja":
+        return [text]
+    found = json.loads(text)
+    found = found.get("chat_template") if isinstance(found, dict) else None
+    if isinstance(found, dict):
+        found = list(found.values())
+    if isinstance(found, list):
+        found = [item.get("template", "") if isinstance(item, dict) else item for item in found]
+    return [item for item in ([found] if isinstance(found, str) else found or []) if isinstance(item, str)]
+
+
+def check_template(source: str) -> None:
+    """Renders a conversation in the sandbox that engines use; the template's own complaints about it are fine."""
+    from jinja2 import TemplateSyntaxError, nodes
+    from jinja2.exceptions import SecurityError, TemplateError
+
+    environment = sandbox()
+    try:
+        for node in environment.parse(source).find_all(nodes.Getattr):
+            if node.attr.startswith("_"):
+                raise Refused(f"its chat template reaches for {node.attr!r} on line {node.lineno}")
+        template = environment.from_string(source)
+    except TemplateSyntaxError as error:
+        raise Refused(f"its chat template has an error on line {error.lineno}: {error.message}") from None
+    try:
+        render(template)
+    except SecurityError as error:
+        raise Refused(f"its chat template is unsafe: {error}") from None
+    except OverflowError:
+        raise Refused("its chat template loops without end") from None
+    except (TemplateError, TypeError, ValueError, LookupError):
+        return
+
+
+def render(template: Any) -> None:
+    """Within limits on time and output."""
+    resource_end = time.process_time() + TEMPLATE_LIMIT_S
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (min(hard, int(resource_end) + 2), hard))
+    length = 0
+    context = {"messages": MESSAGES, "add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>"}
+    for piece in template.generate(**context, tools=None, documents=None):
+        length += len(piece)
+        if length > TEMPLATE_OUTPUT_CHARS:
+            raise Refused("its chat template writes without end")
+    resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
+
+
+def sandbox() -> Any:
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """``{% generation %}`` marks the assistant's tokens for training; the text passes through."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+    )
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": time.strftime}
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False)
+    return environment
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -143,6 +143,12 @@ class Registry:
             names = connection.scalars(select(VersionRow.model).distinct().order_by(VersionRow.model)).all()
             return [_model(connection, name) for name in names]
 
+    def model(self, name: str) -> Model:
+        """One model with its versions and aliases. Raises NotFound."""
+        with self.database.connect() as connection:
+            _resolve(connection, Reference(name))
+            return _model(connection, name)
+
     def versions(self, model: str) -> Sequence[Version]:
         """From the newest to the oldest. Raises NotFound."""
         with self.database.connect() as connection:

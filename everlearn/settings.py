@@ -143,6 +143,11 @@ def variable(key: str) -> str:
     return PREFIX + key.upper().replace(".", "__")
 
 
+def without_password(value: Any) -> Any:
+    """A URL that may be shown; anything else as it is."""
+    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", value) if isinstance(value, str) else value
+
+
 def _config_path() -> Path | None:
     named = os.environ.get("EVERLEARN_CONFIG")
     if named:

@@ -1,0 +1,109 @@
+"""``everlearn keys``: API keys at the command line."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from everlearn.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from everlearn.database import ApiKey
+
+UNITS_S = {"m": 60, "h": 3600, "d": 86400}
+MAX_LIFE_S = 100 * 365 * 86400
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+keys = typer.Typer(name="keys", help="Create, list and revoke API keys.", no_args_is_help=True)
+
+
+@keys.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Who or what uses the key.")],
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="A model that it may use; repeat. Default: all.")
+    ] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    expires_in: Annotated[str | None, typer.Option(help="As 90m, 12h or 30d. Default: never.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Create a key and print its secret, this once."""
+    from everlearn.keys import create_key
+    from everlearn.printing import print_json
+
+    expires_at = time.time() + duration_s(expires_in) if expires_in else None
+    secret, key = create_key(_database(), name, models, requests_per_minute, tokens_per_minute, expires_at)
+    if as_json:
+        print_json(describe_key(key) | {"secret": secret})
+        return
+    print(secret)
+    print(f"{key.id} for {name}: keep the secret, it is not shown again", file=sys.stderr)
+
+
+@keys.command()
+def ls(as_json: Json = False) -> None:
+    """List keys, without their secrets."""
+    from everlearn.keys import list_keys
+    from everlearn.printing import moment, print_json, print_table
+
+    found = list_keys(_database())
+    if as_json:
+        print_json([describe_key(key) for key in found])
+        return
+    rows = [
+        (key.id, key.name, key.prefix + "…", ", ".join(key.models or ["all"]), key.requests_per_minute or "",
+         key.tokens_per_minute or "", moment(key.created_at), state(key))
+        for key in found
+    ]  # fmt: skip
+    print_table(["ID", "NAME", "SECRET", "MODELS", "-REQ/MIN", "-TOK/MIN", "CREATED", "STATE"], rows)
+
+
+@keys.command()
+def revoke(key: Annotated[str, typer.Argument(metavar="ID|NAME")], as_json: Json = False) -> None:
+    """Close a key; whoever uses it is turned away within seconds."""
+    from everlearn.keys import revoke_key
+    from everlearn.printing import print_json
+
+    closed = revoke_key(_database(), key)
+    print_json(describe_key(closed)) if as_json else print(f"revoked {closed.id} ({closed.name})")
+
+
+def duration_s(text: str) -> int:
+    """Seconds of ``90m``, ``12h`` or ``30d``. Raises InvalidInput."""
+    match = re.fullmatch(r"([0-9]{1,9})([mhd])", text)
+    seconds = int(match[1]) * UNITS_S[match[2]] if match else 0
+    if not 0 < seconds <= MAX_LIFE_S:
+        raise InvalidInput(f"{text[:80]!r} is not a duration such as 90m, 12h or 30d", param="expires_in")
+    return seconds
+
+
+def state(key: ApiKey) -> str:
+    from everlearn.keys import is_active
+    from everlearn.printing import moment
+
+    if key.revoked_at:
+        return f"revoked {moment(key.revoked_at)}"
+    if not is_active(key):
+        return f"expired {moment(key.expires_at)}"
+    return f"until {moment(key.expires_at)}" if key.expires_at else "active"
+
+
+def describe_key(key: ApiKey) -> dict[str, Any]:
+    """A key as JSON gives it: everything but the hash."""
+    hidden = {"hash"}
+    return {column: getattr(key, column) for column in key.__table__.columns.keys() if column not in hidden}  # noqa: SIM118
+
+
+def _database() -> Engine:
+    from everlearn.database import open_database
+    from everlearn.settings import load_settings
+
+    return open_database(load_settings())

@@ -1,0 +1,109 @@
+"""A child process that cannot outlive this one, and whose last lines are kept for the day it fails."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+KEPT_LINES = 20
+MAX_LINE_BYTES = 1024**2
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def _die_with_parent() -> None:
+    """Runs in the child before exec. Elsewhere than on Linux the child notices that its stdin ended."""
+    if _libc is not None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """The command line that runs a module of this program under this interpreter."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+class Child:
+    """A running process: in a session of its own, so that Ctrl-C in a terminal reaches only its parent."""
+
+    def __init__(self, process: Process, on_line: Callable[[str], None] | None) -> None:
+        self._process = process
+        self.pid = process.pid
+        self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._reader = asyncio.create_task(self._read(on_line)) if on_line else None
+
+    @classmethod
+    async def start(
+        cls, argv: Sequence[str], env: Mapping[str, str], on_line: Callable[[str], None] | None = None
+    ) -> "Child":
+        """Start `argv`. Its output goes line by line to `on_line`, or straight to our stderr without one."""
+        root = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            env={**env, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            stdin=PIPE,
+            stdout=PIPE if on_line else sys.stderr.fileno(),
+            stderr=STDOUT if on_line else None,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+            limit=MAX_LINE_BYTES,
+        )
+        return cls(process, on_line)
+
+    async def _read(self, on_line: Callable[[str], None]) -> None:
+        stream = self._process.stdout
+        assert stream is not None
+        while True:
+            try:
+                raw = await stream.readline()
+            except ValueError:  # a line beyond MAX_LINE_BYTES
+                continue
+            if not raw:
+                return
+            line = raw.decode(errors="replace").rstrip()
+            if line:
+                self.last_lines.append(line)
+                on_line(line)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.returncode is None
+
+    async def wait(self) -> int:
+        """The exit code, once the process has ended and its last line is read; minus the signal that killed it."""
+        code = await self._process.wait()
+        if self._reader:
+            await asyncio.wait({self._reader}, timeout=1.0)  # a grandchild may hold the pipe open
+        return code
+
+    def send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    async def stop(self, grace_s: float) -> int:
+        """Ask it to end, wait `grace_s` seconds, then kill it."""
+        self.send(signal.SIGTERM)
+        try:
+            return await asyncio.wait_for(self.wait(), grace_s)
+        except TimeoutError:
+            self.kill()
+            return await self.wait()
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+
+    def obituary(self, code: int) -> str:
+        """Why it ended, in one paragraph for a person: the exit and the last lines it wrote."""
+        if code < 0:
+            name = signal.Signals(-code).name
+            cause = f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        else:
+            cause = f"exited with code {code}"
+        return "\n  ".join([cause, *list(self.last_lines)[-5:]])

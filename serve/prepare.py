@@ -1,0 +1,74 @@
+"""From what the user named to a version that an engine can serve: imported and compressed where it has to be.
+
+The work runs in child processes, so that the supervisor itself never loads torch.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from everlearn.bundle import SERVABLE
+from everlearn.catalogue import CATALOGUE
+from everlearn.errors import Conflict, InvalidInput, NotFound, Unsupported
+from everlearn.registry import Registry, Version
+
+RECIPE = {"generate": "int4-onnx", "embed": "int8-onnx"}
+
+Run = Callable[[Sequence[str]], Awaitable[None]]
+"""Runs `everlearn ARGUMENTS…` to its end, showing its progress; raises when it fails."""
+
+
+async def servable_versions(registry: Registry, refs: Sequence[str], run: Run) -> list[Version]:
+    """A servable version per ref; without refs, every servable champion. Raises EverlearnError."""
+    if not refs:
+        return champions(registry)
+    versions = [await servable(registry, ref, run) for ref in refs]
+    for index, version in enumerate(versions):
+        if any(version.model == other.model for other in versions[:index]):
+            raise Conflict(
+                f"{version.model} is named twice; a server offers one version of a model", param="model"
+            )
+    return versions
+
+
+def champions(registry: Registry) -> list[Version]:
+    """What `everlearn serve` without a name serves."""
+    found = [
+        version
+        for model in registry.list()
+        for version in model.versions
+        if version.version == model.aliases.get("champion") and version.format in SERVABLE
+    ]
+    if not found:
+        raise InvalidInput("there is no model to serve yet; name one, for example: everlearn serve smollm2")
+    return found
+
+
+async def servable(registry: Registry, ref: str, run: Run) -> Version:
+    """The version behind `ref`, or its compressed form, made now if there is none."""
+    try:
+        version = registry.resolve(ref)
+    except NotFound as unknown:
+        if ref not in CATALOGUE:
+            names = ", ".join(sorted(CATALOGUE))
+            raise NotFound(f"{unknown.message} The catalogue has: {names}.", param="model") from None
+        await run(["import", ref])
+        version = registry.resolve(ref)
+    if version.format in SERVABLE:
+        return version
+    if version.format != "safetensors":
+        raise Unsupported(f"{version.ref} is {version.format}, which no engine here serves", param="model")
+    if child := compressed(registry, version):
+        return child
+    await run(["compress", version.ref, "--to", RECIPE[version.task]])
+    if child := compressed(registry, version):
+        return child
+    raise NotFound(f"compressing {version.ref} left no servable version behind", param="model")
+
+
+def compressed(registry: Registry, parent: Version) -> Version | None:
+    """The newest servable version that was made from `parent`."""
+    made = [
+        version
+        for version in registry.versions(parent.model)
+        if version.parent_digest == parent.digest and version.format in SERVABLE
+    ]
+    return max(made, key=lambda version: version.version, default=None)

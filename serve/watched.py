@@ -1,0 +1,170 @@
+"""A server process that is kept running: started, asked for its health, killed when hung, restarted with pauses."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import aiohttp
+
+from serve.child import Child
+
+WRONG_USAGE = 2
+"""The exit code of a process that was configured wrongly: starting it again would change nothing."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for what, in seconds."""
+
+    start_s: float = 300.0
+    """From the start of a process to its first good health answer."""
+    hung_s: float = 20.0
+    """Without a good health answer, until a process counts as hung."""
+    poll_s: float = 2.0
+    """Between two health questions once it is ready; it is asked more often while it starts."""
+    settled_s: float = 30.0
+    """A process that was ready for longer than this did not crash quickly."""
+    quick_crashes: int = 4
+    """So many quick crashes in a row, and it is given up."""
+    backoff_s: float = 0.5
+    """The pause before the first restart; doubled with each quick crash, up to `backoff_max_s`."""
+    backoff_max_s: float = 30.0
+    stop_s: float = 10.0
+    """From SIGTERM to SIGKILL; the gateway has its drain time besides."""
+
+
+class Observer(Protocol):
+    """Who wants to know how a process fares."""
+
+    async def started(self, pid: int) -> None: ...
+    async def healthy(self, health: dict[str, Any]) -> None: ...
+    async def ended(self, reason: str, *, given_up: bool) -> None: ...
+
+
+class Life(NamedTuple):
+    """One life of a process, from its start to its end."""
+
+    ready_s: float
+    reason: str
+    exit_code: int | None = None
+
+
+class Watched:
+    """A process that answers `GET /health`, on a unix socket or at a URL, and is kept running."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        at: Path | str,
+        observer: Observer,
+        on_line: Callable[[str], None],
+        patience: Patience,
+    ) -> None:
+        self.argv = argv
+        self.env = env
+        self.at = at
+        self.observer = observer
+        self.on_line = on_line
+        self.patience = patience
+        self.state: Literal["starting", "ready", "failed"] = "starting"
+        self.reason = ""
+        self.settled = asyncio.Event()
+        """Set once the process was ready, or is given up."""
+        self._child: Child | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._keep_running())
+
+    def check(self) -> None:
+        """Raise what the watch itself died of, if it did."""
+        if (
+            self._task
+            and self._task.done()
+            and not self._task.cancelled()
+            and (error := self._task.exception())
+        ):
+            raise error
+
+    async def stop(self, grace_s: float) -> None:
+        """End the watch, then the process: SIGTERM, and SIGKILL after `grace_s` seconds."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        if self._child and self._child.is_running:
+            await self._child.stop(grace_s)
+
+    def kill(self) -> None:
+        """End the process at once, without waiting."""
+        if self._child:
+            self._child.kill()
+
+    async def _keep_running(self) -> None:
+        crashes = 0
+        while True:
+            life = await self._live()
+            crashes = 1 if life.ready_s > self.patience.settled_s else crashes + 1
+            misconfigured = life.exit_code == WRONG_USAGE and life.ready_s == 0
+            given_up = misconfigured or crashes >= self.patience.quick_crashes
+            self.reason = life.reason
+            self.state = "failed" if given_up else "starting"
+            await self.observer.ended(life.reason, given_up=given_up)
+            if given_up:
+                self.settled.set()
+                return
+            await asyncio.sleep(
+                min(self.patience.backoff_s * 2 ** (crashes - 1), self.patience.backoff_max_s)
+            )
+
+    async def _live(self) -> Life:
+        if isinstance(self.at, Path):
+            self.at.unlink(missing_ok=True)
+        self._child = child = await Child.start(self.argv, self.env, self.on_line)
+        await self.observer.started(child.pid)
+        death = asyncio.create_task(child.wait())
+        ready_at: float | None = None
+        heard_at = time.monotonic()
+        async with self._session() as session:
+            while not death.done():
+                health = await self._health(session)
+                now = time.monotonic()
+                if health is not None and not death.done():
+                    heard_at = now
+                    ready_at = ready_at or now
+                    await self.observer.healthy(health)
+                    self.state = "ready"
+                    self.settled.set()
+                limit_s = self.patience.hung_s if ready_at else self.patience.start_s
+                if now - heard_at > limit_s:
+                    child.kill()
+                    await death
+                    return Life(now - (ready_at or now), f"showed no health for {limit_s:g} s and was killed")
+                await asyncio.wait({death}, timeout=self.patience.poll_s if ready_at else 0.1)
+        code = await death
+        return Life(time.monotonic() - ready_at if ready_at else 0.0, child.obituary(code), code)
+
+    def _session(self) -> aiohttp.ClientSession:
+        connector = (
+            aiohttp.UnixConnector(str(self.at)) if isinstance(self.at, Path) else aiohttp.TCPConnector()
+        )
+        return aiohttp.ClientSession(
+            "http://engine" if isinstance(self.at, Path) else self.at,
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=max(self.patience.hung_s / 4, 0.2)),
+        )
+
+    @staticmethod
+    async def _health(session: aiohttp.ClientSession) -> dict[str, Any] | None:
+        """The body of a good health answer; None for a bad one, or none."""
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            async with session.get("/health") as response:
+                if response.status == 200:
+                    body = await response.json(content_type=None)
+                    return body if isinstance(body, dict) else {}
+        return None

@@ -1,0 +1,62 @@
+"""What `everlearn serve` prints once everything is ready."""
+
+import shlex
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from everlearn.registry import Version
+from everlearn.settings import Settings
+
+ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+REQUESTS = {
+    "generate": (
+        "chat/completions",
+        '{"model": "%s", "messages": [{"role": "user", "content": "What is the capital of France?"}]}',
+    ),
+    "embed": ("embeddings", '{"model": "%s", "input": "The river runs through the old town."}'),
+}
+
+
+def local_url(settings: Settings) -> str:
+    """Where a client on this machine reaches the gateway."""
+    host = ANYWHERE.get(settings.serve.host, settings.serve.host)
+    return f"http://[{host}]:{settings.serve.port}" if ":" in host else f"http://{host}:{settings.serve.port}"
+
+
+def welcome(settings: Settings, versions: Sequence[Version], ready_s: float, *, needs_key: bool) -> None:
+    """Print where the server is, what it serves, and a first request to copy."""
+    console = Console(highlight=False)
+    url = local_url(settings)
+    console.print(f"\n[bold green]everlearn serves on {url}[/]  [dim]ready in {ready_s:.1f} s[/]\n")
+    table = Table(box=None, pad_edge=True, padding=(0, 2), header_style="dim")
+    for name in ("model", "version", "format", "task"):
+        table.add_column(name)
+    table.add_column("size", justify="right")
+    for version in versions:
+        table.add_row(
+            version.model,
+            version.ref,
+            kind(version),
+            version.task,
+            f"{version.manifest.size_bytes / 1e6:.0f} MB",
+        )
+    console.print(table)
+    console.print(
+        f"\n  playground  {url}/\n  try it      {first_request(url, versions[0], needs_key)}\n",
+        soft_wrap=True,
+    )
+
+
+def first_request(url: str, version: Version, needs_key: bool) -> str:
+    """A curl command that can be copied as it stands."""
+    path, body = REQUESTS[version.task]
+    key = ' -H "Authorization: Bearer $EVERLEARN_API_KEY"' if needs_key else ""
+    data = shlex.quote(body % version.model)
+    return f"curl {url}/v1/{path}{key} -H 'Content-Type: application/json' -d {data}"
+
+
+def kind(version: Version) -> str:
+    """The recipe's own name of the format (int4-onnx), where it has one."""
+    return str(version.manifest.recipe.get("to", version.format))

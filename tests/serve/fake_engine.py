@@ -1,0 +1,93 @@
+"""A small engine of the tests: the HTTP of a real one, and misbehaviour on request.
+
+    python tests/serve/fake_engine.py --bundle DIR --model NAME --version N --uds PATH
+
+It answers a chat with the words of the last message. The message may begin with a command: `/crash` dies after
+two words, `/hang` never answers anything again, `/slow` takes a second per word, `/say {"json": "string"}` says
+exactly that. If the file that FAKE_ENGINE_MISBEHAVE names exists and holds `CODE MESSAGE`, it dies at its start.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from aiohttp import web
+
+
+def reply(text: str) -> tuple[list[str], float]:
+    """The pieces to stream, and the pause between them in seconds."""
+    command, _, rest = text.partition(" ")
+    if command == "/say":
+        said = json.loads(rest)
+        return [said[i : i + 4] for i in range(0, len(said), 4)], 0.002
+    if command in ("/crash", "/slow"):
+        return [f"{word} " for word in rest.split()], 1.0 if command == "/slow" else 0.05
+    return [f"{word} " for word in text.split()], 0.01
+
+
+def chunk(model: str, choices: list[dict[str, object]], **more: object) -> bytes:
+    event = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": model}
+    return b"data: " + json.dumps({**event, "choices": choices, **more}).encode() + b"\n\n"
+
+
+async def chat(request: web.Request) -> web.StreamResponse:
+    body = await request.json()
+    model = body["model"]
+    text = body["messages"][-1]["content"]
+    if text.startswith("/hang"):
+        time.sleep(3600)  # noqa: ASYNC251
+    pieces, pause_s = reply(text)
+    usage = {"prompt_tokens": 1, "completion_tokens": len(pieces), "total_tokens": 1 + len(pieces)}
+    if not body.get("stream"):
+        message = {"role": "assistant", "content": "".join(pieces)}
+        choices = [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}]
+        return web.json_response(
+            {
+                "id": "chatcmpl-1",
+                "object": "chat.completion",
+                "created": 1,
+                "model": model,
+                "choices": choices,
+                "usage": usage,
+            }
+        )
+    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await response.prepare(request)
+    for index, piece in enumerate(pieces):
+        if text.startswith("/crash") and index == 2:
+            os._exit(1)
+        delta = {"role": "assistant", "content": piece} if index == 0 else {"content": piece}
+        await response.write(chunk(model, [{"index": 0, "delta": delta, "finish_reason": None}]))
+        await asyncio.sleep(pause_s)
+    await response.write(chunk(model, [{"index": 0, "delta": {}, "finish_reason": "stop"}]))
+    if (body.get("stream_options") or {}).get("include_usage"):
+        await response.write(chunk(model, [], usage=usage))
+    await response.write(b"data: [DONE]\n\n")
+    return response
+
+
+async def health(request: web.Request) -> web.Response:
+    return web.json_response({"status": "ok", "pid": os.getpid(), "context": 2048})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for option in ("--bundle", "--model", "--version", "--uds"):
+        parser.add_argument(option, required=True)
+    options = parser.parse_args()
+    misbehave = Path(os.environ.get("FAKE_ENGINE_MISBEHAVE", "/nonexistent"))
+    if misbehave.exists():
+        code, _, message = misbehave.read_text().partition(" ")
+        print(message, file=sys.stderr)
+        raise SystemExit(int(code))
+    app = web.Application()
+    app.add_routes([web.post("/v1/chat/completions", chat), web.get("/health", health)])
+    web.run_app(app, path=options.uds, print=None, handle_signals=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""`everlearn serve`, with the tests' small engine and with little patience.
+
+python tests/serve/run_supervisor.py [MODEL…]
+"""
+
+import sys
+from pathlib import Path
+
+from everlearn.errors import EverlearnError
+from everlearn.settings import load_settings
+from serve.supervisor import serve
+from serve.watched import Patience
+
+ENGINE = [sys.executable, str(Path(__file__).with_name("fake_engine.py"))]
+IMPATIENT = Patience(
+    start_s=20, hung_s=2, poll_s=0.1, settled_s=5, quick_crashes=3, backoff_s=0.1, backoff_max_s=1, stop_s=3
+)
+
+if __name__ == "__main__":
+    try:
+        serve(
+            load_settings(), sys.argv[1:], engines={"onnx-genai": ENGINE, "onnx": ENGINE}, patience=IMPATIENT
+        )
+    except EverlearnError as error:
+        print(error.message, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None

@@ -1,0 +1,87 @@
+"""The rows by which the gateway finds engines."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, update
+from sqlalchemy.orm import Session
+
+from everlearn.database import ReplicaRow, open_database
+from everlearn.settings import Settings
+from serve import replicas
+
+
+@pytest.fixture
+def db(settings: Settings) -> Engine:
+    return open_database(settings)
+
+
+def announce(db: Engine, id: str = "rep-1", *, socket: Path, pid: int | None = None) -> None:
+    replicas.announce(
+        db, id=id, model="tiny", version=2, digest="d" * 64, kind="onnx", task="generate",
+        url=replicas.unix_url(socket), pid=pid or os.getpid(),
+    )  # fmt: skip
+
+
+def age(db: Engine, seconds: float) -> None:
+    with Session(db) as session, session.begin():
+        session.execute(update(ReplicaRow).values(heartbeat_at=time.time() - seconds))
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_an_engine_takes_requests_from_its_first_heartbeat_on(db: Engine, tmp_path: Path) -> None:
+    announce(db, socket=tmp_path / "a.sock")
+    assert replicas.ready_replicas(db) == []
+    assert replicas.heartbeat(db, "rep-1", context=2048)
+    [row] = replicas.ready_replicas(db)
+    assert (row.model, row.version, row.context, row.task) == ("tiny", 2, 2048, "generate")
+    assert replicas.unix_path(row.url) == tmp_path / "a.sock"
+    assert replicas.ready_replicas(db, model="other") == []
+
+
+@pytest.mark.parametrize("state", ["starting", "draining", "stopped", "failed"])
+def test_only_ready_engines_take_requests(db: Engine, tmp_path: Path, state: replicas.State) -> None:
+    announce(db, socket=tmp_path / "a.sock")
+    replicas.heartbeat(db, "rep-1")
+    replicas.set_state(db, "rep-1", state, error="why")
+    assert replicas.ready_replicas(db) == []
+
+
+def test_an_engine_without_a_heartbeat_takes_no_requests(db: Engine, tmp_path: Path) -> None:
+    announce(db, socket=tmp_path / "a.sock")
+    replicas.heartbeat(db, "rep-1")
+    age(db, replicas.FRESH_S + 1)
+    assert replicas.ready_replicas(db) == []
+
+
+def test_a_restart_replaces_the_row(db: Engine, tmp_path: Path) -> None:
+    announce(db, socket=tmp_path / "a.sock")
+    replicas.heartbeat(db, "rep-1")
+    announce(db, socket=tmp_path / "a.sock", pid=77)
+    assert replicas.ready_replicas(db) == []
+    replicas.heartbeat(db, "rep-1")
+    assert [row.pid for row in replicas.ready_replicas(db)] == [77]
+
+
+def test_a_heartbeat_without_a_row_says_so(db: Engine, tmp_path: Path) -> None:
+    announce(db, socket=tmp_path / "a.sock")
+    replicas.withdraw(db, "rep-1")
+    assert not replicas.heartbeat(db, "rep-1")
+
+
+def test_rows_of_dead_processes_are_cleared(db: Engine, tmp_path: Path) -> None:
+    (tmp_path / "a.sock").touch()
+    announce(db, "dead", socket=tmp_path / "a.sock", pid=dead_pid())
+    announce(db, "alive", socket=tmp_path / "a.sock")
+    announce(db, "elsewhere", socket=tmp_path / "on-another-host.sock", pid=dead_pid())
+    assert replicas.clear_stale(db) == ["dead"]
+    age(db, replicas.ABANDONED_S + 1)
+    assert sorted(replicas.clear_stale(db)) == ["alive", "elsewhere"]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import errno
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from everlearn.bundle import MANIFEST, BundleManifest, parse_manifest, verify_bundle
-from everlearn.contents import list_files
 from everlearn.durable import move_directory, sync_tree
 from everlearn.errors import ConfigError, Corrupt, Unavailable
 from everlearn.settings import Settings
@@ -63,13 +62,7 @@ class LocalBlobs:
         target = self._path(manifest.digest)
         if not self.holds(manifest):
             self.remove(manifest.digest)
-        try:
-            move_directory(source, target)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-            return  # another process placed the same bundle first
-        remember_verified(target, manifest.digest)
+        _move_unless_there(source, target)
 
     def holds(self, manifest: BundleManifest) -> bool:
         """Whether every file is there with its size. Reading the bytes is :meth:`local`'s."""
@@ -155,12 +148,7 @@ class RemoteBlobs:
             self._download(manifest, staging)
             _verify(staging, manifest, remember=False)
             sync_tree(staging)
-            with suppress(FileExistsError):
-                try:
-                    move_directory(staging, target)
-                except OSError as error:
-                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                        raise
+            _move_unless_there(staging, target)
         remember_verified(target, manifest.digest)
         return target
 
@@ -211,16 +199,24 @@ class RemoteBlobs:
         return f"{self._root}/{digest}"
 
 
-class _reachable(suppress):
+@contextmanager
+def _reachable() -> Generator[None]:
     """Says what failed when a remote store does not answer; a missing file is the caller's to explain."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unavailable(f"the store does not answer: {error}", param="store_url") from error
 
-    def __init__(self) -> None:
-        super().__init__()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-            raise Unavailable(f"the store does not answer: {error}", param="store_url") from error
-        return False
+def _move_unless_there(source: Path, target: Path) -> None:
+    """Of processes that bring the same bundle at once, one moves it in."""
+    try:
+        move_directory(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
 
 
 def _verify(directory: Path, manifest: BundleManifest, remember: bool = True) -> None:

@@ -131,7 +131,9 @@ def write_bundle(
         raise InvalidInput(f"{field} of the bundle: {fault['msg']}", param=field) from None
     content = json.dumps(fields, indent=1, ensure_ascii=False, allow_nan=False).encode()
     if len(content) > MAX_MANIFEST_BYTES:
-        raise InvalidInput(f"{MANIFEST} would have {len(content)} bytes; at most {MAX_MANIFEST_BYTES} are allowed")
+        raise InvalidInput(
+            f"{MANIFEST} would have {len(content)} bytes; at most {MAX_MANIFEST_BYTES} are allowed"
+        )
     write_file(directory / MANIFEST, content)
     return manifest
 
@@ -160,7 +162,9 @@ def verify_bundle(directory: Path, manifest: BundleManifest) -> None:
         if path not in manifest.files:
             raise Corrupt(f"{directory / path} does not belong to the bundle", param=path)
         if file_entry(directory / path) != manifest.files[path]:
-            raise Corrupt(f"{directory / path} is not the file that was written: its bytes changed", param=path)
+            raise Corrupt(
+                f"{directory / path} is not the file that was written: its bytes changed", param=path
+            )
     refuse_unsafe(directory, present)
     inspect_contents(directory, present)
 
@@ -188,7 +192,9 @@ def parse_manifest(content: bytes, path: str) -> BundleManifest:
         raise Corrupt(f"{path} is not a JSON object", param=MANIFEST)
     version: object = fields.get("schema_version")  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
     if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise Unsupported(f"{path} has schema version {version}; this everlearn reads {SCHEMA_VERSION}: upgrade it")
+        raise Unsupported(
+            f"{path} has schema version {version}; this everlearn reads {SCHEMA_VERSION}: upgrade it"
+        )
     try:
         manifest = BundleManifest.model_validate(fields)
         _plain(manifest.recipe, "recipe")
@@ -200,7 +206,9 @@ def parse_manifest(content: bytes, path: str) -> BundleManifest:
     except (InvalidInput, ValueError) as error:
         raise Corrupt(f"{path}: {error}", param=MANIFEST) from None
     if manifest.digest != expected:
-        raise Corrupt(f"{path} does not match its own digest: it was changed after it was written", param=MANIFEST)
+        raise Corrupt(
+            f"{path} does not match its own digest: it was changed after it was written", param=MANIFEST
+        )
     return manifest
 
 
@@ -219,13 +227,19 @@ def _digest(fields: Mapping[str, Any]) -> str:
 def _plain(value: Any, where: str, depth: int = 0) -> Any:
     """``value`` as plain JSON data. Raises InvalidInput naming the place of what JSON cannot hold."""
     if depth > MAX_RECIPE_DEPTH:
-        raise InvalidInput(f"{where} is nested deeper than {MAX_RECIPE_DEPTH} levels", param=where.split(".")[0])
+        raise InvalidInput(
+            f"{where} is nested deeper than {MAX_RECIPE_DEPTH} levels", param=where.split(".")[0]
+        )
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{where}.{key}", depth + 1) for key, item in value.items()}  # pyright: ignore
     if isinstance(value, list | tuple):
         return [_plain(item, f"{where}[{n}]", depth + 1) for n, item in enumerate(value)]  # pyright: ignore
     if isinstance(value, Path):
         return str(value)
-    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+    if (
+        value is None
+        or isinstance(value, str | bool | int)
+        or (isinstance(value, float) and math.isfinite(value))
+    ):
         return value
     raise InvalidInput(f"{where} is {value!r}, which JSON cannot hold", param=where.split(".")[0])

@@ -40,7 +40,7 @@ class Commands(TyperGroup):
             code, message = 130, "interrupted"
         except (typer.Exit, typer.Abort, typer.TyperException):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (the last resort of a program)
             code, message = 70, f"{type(error).__name__}: {error} (EVERLEARN_DEBUG=1 shows where)"
         from everlearn.printing import print_error
 
@@ -69,7 +69,9 @@ def complete_ref(incomplete: str) -> list[str]:
     """Names for the shell's completion."""
     registry = _registry(_settings())
     names = [model.name for model in registry.list()]
-    refs = [version.ref for model in registry.list() for version in model.versions] if "@" in incomplete else []
+    refs = (
+        [version.ref for model in registry.list() for version in model.versions] if "@" in incomplete else []
+    )
     return [name for name in (*names, *refs) if name.startswith(incomplete)]
 
 
@@ -86,7 +88,7 @@ Name = Annotated[str, typer.Argument(metavar="MODEL", autocompletion=complete_re
 # Models --------------------------------------------------------------------------------------------------------
 
 
-@app.command("import", rich_help_panel="Models")
+@app.command("import")
 def import_(
     source: Annotated[
         str, typer.Argument(help="A catalogue name, a folder, a .gguf file, or hf:ORG/NAME[@REVISION].")
@@ -124,7 +126,9 @@ def compress(
 def serve(
     refs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL[@VERSION]]…", help="Default: every champion.", autocompletion=complete_ref),
+        typer.Argument(
+            metavar="[MODEL[@VERSION]]…", help="Default: every champion.", autocompletion=complete_ref
+        ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.", min=0, max=65535)] = None,
@@ -189,7 +193,11 @@ def show(
     facts = [("aliases", aliases(model, version)), ("format", version.format), ("task", version.task)]
     facts += [("architecture", manifest.architecture), ("parameters", parameters)]
     facts += [("size", size(manifest.size_bytes)), ("added", moment(version.created_at))]
-    facts += [("lineage", " ← ".join(parent.ref for parent in line)), ("digest", version.digest), ("path", path)]
+    facts += [
+        ("lineage", " ← ".join(parent.ref for parent in line)),
+        ("digest", version.digest),
+        ("path", path),
+    ]
     facts += [(f"metrics.{key}", value) for key, value in manifest.metrics.items()]
     facts += [(f"recipe.{key}", value) for key, value in manifest.recipe.items()]
     print_table([version.ref, ""], facts)
@@ -208,7 +216,9 @@ def rm(
     if "@" not in ref and not yes:
         versions = registry.versions(ref)
         if not sys.stdin.isatty():
-            raise InvalidInput(f"{ref} has {len(versions)} versions; remove one as {versions[0].ref}, or add --yes")
+            raise InvalidInput(
+                f"{ref} has {len(versions)} versions; remove one as {versions[0].ref}, or add --yes"
+            )
         typer.confirm(f"Remove {ref} and its {len(versions)} versions?", abort=True, err=True)
     removed = [version.ref for version in registry.delete(ref)]
     registry.collect()
@@ -274,7 +284,9 @@ def config(as_json: Json = False) -> None:
         print_json({key: {"value": value, "origin": origin[key]} for key, value in values.items()})
     else:
         shown = {key: "" if value is None else value for key, value in values.items()}
-        print_table(["SETTING", "VALUE", "ORIGIN"], [(key, value, origin[key]) for key, value in shown.items()])
+        print_table(
+            ["SETTING", "VALUE", "ORIGIN"], [(key, value, origin[key]) for key, value in shown.items()]
+        )
 
 
 @app.command()
@@ -342,7 +354,9 @@ def _print_added(version: Version, as_json: bool) -> None:
         model = _registry(_settings()).model(version.model)
         print_json(describe(version, model))
         return
-    metrics = "".join(f", {key} {value}" for key, value in version.manifest.metrics.items() if "perplexity" in key)
+    metrics = "".join(
+        f", {key} {value}" for key, value in version.manifest.metrics.items() if "perplexity" in key
+    )
     print(f"{version.ref}: {version.format}, {size(version.manifest.size_bytes)}{metrics}")
 
 
@@ -350,7 +364,9 @@ def _print_aliases(registry: Registry, model: str, as_json: bool) -> None:
     from everlearn.printing import print_json
 
     found = registry.aliases(model)
-    print_json(found) if as_json else print("\n".join(f"{model}@{name} = {model}@{at}" for name, at in found.items()))
+    print_json(found) if as_json else print(
+        "\n".join(f"{model}@{name} = {model}@{at}" for name, at in found.items())
+    )
 
 
 def _add_groups() -> None:

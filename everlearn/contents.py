@@ -107,7 +107,9 @@ def refuse_unsafe(directory: Path, files: set[str]) -> None:
     for path in sorted(files):
         suffix = PurePosixPath(path).suffix.lower()
         if suffix in PICKLES:
-            raise InvalidInput(f"{path} may be a pickle, which runs code when read; use safetensors", param=path)
+            raise InvalidInput(
+                f"{path} may be a pickle, which runs code when read; use safetensors", param=path
+            )
         if suffix in PROGRAMS:
             raise InvalidInput(f"{path} is code; a bundle holds data alone", param=path)
         if suffix not in TEXT and suffix not in WEIGHTS:
@@ -164,7 +166,9 @@ def _check_pair(key: str, value: Any, path: str) -> None:
             try:
                 check_path(name)
             except InvalidInput:
-                raise InvalidInput(f"{path}: {key} names {name[:200]!r}, outside the bundle", param=path) from None
+                raise InvalidInput(
+                    f"{path}: {key} names {name[:200]!r}, outside the bundle", param=path
+                ) from None
 
 
 def _strings(value: Any) -> list[str]:

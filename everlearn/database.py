@@ -6,12 +6,12 @@ SQLite in WAL mode by default, PostgreSQL by URL. Times are seconds since 1970, 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import JSON, Connection, Engine, ForeignKey, Index, String, create_engine, event, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from everlearn.errors import ConfigError, Unavailable
@@ -110,7 +110,7 @@ def open_database(settings: Settings) -> Engine:
     settings.directory("run")
     try:
         engine = create_engine(url, **_options(url))
-    except Exception as error:  # a URL that cannot be parsed, or a driver that is not installed
+    except (ArgumentError, ImportError, ValueError) as error:  # not a URL, or a driver that is not installed
         raise ConfigError(f"database_url cannot be used: {error}", param="database_url") from None
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine)
@@ -123,7 +123,7 @@ def open_database(settings: Settings) -> Engine:
 
 
 @contextmanager
-def write(engine: Engine) -> Iterator[Connection]:
+def write(engine: Engine) -> Generator[Connection]:
     """A transaction that sees no other writer from its first statement to its commit.
 
     Read, decide and write inside it without a race: SQLite gives it the write lock at BEGIN, PostgreSQL an

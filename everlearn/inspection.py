@@ -25,7 +25,9 @@ def inspect_contents(directory: Path, files: set[str]) -> None:
     # -P: the kernel's own modules must not stand in for libraries of the same name.
     command = [sys.executable, "-P", str(Path(__file__).with_name("inspector.py")), str(directory), *paths]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=WALL_LIMIT_S, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, check=False, capture_output=True, timeout=WALL_LIMIT_S, stdin=subprocess.DEVNULL
+        )
         output, code = done.stdout, done.returncode
     except subprocess.TimeoutExpired as expired:
         output, code = expired.stdout or b"", None
@@ -55,4 +57,8 @@ def _explain(output: bytes, code: int | None) -> InvalidInput | Unsupported:
 
 
 def _signal(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit {code}; {os.strerror(code) if code < 40 else ''}".strip("; ")
+    return (
+        f"signal {-code}"
+        if code < 0
+        else f"exit {code}; {os.strerror(code) if code < 40 else ''}".strip("; ")
+    )

@@ -61,7 +61,11 @@ def finish(code: int, **said: str) -> None:
 def limit_resources(directory: Path, paths: list[str]) -> None:
     largest = max((directory / path).stat().st_size for path in paths)
     memory = MEMORY_BASE_BYTES + 6 * largest
-    for kind, limit in ((resource.RLIMIT_CPU, CPU_LIMIT_S), (resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0)):
+    for kind, limit in (
+        (resource.RLIMIT_CPU, CPU_LIMIT_S),
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CORE, 0),
+    ):
         try:
             resource.setrlimit(kind, (limit, limit))
         except (ValueError, OSError):  # macOS knows no limit on address space
@@ -73,11 +77,11 @@ def limit_resources(directory: Path, paths: list[str]) -> None:
 
 def check_graph(directory: Path, file: Path) -> None:
     """Operators that onnxruntime itself brings, and tensors that lie inside the bundle."""
-    import onnx
+    from onnx import ModelProto
 
     try:
-        model = onnx.load_model(str(file), load_external_data=False)
-    except Exception as error:
+        model: Any = ModelProto.FromString(file.read_bytes())
+    except Exception as error:  # noqa: BLE001 (whatever a parser of hostile bytes raises)
         raise Refused(f"is not an ONNX graph ({type(error).__name__})") from None
     functions = {(function.domain, function.name): function for function in model.functions}
     calls: dict[tuple[str, str], set[tuple[str, str]]] = {key: set() for key in functions}
@@ -88,7 +92,9 @@ def check_graph(directory: Path, file: Path) -> None:
                 if owner:
                     calls[owner].add(key)
             elif node.op_type in FORBIDDEN_OPS or node.domain not in DOMAINS:
-                raise Refused(f"uses the operator {node.domain or 'ai.onnx'}:{node.op_type}, which bundles may not")
+                raise Refused(
+                    f"uses the operator {node.domain or 'ai.onnx'}:{node.op_type}, which bundles may not"
+                )
     check_calls(calls)
     for tensor in walk_tensors(model):
         check_external_data(directory, file, tensor)
@@ -156,13 +162,16 @@ def templates(file: Path) -> list[str]:
     text = file.read_text(encoding="utf-8", errors="strict")
     if file.suffix == ".jinja":
         return [text]
-    found = json.loads(text)
-    found = found.get("chat_template") if isinstance(found, dict) else None
-    if isinstance(found, dict):
-        found = list(found.values())
-    if isinstance(found, list):
-        found = [item.get("template", "") if isinstance(item, dict) else item for item in found]
-    return [item for item in ([found] if isinstance(found, str) else found or []) if isinstance(item, str)]
+    return list(strings(json.loads(text).get("chat_template")))
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in a JSON value: templates come alone, in a list, or under a name."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:  # pyright: ignore
+            yield from strings(item)
 
 
 def check_template(source: str) -> None:
@@ -223,8 +232,13 @@ def sandbox() -> Any:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
     )
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": time.strftime}
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False)
+
+    def to_json(value: Any, **options: Any) -> str:
+        return json.dumps(value, **({"ensure_ascii": False} | options))
+
+    names: dict[str, Any] = environment.globals  # pyright: ignore[reportAssignmentType]
+    names.update(raise_exception=raise_exception, strftime_now=time.strftime)
+    environment.filters["tojson"] = to_json
     return environment
 
 

@@ -116,7 +116,9 @@ def _check(
     if not name.strip() or len(name) > 64 or not name.isprintable():
         raise InvalidInput(f"a key's name is 1 to 64 printable characters, not {name!r}", param="name")
     if models is not None and not models:
-        raise InvalidInput("a key for no model opens nothing; leave models out for all of them", param="models")
+        raise InvalidInput(
+            "a key for no model opens nothing; leave models out for all of them", param="models"
+        )
     limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
     for param, limit in limits.items():
         if limit is not None and limit < 1:

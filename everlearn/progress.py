@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 Progress = Callable[[str, float | None], None]
@@ -15,7 +15,7 @@ def silent(step: str, done: float | None = None) -> None:
 
 
 @contextmanager
-def shown() -> Iterator[Progress]:
+def shown() -> Generator[Progress]:
     """On stderr: a moving bar at a terminal, else one line for each step."""
     if not sys.stderr.isatty():
         yield _lines()
@@ -24,7 +24,12 @@ def shown() -> Iterator[Progress]:
     from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+    )
     with Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
 

@@ -305,7 +305,9 @@ def _raise_unknown(connection: Connection, reference: Reference) -> NoReturn:
 
 def _refuse_needed(connection: Connection, version: Version, doomed: Sequence[Version], whole: bool) -> None:
     if not whole:
-        held = [name for name, number in _aliases(connection, version.model).items() if number == version.version]
+        held = [
+            name for name, number in _aliases(connection, version.model).items() if number == version.version
+        ]
         if held:
             raise Conflict(f"{version.ref} is {' and '.join(held)}: move that alias first", param="alias")
     going = {(one.model, one.version) for one in doomed}
@@ -314,7 +316,9 @@ def _refuse_needed(connection: Connection, version: Version, doomed: Sequence[Ve
         children = select(VersionRow.__table__).where(VersionRow.parent_digest == version.digest)
         staying = [_version(row) for row in connection.execute(children)]
         if needed := [child.ref for child in staying if (child.model, child.version) not in going]:
-            raise Conflict(f"{version.ref} is the parent of {', '.join(needed)}: remove that first", param="parent")
+            raise Conflict(
+                f"{version.ref} is the parent of {', '.join(needed)}: remove that first", param="parent"
+            )
     running = select(ReplicaRow.id).where(
         ReplicaRow.model == version.model,
         ReplicaRow.version == version.version,

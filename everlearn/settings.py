@@ -34,15 +34,15 @@ class ServeSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(default=8000, ge=0, le=65535)
     root_path: str = ""
-    max_body_bytes: int = Field(8 * 1024**2, ge=1024)
-    max_n: int = Field(8, ge=1, le=128)
-    queue_limit: int = Field(256, ge=1)
-    first_token_timeout_s: float = Field(120, gt=0)
-    inter_token_timeout_s: float = Field(60, gt=0)
-    drain_timeout_s: float = Field(30, ge=0)
-    keys_cache_ttl_s: float = Field(2, ge=0)
+    max_body_bytes: int = Field(default=8 * 1024**2, ge=1024)
+    max_n: int = Field(default=8, ge=1, le=128)
+    queue_limit: int = Field(default=256, ge=1)
+    first_token_timeout_s: float = Field(default=120, gt=0)
+    inter_token_timeout_s: float = Field(default=60, gt=0)
+    drain_timeout_s: float = Field(default=30, ge=0)
+    keys_cache_ttl_s: float = Field(default=2, ge=0)
 
 
 class OnnxSettings(BaseModel):
@@ -50,11 +50,11 @@ class OnnxSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    slots: int = Field(32, ge=1, le=1024)
-    threads: int | None = Field(None, ge=1)
-    context: int | None = Field(None, ge=16)
-    kv_tokens: int | None = Field(None, ge=16)
-    prefill_chunk: int = Field(128, ge=1)
+    slots: int = Field(default=32, ge=1, le=1024)
+    threads: int | None = Field(default=None, ge=1)
+    context: int | None = Field(default=None, ge=16)
+    kv_tokens: int | None = Field(default=None, ge=16)
+    prefill_chunk: int = Field(default=128, ge=1)
     batch_invariant: bool = False
 
 
@@ -67,13 +67,17 @@ class Settings(BaseSettings):
     """Everything an installation can be told. Built by :func:`load_settings`, or directly in a test."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", populate_by_name=True, validate_default=True
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        populate_by_name=True,
+        validate_default=True,
     )
 
     home: Path = Path("~/.everlearn")
-    database_url: str | None = Field(None, validation_alias=_named("DATABASE_URL"))
-    store_url: str | None = Field(None, validation_alias=_named("STORE_URL"))
-    redis_url: str | None = Field(None, validation_alias=_named("REDIS_URL"))
+    database_url: str | None = Field(default=None, validation_alias=_named("DATABASE_URL"))
+    store_url: str | None = Field(default=None, validation_alias=_named("STORE_URL"))
+    redis_url: str | None = Field(default=None, validation_alias=_named("REDIS_URL"))
     log_level: LogLevel = "info"
     serve: ServeSettings = ServeSettings()
     onnx: OnnxSettings = OnnxSettings()

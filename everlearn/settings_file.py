@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -42,7 +42,7 @@ def read_settings_file(path: Path | None) -> SettingsFile:
     if len(text) > MAX_BYTES:
         raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes: not a settings file")
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = cast("yaml.Node | None", yaml.compose(text, Loader=yaml.SafeLoader))  # pyright: ignore[reportUnknownMemberType]
         lines = _lines(root, path)
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -58,7 +58,9 @@ def _lines(root: yaml.Node | None, path: Path) -> dict[str, int]:
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"{path}:1: settings are a mapping of names to values, as in 'serve: {{port: 8000}}'")
+        raise ConfigError(
+            f"{path}:1: settings are a mapping of names to values, as in 'serve: {{port: 8000}}'"
+        )
     lines: dict[str, int] = {}
     _collect(root, "", path, lines)
     return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ GLOB = "stage-*.lock"
 
 
 @contextmanager
-def staging_directory(parent: Path) -> Iterator[Path]:
+def staging_directory(parent: Path) -> Generator[Path]:
     """A new empty folder, readable by its owner alone, that is gone at the end.
 
     A lock that dies with its process says whose folder is still in use.

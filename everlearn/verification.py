@@ -17,7 +17,10 @@ from everlearn.durable import write_file
 def is_verified(directory: Path, digest: str) -> bool:
     """Whether ``directory`` was verified as the bundle ``digest`` and no file in it has changed since."""
     with suppress(OSError, ValueError):
-        return json.loads(_record(directory).read_bytes()) == {"digest": digest, "files": _fingerprint(directory)}
+        return json.loads(_record(directory).read_bytes()) == {
+            "digest": digest,
+            "files": _fingerprint(directory),
+        }
     return False
 
 

@@ -518,6 +518,11 @@ def parse(model: type[Request], body: bytes) -> Request:
     data = _decode(body)
     if not isinstance(data, dict):
         raise InvalidInput("The request body must be a JSON object.")
+    return validate(model, data)
+
+
+def validate(model: type[Request], data: dict[str, Any]) -> Request:
+    """`parse` for a body that is decoded already."""
     try:
         return model.model_validate(data)
     except ValidationError as error:

@@ -1,0 +1,286 @@
+"""The gateway's routes. Start reading here: a request comes in, `_accept` checks it, `Relay` answers it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.resources import files
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from everlearn.database import ApiKey, open_database
+from everlearn.errors import EverlearnError, InvalidInput
+from everlearn.settings import Settings
+from serve.gateway.auth import Doorkeeper, check_scope
+from serve.gateway.body import read_body
+from serve.gateway.dispatch import Dispatcher, Work
+from serve.gateway.door import Door
+from serve.gateway.exchange import Exchange, exchange_of
+from serve.gateway.failures import Draining, ModelNotFound, Overloaded, answer
+from serve.gateway.guard import Guard
+from serve.gateway.metrics import Metrics
+from serve.gateway.openapi import document, error_responses
+from serve.gateway.quota import Quotas
+from serve.gateway.relay import AsIs, Relay, Shape
+from serve.gateway.responses import ResponseShape, to_chat
+from serve.gateway.router import Router
+from serve.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Labels,
+    ResponsesRequest,
+    SamplingFields,
+    encode,
+    error_body,
+    parse,
+)
+from serve.replicas import ReadyReplica
+
+POST_ERRORS = error_responses(400, 401, 403, 404, 408, 413, 415, 429, 500, 502, 503, 504)
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+PAGE_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+
+Body = TypeVar("Body", bound=Labels)
+
+
+class Gateway:
+    """Everything the routes share."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings.serve
+        self.metrics = Metrics()
+        db = open_database(settings)
+        self.keeper = Doorkeeper(db, settings.serve)
+        self.router = Router(db, self.metrics)
+        self.dispatcher = Dispatcher(self.router, self.metrics)
+        self.quotas = Quotas()
+        self.guards: set[Guard] = set()
+        self.in_flight = 0
+        self.draining = False
+
+    @asynccontextmanager
+    async def running(self, app: FastAPI) -> AsyncIterator[None]:
+        """Follow the database while the app serves."""
+        await self.router.refresh()
+        watchers = [asyncio.create_task(w) for w in (self.router.watch(), self.keeper.watch())]
+        try:
+            yield
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
+            await asyncio.gather(*watchers, return_exceptions=True)
+            await self.router.close()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new work, let what runs finish, then end the rest with an error."""
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while self.in_flight and loop.time() < deadline:
+            await asyncio.sleep(0.05)
+        for guard in list(self.guards):
+            guard.stop("shutting_down")
+        while self.guards and loop.time() < deadline + 1:
+            await asyncio.sleep(0.05)
+
+    async def accept(self, request: Request, model: type[Body]) -> tuple[Exchange, Body]:
+        """Check a request in the order of cost: key, place, body, scope, limits. Raises EverlearnError."""
+        exchange = exchange_of(request)
+        if self.draining:
+            raise Draining("The server is shutting down.", retry_after_s=5)
+        exchange.key = await self.keeper.admit(request)
+        self._take_place(exchange)
+        body = parse(model, await read_body(request, self.settings.max_body_bytes))
+        check_scope(exchange.key, body.model)
+        exchange.model = self.router.known_model(body.model) or exchange.model
+        if isinstance(body, SamplingFields) and (body.n or 1) > self.settings.max_n:
+            raise InvalidInput(f"Invalid 'n': this server allows at most {self.settings.max_n}.", param="n")
+        if exchange.key:
+            exchange.headers += self.quotas.admit(exchange.key)
+            exchange.on_end.append(partial(self._charge, exchange, exchange.key))
+        return exchange, body
+
+    def relay(self, exchange: Exchange, work: Work, shape: Shape) -> Relay:
+        """The response that does the work."""
+        return Relay(work, exchange, self.dispatcher, self.settings, self.metrics, self.guards, shape)
+
+    def visible(self, key: ApiKey | None) -> list[dict[str, Any]]:
+        """The models that a key may use, as OpenAI lists them."""
+        models: dict[str, dict[str, Any]] = {}
+        for row in self.router.rows():
+            if key is None or key.models is None or row.model in {m.partition("@")[0] for m in key.models}:
+                models[row.model] = _model_object(row)
+        return list(models.values())
+
+    def _take_place(self, exchange: Exchange) -> None:
+        if self.in_flight >= self.settings.queue_limit:
+            raise Overloaded("The server is at capacity. Try again shortly.", retry_after_s=1)
+        self.in_flight += 1
+        self.metrics.in_flight.set(self.in_flight)
+        exchange.on_end.append(self._leave_place)
+
+    def _leave_place(self) -> None:
+        self.in_flight -= 1
+        self.metrics.in_flight.set(self.in_flight)
+
+    def _charge(self, exchange: Exchange, key: ApiKey) -> None:
+        self.quotas.charge(key, exchange.tokens("prompt_tokens") + exchange.tokens("completion_tokens"))
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI application. Raises ConfigError when it would be open to others without a key."""
+    gateway = Gateway(settings)
+    app = FastAPI(
+        title="everlearn",
+        version="1",
+        description="Small language models behind OpenAI's API.",
+        lifespan=gateway.running,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        root_path=settings.serve.root_path,
+        redirect_slashes=False,
+    )
+    app.state.gateway = gateway
+    app.add_middleware(Door, metrics=gateway.metrics)
+    app.add_exception_handler(EverlearnError, _everlearn_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    _add_inference(app, gateway)
+    _add_models(app, gateway)
+    _add_operations(app, gateway)
+    _add_pages(app)
+    app.openapi = partial(document, app)  # type: ignore[method-assign]
+    return app
+
+
+def _add_inference(app: FastAPI, gateway: Gateway) -> None:
+    @app.post("/v1/chat/completions", responses=POST_ERRORS, response_class=Response)
+    async def chat_completions(request: Request) -> Response:
+        exchange, chat = await gateway.accept(request, ChatRequest)
+        return gateway.relay(exchange, _generation("/v1/chat/completions", chat), AsIs())
+
+    @app.post("/v1/completions", responses=POST_ERRORS, response_class=Response)
+    async def completions(request: Request) -> Response:
+        exchange, completion = await gateway.accept(request, CompletionRequest)
+        return gateway.relay(exchange, _generation("/v1/completions", completion), AsIs())
+
+    @app.post("/v1/responses", responses=POST_ERRORS, response_class=Response)
+    async def responses(request: Request) -> Response:
+        exchange, wanted = await gateway.accept(request, ResponsesRequest)
+        work = _generation("/v1/chat/completions", to_chat(wanted), keep_usage=True)
+        return gateway.relay(exchange, work, ResponseShape(wanted))
+
+    @app.post("/v1/embeddings", responses=POST_ERRORS, response_class=Response)
+    async def embeddings(request: Request) -> Response:
+        exchange, embedding = await gateway.accept(request, EmbeddingRequest)
+        work = Work("/v1/embeddings", encode(embedding), embedding.model, "embed", stream=False)
+        return gateway.relay(exchange, work, AsIs())
+
+
+def _generation(path: str, request: SamplingFields, keep_usage: bool = False) -> Work:
+    """Engines are always asked for usage; clients see it only if they asked."""
+    stream = bool(request.stream)
+    changes: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
+    strip_usage = not (keep_usage or request.include_usage)
+    return Work(path, encode(request, **changes), request.model, "generate", stream, strip_usage)
+
+
+def _add_models(app: FastAPI, gateway: Gateway) -> None:
+    errors = error_responses(401, 403, 404, 500, 503)
+
+    @app.get("/v1/models", responses=errors)
+    async def list_models(request: Request) -> dict[str, Any]:
+        return {"object": "list", "data": gateway.visible(await gateway.keeper.admit(request))}
+
+    @app.get("/v1/models/{model:path}", responses=errors)
+    async def get_model(request: Request, model: str) -> dict[str, Any]:
+        key = await gateway.keeper.admit(request)
+        for offered in gateway.visible(key):
+            if model in (offered["id"], f"{offered['id']}@{offered['version']}"):
+                return offered
+        raise ModelNotFound(f"The model '{model[:64]}' does not exist or is not being served.", param="model")
+
+
+def _model_object(row: ReadyReplica) -> dict[str, Any]:
+    return {
+        "id": row.model,
+        "object": "model",
+        "created": int(row.started_at),
+        "owned_by": "everlearn",
+        "version": row.version,
+        "task": row.task,
+        "context": row.context,
+    }
+
+
+def _add_operations(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.get("/ready", responses=error_responses(503))
+    async def ready() -> Response:
+        """Requests can be taken: not shutting down, and at least one engine is there."""
+        if gateway.draining:
+            return JSONResponse(
+                error_body("The server is shutting down.", "server_error", None, "draining"), 503
+            )
+        if not gateway.router.rows():
+            return JSONResponse(error_body("No engine is ready.", "server_error", None, "no_engine"), 503)
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics", responses=error_responses(401, 403, 503), response_class=Response)
+    async def metrics(request: Request) -> Response:
+        """For Prometheus; needs a key unless the server is bound to loopback."""
+        if not gateway.keeper.loopback:
+            await gateway.keeper.admit(request)
+        return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_pages(app: FastAPI) -> None:
+    package = files("serve.gateway")
+
+    @app.get("/", include_in_schema=False)
+    @app.get("/playground.css", include_in_schema=False)
+    @app.get("/playground.js", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        """The playground: static files without data, so they are open to all."""
+        ending = request.url.path.rpartition(".")[2] if "." in request.url.path else "html"
+        try:
+            content = package.joinpath(f"playground.{ending}").read_bytes()
+        except FileNotFoundError:
+            raise HTTPException(404) from None
+        return Response(content, headers=PAGE_HEADERS, media_type=PAGE_TYPES[ending])
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> JSONResponse:
+        return JSONResponse(app.openapi())
+
+
+async def _everlearn_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, EverlearnError)
+    exchange_of(request).error = error.code
+    return answer(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    if status == 404:
+        message = f"Unknown request URL: {request.method} {request.url.path[:200]}."
+        return JSONResponse(error_body(message, "invalid_request_error", None, "unknown_url"), 404)
+    message = error.detail if status != 405 else f"{request.method} is not allowed here."
+    body = error_body(message, "invalid_request_error", None, "method_not_allowed" if status == 405 else None)
+    return JSONResponse(body, status, headers=error.headers)

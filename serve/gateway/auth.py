@@ -1,0 +1,117 @@
+"""Who may ask for what: API keys, cached for a moment, looked up off the event loop."""
+
+import asyncio
+import hashlib
+import ipaddress
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.requests import Request
+
+from everlearn.database import ApiKey
+from everlearn.errors import AuthError, ConfigError, Forbidden, Unavailable
+from everlearn.keys import any_active_key, find_key, is_active
+from everlearn.settings import ServeSettings
+
+MAX_CACHED = 4096
+
+log = structlog.get_logger()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address can only be reached from this machine."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+class Doorkeeper:
+    """Decides about each request. Open without keys on loopback until the first key exists."""
+
+    def __init__(self, db: Engine, settings: ServeSettings) -> None:
+        self._db = db
+        self._ttl_s = settings.keys_cache_ttl_s
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="keys")
+        self._cache: dict[bytes, tuple[float, ApiKey | None]] = {}
+        self.loopback = is_loopback(settings.host)
+        self.keys_required = any_active_key(db)
+        if not self.loopback and not self.keys_required:
+            raise ConfigError(
+                f"serve.host is {settings.host}, which others can reach, and there is no API key. "
+                "Create one with `everlearn keys create NAME`, or bind 127.0.0.1.",
+                param="serve.host",
+            )
+
+    async def watch(self) -> None:
+        """Notice the first key soon after it was made. Runs until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(max(0.1, self._ttl_s))
+            try:
+                exists = await loop.run_in_executor(self._threads, any_active_key, self._db)
+            except SQLAlchemyError as error:
+                log.error("keys_unreadable", error=type(error).__name__)
+            else:
+                self.keys_required = exists or not self.loopback
+
+    async def admit(self, request: Request) -> ApiKey | None:
+        """The key of a request, or None where none is needed. Raises AuthError, Forbidden, Unavailable."""
+        if not self.keys_required:
+            _refuse_foreign_host(request)
+            return None
+        key = await self._find(_bearer(request))
+        if key is None or not is_active(key):
+            raise AuthError("Incorrect API key provided.")
+        return key
+
+    async def _find(self, secret: str) -> ApiKey | None:
+        digest = hashlib.sha256(secret.encode()).digest()
+        now = time.monotonic()
+        cached = self._cache.get(digest)
+        if cached and cached[0] > now:
+            return cached[1]
+        try:
+            loop = asyncio.get_running_loop()
+            key = await loop.run_in_executor(self._threads, find_key, self._db, secret)
+        except SQLAlchemyError as error:
+            log.error("keys_unreadable", error=type(error).__name__)
+            raise Unavailable("API keys cannot be checked right now.") from None
+        if len(self._cache) >= MAX_CACHED:
+            self._cache.clear()
+        self._cache[digest] = (now + self._ttl_s, key)
+        return key
+
+
+def check_scope(key: ApiKey | None, model: str) -> None:
+    """Raises Forbidden when the key does not cover the model, whether or not that exists."""
+    if key is None or key.models is None:
+        return
+    if model not in key.models and model.partition("@")[0] not in key.models:
+        raise Forbidden("This API key does not cover the requested model.", param="model")
+
+
+def _bearer(request: Request) -> str:
+    values = request.headers.getlist("authorization")
+    if len(values) > 1:
+        raise AuthError("More than one Authorization header was sent.")
+    scheme, _, secret = (values[0] if values else "").partition(" ")
+    if scheme.lower() != "bearer" or not secret.strip():
+        raise AuthError("You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'.")
+    return secret.strip()
+
+
+def _refuse_foreign_host(request: Request) -> None:
+    """Without keys, a web page must not reach this server through a name that resolves to loopback."""
+    host = request.headers.get("host", "").rsplit(":", 1)[0] if not _bare_ipv6(request) else "::1"
+    if host and not is_loopback(host):
+        raise Forbidden(
+            "Without API keys this server answers only to localhost. Create a key to use another name."
+        )
+
+
+def _bare_ipv6(request: Request) -> bool:
+    return request.headers.get("host", "").startswith("[::1]")

@@ -1,0 +1,217 @@
+"""One request at the engines: choose a replica, send, and wait until its answer has really begun.
+
+Engines report errors inside streams they have already begun with status 200, so the first event is read here,
+before the client is told anything. Until a byte of the answer came, a second replica may be tried once.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jiter
+from aiohttp import (
+    ClientConnectionError,
+    ClientConnectorError,
+    ClientError,
+    ClientPayloadError,
+    ClientResponse,
+)
+
+from everlearn.errors import EverlearnError
+from serve.gateway.events import BrokenStream, EngineError, EventFilter
+from serve.gateway.exchange import Exchange
+from serve.gateway.failures import BackendFailed, BackendRefused, NoBackend, Overloaded
+from serve.gateway.metrics import Metrics
+from serve.gateway.router import Replica, Router
+
+MAX_ERROR_BYTES = 64 * 1024
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+NEVER_STARTED = "The model's engine stopped before it answered. Try again shortly."
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What to ask an engine for."""
+
+    path: str
+    body: bytes
+    model: str
+    task: str
+    stream: bool
+    strip_usage: bool = False
+
+
+class NothingCame(Exception):
+    """The attempt ended before the answer's first byte; `error` is what the client hears if no other helps."""
+
+    def __init__(self, error: EverlearnError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class Reply:
+    """An engine's answer: `first` holds its first events, or all of it when it is no stream."""
+
+    def __init__(self, replica: Replica, work: Work) -> None:
+        self.replica = replica
+        self.events = EventFilter(work.strip_usage)
+        self.first = b""
+        self._work = work
+        self._response: ClientResponse | None = None
+        replica.start()
+
+    async def begin(self, request_id: str) -> None:
+        """Send the request and read the beginning. Raises NothingCame or the error for the client."""
+        try:
+            await self._send(request_id)
+            await self._check_status()
+            self.first = await (self._first_events() if self._work.stream else self._whole())
+        except ClientConnectorError:
+            self.replica.failed(at_once=True)
+            raise NothingCame(NoBackend(NEVER_STARTED)) from None
+        except (ClientPayloadError, ClientConnectionError):
+            self.replica.failed()
+            raise NothingCame(NoBackend(NEVER_STARTED)) from None
+        except ClientError:
+            self.replica.failed()
+            raise BackendFailed("The model's engine broke the protocol.") from None
+        except BrokenStream:
+            self.replica.failed()
+            raise BackendFailed("The model's engine sent a broken stream.") from None
+        except EngineError as event:
+            raise self.refusal(event.error) from None
+        self.replica.succeeded()
+
+    async def read(self) -> bytes:
+        """The next bytes, empty at the end. Raises ClientError when the connection breaks."""
+        assert self._response is not None
+        return await self._response.content.readany()
+
+    def close(self) -> None:
+        """Give up the connection at once; the engine sees it close. Harmless after a complete answer."""
+        if self._response is not None:
+            self._response.close()
+        self.replica.finish()
+
+    async def _send(self, request_id: str) -> None:
+        self._response = await self.replica.session.post(
+            self.replica.url.with_path(self._work.path),
+            data=self._work.body,
+            headers={"content-type": "application/json", "x-request-id": request_id},
+            allow_redirects=False,
+        )
+
+    async def _check_status(self) -> None:
+        assert self._response is not None
+        status = self._response.status
+        if status == 200:
+            return
+        error = _error_object(await self._bounded(MAX_ERROR_BYTES))
+        raise self.refusal(error, status)
+
+    def refusal(self, error: dict[str, Any], status: int | None = None) -> Exception:
+        """What an engine's error means: try elsewhere, the client's own fault, or the engine's."""
+        status = status or _status(error)
+        if status == 429:
+            return NothingCame(Overloaded("The model is at capacity. Try again shortly.", retry_after_s=1))
+        if status == 503:
+            return NothingCame(NoBackend("The model's engine is not ready. Try again shortly."))
+        if 400 <= status < 500:
+            return BackendRefused(
+                status,
+                _text(error.get("message")) or "The engine refused this request.",
+                _text(error.get("type")) or "invalid_request_error",
+                _text(error.get("param")),
+                _text(error.get("code")),
+            )
+        self.replica.failed()
+        return BackendFailed("The model's engine failed on this request.")
+
+    async def _first_events(self) -> bytes:
+        came = False
+        while data := await self.read():
+            came = True
+            if (events := self.events.feed(data)) and (self.events.events or self.events.done):
+                return self.first + events
+            self.first += events
+        if came:
+            raise BrokenStream("ended within its first event")
+        raise ClientPayloadError
+
+    async def _whole(self) -> bytes:
+        answer = await self._bounded(MAX_ANSWER_BYTES)
+        if not (answer.startswith(b"{") and answer.rstrip().endswith(b"}")):
+            raise BrokenStream("not a JSON object")
+        return answer
+
+    async def _bounded(self, limit_bytes: int) -> bytes:
+        parts = []
+        left = limit_bytes
+        while data := await self.read():
+            parts.append(data)
+            left -= len(data)
+            if left < 0:
+                raise BrokenStream("longer than any answer")
+        return b"".join(parts)
+
+
+class Dispatcher:
+    """Opens replies."""
+
+    def __init__(self, router: Router, metrics: Metrics) -> None:
+        self._router = router
+        self._metrics = metrics
+
+    async def open(self, work: Work, exchange: Exchange) -> Reply:
+        """A reply that has begun; the caller closes it. Raises EverlearnError."""
+        self._router.budget.earn()
+        tried: Replica | None = None
+        failure: EverlearnError | None = None
+        while True:
+            try:
+                replica = self._router.choose(work.model, work.task, tried)
+            except NoBackend as none_left:
+                raise (failure or none_left) from None
+            reply = Reply(replica, work)
+            exchange.replica = replica
+            try:
+                await reply.begin(exchange.id)
+            except NothingCame as attempt:
+                reply.close()
+                if tried is not None or not self._router.budget.spend():
+                    raise attempt.error from None
+                tried, failure = replica, attempt.error
+                continue
+            except BaseException:
+                reply.close()
+                raise
+            if tried is not None:
+                self._metrics.retries.labels(exchange.model).inc()
+                exchange.headers.append((b"x-everlearn-retries", b"1"))
+            exchange.headers.append((b"x-everlearn-version", replica.name.encode()))
+            return reply
+
+
+def _error_object(body: bytes) -> dict[str, Any]:
+    try:
+        value = jiter.from_json(body)
+    except ValueError:
+        return {}
+    error = value.get("error") if isinstance(value, dict) else None
+    return error if isinstance(error, dict) else {}
+
+
+def _status(error: dict[str, Any]) -> int:
+    """The HTTP status that an error event stands for: its numeric code, or its type."""
+    code = error.get("code")
+    if isinstance(code, int) and 400 <= code <= 599:
+        return code
+    kind = str(error.get("type", "")).lower()
+    if "invalid" in kind or "badrequest" in kind:
+        return 400
+    if "rate_limit" in kind or "overload" in kind:
+        return 429
+    return 503 if "unavailable" in kind else 500
+
+
+def _text(value: Any) -> str | None:
+    return value[:2000] if isinstance(value, str) else None

@@ -1,0 +1,59 @@
+"""What is known about one request while it is answered, and what remains of it in logs and metrics."""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from starlette.requests import Request
+
+from everlearn.database import ApiKey
+from serve.gateway.router import Replica
+
+SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+UNKNOWN = "-"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its answer."""
+
+    id: str
+    route: str = UNKNOWN
+    model: str = UNKNOWN
+    key: ApiKey | None = None
+    replica: Replica | None = None
+    status: int = 0
+    error: str | None = None
+    usage: dict[str, Any] | None = None
+    started: float = field(default_factory=time.perf_counter)
+    first_token_s: float | None = None
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    on_end: list[Callable[[], None]] = field(default_factory=list)
+
+    def elapsed_s(self) -> float:
+        """Seconds since the request arrived."""
+        return time.perf_counter() - self.started
+
+    def end(self) -> None:
+        """Give back what the request held."""
+        while self.on_end:
+            self.on_end.pop()()
+
+    def tokens(self, kind: str) -> int:
+        """The engine's count of `prompt_tokens` or `completion_tokens`; 0 where it gave none."""
+        count = (self.usage or {}).get(kind)
+        return count if isinstance(count, int) and count > 0 else 0
+
+
+def request_id(sent: bytes | None) -> str:
+    """The client's id if it is harmless, else a new one."""
+    return sent.decode() if sent and SANE_ID.fullmatch(sent) else f"req_{uuid4().hex}"
+
+
+def exchange_of(request: Request) -> Exchange:
+    """The exchange that the outermost layer made for this request."""
+    exchange: Exchange = request.scope["everlearn.exchange"]
+    return exchange

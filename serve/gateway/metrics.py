@@ -1,0 +1,52 @@
+"""What Prometheus reads. Labels are routes, statuses and names of models that run here, never free text."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+TIME_TO_FIRST_TOKEN_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+INTER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1, 2.5, 5, 10, 60)
+DURATION_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """The gateway's own registry, so that two apps in one process do not share numbers."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "everlearn_requests", "Finished requests.", ["route", "model", "status"], registry=registry
+        )
+        self.errors = Counter(
+            "everlearn_errors", "Failed requests and broken streams.", ["model", "code"], registry=registry
+        )
+        self.in_flight = Gauge(
+            "everlearn_requests_in_flight", "Requests that hold a place.", registry=registry
+        )
+        self.waiting = Gauge(
+            "everlearn_requests_waiting",
+            "Requests whose first token has not come.",
+            ["model"],
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "everlearn_tokens", "Tokens, as engines count them.", ["model", "kind"], registry=registry
+        )
+        self.first_token = Histogram(
+            "everlearn_time_to_first_token_seconds", "From the request's arrival to its first token.",
+            ["model"], buckets=TIME_TO_FIRST_TOKEN_S, registry=registry,
+        )  # fmt: skip
+        self.inter_token = Histogram(
+            "everlearn_inter_token_seconds", "Between two tokens of a stream.",
+            ["model"], buckets=INTER_TOKEN_S, registry=registry,
+        )  # fmt: skip
+        self.duration = Histogram(
+            "everlearn_request_duration_seconds", "From the request's arrival to its last byte.",
+            ["route"], buckets=DURATION_S, registry=registry,
+        )  # fmt: skip
+        self.retries = Counter(
+            "everlearn_retries", "Requests sent to a second replica.", ["model"], registry=registry
+        )
+        self.replicas = Gauge("everlearn_replicas", "Engines known.", ["model", "state"], registry=registry)
+
+    def render(self) -> bytes:
+        """The text exposition format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,86 @@
+"""The OpenAPI document: bodies from the protocol's models, since the routes read bytes themselves."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from serve.protocol import ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest
+
+REF = "#/components/schemas/{model}"
+BODIES: dict[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/embeddings": EmbeddingRequest,
+    "/v1/responses": ResponsesRequest,
+}
+STREAMS = frozenset(BODIES) - {"/v1/embeddings"}
+ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+ERRORS = {
+    400: "Invalid request; `param` names the field.",
+    401: "No valid API key.",
+    403: "The key does not cover this.",
+    404: "No such model.",
+    408: "The body came too slowly.",
+    413: "The body is too long.",
+    415: "The body is not plain JSON.",
+    429: "A limit is spent or the server is full; see Retry-After.",
+    500: "The server failed.",
+    502: "The engine failed.",
+    503: "No engine is ready; see Retry-After.",
+    504: "The engine did not answer in time.",
+}
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` for the statuses a route may fail with."""
+    content = {"application/json": {"schema": {"$ref": REF.format(model="Error")}}}
+    return {status: {"description": ERRORS[status], "content": content} for status in statuses}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """Built once and kept on the app."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        _, definitions = models_json_schema(
+            [(model, "validation") for model in BODIES.values()], ref_template=REF
+        )
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(definitions["$defs"], Error=ERROR_SCHEMA)
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, model in BODIES.items():
+            _complete(schema["paths"][path]["post"], model, stream=path in STREAMS)
+        for path, operations in schema["paths"].items():
+            if path.startswith("/v1/"):
+                for operation in operations.values():
+                    operation["security"] = [{"key": []}, {}]
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def _complete(operation: dict[str, Any], model: type[BaseModel], stream: bool) -> None:
+    body = {"schema": {"$ref": REF.format(model=model.__name__)}}
+    operation["requestBody"] = {"required": True, "content": {"application/json": body}}
+    answer: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    if stream:
+        answer["text/event-stream"] = {"schema": {"type": "string"}}
+    operation["responses"]["200"] = {"description": "The answer.", "content": answer}

@@ -1,0 +1,76 @@
+"""`python -m serve.engines.onnx --bundle DIR --model NAME --uds PATH`: one model as an OpenAI-speaking process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import stat
+import sys
+import threading
+from pathlib import Path
+
+import uvicorn
+import uvloop
+
+from everlearn.bundle import open_bundle
+from everlearn.settings import load_settings
+from serve.engines.onnx.embed import EmbedBackend
+from serve.engines.onnx.generate import GenerateBackend
+from serve.engines.onnx.http import Application, Backend
+from serve.engines.onnx.sizing import Sizes
+
+
+def main() -> None:
+    """Load the bundle, then serve until SIGTERM or until the parent is gone."""
+    parser = argparse.ArgumentParser(prog="serve.engines.onnx")
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--version", type=int, default=0)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--uds", type=Path)
+    where.add_argument("--port", type=int)
+    arguments = parser.parse_args()
+    end_with_parent()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(arguments))
+
+
+async def serve(arguments: argparse.Namespace) -> None:
+    """Run until uvicorn is told to stop."""
+    sizes = Sizes.of(load_settings())
+    bundle = open_bundle(arguments.bundle)
+    backend: Backend
+    if bundle.manifest.task == "embed":
+        backend = EmbedBackend(bundle.path, arguments.model, sizes)
+    else:
+        backend = GenerateBackend(bundle.path, arguments.model, sizes, asyncio.get_running_loop())
+    config = uvicorn.Config(
+        Application(arguments.model, backend),
+        uds=str(arguments.uds) if arguments.uds else None,
+        host="127.0.0.1",
+        port=arguments.port or 0,
+        log_level="warning",
+        lifespan="off",
+        access_log=False,
+        timeout_graceful_shutdown=30,
+        timeout_keep_alive=75,
+    )
+    await uvicorn.Server(config).serve()
+
+
+def end_with_parent() -> None:
+    """When standard input is a pipe, end as it ends: the process that held the other end is gone."""
+    kind = os.fstat(sys.stdin.fileno()).st_mode
+    if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
+        return
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True, name="parent").start()
+
+
+if __name__ == "__main__":
+    main()

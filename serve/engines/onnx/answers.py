@@ -1,0 +1,212 @@
+"""Pieces to OpenAI bodies: whole answers, and the events of a stream."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from serve.engines.onnx.chat import tool_calls
+from serve.engines.onnx.constraint import TOOL_OPEN
+from serve.engines.onnx.generation import Generation, Piece, SampledToken
+from serve.engines.onnx.text import TextCodec
+
+DONE = b"data: [DONE]\n\n"
+
+
+def event(body: Any) -> bytes:
+    """One server-sent event."""
+    return b"data: " + orjson.dumps(body) + b"\n\n"
+
+
+def usage(generations: list[Generation], choices: int) -> dict[str, Any]:
+    """Exact counts. A prompt counts once for its `choices` answers; end tokens count as generated."""
+    prompts = generations[::choices]
+    prompt = sum(g.prompt_tokens for g in prompts)
+    completion = sum(g.new_tokens for g in generations)
+    cached = sum(g.reused_tokens for g in prompts)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+class Answer:
+    """The shape of one response: chat or completion, its id, and how pieces are written."""
+
+    prefix: str
+    object: str
+    chunk_object: str
+
+    def __init__(self, model: str, codec: TextCodec) -> None:
+        self.id = f"{self.prefix}-{secrets.token_hex(12)}"
+        self.created = int(time.time())
+        self.model = model
+        self.codec = codec
+        self.head = orjson.dumps(
+            {"id": self.id, "object": self.chunk_object, "created": self.created, "model": model}
+        )[:-1]
+
+    def body(self, choices: list[dict[str, Any]], counted: dict[str, Any]) -> dict[str, Any]:
+        """A whole answer."""
+        return {
+            "id": self.id,
+            "object": self.object,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+            "usage": counted,
+        }
+
+    def chunk(self, choices: bytes, rest: bytes = b"") -> bytes:
+        """One event of a stream; `choices` and `rest` are JSON already."""
+        return b"".join((b"data: ", self.head, b',"choices":[', choices, b"]", rest, b"}\n\n"))
+
+    def usage_event(self, counted: dict[str, Any]) -> bytes:
+        """The last event, for `stream_options.include_usage`."""
+        return self.chunk(b"", b',"usage":' + orjson.dumps(counted))
+
+    def token_name(self, token: int) -> str:
+        """A token as text, for log-probabilities."""
+        return self.codec.raw_bytes[token].decode("utf-8", "replace")
+
+
+class ChatAnswer(Answer):
+    """/v1/chat/completions."""
+
+    prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def __init__(self, model: str, codec: TextCodec, *, with_tools: bool, with_logprobs: bool) -> None:
+        super().__init__(model, codec)
+        self.with_tools = with_tools
+        self.with_logprobs = with_logprobs
+        self.texts: dict[int, str] = {}
+
+    def first(self, index: int) -> bytes:
+        """The event that opens a choice."""
+        choice = {
+            "index": index,
+            "delta": {"role": "assistant", "content": ""},
+            "logprobs": None,
+            "finish_reason": None,
+        }
+        return self.chunk(orjson.dumps(choice))
+
+    def events(self, index: int, piece: Piece) -> Iterator[bytes]:
+        """The events of one piece."""
+        text, calls = piece.text, []
+        if self.with_tools:
+            text, calls = self._hold_calls(index, piece)
+        if text or piece.sampled:
+            yield self.chunk(
+                b'{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":null}'
+                % (index, orjson.dumps(text), orjson.dumps(self._logprobs(piece.sampled)))
+            )
+        for position, call in enumerate(calls):
+            delta = {"tool_calls": [{"index": position, **call}]}
+            yield self.chunk(
+                orjson.dumps({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
+            )
+        if piece.finish:
+            reason = "tool_calls" if calls and piece.finish == "stop" else piece.finish
+            yield self.chunk(
+                b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%b"}' % (index, reason.encode())
+            )
+
+    def _hold_calls(self, index: int, piece: Piece) -> tuple[str, list[dict[str, Any]]]:
+        """Text at once; calls when the answer ends, since half a call is no use to anyone."""
+        so_far = self.texts.get(index, "") + piece.text
+        self.texts[index] = so_far
+        if not so_far.startswith(TOOL_OPEN[0]):
+            return piece.text, []
+        if not piece.finish:
+            return "", []
+        calls = tool_calls(so_far)
+        return ("", calls) if calls else (so_far, [])
+
+    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        """One whole choice; `piece` is all of its pieces joined."""
+        calls = tool_calls(piece.text) if self.with_tools else []
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": None if calls else piece.text,
+            "refusal": None,
+        }
+        if calls:
+            message["tool_calls"] = calls
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": self._logprobs(piece.sampled) if self.with_logprobs else None,
+            "finish_reason": "tool_calls" if calls and piece.finish == "stop" else piece.finish,
+        }
+
+    def _logprobs(self, sampled: list[SampledToken]) -> dict[str, Any] | None:
+        if not self.with_logprobs:
+            return None
+        content = []
+        for one in sampled:
+            top = [self._entry(token, value) for token, value in one.logprobs.top]
+            content.append({**self._entry(one.token, one.logprobs.chosen), "top_logprobs": top})
+        return {"content": content, "refusal": None}
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        return {
+            "token": self.token_name(token),
+            "logprob": logprob,
+            "bytes": list(self.codec.raw_bytes[token]),
+        }
+
+
+class CompletionAnswer(Answer):
+    """/v1/completions."""
+
+    prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
+
+    def __init__(self, model: str, codec: TextCodec, *, with_logprobs: bool) -> None:
+        super().__init__(model, codec)
+        self.with_logprobs = with_logprobs
+        self.offsets: dict[int, int] = {}
+
+    def first(self, index: int) -> bytes:
+        """Nothing: a completion's stream opens with its first text."""
+        return b""
+
+    def events(self, index: int, piece: Piece) -> Iterator[bytes]:
+        """The event of one piece."""
+        yield self.chunk(orjson.dumps(self.choice(index, piece)))
+
+    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        """A choice with the text and logprobs of `piece`."""
+        return {
+            "index": index,
+            "text": piece.text,
+            "logprobs": self._logprobs(index, piece.sampled) if self.with_logprobs else None,
+            "finish_reason": piece.finish,
+        }
+
+    def _logprobs(self, index: int, sampled: list[SampledToken]) -> dict[str, Any]:
+        names = [self.token_name(one.token) for one in sampled]
+        offsets = []
+        for name in names:
+            offsets.append(self.offsets.get(index, 0))
+            self.offsets[index] = offsets[-1] + len(name)
+        return {
+            "tokens": names,
+            "token_logprobs": [one.logprobs.chosen for one in sampled],
+            "top_logprobs": [
+                {self.token_name(token): value for token, value in one.logprobs.top} for one in sampled
+            ],
+            "text_offset": offsets,
+        }
+
+
+def join(pieces: list[Piece]) -> Piece:
+    """All pieces of one choice as one."""
+    sampled = [one for piece in pieces for one in piece.sampled]
+    return Piece("".join(p.text for p in pieces), sampled, pieces[-1].finish, pieces[-1].error)

@@ -1,0 +1,210 @@
+"""A decoder-only model in the onnxruntime-genai layout, run row by row out of one shared KV cache.
+
+The graph's GroupQueryAttention writes new keys and values in place when its `past` and `present` are the same
+memory, and takes each row's length from the sum of that row's attention mask. So one cache of shape
+(rows, kv_heads, context, head_size) per layer serves any contiguous range of rows, at any lengths.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import helper
+from pydantic import BaseModel
+
+from everlearn.errors import Corrupt, Unsupported
+
+ort.set_default_logger_severity(4)
+
+PAGE_TOKENS = 256
+"""Rows hold a multiple of this, so that each starts on a page of memory."""
+
+
+class DecoderConfig(BaseModel):
+    """The part of genai_config.json that running the graph needs."""
+
+    layers: int
+    kv_heads: int
+    head_size: int
+    vocab_size: int
+    context: int
+    eos_ids: list[int]
+    filename: str
+    past_key: str
+    past_value: str
+    present_key: str
+    present_value: str
+
+    @classmethod
+    def read(cls, bundle: Path) -> DecoderConfig:
+        """Read `bundle/genai_config.json`; raises Corrupt when it is missing a field."""
+        try:
+            model = json.loads((bundle / "genai_config.json").read_text())["model"]
+            decoder = model["decoder"]
+            eos = model["eos_token_id"]
+            return cls(
+                layers=decoder["num_hidden_layers"],
+                kv_heads=decoder["num_key_value_heads"],
+                head_size=decoder["head_size"],
+                vocab_size=model["vocab_size"],
+                context=model["context_length"],
+                eos_ids=eos if isinstance(eos, list) else [eos],
+                filename=decoder["filename"],
+                past_key=decoder["inputs"]["past_key_names"],
+                past_value=decoder["inputs"]["past_value_names"],
+                present_key=decoder["outputs"]["present_key_names"],
+                present_value=decoder["outputs"]["present_value_names"],
+            )
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise Corrupt(f"genai_config.json of {bundle.name} cannot be read: {error!r}") from error
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values of one token over all layers (float32)."""
+        return self.layers * 2 * self.kv_heads * self.head_size * 4
+
+
+def last_position_graph(path: Path) -> bytes:
+    """The graph at `path`, computing logits of the last position alone: (batch, 1, vocab).
+
+    Prefill needs no other position, and the head is a fifth of a small model's work. The weights stay in the
+    external data file.
+    """
+    model = onnx.load(path, load_external_data=False)
+    producers = {name: node for node in model.graph.node for name in node.output}
+    head = producers["logits"]
+    if head.op_type not in ("MatMul", "MatMulNBits"):
+        raise Unsupported(f"the head of {path.name} is {head.op_type}; expected MatMul or MatMulNBits")
+    if "prune" not in head.input[0]:
+        hidden = head.input[0]
+        model.graph.initializer.append(
+            helper.make_tensor("everlearn.last", onnx.TensorProto.INT64, [1], [-1])
+        )
+        gather = helper.make_node("Gather", [hidden, "everlearn.last"], ["everlearn.last_hidden"], axis=1)
+        head.input[0] = "everlearn.last_hidden"
+        nodes = list(model.graph.node)
+        nodes.insert(nodes.index(head), gather)
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        logits = next(output for output in model.graph.output if output.name == "logits")
+        logits.type.tensor_type.shape.dim[1].Clear()
+        logits.type.tensor_type.shape.dim[1].dim_value = 1
+    return model.SerializeToString()
+
+
+class Cache:
+    """Keys or values of one layer, (rows, kv_heads, capacity, head_size); a page takes memory once written."""
+
+    def __init__(self, shape: tuple[int, int, int, int]) -> None:
+        self.row_bytes = int(np.prod(shape[1:])) * 4
+        self.pages = mmap.mmap(-1, shape[0] * self.row_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            self.pages.madvise(mmap.MADV_NOHUGEPAGE)
+        self.array = np.frombuffer(self.pages, dtype=np.float32).reshape(shape)
+
+    def release(self, row: int) -> None:
+        """Give the memory of `row` back; its content is lost."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.pages.madvise(mmap.MADV_DONTNEED, row * self.row_bytes, self.row_bytes)
+
+
+class Decoder:
+    """One model, `rows` sequences at once.
+
+    Not thread-safe: one thread calls it. Shapes: a row holds up to `context` tokens.
+    """
+
+    def __init__(self, bundle: Path, *, rows: int, threads: int, context: int | None = None) -> None:
+        self.config = DecoderConfig.read(bundle)
+        self.context = min(context or self.config.context, self.config.context)
+        self.rows = rows
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle))
+        graph = last_position_graph(bundle / self.config.filename)
+        self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        capacity = -(-self.context // PAGE_TOKENS) * PAGE_TOKENS
+        shape = (rows, self.config.kv_heads, capacity, self.config.head_size)
+        self.keys = [Cache(shape) for _ in range(self.config.layers)]
+        self.values = [Cache(shape) for _ in range(self.config.layers)]
+        self.bindings: dict[tuple[int, int], Any] = {}
+
+    def prefill(self, row: int, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
+        """Append `tokens` (n,) at position `start` of `row`; returns the last token's logits (vocab,)."""
+        mask = np.ones((1, start + len(tokens)), np.int64)
+        return self._run(row, row + 1, tokens.reshape(1, -1), mask)[0]
+
+    def decode(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+        """One step of rows 0..n: append tokens[i] so that row i holds lengths[i] tokens.
+
+        tokens, lengths: (n,); returns logits (n, vocab).
+        """
+        mask = (np.arange(int(lengths.max())) < lengths[:, None]).astype(np.int64)
+        return self._run(0, len(tokens), tokens.reshape(-1, 1), mask)
+
+    def read(self, row: int, tokens: int) -> NDArray[np.float32]:
+        """A copy of the first `tokens` keys and values of `row`: (2 * layers, kv_heads, tokens, head_size)."""
+        config = self.config
+        block = np.empty((2 * config.layers, config.kv_heads, tokens, config.head_size), np.float32)
+        for kept, cache in zip(block, self.caches, strict=True):
+            kept[:] = cache.array[row, :, :tokens]
+        return block
+
+    def write(self, row: int, block: NDArray[np.float32], tokens: int) -> None:
+        """Put the first `tokens` keys and values of a block made by `read` at the start of `row`."""
+        for kept, cache in zip(block, self.caches, strict=True):
+            cache.array[row, :, :tokens] = kept[:, :tokens]
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first `tokens` positions of row `source` onto row `target`."""
+        for cache in self.caches:
+            cache.array[target, :, :tokens] = cache.array[source, :, :tokens]
+
+    def release(self, row: int) -> None:
+        """Give the memory of `row` back to the system."""
+        for cache in self.caches:
+            cache.release(row)
+
+    @property
+    def caches(self) -> list[Cache]:
+        """Keys, then values, of every layer."""
+        return self.keys + self.values
+
+    def _run(
+        self, low: int, high: int, ids: NDArray[np.int64], mask: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        binding = self._binding(low, high)
+        logits = np.empty((high - low, self.config.vocab_size), np.float32)
+        binding.bind_input("input_ids", "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
+        binding.bind_input("attention_mask", "cpu", 0, np.int64, mask.shape, mask.ctypes.data)
+        shape = (high - low, 1, self.config.vocab_size)
+        binding.bind_output("logits", "cpu", 0, np.float32, shape, logits.ctypes.data)
+        self.session.run_with_iobinding(binding)
+        return logits
+
+    def _binding(self, low: int, high: int) -> Any:
+        """The IO binding of rows low..high with past and present on the same memory, made once per range."""
+        if (low, high) in self.bindings:
+            return self.bindings[low, high]
+        binding = self.session.io_binding()
+        config = self.config
+        sides = (
+            (config.past_key, config.present_key, self.keys),
+            (config.past_value, config.present_value, self.values),
+        )
+        for past, present, caches in sides:
+            for layer, cache in enumerate(caches):
+                rows = cache.array[low:high]
+                where = ("cpu", 0, np.float32, rows.shape, rows.ctypes.data)
+                binding.bind_input(past % layer, *where)
+                binding.bind_output(present % layer, *where)
+        self.bindings[low, high] = binding
+        return binding

@@ -1,0 +1,62 @@
+"""The embedding backend: /v1/embeddings over an encoder."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import Gauge
+
+from everlearn.errors import Unsupported
+from serve.engines.onnx.embedder import Embedder
+from serve.engines.onnx.http import Exchange
+from serve.engines.onnx.sizing import Sizes
+from serve.protocol import EmbeddingRequest, parse
+
+
+class EmbedBackend:
+    """One encoder behind /v1/embeddings."""
+
+    broken = False
+
+    def __init__(self, bundle: Path, model: str, sizes: Sizes) -> None:
+        self.model = model
+        self.embedder = Embedder(bundle, threads=sizes.threads, queue_limit=sizes.queue_limit * 64)
+        self.routes = {"/v1/embeddings": self.embeddings}
+        Gauge("everlearn_engine_running", "texts being embedded").set_function(lambda: self.embedder.active)
+        Gauge("everlearn_engine_waiting", "texts in the queue").set_function(
+            lambda: len(self.embedder.pending)
+        )
+
+    async def embeddings(self, body: bytes, exchange: Exchange) -> None:
+        """POST /v1/embeddings."""
+        request = await asyncio.to_thread(parse, EmbeddingRequest, body)
+        texts = request.input if isinstance(request.input, list) else [request.input]
+        if not all(isinstance(text, str) for text in texts):
+            raise Unsupported("input must be text; this model takes no token ids", param="input")
+        encoded = await asyncio.to_thread(self.embedder.encode, texts)
+        task = asyncio.ensure_future(self.embedder.embed(encoded))
+        exchange.on_gone = task.cancel  # type: ignore[assignment]
+        try:
+            vectors = await task
+        except asyncio.CancelledError:
+            if exchange.gone:
+                return
+            raise
+        tokens = sum(map(len, encoded))
+        as_base64 = request.encoding_format == "base64"
+        data = [
+            {"object": "embedding", "index": index, "embedding": written(vector, as_base64)}
+            for index, vector in enumerate(vectors)
+        ]
+        counted = {"prompt_tokens": tokens, "total_tokens": tokens}
+        await exchange.json({"object": "list", "data": data, "model": self.model, "usage": counted})
+
+
+def written(vector: NDArray[np.float32], as_base64: bool) -> Any:
+    """A vector (dim,) as numbers, or as the base64 of its little-endian float32 bytes."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode() if as_base64 else vector.tolist()

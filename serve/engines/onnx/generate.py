@@ -1,0 +1,208 @@
+"""The generating backend: requests in, rows of the scheduler, answers out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from prometheus_client import REGISTRY
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from serve.engines.onnx.answers import DONE, ChatAnswer, CompletionAnswer, join, usage
+from serve.engines.onnx.decoder import Decoder
+from serve.engines.onnx.generation import Generation, Piece
+from serve.engines.onnx.http import Exchange
+from serve.engines.onnx.requests import RequestReader, offered_tools
+from serve.engines.onnx.scheduler import Delivery, Scheduler
+from serve.engines.onnx.sizing import Sizes
+from serve.protocol import ChatRequest, CompletionRequest, parse
+
+SMALL_BODY_BYTES = 16 * 1024
+"""Above this, reading a request is moved off the event loop, where streams are written."""
+
+Request = TypeVar("Request", ChatRequest, CompletionRequest)
+
+
+class Mailbox:
+    """Pieces of one request's generations, from the scheduler's thread to one coroutine."""
+
+    def __init__(self, generations: list[Generation]) -> None:
+        self.generations = generations
+        self.index = {generation: index for index, generation in enumerate(generations)}
+        self.pieces: deque[tuple[int, Piece]] = deque()
+        self.news = asyncio.Event()
+
+
+class GenerateBackend:
+    """One decoder-only model behind /v1/chat/completions and /v1/completions."""
+
+    def __init__(self, bundle: Path, model: str, sizes: Sizes, loop: asyncio.AbstractEventLoop) -> None:
+        self.model = model
+        self.loop = loop
+        self.decoder = Decoder(bundle, rows=sizes.slots, threads=sizes.threads, context=sizes.context)
+        self.reader = RequestReader(bundle, self.decoder.config, self.decoder.context)
+        self.scheduler = Scheduler(
+            self.decoder,
+            lambda delivery: loop.call_soon_threadsafe(self._dispatch, delivery),
+            kv_tokens=sizes.kv_tokens(self.decoder.config.kv_bytes_per_token, self.decoder.context),
+            prefix_tokens=sizes.prefix_tokens(self.decoder.config.kv_bytes_per_token),
+            prefill_chunk=sizes.prefill_chunk,
+            queue_limit=sizes.queue_limit,
+            batch_invariant=sizes.batch_invariant,
+        )
+        self.boxes: dict[Generation, Mailbox] = {}
+        self.routes = {"/v1/chat/completions": self.chat, "/v1/completions": self.completion}
+        REGISTRY.register(EngineMetrics(self.scheduler))
+        self.scheduler.start()
+
+    @property
+    def broken(self) -> bool:
+        """The scheduler's thread has ended."""
+        return not self.scheduler.is_alive()
+
+    async def chat(self, body: bytes, exchange: Exchange) -> None:
+        """POST /v1/chat/completions."""
+        request, generations = await self._read(body, ChatRequest, self.reader.chat)
+        answer = ChatAnswer(
+            self.model,
+            self.reader.codec,
+            with_tools=bool(offered_tools(request)),
+            with_logprobs=bool(request.logprobs),
+        )
+        await self._answer(request, answer, generations, exchange)
+
+    async def completion(self, body: bytes, exchange: Exchange) -> None:
+        """POST /v1/completions."""
+        request, generations = await self._read(body, CompletionRequest, self.reader.completion)
+        answer = CompletionAnswer(self.model, self.reader.codec, with_logprobs=request.logprobs is not None)
+        await self._answer(request, answer, generations, exchange)
+
+    async def _read(
+        self, body: bytes, kind: type[Request], read: Callable[[Request], list[Generation]]
+    ) -> tuple[Request, list[Generation]]:
+        """Validate and tokenize, off the event loop when that takes long or compiles a grammar."""
+
+        def work() -> tuple[Request, list[Generation]]:
+            request = parse(kind, body)
+            return request, read(request)
+
+        small = len(body) < SMALL_BODY_BYTES and b'"response_format"' not in body and b'"tools"' not in body
+        return work() if small else await asyncio.to_thread(work)
+
+    async def _answer(
+        self,
+        request: ChatRequest | CompletionRequest,
+        answer: ChatAnswer | CompletionAnswer,
+        generations: list[Generation],
+        exchange: Exchange,
+    ) -> None:
+        box = Mailbox(generations)
+        self.boxes.update(dict.fromkeys(generations, box))
+        exchange.on_gone = box.news.set
+        try:
+            self.scheduler.submit(generations)
+            if request.stream:
+                await self._stream(request, answer, box, exchange)
+            else:
+                await self._whole(request, answer, box, exchange)
+        finally:
+            for generation in generations:
+                if self.boxes.pop(generation, None):
+                    self.scheduler.cancel(generation)
+
+    async def _stream(
+        self,
+        request: ChatRequest | CompletionRequest,
+        answer: ChatAnswer | CompletionAnswer,
+        box: Mailbox,
+        exchange: Exchange,
+    ) -> None:
+        opened: set[int] = set()
+        unfinished = len(box.generations)
+        while unfinished and not exchange.gone:
+            await box.news.wait()
+            box.news.clear()
+            events: list[bytes] = []
+            while box.pieces:
+                index, piece = box.pieces.popleft()
+                if piece.error:
+                    raise piece.error
+                if index not in opened:
+                    opened.add(index)
+                    events.append(answer.first(index))
+                events.extend(answer.events(index, piece))
+                unfinished -= piece.last
+            if not unfinished:
+                if request.include_usage:
+                    events.append(answer.usage_event(usage(box.generations, request.n or 1)))
+                events.append(DONE)
+            if events:
+                await exchange.event(b"".join(events))
+        if not exchange.gone:
+            await exchange.end()
+
+    async def _whole(
+        self,
+        request: ChatRequest | CompletionRequest,
+        answer: ChatAnswer | CompletionAnswer,
+        box: Mailbox,
+        exchange: Exchange,
+    ) -> None:
+        pieces: list[list[Piece]] = [[] for _ in box.generations]
+        unfinished = len(box.generations)
+        while unfinished:
+            await box.news.wait()
+            box.news.clear()
+            if exchange.gone:
+                return
+            while box.pieces:
+                index, piece = box.pieces.popleft()
+                if piece.error:
+                    raise piece.error
+                pieces[index].append(piece)
+                unfinished -= piece.last
+        choices = [answer.choice(index, join(parts)) for index, parts in enumerate(pieces)]
+        await exchange.json(answer.body(choices, usage(box.generations, request.n or 1)))
+
+    def _dispatch(self, delivery: Delivery) -> None:
+        """On the event loop: hand each piece to the coroutine that waits for it."""
+        for generation, piece in delivery:
+            box = self.boxes.get(generation)
+            if box is not None:
+                if piece.last:
+                    del self.boxes[generation]
+                box.pieces.append((box.index[generation], piece))
+                box.news.set()
+
+
+class EngineMetrics:
+    """Prometheus metrics, read from the scheduler when asked."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+
+    def collect(self) -> Iterator[Metric]:
+        """The metric families."""
+        scheduler, counters = self.scheduler, self.scheduler.counters
+        gauges = {
+            "running": ("answers that hold a row", scheduler.active),
+            "waiting": ("requests without a row", len(scheduler.waiting)),
+            "rows": ("rows of the decode batch", scheduler.decoder.rows),
+            "kv_tokens_used": ("tokens whose keys and values rows hold", scheduler.used_tokens),
+            "kv_tokens_limit": ("tokens whose keys and values fit", scheduler.kv_tokens),
+            "prefix_tokens": ("tokens kept for reuse", scheduler.prefixes.tokens),
+        }
+        totals = {
+            "prompt_tokens": ("prompt tokens computed", counters.prompt_tokens),
+            "reused_tokens": ("prompt tokens found in a cache", counters.reused_tokens),
+            "generated_tokens": ("tokens generated", counters.generated_tokens),
+            "decode_steps": ("decode steps", counters.decode_steps),
+            "preemptions": ("answers sent back to the queue for want of memory", counters.preemptions),
+        }
+        for name, (text, value) in gauges.items():
+            yield GaugeMetricFamily(f"everlearn_engine_{name}", text, value=value)
+        for name, (text, value) in totals.items():
+            yield CounterMetricFamily(f"everlearn_engine_{name}", text, value=value)

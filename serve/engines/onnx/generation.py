@@ -1,0 +1,91 @@
+"""One answer being generated, and the pieces it is delivered in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everlearn.errors import EverlearnError
+from serve.engines.onnx.constraint import Constraint
+from serve.engines.onnx.sampling import Sampler, SamplingOptions, TokenLogprobs
+from serve.engines.onnx.text import TextCodec, TextStream
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class SampledToken:
+    """A token with the log-probabilities that the client asked for."""
+
+    token: int
+    logprobs: TokenLogprobs
+
+
+@dataclass
+class Piece:
+    """What one or more steps added to an answer."""
+
+    text: str = ""
+    sampled: list[SampledToken] = field(default_factory=list)
+    finish: FinishReason | None = None
+    error: EverlearnError | None = None
+
+    @property
+    def last(self) -> bool:
+        """Nothing follows."""
+        return self.finish is not None or self.error is not None
+
+
+class Generation:
+    """The state of one answer. `tokens` is the prompt and then what was generated."""
+
+    def __init__(
+        self,
+        prompt: list[int],
+        *,
+        codec: TextCodec,
+        eos_ids: list[int],
+        options: SamplingOptions,
+        max_new_tokens: int,
+        stop: list[str],
+        constraint: Constraint | None = None,
+    ) -> None:
+        self.tokens: NDArray[np.int64] = np.empty(len(prompt) + max_new_tokens, np.int64)
+        self.tokens[: len(prompt)] = prompt
+        self.prompt_tokens = len(prompt)
+        self.length = len(prompt)
+        self.cached = 0
+        """How many of `tokens` have keys and values in the row."""
+        self.reused_tokens = 0
+        self.cancelled = False
+        self.sampler = Sampler(options)
+        self.constraint = constraint
+        self.eos_ids = frozenset(eos_ids)
+        self.stream = TextStream(codec, stop)
+
+    @property
+    def new_tokens(self) -> int:
+        """Generated so far, the end token included."""
+        return self.length - self.prompt_tokens
+
+    def advance(self, logits: NDArray[np.float32]) -> Piece:
+        """Choose the next token from `logits` (vocab,) and say what that adds to the answer."""
+        allowed = self.constraint.allowed() if self.constraint else None
+        token, logprobs = self.sampler.sample(logits, allowed)
+        self.tokens[self.length] = token
+        self.length += 1
+        complete = self.constraint.advance(token) if self.constraint else False
+        if token in self.eos_ids:
+            return Piece(text=self.stream.finish(), finish="stop")
+        piece = Piece(text=self.stream.push(token))
+        if logprobs is not None:
+            piece.sampled.append(SampledToken(token, logprobs))
+        if self.stream.stopped:
+            piece.finish = "stop"
+        elif complete or self.length == len(self.tokens):
+            piece.text += self.stream.finish()
+            piece.finish = "stop" if complete else "length"
+        return piece

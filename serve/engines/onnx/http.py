@@ -1,0 +1,155 @@
+"""The engine's HTTP: a bare ASGI application, because each token of each stream passes through it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import orjson
+import structlog
+from prometheus_client import generate_latest
+
+from everlearn.errors import EverlearnError, InvalidInput, NotFound
+from serve.protocol import error_body
+
+log = structlog.get_logger()
+
+MAX_BODY_BYTES = 64 * 1024**2
+"""The gateway's limit is the one for clients; this one only protects the engine's memory."""
+
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Backend(Protocol):
+    """What a kind of model offers: its routes, and whether it works."""
+
+    routes: dict[str, Callable[[bytes, Exchange], Awaitable[None]]]
+
+    @property
+    def broken(self) -> bool: ...
+
+
+class Exchange:
+    """One request's way back to the client, and the news that the client left."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self.receive = receive
+        self.send = send
+        self.started = False
+        self.gone = False
+        self.on_gone: Callable[[], None] = lambda: None
+
+    async def read_body(self) -> bytes:
+        """The whole body; raises InvalidInput beyond the limit."""
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                return b""
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > MAX_BODY_BYTES:
+                raise InvalidInput(f"the body is larger than {MAX_BODY_BYTES} bytes")
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+    async def watch(self) -> None:
+        """Returns when the client has left, after calling `on_gone`."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self.on_gone()
+
+    async def json(self, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        """A whole JSON answer."""
+        await self.bytes(orjson.dumps(body), status, "application/json", headers or {})
+
+    async def bytes(self, body: bytes, status: int, content_type: str, headers: dict[str, str]) -> None:
+        """A whole answer."""
+        fields = {"content-type": content_type, "content-length": str(len(body)), **headers}
+        await self._start(status, fields)
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def event(self, events: bytes) -> None:
+        """Server-sent events, as part of a stream that goes on."""
+        if not self.started:
+            await self._start(
+                200, {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store"}
+            )
+        await self.send({"type": "http.response.body", "body": events, "more_body": True})
+
+    async def end(self) -> None:
+        """The end of a stream."""
+        await self.send({"type": "http.response.body", "body": b""})
+
+    async def error(self, error: EverlearnError) -> None:
+        """An error: a status before the first byte, an event and the end after it."""
+        kind = "server_error" if error.status >= 500 else "invalid_request_error"
+        body = error_body(error.message, kind, error.param, error.code)
+        if self.started:
+            await self.event(b"data: " + orjson.dumps(body) + b"\n\n")
+            await self.end()
+        else:
+            after = getattr(error, "retry_after_s", None)
+            headers = {"retry-after": str(int(after) or 1)} if after is not None else {}
+            await self.json(body, error.status, headers)
+
+    async def _start(self, status: int, headers: dict[str, str]) -> None:
+        self.started = True
+        fields = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": status, "headers": fields})
+
+
+class Application:
+    """Routes of one engine process."""
+
+    def __init__(self, model: str, backend: Backend) -> None:
+        self.model = model
+        self.backend = backend
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """ASGI entry."""
+        if scope["type"] != "http":
+            return
+        exchange = Exchange(receive, send)
+        try:
+            if scope["method"] == "GET":
+                await self._get(scope["path"], exchange)
+            else:
+                await self._post(scope["path"], exchange)
+        except EverlearnError as error:
+            await exchange.error(error)
+        except Exception as error:
+            log.exception("request failed", path=scope["path"])
+            await exchange.error(EverlearnError(f"internal error: {type(error).__name__}"))
+
+    async def _get(self, path: str, exchange: Exchange) -> None:
+        if path == "/health":
+            broken = self.backend.broken
+            await exchange.json({"status": "broken" if broken else "ready"}, 503 if broken else 200)
+        elif path == "/metrics":
+            await exchange.bytes(generate_latest(), 200, "text/plain; version=0.0.4; charset=utf-8", {})
+        elif path == "/v1/models":
+            entry = {"id": self.model, "object": "model", "created": 0, "owned_by": "everlearn"}
+            await exchange.json({"object": "list", "data": [entry]})
+        else:
+            raise NotFound(f"no such path: {path}")
+
+    async def _post(self, path: str, exchange: Exchange) -> None:
+        route = self.backend.routes.get(path)
+        if route is None:
+            offered = ", ".join(sorted(self.backend.routes))
+            raise NotFound(f"the model {self.model} does not offer {path}; it offers {offered}")
+        body = await exchange.read_body()
+        if exchange.gone:
+            return
+        watcher = asyncio.create_task(exchange.watch())
+        try:
+            await route(body, exchange)
+        finally:
+            watcher.cancel()

@@ -1,0 +1,156 @@
+"""Validated OpenAI requests to generations, for one model."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from everlearn.errors import InvalidInput
+from serve.engines.onnx.chat import ChatTemplate
+from serve.engines.onnx.constraint import Constraint, Constraints, json_grammar, lark_grammar, tool_grammar
+from serve.engines.onnx.decoder import DecoderConfig
+from serve.engines.onnx.generation import Generation
+from serve.engines.onnx.sampling import SamplingOptions
+from serve.engines.onnx.text import TextCodec
+from serve.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    GrammarFormat,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    NamedTool,
+    SamplingFields,
+    Tool,
+)
+
+COMPLETION_TOKENS = 16
+"""OpenAI's default max_tokens of /v1/completions."""
+
+
+class RequestReader:
+    """Turns requests into generations; everything here is pure CPU work on text."""
+
+    def __init__(self, bundle: Path, config: DecoderConfig, context: int) -> None:
+        self.config = config
+        self.context = context
+        self.codec = TextCodec(bundle, config.vocab_size)
+        self.template = ChatTemplate(bundle, self.codec)
+        self.constraints = Constraints(self.codec, config.eos_ids)
+
+    def chat(self, request: ChatRequest) -> list[Generation]:
+        """One generation per choice; raises InvalidInput naming the parameter at fault."""
+        tools = offered_tools(request)
+        prompt = self.template.encode(request.messages, tools)
+        limit = self._new_tokens("messages", [prompt], request.max_new_tokens)
+        top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
+        return self._generations(request, [prompt], limit, top_logprobs, self._constraint(request, tools))
+
+    def completion(self, request: CompletionRequest) -> list[Generation]:
+        """One generation per prompt and choice, a prompt's choices together."""
+        prompts = self._prompts(request.prompt)
+        limit = self._new_tokens("prompt", prompts, request.max_tokens or COMPLETION_TOKENS)
+        return self._generations(request, prompts, limit, request.logprobs, None)
+
+    def _prompts(self, prompt: Any) -> list[list[int]]:
+        several = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
+        prompts = [self.codec.encode(one) if isinstance(one, str) else one for one in several]
+        for tokens in prompts:
+            if not tokens:
+                raise InvalidInput("prompt is empty; give at least one token", param="prompt")
+            if max(tokens) >= self.config.vocab_size:
+                raise InvalidInput(
+                    f"prompt has token {max(tokens)}; the vocabulary ends at {self.config.vocab_size - 1}",
+                    param="prompt",
+                )
+        return prompts
+
+    def _new_tokens(self, param: str, prompts: list[list[int]], wanted: int | None) -> int:
+        longest = max(len(prompt) for prompt in prompts)
+        if longest + (wanted or 1) > self.context:
+            asked = f" and {wanted} for the answer" if wanted else ""
+            raise ContextLengthExceeded(
+                f"this model's context is {self.context} tokens; the request has {longest} in {param}{asked}",
+                param=param,
+            )
+        return wanted or self.context - longest
+
+    def _generations(
+        self,
+        request: SamplingFields,
+        prompts: list[list[int]],
+        limit: int,
+        top_logprobs: int | None,
+        constraint: Constraint | None,
+    ) -> list[Generation]:
+        seed = random.getrandbits(63) if request.seed is None else request.seed % 2**63
+        bias = self._logit_bias(request)
+        return [
+            Generation(
+                prompt,
+                codec=self.codec,
+                eos_ids=self.config.eos_ids,
+                options=SamplingOptions(
+                    temperature=1.0 if request.temperature is None else request.temperature,
+                    top_p=request.top_p or 1.0,
+                    top_k=request.top_k or 0,
+                    min_p=request.min_p or 0.0,
+                    seed=seed + choice,
+                    presence_penalty=request.presence_penalty or 0.0,
+                    frequency_penalty=request.frequency_penalty or 0.0,
+                    logit_bias=bias,
+                    top_logprobs=top_logprobs,
+                ),
+                max_new_tokens=limit,
+                stop=request.stop or [],
+                constraint=constraint.copy() if constraint else None,
+            )
+            for prompt in prompts
+            for choice in range(request.n or 1)
+        ]
+
+    def _logit_bias(self, request: SamplingFields) -> dict[int, float]:
+        bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
+        if bias and max(bias) >= self.config.vocab_size:
+            raise InvalidInput(
+                f"logit_bias has token {max(bias)}; the vocabulary ends at {self.config.vocab_size - 1}",
+                param="logit_bias",
+            )
+        return bias
+
+    def _constraint(self, request: ChatRequest, tools: list[Tool]) -> Constraint | None:
+        shape = request.response_format
+        if tools:
+            if shape is not None and shape.type != "text":
+                raise InvalidInput("response_format and tools exclude each other", param="response_format")
+            schemas = {tool.function.name: tool.function.parameters or {"type": "object"} for tool in tools}
+            grammar = tool_grammar(
+                schemas,
+                text_allowed=request.tool_choice in (None, "auto"),
+                several=request.parallel_tool_calls is not False
+                and not isinstance(request.tool_choice, NamedTool),
+            )
+            return self.constraints.compile(grammar, "tools")
+        if isinstance(shape, JsonObjectFormat):
+            return self.constraints.compile(json_grammar({"type": "object"}), "response_format")
+        if isinstance(shape, JsonSchemaFormat):
+            grammar = json_grammar(shape.json_schema.schema_)
+            return self.constraints.compile(grammar, "response_format.json_schema.schema")
+        if isinstance(shape, GrammarFormat):
+            return self.constraints.compile(lark_grammar(shape.grammar), "response_format.grammar")
+        return None
+
+
+class ContextLengthExceeded(InvalidInput):
+    """The prompt and the answer asked for do not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+def offered_tools(request: ChatRequest) -> list[Tool]:
+    """The tools that this answer may call."""
+    if not request.tools or request.tool_choice == "none":
+        return []
+    if isinstance(request.tool_choice, NamedTool):
+        return [tool for tool in request.tools if tool.function.name == request.tool_choice.function.name]
+    return request.tools

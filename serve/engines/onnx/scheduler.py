@@ -1,0 +1,270 @@
+"""Continuous batching: requests join and leave the decode batch at any step.
+
+Rows 0..n of the decoder are the running answers, dense; row n is the one request whose prompt is being computed,
+in chunks between decode steps, so that running streams do not stall. When an answer ends, the last row moves into
+its place. A prompt's known beginning comes from another row or from the prefix cache. Orca (Yu et al., OSDI 2022)
+is the source of iteration-level scheduling, Sarathi-Serve (Agrawal et al., OSDI 2024) of chunked prefill.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+
+from everlearn.errors import EverlearnError, RateLimited, Unavailable
+from serve.engines.onnx.decoder import Decoder
+from serve.engines.onnx.generation import Generation, Piece
+from serve.engines.onnx.prefix import SHORTEST_TOKENS, PrefixCache, common_prefix
+
+log = structlog.get_logger()
+
+IDLE_CHUNK_TOKENS = 256
+"""Prefill chunk while nothing decodes: only cancelling waits for it."""
+
+Delivery = list[tuple[Generation, Piece]]
+
+
+@dataclass
+class Counters:
+    """What happened since the start; read by the metrics, written by the scheduler's thread."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    generated_tokens: int = 0
+    decode_steps: int = 0
+    preemptions: int = 0
+
+
+class Scheduler(threading.Thread):
+    """Runs the decoder in its own thread; `deliver` gets each step's pieces, in that thread."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        deliver: Callable[[Delivery], None],
+        *,
+        kv_tokens: int,
+        prefix_tokens: int,
+        prefill_chunk: int,
+        queue_limit: int,
+        batch_invariant: bool,
+    ) -> None:
+        super().__init__(name="scheduler", daemon=True)
+        self.decoder = decoder
+        self.deliver = deliver
+        self.kv_tokens = kv_tokens
+        self.prefill_chunk = prefill_chunk
+        self.queue_limit = queue_limit
+        self.batch_invariant = batch_invariant
+        self.prefixes = PrefixCache(prefix_tokens)
+        self.waiting: deque[Generation] = deque()
+        self.running: list[Generation] = []
+        self.prefilling: Generation | None = None
+        self.counters = Counters()
+        self.stopping = False
+        self.failed = False
+        self.changed = threading.Condition()
+
+    # -- called from other threads ------------------------------------------------------------------------
+
+    def submit(self, generations: list[Generation]) -> None:
+        """Queue answers; raises RateLimited when the queue is full, Unavailable after a failure."""
+        with self.changed:
+            if self.failed or self.stopping:
+                raise Unavailable("the engine is stopping")
+            if len(self.waiting) + len(generations) > self.queue_limit:
+                raise RateLimited(
+                    f"the engine's queue of {self.queue_limit} requests is full", retry_after_s=1
+                )
+            self.waiting.extend(generations)
+            self.changed.notify()
+
+    def cancel(self, generation: Generation) -> None:
+        """Drop an answer nobody waits for; its row is free after the current step."""
+        with self.changed:
+            generation.cancelled = True
+            self.changed.notify()
+
+    def stop(self) -> None:
+        """End the thread after the current step."""
+        with self.changed:
+            self.stopping = True
+            self.changed.notify()
+
+    @property
+    def active(self) -> int:
+        """Answers that hold a row."""
+        return len(self.running) + (self.prefilling is not None)
+
+    @property
+    def used_tokens(self) -> int:
+        """Keys and values that rows hold now."""
+        rows = [*self.running, self.prefilling] if self.prefilling else self.running
+        return sum(generation.cached for generation in list(rows))
+
+    # -- the scheduler's own thread -----------------------------------------------------------------------
+
+    def run(self) -> None:
+        try:
+            while self._wait():
+                self._drop_cancelled()
+                delivery: Delivery = []
+                self._prefill_some(delivery)
+                self._decode_step(delivery)
+                if delivery:
+                    self.deliver(delivery)
+        except BaseException as error:  # the process ends: the supervisor starts a clean one
+            log.exception("engine failed", error=repr(error))
+            self.failed = True
+            self._fail_all()
+            os._exit(70)
+
+    def _wait(self) -> bool:
+        with self.changed:
+            self.changed.wait_for(lambda: self.stopping or self.waiting or self.active)
+            return not self.stopping
+
+    def _fail_all(self) -> None:
+        error = Unavailable("the engine failed while generating; it restarts")
+        doomed = [*self.running, *self.waiting, *([self.prefilling] if self.prefilling else [])]
+        self.deliver([(generation, Piece(error=error)) for generation in doomed])
+
+    def _drop_cancelled(self) -> None:
+        with self.changed:
+            if any(generation.cancelled for generation in self.waiting):
+                self.waiting = deque(g for g in self.waiting if not g.cancelled)
+        if self.prefilling and self.prefilling.cancelled:
+            self._leave_prefill()
+        for row in reversed(range(len(self.running))):
+            if self.running[row].cancelled:
+                self._leave(row)
+
+    def _prefill_some(self, delivery: Delivery) -> None:
+        """At most one chunk's worth of prompt tokens, of one or more requests."""
+        budget = self.prefill_chunk if self.running else IDLE_CHUNK_TOKENS
+        while budget > 0:
+            if self.prefilling is None and not self._admit():
+                return
+            generation = self.prefilling
+            assert generation is not None
+            chunk = self._chunk(generation, budget)
+            tokens = generation.tokens[generation.cached : generation.cached + chunk]
+            logits = self.decoder.prefill(len(self.running), tokens, generation.cached)
+            generation.cached += chunk
+            budget -= chunk
+            self.counters.prompt_tokens += chunk
+            if generation.cached == generation.length:
+                self.prefilling = None
+                self.running.append(generation)
+                self._advance(len(self.running) - 1, logits, delivery)
+
+    @staticmethod
+    def _chunk(generation: Generation, budget: int) -> int:
+        """Never leaves a single token for the end: alone it would run in another kernel than the rest."""
+        left = generation.length - generation.cached
+        if left <= budget:
+            return left
+        return budget - 1 if left - budget == 1 and budget > 1 else budget
+
+    def _admit(self) -> bool:
+        """Give the next waiting request the first free row, if a row and memory are free."""
+        with self.changed:
+            if not self.waiting or len(self.running) == self.decoder.rows:
+                return False
+            needed = self.waiting[0].length + 1
+            free = self.kv_tokens - self.used_tokens
+            if needed > free and self.running:
+                return False
+            generation = self.waiting.popleft()
+            self.prefilling = generation
+        self.prefixes.shrink(max(0, free - needed))
+        self._reuse(generation, row=len(self.running))
+        return True
+
+    def _reuse(self, generation: Generation, row: int) -> None:
+        """Fill the row with the longest known beginning; at least two tokens remain to be computed."""
+        wanted = generation.tokens[: max(0, generation.length - 2)]
+        kept, length = self.prefixes.find(wanted)
+        shared = [common_prefix(other.tokens[: other.cached], wanted) for other in self.running]
+        if shared and max(shared) > length and max(shared) >= SHORTEST_TOKENS:
+            length = max(shared)
+            self.decoder.copy(shared.index(length), row, length)
+        elif kept is not None:
+            self.decoder.write(row, kept.block, length)
+        generation.cached = length
+        if generation.new_tokens == 0:
+            generation.reused_tokens = length
+        self.counters.reused_tokens += length
+
+    def _decode_step(self, delivery: Delivery) -> None:
+        if not self.running:
+            return
+        self._make_room()
+        rows = len(self.running)
+        tokens = [g.tokens[g.cached] for g in self.running]
+        lengths = [g.cached + 1 for g in self.running]
+        if rows == 1 and self.batch_invariant and self.decoder.rows > 1:
+            tokens.append(np.int64(0))
+            lengths.append((self.prefilling.cached if self.prefilling else 0) + 1)
+        logits = self.decoder.decode(np.array(tokens, np.int64), np.array(lengths, np.int64))
+        self.counters.decode_steps += 1
+        for generation in self.running:
+            generation.cached += 1
+        for row in reversed(range(rows)):
+            self._advance(row, logits[row], delivery)
+
+    def _advance(self, row: int, logits: np.ndarray, delivery: Delivery) -> None:
+        generation = self.running[row]
+        try:
+            piece = generation.advance(logits)
+        except EverlearnError as error:
+            piece = Piece(error=error)
+        self.counters.generated_tokens += 1
+        if piece.last:
+            self._leave(row)
+        if piece.last or piece.text or piece.sampled:
+            delivery.append((generation, piece))
+
+    def _make_room(self) -> None:
+        """When the next step would overflow the cache: drop kept prefixes, then send the youngest back."""
+        needed = self.used_tokens + len(self.running)
+        self.prefixes.shrink(max(0, self.kv_tokens - needed))
+        while len(self.running) > 1 and self.used_tokens + len(self.running) > self.kv_tokens:
+            generation = self.running[-1]
+            self._leave(len(self.running) - 1)
+            generation.cached = 0
+            with self.changed:
+                self.waiting.appendleft(generation)
+            self.counters.preemptions += 1
+
+    def _leave(self, row: int) -> None:
+        """Take an answer out of the batch: keep its prefix, move the last row into its place."""
+        generation = self.running[row]
+        self._keep_prefix(generation, row)
+        last = len(self.running) - 1
+        if row != last:
+            self.decoder.copy(last, row, self.running[last].cached)
+            self.running[row] = self.running[last]
+        self.running.pop()
+        freed = last
+        if self.prefilling:
+            self.decoder.copy(last + 1, last, self.prefilling.cached)
+            freed = last + 1
+        self.decoder.release(freed)
+
+    def _leave_prefill(self) -> None:
+        assert self.prefilling is not None
+        self._keep_prefix(self.prefilling, len(self.running))
+        self.prefilling = None
+        self.decoder.release(len(self.running))
+
+    def _keep_prefix(self, generation: Generation, row: int) -> None:
+        tokens = generation.tokens[: generation.cached]
+        if self.prefixes.wants(tokens):
+            self.prefixes.keep(tokens, self.decoder.read(row, len(tokens)))

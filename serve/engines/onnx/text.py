@@ -1,0 +1,114 @@
+"""Text to tokens and back: encoding prompts, and decoding a stream token by token."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from everlearn.errors import Corrupt
+
+BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte (Radford et al. 2019, `bytes_to_unicode`), inverted."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+class TextCodec:
+    """A bundle's tokenizer.json, with the bytes that each token stands for.
+
+    `token_bytes[i]` is empty for special tokens: they never become text.
+    """
+
+    def __init__(self, bundle: Path, vocab_size: int) -> None:
+        path = bundle / "tokenizer.json"
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+            self.literal = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise Corrupt(f"tokenizer.json of {bundle.name} cannot be read: {error}") from error
+        self.literal.encode_special_tokens = True
+        added = self.tokenizer.get_added_tokens_decoder()
+        self.special = {token.content: index for index, token in added.items() if token.special}
+        byte_level = "ByteLevel" in json.dumps(json.loads(path.read_bytes()).get("decoder"))
+        alphabet = byte_level_alphabet() if byte_level else None
+        plain_added = {index: token.content.encode() for index, token in added.items()}
+        self.raw_bytes = [
+            plain_added[index]
+            if index in plain_added
+            else self._bytes(self.tokenizer.id_to_token(index), alphabet)
+            for index in range(vocab_size)
+        ]
+        special_ids = set(self.special.values())
+        self.token_bytes = [b"" if i in special_ids else raw for i, raw in enumerate(self.raw_bytes)]
+
+    @staticmethod
+    def _bytes(token: str | None, alphabet: dict[str, int] | None) -> bytes:
+        if token is None:
+            return b""
+        if alphabet is not None:
+            return b"".join(bytes([alphabet[c]]) if c in alphabet else c.encode() for c in token)
+        if match := BYTE_FALLBACK.fullmatch(token):
+            return bytes([int(match[1], 16)])
+        return token.replace("▁", " ").encode()
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of `text`; the text of a special token becomes that token."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_literal(self, text: str) -> list[int]:
+        """Tokens of `text` as plain text, special tokens' names included."""
+        return self.literal.encode(text, add_special_tokens=False).ids
+
+
+class TextStream:
+    """Decodes one answer token by token and cuts it at the first stop string.
+
+    Text is held back while it may still be the beginning of a stop string, or half of a UTF-8 sequence.
+    """
+
+    def __init__(self, codec: TextCodec, stop: list[str]) -> None:
+        self.token_bytes = codec.token_bytes
+        self.stop = stop
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.held = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """The text that this token makes certain (often empty); sets `stopped` at a stop string."""
+        return self._release(self.decoder.decode(self.token_bytes[token]))
+
+    def finish(self) -> str:
+        """The rest, once no token follows; an incomplete UTF-8 sequence becomes U+FFFD."""
+        text = self._release(self.decoder.decode(b"", final=True))
+        if not self.stopped:
+            text, self.held = text + self.held, ""
+        return text
+
+    def _release(self, new: str) -> str:
+        if not self.stop:
+            return new
+        text = self.held + new
+        cuts = [at for stop in self.stop if (at := text.find(stop)) >= 0]
+        if cuts:
+            self.stopped, self.held = True, ""
+            return text[: min(cuts)]
+        hold = max((overlap(text, stop) for stop in self.stop), default=0)
+        cut = len(text) - hold
+        self.held = text[cut:]
+        return text[:cut]
+
+
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that `stop` begins with."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

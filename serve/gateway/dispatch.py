@@ -123,7 +123,6 @@ class Reply:
                 _text(error.get("param")),
                 _text(error.get("code")),
             )
-        self.replica.failed()
         return BackendFailed("The model's engine failed on this request.")
 
     async def _first_events(self) -> bytes:

@@ -166,9 +166,11 @@ def shared_gateway(start_gateway: Callable[..., RunningGateway]) -> RunningGatew
 
 @pytest.fixture
 def gateway(shared_gateway: RunningGateway) -> RunningGateway:
-    """The module's gateway with its engines behaving well again."""
+    """The module's gateway with its engines behaving well again, and trusted again."""
     for engine in shared_gateway.engines.values():
         engine.script = well
+    wait_until(lambda: shared_gateway.chat().status_code == 200, "the engine is tried again")
+    for engine in shared_gateway.engines.values():
         engine.received.clear()
     return shared_gateway
 

@@ -1,0 +1,201 @@
+"""More than one replica, and none (rows G1, G3, G14-G16)."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+
+from serve.gateway.router import RETRY_RESERVE, RetryBudget
+from tests.serve.gateway.conftest import RunningGateway, sse, wait_until
+from tests.serve.gateway.scripted_engine import Connection, ScriptedEngine, well
+
+
+@pytest.fixture(scope="module")
+def pair(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
+    gateway = start_gateway(first_token_timeout_s=1)
+    gateway.add_engine("m", id="one")
+    gateway.add_engine("m", id="two")
+    return gateway
+
+
+@pytest.fixture
+def engines(pair: RunningGateway) -> list[ScriptedEngine]:
+    """Both engines behaving well and trusted."""
+    for engine in pair.engines.values():
+        engine.script = well
+
+    def both_ready() -> bool:
+        pair.chat()
+        return 'state="ejected"' not in pair.client.get("/metrics").text
+
+    wait_until(both_ready, "both engines are trusted")
+    for engine in pair.engines.values():
+        engine.received.clear()
+    return list(pair.engines.values())
+
+
+async def die(connection: Connection) -> None:
+    connection.reset()
+
+
+async def die_after_headers(connection: Connection) -> None:
+    await connection.head()
+    connection.reset()
+
+
+@pytest.mark.parametrize("death", [die, die_after_headers])
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_engine_that_dies_before_its_first_byte_is_replaced_by_another(
+    pair: RunningGateway, engines: list[ScriptedEngine], death: Callable, stream: bool
+) -> None:
+    engines[0].script = death
+    responses = [pair.chat(stream=stream) for _ in range(4)]
+    assert {r.status_code for r in responses} == {200}
+    assert len(engines[0].received) >= 1
+    retried = [r for r in responses if r.headers.get("x-everlearn-retries") == "1"]
+    assert len(retried) == len(engines[0].received)
+
+
+def test_a_refused_connection_is_retried_and_the_replica_left_alone_for_a_while(
+    pair: RunningGateway, engines: list[ScriptedEngine]
+) -> None:
+    engines[0].refuse()
+    time.sleep(2.1)  # idle connections to it end
+    try:
+        assert {pair.chat().status_code for _ in range(6)} == {200}
+        assert (
+            'everlearn_replicas{model="m",state="ejected"} 1.0'
+            in (time.sleep(0.4), pair.client.get("/metrics").text)[1]
+        )
+    finally:
+        engines[0].listen()
+
+
+def test_nothing_is_sent_twice_once_a_byte_has_come(
+    pair: RunningGateway, engines: list[ScriptedEngine]
+) -> None:
+    async def half(connection: Connection) -> None:
+        await connection.head()
+        await connection.delta("once ")
+        connection.reset()
+
+    for engine in engines:
+        engine.script = half
+    events = sse(pair.chat(stream=True).text)
+    assert [set(e) & {"error", "choices"} for e in events] == [{"choices"}, {"error"}]
+    assert sum(len(engine.received) for engine in engines) == 1
+
+
+def test_a_full_engine_hands_over_to_another_and_two_full_ones_answer_429(
+    pair: RunningGateway, engines: list[ScriptedEngine]
+) -> None:
+    async def full(connection: Connection) -> None:
+        await connection.json({"error": {"message": "full"}}, "429 Too Many Requests")
+
+    engines[0].script = full
+    assert {pair.chat().status_code for _ in range(3)} == {200}
+    engines[1].script = full
+    response = pair.chat()
+    assert (response.status_code, response.json()["error"]["code"]) == (429, "overloaded")
+    assert int(response.headers["retry-after"]) >= 1
+
+
+def test_the_least_busy_replica_is_chosen(pair: RunningGateway, engines: list[ScriptedEngine]) -> None:
+    async def slowly(connection: Connection) -> None:
+        await asyncio.sleep(0.3)
+        await well(connection)
+
+    for engine in engines:
+        engine.script = slowly
+
+    async def run() -> None:
+        import httpx2
+
+        async with httpx2.AsyncClient(base_url=pair.url, timeout=20, trust_env=False) as client:
+            body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+            await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for _ in range(10)))
+
+    asyncio.run(run())
+    assert [len(engine.received) for engine in engines] == [5, 5]
+
+
+def test_an_ejected_replica_gets_one_probe_and_then_its_share(
+    pair: RunningGateway, engines: list[ScriptedEngine]
+) -> None:
+    engines[0].script = die
+    for _ in range(12):
+        assert pair.chat().status_code == 200
+    assert len(engines[0].received) == 3  # then it is left alone
+    engines[0].script = well
+    time.sleep(1.1)
+    for _ in range(6):
+        assert pair.chat().status_code == 200
+    assert len(engines[0].received) > 4
+
+
+def test_without_any_answering_engine_the_client_hears_503_at_once(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
+    gateway = start_gateway()
+    gateway.add_engine("m").refuse()
+    began = time.monotonic()
+    response = gateway.chat()
+    assert time.monotonic() - began < 1
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "backend_unavailable")
+    assert int(response.headers["retry-after"]) >= 1
+
+
+def test_a_new_engine_under_the_old_id_starts_with_a_clean_slate(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
+    gateway = start_gateway()
+    gateway.add_engine("m").refuse()
+    assert gateway.chat().status_code == 503
+    gateway.remove_engine("m-1")
+    assert gateway.client.get("/ready").status_code == 503
+    gateway.add_engine("m")
+    assert gateway.client.get("/ready").status_code == 200
+    assert gateway.chat().status_code == 200
+
+
+def test_versions_are_named_and_can_be_asked_for(start_gateway: Callable[..., RunningGateway]) -> None:
+    gateway = start_gateway()
+    gateway.add_engine("m", version=1)
+    gateway.add_engine("m", version=2)
+    for version in (1, 2):
+        assert gateway.chat(f"m@{version}").headers["x-everlearn-version"] == f"m@{version}"
+    assert gateway.chat("m@3").status_code == 404
+
+
+def test_more_requests_than_places_get_429(start_gateway: Callable[..., RunningGateway]) -> None:
+    gateway = start_gateway(queue_limit=2)
+    engine = gateway.add_engine("m")
+
+    async def slowly(connection: Connection) -> None:
+        await asyncio.sleep(0.5)
+        await well(connection)
+
+    engine.script = slowly
+
+    async def run() -> list[int]:
+        import httpx2
+
+        async with httpx2.AsyncClient(base_url=gateway.url, timeout=20, trust_env=False) as client:
+            body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+            responses = await asyncio.gather(
+                *(client.post("/v1/chat/completions", json=body) for _ in range(5))
+            )
+            return sorted(response.status_code for response in responses)
+
+    assert asyncio.run(run()) == [200, 200, 429, 429, 429]
+    assert gateway.chat().status_code == 200
+
+
+def test_retries_are_at_most_a_tenth_of_the_traffic() -> None:
+    budget = RetryBudget()
+    retries = 0
+    for _ in range(1000):
+        budget.earn()
+        retries += budget.spend()
+    assert retries <= 100 + RETRY_RESERVE

@@ -69,8 +69,6 @@ def sockets(settings: Settings) -> Iterator[Path]:
     """A private folder for the engines' unix sockets, whose paths the system limits to about 100 bytes."""
     run = settings.directory("run")
     if len(os.fsencode(run)) + SOCKET_NAME_BYTES < MAX_SOCKET_BYTES:
-        for left_over in run.glob("rep-*.sock"):
-            left_over.unlink(missing_ok=True)
         yield run
         return
     folder = Path(tempfile.mkdtemp(prefix="everlearn-", dir="/tmp"))

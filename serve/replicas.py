@@ -76,14 +76,18 @@ def set_state(db: Engine, id: str, state: State, *, error: str | None = None) ->
         )
 
 
-def heartbeat(db: Engine, id: str, *, context: int | None = None) -> None:
-    """The engine answered just now: it is ready, and holds at most `context` tokens per request."""
-    with write(db) as connection, Session(connection) as session:
-        session.execute(
+def heartbeat(db: Engine, id: str, *, context: int | None = None) -> bool:
+    """The engine answered just now: it is ready, and holds at most `context` tokens per request.
+
+    False when it has no row.
+    """
+    with write(db) as connection:
+        result = connection.execute(
             update(ReplicaRow)
             .where(ReplicaRow.id == id)
             .values(state="ready", error=None, context=context, heartbeat_at=time.time())
         )
+        return result.rowcount > 0
 
 
 def withdraw(db: Engine, id: str) -> None:
@@ -109,8 +113,16 @@ def ready_replicas(db: Engine, *, model: str | None = None) -> list[ReadyReplica
     ]
 
 
+def awaited_models(db: Engine) -> frozenset[str]:
+    """Models that are served, and whose engine is just not ready: it starts, or starts again, or was given up."""
+    with Session(db) as session:
+        return frozenset(
+            session.scalars(select(ReplicaRow.model).where(ReplicaRow.state.in_(("starting", "failed"))))
+        )
+
+
 def clear_stale(db: Engine) -> list[str]:
-    """Remove the rows that no living engine stands behind; returns their ids.
+    """Remove the rows that no living engine stands behind, and their sockets; returns their ids.
 
     A row goes when its unix socket lies on this host and its process is gone, or when nobody has renewed it for
     `ABANDONED_S` seconds. Fresh rows of other hosts on a shared database stay.
@@ -122,6 +134,9 @@ def clear_stale(db: Engine) -> list[str]:
             for row in session.scalars(select(ReplicaRow))
             if row.heartbeat_at < abandoned_before or _is_dead_here(row.url, row.pid)
         ]
+        for row in stale:
+            if socket := unix_path(row.url):
+                socket.unlink(missing_ok=True)
         ids = [row.id for row in stale]
         session.execute(delete(ReplicaRow).where(ReplicaRow.id.in_(ids)))
         return ids

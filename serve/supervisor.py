@@ -5,16 +5,20 @@ hangs, and none outlives the supervisor.
 """
 
 import asyncio
+import contextlib
 import os
 import secrets
 import signal
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import structlog
 from rich.console import Console
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -27,6 +31,7 @@ from everlearn.settings import Settings
 from serve import claims, replicas
 from serve.child import Child, python
 from serve.gateway.auth import is_loopback
+from serve.gateway.router import POLL_S
 from serve.prepare import servable_versions
 from serve.watched import Patience, Watched
 from serve.welcome import local_url, welcome
@@ -36,6 +41,9 @@ ENGINES: Mapping[str, Sequence[str]] = {
     "onnx": python("serve.engines.onnx"),
 }
 """The program that serves a bundle format."""
+
+
+log = structlog.get_logger("serve.supervisor")
 
 
 def serve(
@@ -127,11 +135,11 @@ class House:
         bundle = await asyncio.to_thread(self.registry.path, version)
         id = f"rep-{secrets.token_hex(6)}"
         path = self.sockets / f"{id}.sock"
-        row = EngineRow(self.db, id, version, path, self._say)
+        row = EngineRow(self.db, id, version, path)
         options = {"--bundle": bundle, "--model": version.model, "--version": version.version, "--uds": path}
         arguments = [str(part) for option in options.items() for part in option]
         argv = [*self.programs[version.format], *arguments]
-        watched = Watched(argv, self.env, at=path, observer=row, on_line=self._say, patience=self.patience)
+        watched = Watched(argv, self.env, at=path, observer=row, on_line=pass_on, patience=self.patience)
         self.engines.append((row, watched))
         watched.start()
 
@@ -143,8 +151,8 @@ class House:
     def _start_gateway(self) -> None:
         self.door.close()
         self.gateway = Watched(
-            python("serve.gateway"), self.env, at=local_url(self.settings), observer=Door(self._say),
-            on_line=self._say, patience=self.patience,
+            python("serve.gateway", "--parent-pipe"), self.env, at=local_url(self.settings), observer=Door(),
+            on_line=pass_on, patience=self.patience,
         )  # fmt: skip
         self.gateway.start()
 
@@ -152,11 +160,14 @@ class House:
         """Wait until the gateway has seen an engine, so that the first request after the welcome works."""
         async with aiohttp.ClientSession(local_url(self.settings)) as session:
             for _ in range(100):
-                async with session.get("/ready") as response:
-                    if response.status == 200:
-                        return
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with session.get("/ready") as response:
+                        if response.status == 200:
+                            await asyncio.sleep(2 * POLL_S if len(self.engines) > 1 else 0)  # the others, too
+                            return
+                self._refuse_empty_house()
                 await asyncio.sleep(0.1)
-        raise Unavailable("the gateway runs, and sees no engine; `everlearn doctor` may say why")
+        raise Unavailable("the gateway runs, and finds no engine that is ready")
 
     def _refuse_empty_house(self) -> None:
         """Raises when there is nothing left to serve with: whoever started the supervisor should hear of it."""
@@ -183,30 +194,29 @@ class House:
                     self.worker.kill()
                 os._exit(130)
             stop.set()
-            self._say("Stopping: running answers may end. Once more stops at once.")
+            log.info("stopping", note="running answers may end; a second signal stops at once")
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, heard)
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                asyncio.get_running_loop().add_signal_handler(number, heard)
         return stop
-
-    def _say(self, line: str) -> None:
-        self.console.print(line, markup=False, soft_wrap=True)
 
 
 class EngineRow:
-    """Writes down how one engine fares: its row for the gateway, its mishaps for the terminal.
+    """Writes down how one engine fares: its row for the gateway, its mishaps for the log.
 
     A database that is away for a while stops nothing: the next heartbeat writes the row anew.
     """
 
-    def __init__(self, db: Engine, id: str, version: Version, path: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, db: Engine, id: str, version: Version, path: Path) -> None:
         self.db = db
         self.id = id
         self.version = version
         self.url = replicas.unix_url(path)
-        self.say = say
         self.pid = 0
         self._database_is_away = False
+        self._withdrawn = False
+        self._writing = threading.Lock()
 
     async def started(self, pid: int) -> None:
         self.pid = pid
@@ -221,8 +231,7 @@ class EngineRow:
         await self._write(beat)
 
     async def ended(self, reason: str, *, given_up: bool) -> None:
-        consequence = "It is given up." if given_up else "It is started again."
-        self.say(f"The engine of {self.version.ref} {reason}\n{consequence}")
+        log_end("engine", reason, given_up, ref=self.version.ref)
         await self._write(
             lambda: replicas.set_state(self.db, self.id, "failed" if given_up else "starting", error=reason)
         )
@@ -231,7 +240,11 @@ class EngineRow:
         await self._write(lambda: replicas.set_state(self.db, self.id, "draining"))
 
     async def withdraw(self) -> None:
-        await self._write(lambda: replicas.withdraw(self.db, self.id))
+        def leave() -> None:
+            self._withdrawn = True
+            replicas.withdraw(self.db, self.id)
+
+        await self._write(leave)
 
     def _announce(self) -> None:
         version = self.version
@@ -241,20 +254,22 @@ class EngineRow:
         )  # fmt: skip
 
     async def _write(self, action: Callable[[], object]) -> None:
+        def act() -> None:
+            with self._writing:  # a heartbeat under way when the watch was ended must not write the row anew
+                if not self._withdrawn:
+                    action()
+
         try:
-            await asyncio.to_thread(action)
+            await asyncio.to_thread(act)
             self._database_is_away = False
         except SQLAlchemyError as error:
             if not self._database_is_away:
-                self.say(f"The database does not answer: {error}")
+                log.error("database does not answer", reason=str(error))
             self._database_is_away = True
 
 
 class Door:
-    """Tells the terminal how the gateway fares."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+    """Tells the log how the gateway fares."""
 
     async def started(self, pid: int) -> None:
         pass
@@ -263,7 +278,20 @@ class Door:
         pass
 
     async def ended(self, reason: str, *, given_up: bool) -> None:
-        self.say(f"The gateway {reason}\n" + ("It is given up." if given_up else "It is started again."))
+        log_end("gateway", reason, given_up)
+
+
+def pass_on(line: str) -> None:
+    """Show what a child has written, as it is."""
+    with contextlib.suppress(OSError):  # whoever read our stderr is gone; the children must not stall for it
+        print(line, file=sys.stderr, flush=True)
+
+
+def log_end(what: str, reason: str, given_up: bool, **fields: str) -> None:
+    """One line; what the process itself last said stands above it."""
+    log.warning(
+        f"{what} ended", **fields, reason=reason.splitlines()[0], next="given up" if given_up else "restart"
+    )
 
 
 def _refuse_open_door(settings: Settings, db: Engine) -> None:

@@ -75,12 +75,13 @@ class Watched:
         self.state: Literal["starting", "ready", "failed"] = "starting"
         self.reason = ""
         self.settled = asyncio.Event()
-        """Set once the process was ready, or is given up."""
+        """Set once the process was ready, or its watch has ended."""
         self._child: Child | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._keep_running())
+        self._task.add_done_callback(lambda _: self.settled.set())
 
     def check(self) -> None:
         """Raise what the watch itself died of, if it did."""
@@ -116,7 +117,6 @@ class Watched:
             self.state = "failed" if given_up else "starting"
             await self.observer.ended(life.reason, given_up=given_up)
             if given_up:
-                self.settled.set()
                 return
             await asyncio.sleep(
                 min(self.patience.backoff_s * 2 ** (crashes - 1), self.patience.backoff_max_s)

@@ -4,7 +4,7 @@
 
 It answers a chat with the words of the last message. The message may begin with a command: `/crash` dies after
 two words, `/hang` never answers anything again, `/slow` takes a second per word, `/say {"json": "string"}` says
-exactly that. If the file that FAKE_ENGINE_MISBEHAVE names exists and holds `CODE MESSAGE`, it dies at its start.
+exactly that, `/body` says the request's body. If the file that FAKE_ENGINE_MISBEHAVE names exists and holds `CODE MESSAGE`, it dies at its start.
 """
 
 import argparse
@@ -14,13 +14,17 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
 
-def reply(text: str) -> tuple[list[str], float]:
+def reply(body: dict[str, Any]) -> tuple[list[str], float]:
     """The pieces to stream, and the pause between them in seconds."""
+    text = body["messages"][-1]["content"]
     command, _, rest = text.partition(" ")
+    if command == "/body":
+        return [json.dumps(body)], 0
     if command == "/say":
         said = json.loads(rest)
         return [said[i : i + 4] for i in range(0, len(said), 4)], 0.002
@@ -40,7 +44,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     text = body["messages"][-1]["content"]
     if text.startswith("/hang"):
         time.sleep(3600)  # noqa: ASYNC251
-    pieces, pause_s = reply(text)
+    pieces, pause_s = reply(body)
     usage = {"prompt_tokens": 1, "completion_tokens": len(pieces), "total_tokens": 1 + len(pieces)}
     if not body.get("stream"):
         message = {"role": "assistant", "content": "".join(pieces)}

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from everlearn.errors import EverlearnError
+from everlearn.logs import configure_logging
 from everlearn.settings import load_settings
 from serve.supervisor import serve
 from serve.watched import Patience
@@ -17,10 +18,10 @@ IMPATIENT = Patience(
 )
 
 if __name__ == "__main__":
+    settings = load_settings()
+    configure_logging(settings.log_level)
     try:
-        serve(
-            load_settings(), sys.argv[1:], engines={"onnx-genai": ENGINE, "onnx": ENGINE}, patience=IMPATIENT
-        )
+        serve(settings, sys.argv[1:], engines={"onnx-genai": ENGINE, "onnx": ENGINE}, patience=IMPATIENT)
     except EverlearnError as error:
         print(error.message, file=sys.stderr)
         raise SystemExit(error.exit_code) from None

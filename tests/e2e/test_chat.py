@@ -1,0 +1,349 @@
+"""Chat completions of a real int4 model through the stock `openai` client."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+from jsonschema import validate
+from tokenizers import Tokenizer
+
+pytestmark = pytest.mark.slow
+
+MODEL = "smollm2"
+CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
+STORY = [{"role": "user", "content": "Tell me a short story about a lighthouse keeper and a storm."}]
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 30},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Current weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 30}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+CLOCK = {
+    "type": "function",
+    "function": {
+        "name": "get_time",
+        "description": "Current time of a time zone.",
+        "parameters": {
+            "type": "object",
+            "properties": {"zone": {"type": "string", "enum": ["UTC", "CET"]}},
+            "required": ["zone"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def chat(client: openai.OpenAI, messages: list[dict[str, str]] = CAPITAL, **options: Any) -> Any:
+    return client.chat.completions.create(model=MODEL, messages=messages, **({"temperature": 0} | options))
+
+
+def text(completion: Any) -> str:
+    return completion.choices[0].message.content
+
+
+def prompt_text(messages: list[dict[str, str]]) -> str:
+    """SmolLM2's chat template, which adds a system message where there is none."""
+    system = {
+        "role": "system",
+        "content": "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
+    }
+    turns = messages if messages[0]["role"] == "system" else [system, *messages]
+    written = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns)
+    return written + "<|im_start|>assistant\n"
+
+
+def test_the_capital_of_france_is_paris(client: openai.OpenAI) -> None:
+    completion = chat(client)
+    assert "Paris" in text(completion)
+    assert completion.choices[0].finish_reason == "stop"
+    assert completion.object == "chat.completion" and completion.model.startswith(MODEL)
+
+
+def test_the_models_are_listed(client: openai.OpenAI) -> None:
+    assert {model.id for model in client.models.list()} == {"smollm2", "minilm"}
+    assert client.models.retrieve("smollm2").id == "smollm2"
+
+
+def test_a_response_names_its_request_and_version(client: openai.OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(model=MODEL, messages=CAPITAL, max_tokens=1)
+    assert raw.headers["x-request-id"]
+    assert raw.headers["x-everlearn-version"].startswith("smollm2@")
+
+
+def test_a_stream_joins_to_the_text_without_stream(client: openai.OpenAI) -> None:
+    whole = chat(client, STORY, max_tokens=60)
+    chunks = list(chat(client, STORY, max_tokens=60, stream=True, stream_options={"include_usage": True}))
+    joined = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert joined == text(whole)
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == [
+        "length"
+    ]
+    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_a_stream_carries_no_usage_unasked(client: openai.OpenAI) -> None:
+    chunks = list(chat(client, max_tokens=5, stream=True))
+    assert all(chunk.choices and chunk.usage is None for chunk in chunks)
+
+
+def test_n_gives_n_choices(client: openai.OpenAI) -> None:
+    completion = chat(client, STORY, n=3, max_tokens=20, temperature=1.2, seed=7)
+    assert [choice.index for choice in completion.choices] == [0, 1, 2]
+    assert len({choice.message.content for choice in completion.choices}) > 1
+    assert completion.usage.completion_tokens == 60
+
+
+def test_n_streams_n_choices(client: openai.OpenAI) -> None:
+    texts = {0: "", 1: ""}
+    for chunk in chat(client, STORY, n=2, max_tokens=20, temperature=1.2, seed=7, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    whole = chat(client, STORY, n=2, max_tokens=20, temperature=1.2, seed=7)
+    assert list(texts.values()) == [choice.message.content for choice in whole.choices]
+
+
+def test_a_stop_string_ends_the_text_before_it(client: openai.OpenAI) -> None:
+    full = text(chat(client))
+    assert "France" in full
+    completion = chat(client, stop="France")
+    assert text(completion) == full.split("France")[0]
+    assert completion.choices[0].finish_reason == "stop"
+
+
+def test_a_stop_string_may_span_tokens_and_never_shows_in_a_stream(client: openai.OpenAI) -> None:
+    full = text(chat(client))
+    word = full[full.index("capital") + 4 : full.index("capital") + 12]
+    chunks = chat(client, stop=["zzz", word], stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == full.split(word)[0]
+
+
+def test_the_same_seed_gives_the_same_text(client: openai.OpenAI) -> None:
+    def once(seed: int) -> str:
+        return text(chat(client, STORY, seed=seed, temperature=1.5, max_tokens=30))
+
+    assert once(11) == once(11)
+    assert len({once(seed) for seed in (11, 12, 13)}) > 1
+
+
+@pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
+def test_the_token_limit_ends_with_length(client: openai.OpenAI, limit: str) -> None:
+    completion = chat(client, STORY, **{limit: 7})
+    assert completion.choices[0].finish_reason == "length"
+    assert completion.usage.completion_tokens == 7
+
+
+def test_usage_counts_what_the_tokenizer_counts(client: openai.OpenAI, tokenizer: Tokenizer) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief. 简短。"},
+        {"role": "user", "content": "Zähle bis 3 🎈"},
+    ]
+    for asked in (CAPITAL, STORY, messages):
+        usage = chat(client, asked, max_tokens=3).usage
+        assert usage.prompt_tokens == len(tokenizer.encode(prompt_text(asked), add_special_tokens=False).ids)
+        assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+def test_logprobs_tell_the_tokens_of_the_text(client: openai.OpenAI) -> None:
+    completion = chat(client, logprobs=True, top_logprobs=5, max_tokens=6)
+    content = completion.choices[0].logprobs.content
+    assert "".join(token.token for token in content) == text(completion)
+    assert b"".join(bytes(token.bytes) for token in content).decode() == text(completion)
+    for token in content:
+        assert token.logprob <= 0 and len(token.top_logprobs) == 5
+        values = [top.logprob for top in token.top_logprobs]
+        assert values == sorted(values, reverse=True)
+        assert token.top_logprobs[0].token == token.token, "greedy takes the likeliest"
+
+
+def test_logprobs_stream(client: openai.OpenAI) -> None:
+    chunks = chat(client, logprobs=True, top_logprobs=1, max_tokens=6, stream=True)
+    tokens = [
+        token
+        for c in chunks
+        if c.choices and c.choices[0].logprobs
+        for token in c.choices[0].logprobs.content or []
+    ]
+    assert len(tokens) == 6
+
+
+def test_logit_bias_forbids_and_forces(client: openai.OpenAI, tokenizer: Tokenizer) -> None:
+    [paris] = tokenizer.encode(" Paris", add_special_tokens=False).ids
+    assert "Paris" not in text(chat(client, logit_bias={str(paris): -100}, max_tokens=20))
+    assert text(chat(client, logit_bias={str(paris): 100}, max_tokens=3)) == " Paris" * 3
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_json_schema_is_kept_to(client: openai.OpenAI, temperature: float) -> None:
+    completion = chat(
+        client,
+        [{"role": "user", "content": "Invent a person."}],
+        temperature=temperature,
+        max_tokens=120,
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "person", "schema": PERSON, "strict": True},
+        },
+    )
+    assert completion.choices[0].finish_reason == "stop"
+    validate(json.loads(text(completion)), PERSON)
+
+
+def test_a_json_object_is_json(client: openai.OpenAI) -> None:
+    schema = {"type": "json_object"}
+    messages = [{"role": "user", "content": "Answer in JSON: the capital of France, with the key capital."}]
+    completion = chat(client, messages, response_format=schema, max_tokens=200)
+    if completion.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(text(completion)), dict)
+
+
+def test_parse_gives_a_python_object(client: openai.OpenAI) -> None:
+    from pydantic import BaseModel, ConfigDict
+
+    class Answer(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        is_city: bool
+        letters: int
+
+    completion = client.chat.completions.parse(
+        model=MODEL, temperature=0, max_tokens=80, response_format=Answer,
+        messages=[{"role": "user", "content": "Is Paris a city, and how many letters has its name?"}],
+    )  # fmt: skip
+    assert isinstance(completion.choices[0].message.parsed, Answer)
+
+
+def called(completion: Any) -> list[tuple[str, dict[str, Any]]]:
+    calls = completion.choices[0].message.tool_calls or []
+    return [(call.function.name, json.loads(call.function.arguments)) for call in calls]
+
+
+WEATHER_QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
+
+
+def test_a_required_tool_is_called(client: openai.OpenAI) -> None:
+    completion = chat(
+        client, WEATHER_QUESTION, tools=[WEATHER, CLOCK], tool_choice="required", max_tokens=100
+    )
+    assert completion.choices[0].finish_reason == "tool_calls"
+    for name, arguments in called(completion):
+        schema = {"get_weather": WEATHER, "get_time": CLOCK}[name]["function"]["parameters"]
+        validate(arguments, schema)
+    assert called(completion)
+
+
+def test_a_named_tool_is_called(client: openai.OpenAI) -> None:
+    choice = {"type": "function", "function": {"name": "get_time"}}
+    completion = chat(client, WEATHER_QUESTION, tools=[WEATHER, CLOCK], tool_choice=choice, max_tokens=100)
+    [(name, arguments)] = called(completion)
+    assert name == "get_time" and arguments["zone"] in ("UTC", "CET")
+
+
+def test_tools_stream_the_same_call(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"tools": [WEATHER], "tool_choice": "required", "max_tokens": 100}
+    whole = called(chat(client, WEATHER_QUESTION, **options))
+    arguments: dict[int, str] = {}
+    names: dict[int, str] = {}
+    for chunk in chat(client, WEATHER_QUESTION, stream=True, **options):
+        for choice in chunk.choices:
+            for call in choice.delta.tool_calls or []:
+                names[call.index] = names.get(call.index) or call.function.name
+                arguments[call.index] = arguments.get(call.index, "") + (call.function.arguments or "")
+    assert [(names[i], json.loads(arguments[i])) for i in sorted(names)] == whole
+
+
+@pytest.mark.parametrize("choice", ["auto", "none"])
+def test_tools_left_to_the_model_give_text_or_a_valid_call(client: openai.OpenAI, choice: str) -> None:
+    completion = chat(client, WEATHER_QUESTION, tools=[WEATHER], tool_choice=choice, max_tokens=60)
+    if choice == "none":
+        assert not called(completion)
+    for name, arguments in called(completion):
+        assert name == "get_weather"
+        validate(arguments, WEATHER["function"]["parameters"])
+    assert called(completion) or text(completion)
+
+
+def test_a_tool_result_is_answered(client: openai.OpenAI) -> None:
+    call = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'},
+    }
+    messages: list[Any] = [
+        *WEATHER_QUESTION,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "18 degrees, sunny"},
+    ]
+    assert text(chat(client, messages, tools=[WEATHER], max_tokens=40))
+
+
+def test_unicode_survives_streaming(client: openai.OpenAI) -> None:
+    """The model is made to repeat characters whose bytes span tokens."""
+    grammar = {"type": "grammar", "grammar": 'start: "漢字 🎈 naïve — Ωμέγα"'}
+    body = {"response_format": grammar}
+    chunks = list(chat(client, max_tokens=60, stream=True, extra_body=body))
+    pieces = [c.choices[0].delta.content or "" for c in chunks if c.choices]
+    assert "".join(pieces) == "漢字 🎈 naïve — Ωμέγα"
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_sixteen_at_once_say_what_each_says_alone(client: openai.OpenAI) -> None:
+    countries = ["France", "Germany", "Italy", "Spain", "Japan", "China", "India", "Brazil"]
+    questions = [
+        [{"role": "user", "content": template.format(country)}]
+        for country in countries
+        for template in ("What is the capital of {}?", "Name one river in {}.")
+    ]
+
+    def ask(question: list[dict[str, str]]) -> str:
+        return text(chat(client, question, max_tokens=24))
+
+    alone = [ask(question) for question in questions]
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(ask, questions))
+    assert together == alone
+
+
+def test_completions_continue_a_text(client: openai.OpenAI, tokenizer: Tokenizer) -> None:
+    prompt = "The capital of France is"
+    completion = client.completions.create(model=MODEL, prompt=prompt, max_tokens=5, temperature=0)
+    assert "Paris" in completion.choices[0].text
+    assert completion.usage.prompt_tokens == len(tokenizer.encode(prompt, add_special_tokens=False).ids)
+    chunks = client.completions.create(model=MODEL, prompt=prompt, max_tokens=5, temperature=0, stream=True)
+    assert "".join(c.choices[0].text for c in chunks if c.choices) == completion.choices[0].text
+
+
+def test_responses_answer(client: openai.OpenAI) -> None:
+    response = client.responses.create(model=MODEL, input="What is the capital of France?", temperature=0)
+    assert response.status == "completed" and "Paris" in response.output_text
+    assert response.usage.output_tokens > 0
+
+
+def test_responses_stream(client: openai.OpenAI) -> None:
+    question = "What is the capital of France?"
+    whole = client.responses.create(model=MODEL, input=question, temperature=0)
+    events = list(client.responses.create(model=MODEL, input=question, temperature=0, stream=True))
+    kinds = [event.type for event in events]
+    assert kinds[0] == "response.created" and kinds[-1] == "response.completed"
+    joined = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert joined == whole.output_text == events[-1].response.output_text
+    assert [event.sequence_number for event in events] == list(range(len(events)))

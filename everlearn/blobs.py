@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import shutil
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -43,26 +43,22 @@ class LocalBlobs:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep_staging(root)
 
-    def place(self, source: Path, manifest: BundleManifest) -> None:
-        """Moves the verified bundle in ``source`` here, from another disk too."""
-        if self.holds(manifest):
-            return
-        sync_tree(source)
-        try:
-            self._move(source, manifest)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            with staging_directory(self.root) as near:
-                shutil.copytree(source, near / "bundle")
-                sync_tree(near)
-                self._move(near / "bundle", manifest)
+    @contextmanager
+    def arriving(self, source: Path, manifest: BundleManifest) -> Generator[Callable[[], None]]:
+        """Prepares the verified bundle in ``source``; what it yields moves it in, by one rename."""
+        with ExitStack() as stack:
+            near = source
+            if source.stat().st_dev != self.root.stat().st_dev:
+                near = stack.enter_context(staging_directory(self.root)) / "bundle"
+                shutil.copytree(source, near)
+            sync_tree(near)
+            yield lambda: self._move_in(near, manifest)
+        remember_verified(self._path(manifest.digest), manifest.digest)
 
-    def _move(self, source: Path, manifest: BundleManifest) -> None:
-        target = self._path(manifest.digest)
+    def _move_in(self, source: Path, manifest: BundleManifest) -> None:
         if not self.holds(manifest):
-            self.remove(manifest.digest)
-        _move_unless_there(source, target)
+            self.remove(manifest.digest)  # what is there lost files
+            move_directory(source, self._path(manifest.digest))
 
     def holds(self, manifest: BundleManifest) -> bool:
         """Whether every file is there with its size. Reading the bytes is :meth:`local`'s."""
@@ -117,8 +113,13 @@ class RemoteBlobs:
         self._tmp = tmp
         self.cache = cache
 
-    def place(self, source: Path, manifest: BundleManifest) -> None:
-        """Uploads the verified bundle in ``source``."""
+    @contextmanager
+    def arriving(self, source: Path, manifest: BundleManifest) -> Generator[Callable[[], None]]:
+        """Uploads the verified bundle in ``source``; what it yields makes sure that it is still there."""
+        self._upload(source, manifest)
+        yield lambda: self._upload(source, manifest)
+
+    def _upload(self, source: Path, manifest: BundleManifest) -> None:
         if self.holds(manifest):
             return
         target = self._path(manifest.digest)

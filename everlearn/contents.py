@@ -6,6 +6,7 @@ The rules are lists of what is allowed. ONNX graphs and chat templates are looke
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any, cast
 from everlearn.errors import InvalidInput
 
 MAX_FILES = 10_000
+TEXT_SAMPLE_BYTES = 64 * 1024
 MAX_JSON_BYTES = 256 * 1024**2
 MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
 
@@ -120,13 +122,18 @@ def refuse_unsafe(directory: Path, files: set[str]) -> None:
         elif suffix == ".safetensors":
             _check_safetensors(directory / path, path)
         elif suffix in TEXT:
-            _refuse_disguised_pickle(directory / path, path)
+            _check_text(directory / path, path)
 
 
-def _refuse_disguised_pickle(file: Path, path: str) -> None:
+def _check_text(file: Path, path: str) -> None:
+    """UTF-8 at its start, which no pickle, archive or program is."""
     with file.open("rb") as stream:
-        start = stream.read(4)
-    if start[:1] == b"\x80" or start == b"PK\x03\x04" or b"\0" in start:
+        start = stream.read(TEXT_SAMPLE_BYTES)
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        start = b"\0"
+    if b"\0" in start or start.startswith(b"PK\x03\x04"):
         raise InvalidInput(f"{path} is not text, as its name says", param=path)
 
 

@@ -29,7 +29,6 @@ from everlearn.suggest import did_you_mean
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
-PLACE_ATTEMPTS = 5
 # A replica without a heartbeat for this long is no reason to keep its bundle.
 REPLICA_SILENT_S = 30
 
@@ -116,14 +115,9 @@ class Registry:
     def _add_own(self, directory: Path, model: str) -> Version:
         refuse_hard_links(directory, list_files(directory))
         manifest = open_bundle(directory).manifest
-        for _ in range(PLACE_ATTEMPTS):
-            self._store.place(directory, manifest)
-            with write(self.database) as connection:
-                if self._store.holds(manifest):  # a collection may have come between; none can now
-                    version = _insert(connection, model, manifest)
-                    break
-        else:
-            raise Conflict(f"the bundle was collected {PLACE_ATTEMPTS} times while it was added; try again")
+        with self._store.arriving(directory, manifest) as settle, write(self.database) as connection:
+            settle()  # no collection can come between this and the commit
+            version = _insert(connection, model, manifest)
         log.info("version added", ref=version.ref, digest=version.digest, format=version.format)
         return version
 

@@ -28,8 +28,7 @@ def staging_directory(parent: Path) -> Generator[Path]:
         directory.mkdir(mode=0o700)
         yield directory
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        (parent / f"{name}.lock").unlink(missing_ok=True)
+        _clear(directory)
         own.release()
 
 
@@ -45,11 +44,17 @@ def sweep_staging(parent: Path) -> int:
                 lock.acquire(blocking=False)
             except Timeout:
                 continue
-            shutil.rmtree(file.with_suffix(""), ignore_errors=True)
-            file.unlink(missing_ok=True)
+            _clear(file.with_suffix(""))
             lock.release()
             cleared += 1
     return cleared
+
+
+def _clear(directory: Path) -> None:
+    """The lock file goes last: while it is there, a later sweep tries again."""
+    shutil.rmtree(directory, ignore_errors=True)
+    if not directory.exists():
+        directory.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _gate(parent: Path) -> FileLock:

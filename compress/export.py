@@ -1,0 +1,181 @@
+"""From a Hugging Face bundle to an ONNX bundle, smaller and measured: ``everlearn compress MODEL --to int4-onnx``.
+
+Decoders go through onnxruntime-genai's builder, so that phones and other tools read the same directory;
+encoders go through ``compress.export_encoder``. A result that drifts from its parent is not registered.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from everlearn.bundle import BundleManifest, write_bundle
+from everlearn.child import run_child
+from everlearn.errors import EverlearnError, NotFound, Unsupported
+from everlearn.progress import Progress, silent
+from everlearn.reference import parse_reference
+from everlearn.registry import Registry, Version
+from everlearn.settings import Settings
+from train.evaluate import HELD_TOKENS, held_text
+
+Target = Literal["int4-onnx", "int8-onnx", "fp32-onnx"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one precision is built, and how far it may drift.
+
+    ``max_divergence``: mean Kullback-Leibler divergence from the parent's next-token distribution, in nats.
+    ``min_cosine``: lowest cosine similarity of an encoder's embeddings with the parent's.
+    """
+
+    precision: Literal["int4", "int8", "fp32"]
+    options: tuple[str, ...]
+    max_divergence: float
+    min_cosine: float
+
+
+# int4: round to nearest, symmetric, in blocks of 32; docs/compress.md has the figures beside the alternatives.
+# accuracy_level 4 lets the kernels multiply in int8.
+RECIPES: Mapping[Target, Recipe] = {
+    "int4-onnx": Recipe("int4", ("block_size=32", "accuracy_level=4"), 1.0, 0.9),
+    "int8-onnx": Recipe("int8", ("block_size=32", "accuracy_level=4"), 0.05, 0.95),
+    "fp32-onnx": Recipe("fp32", (), 0.001, 0.999),
+}
+
+
+class Drifted(EverlearnError):
+    """The exported model is not its parent any more; nothing was registered."""
+
+    code = "drifted"
+
+
+def export_onnx(settings: Settings, ref: str, to: Target, progress: Progress = silent) -> Version:
+    """Adds an ONNX version of ``ref`` (a bare name: its newest safetensors version) beside it.
+
+    Raises NotFound, Unsupported where the model's kind cannot be built, Drifted where the result is not its
+    parent any more.
+    """
+    registry = Registry(settings)
+    parent = resolve_parent(registry, ref)
+    recipe = RECIPES[to]
+    progress("verifying the parent", None)
+    parent_dir = registry.path(parent)
+    started = time.monotonic()
+    with registry.staging() as staging:
+        make = export_decoder if parent.task == "generate" else export_encoder
+        made, metrics = make(parent_dir, staging, recipe, progress)
+        metrics["seconds"] = round(time.monotonic() - started, 1)
+        progress("checking and hashing", None)
+        write_export(staging, parent, {"export": {"to": to, **made}}, metrics)
+        return registry.add(staging, parent.model)
+
+
+def resolve_parent(registry: Registry, ref: str) -> Version:
+    """The version to export. Raises NotFound or Unsupported saying what it takes."""
+    reference = parse_reference(ref)
+    if reference.version is None:
+        for version in registry.versions(reference.model):
+            if version.format == "safetensors":
+                return version
+        raise NotFound(f"{ref} has no safetensors version to export; import its original weights")
+    version = registry.resolve(ref)
+    if version.format != "safetensors":
+        raise Unsupported(f"{version.ref} is {version.format}; an export starts from safetensors")
+    return version
+
+
+def export_decoder(
+    parent_dir: Path, staging: Path, recipe: Recipe, progress: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Builds and measures a decoder; returns how it was made, and its metrics."""
+    options = decoder_options(parent_dir, recipe)
+    request = {
+        "model_dir": str(parent_dir),
+        "directory": str(staging),
+        "cache_dir": str(staging / "cache"),
+        "precision": recipe.precision,
+        "options": options,
+    }
+    made = run_child("compress.build_decoder", request, progress)
+    shutil.rmtree(staging / "cache", ignore_errors=True)
+    keep_tokenizer(parent_dir, staging)
+    compared = run_child(
+        "compress.measure_decoder",
+        {"parent_dir": str(parent_dir), "directory": str(staging), "tokens": HELD_TOKENS},
+        progress,
+    )
+    refuse_drift(compared["divergence"], recipe)
+    text = held_text()
+    metrics = {
+        "perplexity": round(compared["perplexity"], 3),
+        "parent_perplexity": round(compared["reference_perplexity"], 3),
+        "perplexity_ratio": round(compared["perplexity"] / compared["reference_perplexity"], 4),
+        "divergence": round(compared["divergence"], 5),
+        "agreement": round(compared["agreement"], 4),
+        "tokens": compared["tokens"],
+        "held_text": {"name": text.name, "sha256": text.sha256},
+    }
+    return {"precision": recipe.precision, "options": options, **made}, metrics
+
+
+def decoder_options(model_dir: Path, recipe: Recipe) -> list[str]:
+    """The builder's options. Embeddings and output layer become one matrix where the model ties them."""
+    tied = json.loads((model_dir / "config.json").read_text()).get("tie_word_embeddings", False)
+    return [*recipe.options, f"shared_embeddings={str(bool(tied)).lower()}", "fuse_mlp_gate_up=true"]
+
+
+def keep_tokenizer(parent_dir: Path, staging: Path) -> None:
+    """The parent's own tokenizer files over the ones the builder rewrote: same tokens, fewer bytes."""
+    for pattern in ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.*"):
+        for file in parent_dir.glob(pattern):
+            shutil.copyfile(file, staging / file.name)
+
+
+def refuse_drift(divergence: float, recipe: Recipe) -> None:
+    """The parity gate. Raises Drifted."""
+    if not divergence <= recipe.max_divergence:
+        raise Drifted(
+            f"the {recipe.precision} export is {divergence:.4f} nats a token away from its parent; at most "
+            f"{recipe.max_divergence} is accepted. Nothing was registered: try a higher precision"
+        )
+
+
+def export_encoder(
+    parent_dir: Path, staging: Path, recipe: Recipe, progress: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Builds and measures an encoder; returns how it was made, and its metrics."""
+    if recipe.precision == "int4":
+        raise Unsupported("encoders are exported as int8-onnx or fp32-onnx")
+    request = {"model_dir": str(parent_dir), "directory": str(staging), "precision": recipe.precision}
+    made = run_child("compress.export_encoder", request, progress)
+    metrics = made.pop("metrics")
+    if not metrics["cosine_min"] >= recipe.min_cosine:
+        raise Drifted(
+            f"an embedding of the {recipe.precision} export has cosine {metrics['cosine_min']:.4f} with its "
+            f"parent's; at least {recipe.min_cosine} is asked. Nothing was registered"
+        )
+    return {"precision": recipe.precision, **made}, metrics
+
+
+def write_export(
+    staging: Path, parent: Version, made: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> BundleManifest:
+    """bundle.json of the result, with its parent and its size."""
+    total = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
+    return write_bundle(
+        staging,
+        name=parent.model,
+        format="onnx-genai" if parent.task == "generate" else "onnx",
+        task=parent.manifest.task,
+        architecture=parent.manifest.architecture,
+        parameters=parent.manifest.parameters,
+        parent=parent.digest,
+        recipe=made,
+        metrics={"size_bytes": total, **metrics},
+    )

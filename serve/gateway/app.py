@@ -246,6 +246,7 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
         """For Prometheus; needs a key unless the server is bound to loopback."""
         if not gateway.keeper.loopback:
             await gateway.keeper.admit(request)
+        gateway.router.count()
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -35,6 +35,7 @@ class Replica:
         self.row = row
         self.name = f"{row.model}@{row.version}"
         self.in_flight = 0
+        self.last_used = 0.0
         self._failures = 0
         self._ejections = 0
         self._ejected_until = 0.0
@@ -71,6 +72,7 @@ class Replica:
     def start(self) -> None:
         """Count a request in; on an ejected replica it is the probe."""
         self.in_flight += 1
+        self.last_used = time.monotonic()
         self._probing = self.ejected
 
     def finish(self) -> None:
@@ -149,7 +151,6 @@ class Router:
             self._leaving.add(replica)
             log.info("replica_gone", replica=replica.name, id=key[0])
         await self._close(replica for replica in list(self._leaving) if replica.in_flight == 0)
-        self._count()
 
     async def close(self) -> None:
         """Drop every connection."""
@@ -161,7 +162,8 @@ class Router:
             self._leaving.discard(replica)
             await replica.session.close()
 
-    def _count(self) -> None:
+    def count(self) -> None:
+        """Bring the gauge of replicas up to date."""
         self._metrics.replicas.clear()
         states = Counter((r.row.model, "ejected" if r.ejected else "ready") for r in self._replicas.values())
         for (model, state), count in states.items():
@@ -177,7 +179,7 @@ class Router:
         return matching[0].row.model if matching else None
 
     def choose(self, ref: str, task: str, tried: Replica | None = None) -> Replica:
-        """The least busy replica, other than the one already tried. Raises ModelNotFound, InvalidInput, NoBackend."""
+        """The least busy replica, the longest idle of equals, other than the one already tried. Raises ModelNotFound, InvalidInput, NoBackend."""
         matching = self._matching(ref)
         if not matching:
             raise ModelNotFound(self._missing(ref), param="model")
@@ -190,7 +192,7 @@ class Router:
         if not free:
             pause_s = min((r.ejected_for_s for r in others), default=1.0)
             raise NoBackend("The model's engine is not answering. Try again shortly.", retry_after_s=pause_s)
-        return min(free, key=lambda r: r.in_flight)
+        return min(free, key=lambda r: (r.in_flight, r.last_used))
 
     def _matching(self, ref: str) -> list[Replica]:
         replicas = self._replicas.values()

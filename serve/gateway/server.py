@@ -19,8 +19,13 @@ MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 HEADER_TIMEOUT_S = 30
 KEEP_ALIVE_S = 75
 LAST_WORDS_S = 2
+HEAD_TOO_LONG = "The request's URL and headers are too long."
 
 log = structlog.get_logger()
+
+
+class HeadTooLong(Exception):
+    """Stops the parser; never leaves this module."""
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -28,9 +33,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head_bytes = 0
+        self._head_bytes = self._raw_head_bytes = self._discarded_bytes = 0
         self._in_head = True
-        self._discarded_bytes = 0
         self._head_timer = self.loop.call_later(HEADER_TIMEOUT_S, self._head_too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -38,18 +42,26 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head_bytes += len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
-            self._refuse(431, "The request's headers are too long.")
+        if self._in_head and not self.transport.is_closing():
+            self._raw_head_bytes += len(data)  # the parser tells of a header only when it is complete
+            if self._raw_head_bytes > MAX_HEADER_BYTES:
+                self._refuse(431, HEAD_TOO_LONG)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
-        self._head_bytes = self._discarded_bytes = 0
+        self._head_bytes = self._raw_head_bytes = self._discarded_bytes = 0
         self._head_timer.cancel()
         self._head_timer = self.loop.call_later(HEADER_TIMEOUT_S, self._head_too_slow)
+
+    def on_url(self, url: bytes) -> None:
+        self._count_head(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_head(name + value)
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -65,7 +77,15 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, msg)
+        if self._head_bytes > MAX_HEADER_BYTES:
+            self._refuse(431, HEAD_TOO_LONG)
+        else:
+            self._refuse(400, msg)
+
+    def _count_head(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEADER_BYTES:
+            raise HeadTooLong
 
     def _head_too_slow(self) -> None:
         if not self.transport.is_closing():

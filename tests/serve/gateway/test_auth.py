@@ -200,7 +200,12 @@ def test_neither_secrets_nor_prompts_nor_answers_are_logged(locked: RunningGatew
 def test_it_refuses_to_start_on_an_open_address_without_a_key(tmp_path: Path) -> None:
     environment = os.environ | {"EVERLEARN_HOME": str(tmp_path), "EVERLEARN_SERVE__HOST": "0.0.0.0"}
     started = subprocess.run(
-        [sys.executable, "-m", "serve.gateway"], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "serve.gateway"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert started.returncode == 2
     assert "everlearn keys create" in started.stderr

@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -112,8 +113,7 @@ def test_other_routes_are_errors_in_the_same_form(
         (b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 100_000 + b"\r\n\r\n", b"431"),
         (b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + b"x: y\r\n" * 50_000 + b"\r\n", b"431"),
         (b"GET /" + b"y" * 100_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n", b"431"),
-        (b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n"
-         b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
+        (b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
         (b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n", b"400"),
         (b"NONSENSE\r\n\r\n", b"400"),
         (b"GET /\xff\xfe HTTP/1.1\r\nhost: localhost\r\n\r\n", b"400"),
@@ -122,16 +122,12 @@ def test_other_routes_are_errors_in_the_same_form(
 )  # fmt: skip
 def test_a_bad_head_is_refused_in_the_same_form(gateway: RunningGateway, head: bytes, status: bytes) -> None:
     connection = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
-    try:
-        connection.sendall(head)
-    except (BrokenPipeError, ConnectionResetError):
-        pass
     answer = b""
-    try:
+    with suppress(BrokenPipeError, ConnectionResetError):
+        connection.sendall(head)
+    with suppress(ConnectionResetError):
         while data := connection.recv(4096):
             answer += data
-    except ConnectionResetError:
-        pass
     connection.close()
     if answer or status != b"431":  # the answer to an overlong head may be lost with the connection
         assert answer.split(b"\r\n")[0].split()[1] == status

@@ -21,6 +21,18 @@ from serve.protocol import (
 )
 
 USER = {"role": "user", "content": "hi"}
+ITEMS = [
+    USER,
+    {
+        "type": "function_call",
+        "call_id": "c",
+        "name": "f",
+        "arguments": "{}",
+        "id": "fc",
+        "status": "completed",
+    },
+    {"type": "function_call_output", "call_id": "c", "output": "5"},
+]
 MODELS = (ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest)
 
 
@@ -72,8 +84,7 @@ def test_labels_are_accepted_and_dropped() -> None:
         (b'{"model":"m","prompt":[[1,2],[3]]}', CompletionRequest),
         (b'{"model":"m","prompt":["a","b"],"logprobs":5}', CompletionRequest),
         (b'{"model":"m","input":[1,2],"encoding_format":"base64"}', EmbeddingRequest),
-        (b'{"model":"m","input":[{"role":"user","content":"x"},{"type":"function_call","call_id":"c","name":"f",'
-         b'"arguments":"{}"},{"type":"function_call_output","call_id":"c","output":"5"}]}', ResponsesRequest),
+        (json.dumps({"model": "m", "input": ITEMS}).encode(), ResponsesRequest),
     ],
 )  # fmt: skip
 def test_common_bodies_are_taken(body: bytes, model: type[Body]) -> None:

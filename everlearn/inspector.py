@@ -7,6 +7,7 @@ with 3. Imports nothing of everlearn.
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 CPU_LIMIT_S = 60
-TEMPLATE_LIMIT_S = 5
+TEMPLATE_LIMIT_S = 2
 TEMPLATE_OUTPUT_CHARS = 1_000_000
 MEMORY_BASE_BYTES = 4 * 1024**3
 MAX_NESTING = 64
@@ -83,6 +84,8 @@ def check_graph(directory: Path, file: Path) -> None:
         model: Any = ModelProto.FromString(file.read_bytes())
     except Exception as error:  # noqa: BLE001 (whatever a parser of hostile bytes raises)
         raise Refused(f"is not an ONNX graph ({type(error).__name__})") from None
+    if not model.graph.node:
+        raise Refused("is not an ONNX graph (it has no node)")
     functions = {(function.domain, function.name): function for function in model.functions}
     calls: dict[tuple[str, str], set[tuple[str, str]]] = {key: set() for key in functions}
     for nodes, owner in ((model.graph.node, None), *((f.node, key) for key, f in functions.items())):
@@ -199,9 +202,9 @@ def check_template(source: str) -> None:
 
 def render(template: Any) -> None:
     """Within limits on time and output."""
-    resource_end = time.process_time() + TEMPLATE_LIMIT_S
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (min(hard, int(resource_end) + 2), hard))
+    end = math.ceil(time.process_time()) + TEMPLATE_LIMIT_S
+    resource.setrlimit(resource.RLIMIT_CPU, (min(hard, end), hard))
     length = 0
     context = {"messages": MESSAGES, "add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>"}
     for piece in template.generate(**context, tools=None, documents=None):

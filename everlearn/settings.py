@@ -115,15 +115,15 @@ def load_settings() -> Settings:
     file = read_settings_file(_config_path())
     _refuse_misspelt_variables(os.environ)
     try:
-        environment: dict[str, Any] = EnvSettingsSource(Settings)()
-        settings = Settings(**_merge(file.values, _by_field(environment)))
+        environment = _by_field(EnvSettingsSource(Settings)())
+        settings = Settings(**_merge(file.values, environment))
     except SettingsError as error:
         raise ConfigError(f"{error}. Write nested settings as EVERLEARN_SERVE__PORT=8000.") from None
     except ValidationError as error:
         raise _explain(error, file) from None
-    settings._origins = {  # pyright: ignore[reportPrivateUsage]
-        key: origin for key, _ in flatten(settings.model_dump()) if (origin := _origin(key, file))
-    }
+    found = {key: f"{file.path}:{line}" for key, line in file.lines.items()}
+    found |= {key: f"env {_set_variable(key)}" for key, _ in flatten(environment)}
+    settings._origins = found  # pyright: ignore[reportPrivateUsage]
     return settings
 
 
@@ -190,13 +190,6 @@ def _set_variable(key: str) -> str | None:
 
 # Fields whose name alone is a variable of the shell or of no one, never ours.
 _FOREIGN = frozenset({"HOME", "LOG_LEVEL"})
-
-
-def _origin(key: str, file: SettingsFile) -> str | None:
-    if name := _set_variable(key):
-        return f"env {name}"
-    line = file.line(key)
-    return f"{file.path}:{line}" if line else None
 
 
 def _refuse_misspelt_variables(environ: Mapping[str, str]) -> None:

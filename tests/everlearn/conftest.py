@@ -113,7 +113,9 @@ def postgres_server() -> Iterator[str]:
         data = f"{folder}/data"
         run = functools.partial(subprocess.run, user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         run([initdb, "-D", data, "-U", "everlearn", "-A", "trust", "--no-sync"])
-        options = f"-k {folder} -c listen_addresses= -c fsync=off -c max_connections=200 -c shared_buffers=16MB"
+        options = (
+            f"-k {folder} -c listen_addresses= -c fsync=off -c max_connections=200 -c shared_buffers=16MB"
+        )
         control = [str(binaries / "pg_ctl"), "-D", data, "-w"]
         run([*control, "-o", options, "-l", f"{folder}/log", "start"])
         try:

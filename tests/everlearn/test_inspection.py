@@ -130,7 +130,7 @@ def test_functions_that_chain_without_end_are_refused(tmp_path: Path, length: in
 
 
 @pytest.mark.parametrize("content", [b"", b"not a graph", b"\x08" * 1000, b"\xff" * 100])
-def test_bytes_that_are_no_graph_are_refused_or_hold_nothing(tmp_path: Path, content: bytes) -> None:
+def test_bytes_that_are_no_graph_are_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(InvalidInput, match=r"model\.onnx: is not an ONNX graph"):
         look(tmp_path, content)
 

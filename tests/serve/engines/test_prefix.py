@@ -1,0 +1,51 @@
+"""What the prefix cache keeps and finds."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.engines.onnx.prefix import PrefixCache, common_prefix
+
+tokens = st.lists(st.integers(0, 2), min_size=1, max_size=40).map(np.array)
+
+
+def block(sequence: np.ndarray) -> np.ndarray:
+    return np.zeros((2, 1, len(sequence), 4), np.float32)
+
+
+@given(left=tokens, right=tokens)
+def test_common_prefix_is_the_longest(left: np.ndarray, right: np.ndarray) -> None:
+    length = common_prefix(left, right)
+    assert (left[:length] == right[:length]).all()
+    assert length == min(len(left), len(right)) or left[length] != right[length]
+
+
+@given(kept=st.lists(tokens, max_size=8), prompt=tokens)
+def test_found_is_the_best_there_is_and_the_limit_holds(kept: list[np.ndarray], prompt: np.ndarray) -> None:
+    cache = PrefixCache(60)
+    for sequence in kept:
+        if cache.wants(sequence):
+            cache.keep(sequence, block(sequence))
+        assert cache.tokens <= 60
+    best = max((common_prefix(entry.tokens, prompt) for entry in cache.entries), default=0)
+    entry, length = cache.find(prompt)
+    assert length == (best if best >= 16 else 0)
+    assert (entry is not None) == (length > 0)
+
+
+def test_a_longer_conversation_replaces_its_beginning() -> None:
+    cache = PrefixCache(1000)
+    cache.keep(np.arange(50), block(np.arange(50)))
+    cache.keep(np.arange(80), block(np.arange(80)))
+    assert [len(entry.tokens) for entry in cache.entries] == [80]
+    assert not cache.wants(np.arange(60))
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    cache = PrefixCache(60)
+    first, second, third = (np.arange(20) + 100 * n for n in range(3))
+    for sequence in (first, second, third):
+        cache.keep(sequence, block(sequence))
+    cache.find(first)
+    cache.keep(np.arange(20) + 900, block(first))
+    assert [int(entry.tokens[0]) for entry in cache.entries] == [200, 0, 900]

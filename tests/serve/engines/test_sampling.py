@@ -1,0 +1,115 @@
+"""Sampling against plain definitions of what each parameter means."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from serve.engines.onnx.sampling import Sampler, SamplingOptions, log_probabilities, nucleus, pick
+
+rows = arrays.arrays(np.float32, st.integers(1, 700), elements=st.floats(-30, 30, width=32))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits.astype(np.float64) - logits.max())
+    return weights / weights.sum()
+
+
+@given(logits=rows, top_p=st.floats(0.05, 0.99))
+@settings(deadline=None)
+def test_nucleus_is_the_smallest_set_that_reaches_top_p(logits: np.ndarray, top_p: float) -> None:
+    weights = np.exp(logits - logits.max())
+    kept = nucleus(weights, 0, top_p)
+    mass = softmax(logits)
+    assert mass[kept].sum() >= top_p - 1e-5
+    assert mass[kept[:-1]].sum() < top_p + 1e-5
+    assert weights[kept].min() >= np.delete(weights, kept).max(initial=0)
+
+
+@given(logits=rows, top_k=st.integers(1, 50))
+@settings(deadline=None)
+def test_top_k_keeps_the_k_best(logits: np.ndarray, top_k: int) -> None:
+    kept = nucleus(np.exp(logits - logits.max()), top_k, 1.0)
+    assert len(kept) <= top_k
+    assert set(np.sort(logits[kept])) <= set(np.sort(logits)[-top_k:])
+
+
+@given(logits=rows, uniform=st.floats(0, 1, exclude_max=True))
+@settings(deadline=None)
+def test_pick_inverts_the_cumulative_distribution(logits: np.ndarray, uniform: float) -> None:
+    weights = np.exp(logits - logits.max())
+    index = pick(weights, uniform)
+    cumulative = np.cumsum(weights, dtype=np.float64) / weights.sum(dtype=np.float64)
+    assert weights[index] > 0
+    assert cumulative[index] >= uniform - 1e-5
+    assert index == 0 or cumulative[index - 1] <= uniform + 1e-5
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    sampler = Sampler(SamplingOptions(temperature=1, seed=1))
+    drawn = np.bincount([sampler.sample(logits.copy(), None)[0] for _ in range(20000)], minlength=4) / 20000
+    assert drawn == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.015)
+
+
+def test_temperature_sharpens() -> None:
+    logits = np.log(np.array([0.6, 0.4], np.float32))
+    sampler = Sampler(SamplingOptions(temperature=0.25, seed=1))
+    drawn = [sampler.sample(logits.copy(), None)[0] for _ in range(4000)]
+    assert np.mean(drawn) == pytest.approx(0.4**4 / (0.4**4 + 0.6**4), abs=0.03)
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 1000)).astype(np.float32)
+    first, second = (
+        [Sampler(SamplingOptions(seed=seed)).sample(row.copy(), None)[0] for row in rows] for seed in (5, 5)
+    )
+    other = [Sampler(SamplingOptions(seed=6)).sample(row.copy(), None)[0] for row in rows]
+    assert first == second != other
+
+
+def test_min_p_drops_the_unlikely() -> None:
+    logits = np.log(np.array([0.6, 0.3, 0.1], np.float32))
+    sampler = Sampler(SamplingOptions(min_p=0.3, seed=1))
+    assert {sampler.sample(logits.copy(), None)[0] for _ in range(500)} == {0, 1}
+
+
+def test_bias_forces_and_forbids() -> None:
+    logits = np.zeros(10, np.float32)
+    sampler = Sampler(SamplingOptions(temperature=0, logit_bias={7: 100.0}))
+    assert sampler.sample(logits.copy(), None)[0] == 7
+    banned = Sampler(SamplingOptions(temperature=0, logit_bias={0: -100.0}))
+    assert banned.sample(logits.copy(), None)[0] == 1
+
+
+def test_penalties_count_what_was_generated() -> None:
+    sampler = Sampler(SamplingOptions(temperature=0, frequency_penalty=0.6))
+    logits = np.array([1.0, 0.5, 0.0], np.float32)
+    assert [sampler.sample(logits.copy(), None)[0] for _ in range(4)] == [0, 1, 0, 2]
+
+
+def test_a_mask_leaves_only_what_is_allowed() -> None:
+    sampler = Sampler(SamplingOptions(temperature=1, seed=0))
+    allowed = np.array([False, True, False])
+    assert {sampler.sample(np.zeros(3, np.float32), allowed)[0] for _ in range(50)} == {1}
+
+
+@given(logits=rows, top=st.integers(0, 5))
+@settings(deadline=None)
+def test_logprobs_are_the_log_softmax(logits: np.ndarray, top: int) -> None:
+    top = min(top, len(logits) - 1)
+    expected = np.log(softmax(logits))
+    result = log_probabilities(logits, 0, top)
+    assert result.chosen == pytest.approx(expected[0], abs=1e-3)
+    assert [value for _, value in result.top] == pytest.approx(np.sort(expected)[::-1][:top], abs=1e-3)
+
+
+def test_logprobs_ignore_bias_and_temperature() -> None:
+    logits = np.log(np.array([0.7, 0.3], np.float32))
+    sampler = Sampler(SamplingOptions(temperature=0, logit_bias={1: 50.0}, top_logprobs=1))
+    token, logprobs = sampler.sample(logits, None)
+    assert token == 1
+    assert logprobs is not None
+    assert np.exp(logprobs.chosen) == pytest.approx(0.3)
+    assert logprobs.top[0][0] == 0

@@ -148,7 +148,7 @@ class Scheduler(threading.Thread):
     def _prefill_some(self, delivery: Delivery) -> None:
         """At most one chunk's worth of prompt tokens, of one or more requests."""
         budget = self.prefill_chunk if self.running else IDLE_CHUNK_TOKENS
-        while budget > 0:
+        while budget > 1:
             if self.prefilling is None and not self._admit():
                 return
             generation = self.prefilling
@@ -166,11 +166,11 @@ class Scheduler(threading.Thread):
 
     @staticmethod
     def _chunk(generation: Generation, budget: int) -> int:
-        """Never leaves a single token for the end: alone it would run in another kernel than the rest."""
+        """Never a single token of several: alone it would run in another kernel than the rest."""
         left = generation.length - generation.cached
         if left <= budget:
             return left
-        return budget - 1 if left - budget == 1 and budget > 1 else budget
+        return budget - 1 if left - budget == 1 and budget > 2 else budget
 
     def _admit(self) -> bool:
         """Give the next waiting request the first free row, if a row and memory are free."""

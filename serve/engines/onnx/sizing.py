@@ -15,6 +15,9 @@ KV_SHARE = 0.4
 PREFIX_BYTES = 256 * 1024**2
 """Keys and values kept for reuse after their answers ended."""
 
+SMALLEST_CHUNK_TOKENS = 4
+"""A chunk of one token would run in another kernel, and give other bits, than its neighbours."""
+
 
 class Sizes(BaseModel):
     """The engine's limits; None in the settings is decided here."""
@@ -36,7 +39,7 @@ class Sizes(BaseModel):
             threads=onnx.threads or usable_cores(),
             context=onnx.context,
             kv_tokens_set=onnx.kv_tokens,
-            prefill_chunk=onnx.prefill_chunk,
+            prefill_chunk=max(SMALLEST_CHUNK_TOKENS, onnx.prefill_chunk),
             queue_limit=settings.serve.queue_limit,
             batch_invariant=onnx.batch_invariant,
         )

@@ -34,7 +34,9 @@ def test_a_row_decodes_the_same_whatever_the_others_hold(decoder: Decoder, rando
         assert np.array_equal(pair[0], together[row])
 
 
-def test_copied_moved_and_restored_rows_go_on_identically(decoder: Decoder, random_tokens: np.ndarray) -> None:
+def test_copied_moved_and_restored_rows_go_on_identically(
+    decoder: Decoder, random_tokens: np.ndarray
+) -> None:
     prompt = random_tokens[:100]
     fill(decoder, 0, prompt)
     block = decoder.read(0, 100)

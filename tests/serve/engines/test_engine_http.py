@@ -36,7 +36,12 @@ WEATHER = {
 
 
 def ask(text: str, **more: Any) -> dict[str, Any]:
-    body = {"model": "smollm2", "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 24}
+    body = {
+        "model": "smollm2",
+        "messages": [{"role": "user", "content": text}],
+        "temperature": 0,
+        "max_tokens": 24,
+    }
     return body | more
 
 
@@ -92,7 +97,9 @@ def test_usage_counts_the_tokens(engine: httpx.Client) -> None:
 
 def test_json_schema_is_obeyed_at_any_temperature(engine: httpx.Client) -> None:
     shape = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
-    answer = chat(engine, "Invent a person.", response_format=shape, temperature=1.5, n=4, seed=3, max_tokens=200)
+    answer = chat(
+        engine, "Invent a person.", response_format=shape, temperature=1.5, n=4, seed=3, max_tokens=200
+    )
     for choice in answer["choices"]:
         person = json.loads(choice["message"]["content"])
         assert set(person) == {"name", "age"}
@@ -112,7 +119,10 @@ def test_json_object_is_json(engine: httpx.Client) -> None:
 
 def test_a_grammar_is_obeyed(engine: httpx.Client) -> None:
     shape = {"type": "grammar", "grammar": 'start: ("yes" | "no") "!"'}
-    assert chat(engine, "Is water wet?", response_format=shape)["choices"][0]["message"]["content"] in ("yes!", "no!")
+    assert chat(engine, "Is water wet?", response_format=shape)["choices"][0]["message"]["content"] in (
+        "yes!",
+        "no!",
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -124,7 +134,11 @@ def test_a_named_tool_is_called_once(engine: httpx.Client, stream: bool) -> None
         calls = [call for part in parts for call in part["choices"][0]["delta"].get("tool_calls", [])]
         reason = parts[-1]["choices"][0]["finish_reason"]
     else:
-        answer = chat(engine, **{k: v for k, v in body.items() if k not in ("messages", "model")}, text="Weather in Paris?")
+        answer = chat(
+            engine,
+            **{k: v for k, v in body.items() if k not in ("messages", "model")},
+            text="Weather in Paris?",
+        )
         calls, reason = answer["choices"][0]["message"]["tool_calls"], answer["choices"][0]["finish_reason"]
         assert answer["choices"][0]["message"]["content"] is None
     assert reason == "tool_calls"
@@ -133,7 +147,9 @@ def test_a_named_tool_is_called_once(engine: httpx.Client, stream: bool) -> None
 
 
 def test_with_tools_an_answer_may_still_be_text(engine: httpx.Client) -> None:
-    message = chat(engine, "Hello, how are you?", tools=[WEATHER], tool_choice="auto")["choices"][0]["message"]
+    message = chat(engine, "Hello, how are you?", tools=[WEATHER], tool_choice="auto")["choices"][0][
+        "message"
+    ]
     assert message["content"] or message["tool_calls"]
 
 
@@ -170,7 +186,12 @@ def test_a_prompt_of_tokens_is_the_prompt_of_its_text(engine: httpx.Client) -> N
         ({"logit_bias": {"49152": 1}}, "logit_bias"),
         ({"response_format": {"type": "grammar", "grammar": "start: ("}}, "response_format.grammar"),
         (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "strin"}}}},
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": {"type": "strin"}},
+                }
+            },
             "response_format.json_schema.schema",
         ),
         ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "response_format"),
@@ -247,7 +268,9 @@ def test_embeddings_are_unit_vectors_that_know_meaning(embedding_engine: httpx.C
 def test_base64_embeddings_are_the_same_numbers(embedding_engine: httpx.Client) -> None:
     body = {"model": "minilm", "input": "Hello"}
     plain, encoded = (
-        embedding_engine.post("/v1/embeddings", json=body | {"encoding_format": form}).json()["data"][0]["embedding"]
+        embedding_engine.post("/v1/embeddings", json=body | {"encoding_format": form}).json()["data"][0][
+            "embedding"
+        ]
         for form in ("float", "base64")
     )
     raw = base64.b64decode(encoded)

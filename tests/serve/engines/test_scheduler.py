@@ -77,7 +77,11 @@ def ask(reader: RequestReader) -> Callable[..., Generation]:
 
 def test_text_is_the_same_alone_and_in_a_full_batch(running: Running, ask: Callable[..., Generation]) -> None:
     questions = [f"Tell me about {topic}." for topic in TOPICS]
-    alone = [running.finish(one)[0] for question in questions if (one := [ask(question)]) and not running.scheduler.submit(one)]
+    alone = [
+        running.finish(one)[0]
+        for question in questions
+        if (one := [ask(question)]) and not running.scheduler.submit(one)
+    ]
     together = [ask(question) for question in questions]
     running.scheduler.submit(together)
     assert running.finish(together) == alone
@@ -135,7 +139,9 @@ def test_a_cancelled_answer_frees_its_row_and_says_nothing_more(
     assert not running.pieces[endless][-1].last
 
 
-def test_a_long_prompt_does_not_stall_running_streams(running: Running, ask: Callable[..., Generation]) -> None:
+def test_a_long_prompt_does_not_stall_running_streams(
+    running: Running, ask: Callable[..., Generation]
+) -> None:
     stream = ask("Count to a million.", 300)
     running.scheduler.submit([stream])
     running.wait(lambda: len(running.pieces[stream]) > 2)
@@ -159,14 +165,18 @@ def test_the_next_turn_computes_only_what_is_new(running: Running, ask: Callable
     assert fresh == again.prompt_tokens - again.reused_tokens
 
 
-def test_answers_of_one_prompt_share_it_while_it_runs(running: Running, ask: Callable[..., Generation]) -> None:
+def test_answers_of_one_prompt_share_it_while_it_runs(
+    running: Running, ask: Callable[..., Generation]
+) -> None:
     three = [ask("Tell me about bread. " * 20, 30, temperature=1.0, seed=seed) for seed in range(3)]
     running.scheduler.submit(three)
     running.finish(three)
     assert [g.prompt_tokens - g.reused_tokens for g in three[1:]] == [2, 2]
 
 
-def test_answers_beyond_the_memory_wait_or_come_back(decoder: Decoder, ask: Callable[..., Generation]) -> None:
+def test_answers_beyond_the_memory_wait_or_come_back(
+    decoder: Decoder, ask: Callable[..., Generation]
+) -> None:
     running = Running(decoder, kv_tokens=200, prefix_tokens=100)
     many = [ask(f"Tell me a long story about {topic}.", 60, logit_bias={2: -100.0}) for topic in TOPICS]
     running.scheduler.submit(many)
@@ -205,5 +215,7 @@ def test_prompts_of_every_small_length_work(running: Running, reader: RequestRea
     ]
     running.scheduler.submit(generations)
     running.finish(generations)
-    assert all(np.all(g.tokens[: g.prompt_tokens] == np.arange(300, 300 + g.prompt_tokens)) for g in generations)
+    assert all(
+        np.all(g.tokens[: g.prompt_tokens] == np.arange(300, 300 + g.prompt_tokens)) for g in generations
+    )
     assert {g.new_tokens for g in generations} == {3}

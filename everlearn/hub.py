@@ -71,7 +71,7 @@ def _bars(repo: str, progress: Progress) -> Callable[..., Any]:
     """tqdm's shape over our own progress: hub's bars count bytes, and are told apart by their unit."""
     from tqdm import tqdm
 
-    class Bar(tqdm[Any]):
+    class Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
             super().__init__(*args, **(kwargs | {"gui": False, "file": _NOWHERE, "disable": False}))

@@ -1,0 +1,96 @@
+"""Perplexity against its definition, and against torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from everlearn.errors import InvalidInput
+from tests.compress.tiny_models import train_tokenizer, write_llama
+from train.evaluate import (
+    compare,
+    held_text,
+    log_softmax,
+    negative_log_likelihood,
+    perplexity,
+    score,
+    token_windows,
+    torch_logits,
+)
+
+WINDOWS = np.arange(12, dtype=np.int64).reshape(3, 4)
+
+
+def test_a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity() -> None:
+    measured = score((np.zeros((4, 50), dtype=np.float32) for _ in WINDOWS), WINDOWS)
+    assert measured.perplexity == pytest.approx(50)
+    assert measured.tokens == 9
+
+
+def test_a_model_that_is_sure_and_right_has_perplexity_one() -> None:
+    def certain():
+        for ids in WINDOWS:
+            logits = np.full((4, 50), -100, dtype=np.float32)
+            logits[np.arange(3), ids[1:]] = 100
+            yield logits
+
+    assert score(certain(), WINDOWS).perplexity == pytest.approx(1)
+
+
+def test_a_model_that_is_sure_and_wrong_costs_its_true_value_and_no_overflow() -> None:
+    logits = np.full((1, 10), -1000, dtype=np.float32)
+    logits[0, 0] = 1000
+    assert negative_log_likelihood(log_softmax(logits), np.array([5])) == pytest.approx(2000)
+
+
+@given(st.integers(1, 5), st.integers(2, 300), st.floats(0.01, 60), st.integers(0, 2**32 - 1))
+def test_log_softmax_is_torchs(rows: int, vocabulary: int, scale: float, seed: int) -> None:
+    logits = (np.random.default_rng(seed).standard_normal((rows, vocabulary)) * scale).astype(np.float32)
+    expected = torch.log_softmax(torch.from_numpy(logits).double(), -1).numpy()
+    np.testing.assert_allclose(log_softmax(logits), expected, atol=2e-5, rtol=2e-5)
+
+
+def test_the_score_is_torchs_cross_entropy(tmp_path) -> None:
+    model = write_llama(tmp_path)
+    windows = token_windows(tmp_path / "tokenizer.json", held_text().text, limit=256, window=64)
+    ids = torch.from_numpy(windows)
+    with torch.inference_mode():
+        loss = model(input_ids=ids, labels=ids).loss.item()
+    measured = perplexity(tmp_path, "safetensors", windows)
+    assert (measured.nll, measured.tokens) == (pytest.approx(loss, abs=1e-5), 4 * 63)
+
+
+def test_a_model_beside_itself_does_not_diverge(tmp_path) -> None:
+    model = write_llama(tmp_path)
+    windows = token_windows(tmp_path / "tokenizer.json", held_text().text, limit=128, window=64)
+    same = compare(torch_logits(model, windows), torch_logits(model, windows), windows)
+    assert (same.divergence, same.agreement) == (0, 1)
+    assert same.perplexity == same.reference_perplexity
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.mul_(2)
+    changed = compare(torch_logits(write_llama(tmp_path), windows), torch_logits(model, windows), windows)
+    assert changed.divergence > 0.01
+    assert changed.reference_perplexity == same.perplexity != changed.perplexity
+
+
+def test_windows_are_the_texts_own_tokens_in_order(tmp_path) -> None:
+    tokenizer = train_tokenizer()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    windows = token_windows(tmp_path / "tokenizer.json", held_text().text, limit=1000, window=128)
+    assert windows.shape == (7, 128)
+    assert windows.reshape(-1).tolist() == tokenizer.encode(held_text().text).ids[: 7 * 128]
+
+
+def test_a_text_shorter_than_a_window_is_refused(tmp_path) -> None:
+    train_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InvalidInput, match="needs at least"):
+        token_windows(tmp_path / "tokenizer.json", "too short")
+
+
+def test_the_held_text_is_prose_of_the_promised_size() -> None:
+    text = held_text().text
+    assert 30_000 < len(text.encode()) < 60_000
+    assert "\r" not in text and "\t" not in text

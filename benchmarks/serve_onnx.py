@@ -18,12 +18,13 @@ import urllib.request
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
 from benchmarks.machine import Neighbours, peak_memory_bytes, read_bandwidth
 from benchmarks.streams import Timeline, decode_rate, joining, prompt_of, together, wall_rate
+from everlearn.errors import NotFound
 from everlearn.registry import Registry
 from everlearn.settings import Settings
 
@@ -195,12 +196,12 @@ def check(timelines: list[Timeline], prompt_tokens: int, new_tokens: int) -> Non
 
 def served_bundle() -> Path:
     """The int4 bundle, imported and compressed now if there is none."""
-    settings = Settings(home=CACHE / "home")
-    registry = Registry(settings)
-    if MODEL not in registry.list() or registry.resolve(f"{MODEL}@champion").format != "onnx-genai":
-        say("importing and compressing the model, once")
-        for command in (["import", MODEL], ["compress", MODEL, "--to", "int4-onnx"]):
-            subprocess.run([sys.executable, "-m", "everlearn", *command], env=environment(), check=True)
+    registry = Registry(Settings(home=CACHE / "home"))
+    with suppress(NotFound):
+        return registry.path(registry.resolve(f"{MODEL}@champion"))
+    say("importing and compressing the model, once")
+    for command in (["import", MODEL], ["compress", MODEL, "--to", "int4-onnx"]):
+        subprocess.run([sys.executable, "-m", "everlearn", *command], env=environment(), check=True)
     return registry.path(registry.resolve(f"{MODEL}@champion"))
 
 

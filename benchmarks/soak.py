@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-TOPICS = "bridges rivers music winter bread chess rockets glass sleep Rome".split()
+TOPICS = ["bridges", "rivers", "music", "winter", "bread", "chess", "rockets", "glass", "sleep", "Rome"]
 PROMPTS = [f"Tell me {number} things about {topic}." for number in range(2, 6) for topic in TOPICS]
 NEW_TOKENS = 40
 SETTLE_S = 15.0

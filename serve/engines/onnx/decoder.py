@@ -27,6 +27,14 @@ PAGE_TOKENS = 256
 """Rows hold a multiple of this, so that each starts on a page of memory."""
 
 
+class SamplingDefaults(BaseModel):
+    """What a request that says nothing is sampled with: OpenAI's defaults, unless the model brings its own."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
 class DecoderConfig(BaseModel):
     """The part of genai_config.json that running the graph needs."""
 
@@ -41,12 +49,14 @@ class DecoderConfig(BaseModel):
     past_value: str
     present_key: str
     present_value: str
+    defaults: SamplingDefaults
 
     @classmethod
     def read(cls, bundle: Path) -> DecoderConfig:
         """Read `bundle/genai_config.json`; raises Corrupt when it is missing a field."""
         try:
-            model = json.loads((bundle / "genai_config.json").read_text())["model"]
+            config = json.loads((bundle / "genai_config.json").read_text())
+            model, search = config["model"], config.get("search", {})
             decoder = model["decoder"]
             eos = model["eos_token_id"]
             return cls(
@@ -61,6 +71,7 @@ class DecoderConfig(BaseModel):
                 past_value=decoder["inputs"]["past_value_names"],
                 present_key=decoder["outputs"]["present_key_names"],
                 present_value=decoder["outputs"]["present_value_names"],
+                defaults=SamplingDefaults(**(search if search.get("do_sample") else {})),
             )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise Corrupt(f"genai_config.json of {bundle.name} cannot be read: {error!r}") from error

@@ -32,6 +32,11 @@ class EmbedBackend:
             lambda: len(self.embedder.pending)
         )
 
+    @property
+    def context(self) -> int:
+        """Tokens of one text."""
+        return self.embedder.context
+
     async def embeddings(self, body: bytes, exchange: Exchange) -> None:
         """POST /v1/embeddings."""
         request = await asyncio.to_thread(parse, EmbeddingRequest, body)

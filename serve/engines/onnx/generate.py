@@ -59,6 +59,11 @@ class GenerateBackend:
         self.scheduler.start()
 
     @property
+    def context(self) -> int:
+        """Tokens of a prompt and its answer together."""
+        return self.decoder.context
+
+    @property
     def broken(self) -> bool:
         """The scheduler's thread has ended."""
         return not self.scheduler.is_alive()

@@ -24,9 +24,12 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class Backend(Protocol):
-    """What a kind of model offers: its routes, and whether it works."""
+    """What a kind of model offers: its routes, the tokens it takes, and whether it works."""
 
     routes: dict[str, Callable[[bytes, Exchange], Awaitable[None]]]
+
+    @property
+    def context(self) -> int: ...
 
     @property
     def broken(self) -> bool: ...
@@ -131,7 +134,8 @@ class Application:
     async def _get(self, path: str, exchange: Exchange) -> None:
         if path == "/health":
             broken = self.backend.broken
-            await exchange.json({"status": "broken" if broken else "ready"}, 503 if broken else 200)
+            state = {"status": "broken" if broken else "ready", "context": self.backend.context}
+            await exchange.json(state, 503 if broken else 200)
         elif path == "/metrics":
             await exchange.bytes(generate_latest(), 200, "text/plain; version=0.0.4; charset=utf-8", {})
         elif path == "/v1/models":

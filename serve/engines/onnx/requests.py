@@ -85,15 +85,16 @@ class RequestReader:
     ) -> list[Generation]:
         seed = random.getrandbits(63) if request.seed is None else request.seed % 2**63
         bias = self._logit_bias(request)
+        defaults = self.config.defaults
         return [
             Generation(
                 prompt,
                 codec=self.codec,
                 eos_ids=self.config.eos_ids,
                 options=SamplingOptions(
-                    temperature=1.0 if request.temperature is None else request.temperature,
-                    top_p=request.top_p or 1.0,
-                    top_k=request.top_k or 0,
+                    temperature=defaults.temperature if request.temperature is None else request.temperature,
+                    top_p=request.top_p or defaults.top_p,
+                    top_k=defaults.top_k if request.top_k is None else request.top_k,
                     min_p=request.min_p or 0.0,
                     seed=seed + choice,
                     presence_penalty=request.presence_penalty or 0.0,

@@ -1,9 +1,12 @@
 """The graph run row by row: what may be shared, moved and split without changing a bit."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from serve.engines.onnx.decoder import Decoder
+from serve.engines.onnx.decoder import Decoder, DecoderConfig
 
 
 def fill(decoder: Decoder, row: int, tokens: np.ndarray) -> np.ndarray:
@@ -68,3 +71,19 @@ def test_logits_stay_as_they_were_after_the_next_run(decoder: Decoder, random_to
     for row in range(4):
         decoder.prefill(row, random_tokens[row : row + 200], 0)
     assert np.array_equal(logits, before)
+
+
+@pytest.mark.parametrize(
+    ("search", "expected"),
+    [
+        ({"do_sample": True, "temperature": 0.2, "top_p": 0.9, "top_k": 50}, (0.2, 0.9, 50)),
+        ({"do_sample": False, "temperature": 0.2, "top_p": 0.9, "top_k": 50}, (1.0, 1.0, 0)),
+    ],
+)
+def test_a_model_may_bring_its_own_sampling(
+    int4_bundle: Path, tmp_path: Path, search: dict[str, object], expected: tuple[float, float, int]
+) -> None:
+    config = json.loads((int4_bundle / "genai_config.json").read_text()) | {"search": search}
+    (tmp_path / "genai_config.json").write_text(json.dumps(config))
+    defaults = DecoderConfig.read(tmp_path).defaults
+    assert (defaults.temperature, defaults.top_p, defaults.top_k) == expected

@@ -282,3 +282,8 @@ def test_embedding_input_is_checked(embedding_engine: httpx.Client) -> None:
         response = embedding_engine.post("/v1/embeddings", json={"model": "minilm", "input": bad})
         assert response.status_code == 400
         assert response.json()["error"]["param"] == "input"
+
+
+def test_health_says_how_much_the_model_takes(engine: httpx.Client, embedding_engine: httpx.Client) -> None:
+    assert engine.get("/health").json() == {"status": "ready", "context": 8192}
+    assert embedding_engine.get("/health").json()["context"] == 512

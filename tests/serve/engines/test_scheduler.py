@@ -16,7 +16,20 @@ from serve.engines.onnx.requests import RequestReader
 from serve.engines.onnx.sampling import SamplingOptions
 from serve.engines.onnx.scheduler import Delivery, Scheduler
 
-TOPICS = "rivers bridges bread music winter physics Rome chess sleep rockets birds glass".split()
+TOPICS = [
+    "rivers",
+    "bridges",
+    "bread",
+    "music",
+    "winter",
+    "physics",
+    "Rome",
+    "chess",
+    "sleep",
+    "rockets",
+    "birds",
+    "glass",
+]
 
 
 class Running:

@@ -49,7 +49,7 @@ def tiny_config() -> LlamaConfig:
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
-        initializer_range=0.3,
+        initializer_range=0.08,
     )
 
 

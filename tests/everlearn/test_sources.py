@@ -24,7 +24,7 @@ import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from everlearn import sources
@@ -350,8 +350,13 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def answer(self, body: bool) -> None:
         if self.path.startswith("/api/models/org/tiny"):
-            names = [path.name for path in self.directory.iterdir()]
-            said = {"id": "org/tiny", "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+            files = list(self.directory.iterdir())
+            info = {"id": "org/tiny", "sha": COMMIT, "siblings": [{"rfilename": file.name} for file in files]}
+            tree = [
+                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": file.name}
+                for file in files
+            ]
+            said = tree if "/tree/" in self.path else info
             self.send(200, json.dumps(said).encode(), body, {"Content-Type": "application/json"})
             return
         file = self.directory / self.path.rpartition("/")[2]
@@ -366,9 +371,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
             start = int(wanted.removeprefix("bytes=").partition("-")[0])
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             self.send(206, content[start:], body, headers)
-        elif body and file.suffix == ".safetensors" and not self.broken:
+        elif body and file.name == "model-bulk.safetensors" and not self.broken:
             type(self).broken = True
-            self.send(200, content, body, headers, upto=len(content) // 2)
+            self.send(200, content, body, headers, upto=len(content) * 3 // 4)
         else:
             self.send(200, content, body, headers)
 
@@ -393,6 +398,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
 def hub(copy: Path) -> Generator[tuple[str, list[str]]]:
     """Its address, and the ranges it was asked for."""
     (copy / "pytorch_model.bin").write_bytes(b"\x80\x02never fetched")
+    # The client keeps what it has in steps of 10 MiB.
+    save_file({"bulk": torch.zeros(6 * 1024**2)}, copy / "model-bulk.safetensors")
     handler = type("OneHub", (Hub,), {"directory": copy, "ranges": [], "broken": False})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

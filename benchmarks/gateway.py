@@ -19,7 +19,7 @@ import time
 import venv
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -130,8 +130,27 @@ class Target:
     pid: int | None = None
 
 
+@dataclass(frozen=True)
+class Load:
+    """Streams at once, events of each, events per write, and the engine's pause between writes."""
+
+    name: str
+    streams: int
+    tokens: int
+    together: int = 1
+    pause_us: int = 0
+
+
+LOADS = (
+    Load("paced, 25,000/s asked", streams=100, tokens=1000, pause_us=4000),
+    Load("flood, one event per write", streams=16, tokens=5000),
+    Load("flood, eight per write", streams=16, tokens=5000, together=8),
+)
+Wire = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
 @asynccontextmanager
-async def connection(target: Target) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def connection(target: Target) -> AsyncIterator[Wire]:
     """A keep-alive connection."""
     if target.socket:
         reader, writer = await asyncio.open_unix_connection(target.socket, limit=1 << 20)
@@ -143,11 +162,11 @@ async def connection(target: Target) -> AsyncIterator[tuple[asyncio.StreamReader
         writer.close()
 
 
-def request_bytes(tokens: int, together: int) -> bytes:
+def request_bytes(tokens: int, seed: int) -> bytes:
     """One streaming chat request."""
     body = json.dumps(
         {
-            "model": MODEL, "stream": True, "max_tokens": tokens, "seed": together,
+            "model": MODEL, "stream": True, "max_tokens": tokens, "seed": seed,
             "messages": [{"role": "user", "content": "Say it at once."}],
         }
     ).encode()  # fmt: skip
@@ -157,25 +176,25 @@ def request_bytes(tokens: int, together: int) -> bytes:
     )
 
 
-async def one(target: Target, tokens: int, together: int, wire: tuple) -> tuple[float, int]:
-    """Seconds to the first byte of the first event, and events received."""
+async def one(target: Target, tokens: int, seed: int, wire: Wire) -> tuple[float, int, int]:
+    """Seconds to the first byte of the first event, events received, and reads it took."""
     reader, writer = wire
     began = time.perf_counter()
-    writer.write(request_bytes(tokens, together))
+    writer.write(request_bytes(tokens, seed))
     head = await reader.readuntil(b"\r\n\r\n")
     if b" 200 " not in head.split(b"\r\n")[0]:
         raise SystemExit(f"{target.name} answered {head[:200]!r} {await reader.read(500)!r}")
     received = await reader.read(1 << 18)
     first_s = time.perf_counter() - began
-    events = received.count(b"data: ")
+    events, reads = received.count(b"data: "), 1
     tail = received[-16:]
     while END not in tail:
         received = await reader.read(1 << 18)
         if not received:
             raise SystemExit(f"{target.name} ended a stream early")
-        events += received.count(b"data: ")
+        events, reads = events + received.count(b"data: "), reads + 1
         tail = (tail + received)[-16:]
-    return first_s, events
+    return first_s, events, reads
 
 
 async def first_bytes(target: Target, requests: int) -> list[float]:
@@ -186,18 +205,19 @@ async def first_bytes(target: Target, requests: int) -> list[float]:
         return sorted([(await one(target, 4, 1, wire))[0] * 1e3 for _ in range(requests)])
 
 
-async def chunks_per_second(target: Target, streams: int, tokens: int, together: int) -> tuple[float, float]:
-    """Events per second over `streams` streams at once, and per CPU second of the gateway."""
+async def chunks_per_second(target: Target, load: Load) -> str:
+    """Events per second over many streams at once; per read of the client; per CPU second of the gateway."""
 
-    async def stream() -> int:
+    async def stream() -> tuple[float, int, int]:
         async with connection(target) as wire:
-            return (await one(target, tokens, together, wire))[1]
+            return await one(target, load.tokens, load.together + 1000 * load.pause_us, wire)
 
     cpu_s, began = cpu_seconds(target.pid), time.perf_counter()
-    events = sum(await asyncio.gather(*(stream() for _ in range(streams))))
-    wall_s = time.perf_counter() - began
-    spent_s = cpu_seconds(target.pid) - cpu_s
-    return events / wall_s, events / spent_s if spent_s else 0.0
+    results = await asyncio.gather(*(stream() for _ in range(load.streams)))
+    wall_s, spent_s = time.perf_counter() - began, cpu_seconds(target.pid) - cpu_s
+    events, reads = sum(r[1] for r in results), sum(r[2] for r in results)
+    per_cpu_s = f", {events / spent_s:,.0f} per CPU s" if spent_s else ""
+    return f"{events / wall_s:,.0f} ({events / reads:.1f} per read{per_cpu_s})"
 
 
 def cpu_seconds(pid: int | None) -> float:
@@ -338,13 +358,15 @@ def litellm_version(python: Path) -> str:
 
 async def measure(target: Target, direct: list[float], scale: float) -> list[str]:
     """One row of the table."""
-    firsts = await first_bytes(target, int(1000 * scale))
+    requests = int(1000 * scale)
+    cpu_s = cpu_seconds(target.pid)
+    firsts = await first_bytes(target, requests)
+    spent_ms = (cpu_seconds(target.pid) - cpu_s) * 1e3 / (requests + max(10, requests // 10))
     added_ms = statistics.median(firsts) - statistics.median(direct)
     cells = [f"{statistics.median(firsts):.2f}", f"{added_ms:+.2f}", f"{firsts[int(len(firsts) * 0.99)]:.2f}"]
-    for together in (1, 8):
-        await chunks_per_second(target, 4, 200, together)
-        rate, per_cpu_s = await chunks_per_second(target, 16, int(5000 * scale), together)
-        cells.append(f"{rate:,.0f}" + (f" ({per_cpu_s:,.0f})" if per_cpu_s else ""))
+    cells.append(f"{spent_ms:.2f}" if target.pid else "-")
+    for load in LOADS:
+        cells.append(await chunks_per_second(target, replace(load, tokens=int(load.tokens * scale))))
     return [*cells, f"{memory_mb(target.pid):.0f}" if target.pid else "-"]
 
 
@@ -389,8 +411,8 @@ def version_of(package: str) -> str:
 def print_table(rows: list[tuple[str, list[str]]]) -> None:
     """As Markdown, so that it can be pasted."""
     heads = [
-        "one process on one core", "first byte, median ms", "added ms", "p99 ms",
-        "chunks/s, one per write (per CPU s)", "chunks/s, eight per write (per CPU s)", "memory MB",
+        "one process on one core", "first byte, median ms", "added ms", "p99 ms", "CPU ms a request",
+        *(f"chunks/s, {load.name}" for load in LOADS), "memory MB",
     ]  # fmt: skip
     print("| " + " | ".join(heads) + " |")
     print("|" + "---|" * len(heads))

@@ -4,6 +4,8 @@ Engines report errors inside streams they have already begun with status 200, so
 before the client is told anything. Until a byte of the answer came, a second replica may be tried once.
 """
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,7 @@ from serve.gateway.failures import BackendFailed, BackendRefused, NoBackend, Ove
 from serve.gateway.metrics import Metrics
 from serve.gateway.router import Replica, Router
 
+FINISH_S = 0.5
 MAX_ERROR_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 NEVER_STARTED = "The model's engine stopped before it answered. Try again shortly."
@@ -85,6 +88,13 @@ class Reply:
         """The next bytes, empty at the end. Raises ClientError when the connection breaks."""
         assert self._response is not None
         return await self._response.content.readany()
+
+    async def finish(self) -> None:
+        """After the last event: let the engine end its answer, so that it sees no hang-up and the connection lives."""
+        with suppress(TimeoutError, ClientError):
+            async with asyncio.timeout(FINISH_S):
+                while await self.read():
+                    pass
 
     def close(self) -> None:
         """Give up the connection at once; the engine sees it close. Harmless after a complete answer."""

@@ -161,6 +161,7 @@ class Relay(Response):
             if events.events > count:
                 observe((now - last) / (events.events - count))
                 last, count = now, events.events
+        await reply.finish()
         await send({"type": "http.response.body", "body": b""})
 
     async def _break(self, send: Send, error: EverlearnError, passed: bytes = b"") -> None:
@@ -175,7 +176,7 @@ class Relay(Response):
             self._exchange.status = CLIENT_GONE
             return
         if reason == "slow_reader":
-            scope["everlearn.abort"]()
+            _abort(scope)
             return
         if reason == "silent" and self._exchange.replica:
             self._exchange.replica.failed()
@@ -190,7 +191,12 @@ class Relay(Response):
             async with asyncio.timeout(LAST_WORD_S):
                 await self._break(send, error)
         except TimeoutError:
-            scope["everlearn.abort"]()
+            _abort(scope)
+
+
+def _abort(scope: Scope) -> None:
+    """Drop the client's connection with what is buffered for it; `server.BoundedHttp` offers this."""
+    scope["everlearn.abort"]()
 
 
 def usage_in(answer: bytes) -> dict[str, Any] | None:

@@ -131,6 +131,11 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 15) 
         time.sleep(0.02)
 
 
+def resident_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

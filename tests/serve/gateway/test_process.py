@@ -10,9 +10,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx2
 import pytest
 
-from tests.serve.gateway.conftest import RunningGateway, chat_body, sse, wait_until
+from tests.serve.gateway.conftest import RunningGateway, chat_body, resident_mb, sse, wait_until
 from tests.serve.gateway.scripted_engine import Connection
 
 HEAVY = ("torch", "transformers", "onnxruntime", "numpy", "pandas", "alembic")
@@ -58,13 +59,38 @@ def test_it_starts_within_a_few_times_an_interpreter_that_imports_its_frameworks
     assert cpu_s(ours) < 2 * cpu_s(frameworks)
 
 
-def test_it_stays_under_150_megabytes(start_gateway: Callable[..., RunningGateway]) -> None:
+def test_two_hundred_streams_each_get_their_own_bytes_within_150_megabytes(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
     gateway = start_gateway()
-    gateway.add_engine("m")
-    for _ in range(50):
-        assert gateway.chat(stream=True).status_code == 200
-    status = Path(f"/proc/{gateway.process.pid}/status").read_text()
-    assert int(status.partition("VmRSS:")[2].split()[0]) / 1024 < 150
+
+    async def echo(connection: Connection) -> None:
+        text = connection.request.body["messages"][0]["content"]
+        await connection.head()
+        for part in range(5):
+            await connection.delta(f"{text}.{part} ")
+            await asyncio.sleep(0.01)
+        await connection.finish()
+
+    gateway.add_engine("m").script = echo
+
+    async def run() -> list[str]:
+        limits = httpx2.Limits(max_connections=None)
+        async with httpx2.AsyncClient(
+            base_url=gateway.url, timeout=60, trust_env=False, limits=limits
+        ) as client:
+
+            async def one(number: int) -> str:
+                body = chat_body(text=f"s{number}", stream=True)
+                response = await client.post("/v1/chat/completions", json=body)
+                return "".join(event["choices"][0]["delta"]["content"] for event in sse(response.text)[:-1])
+
+            return await asyncio.gather(*(one(number) for number in range(200)))
+
+    for number, text in enumerate(asyncio.run(run())):
+        assert text == "".join(f"s{number}.{part} " for part in range(5))
+    assert gateway.metric("everlearn_requests_in_flight") == 0
+    assert resident_mb(gateway.process.pid) < 150
 
 
 def test_sigterm_refuses_new_work_finishes_streams_and_exits_zero(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from everlearn.cli_arguments import Json, open_settings
 from everlearn.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 UNITS_S = {"m": 60, "h": 3600, "d": 86400}
 MAX_LIFE_S = 100 * 365 * 86400
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 keys = typer.Typer(name="keys", help="Create, list and revoke API keys.", no_args_is_help=True)
 
@@ -104,6 +103,5 @@ def describe_key(key: ApiKey) -> dict[str, Any]:
 
 def _database() -> Engine:
     from everlearn.database import open_database
-    from everlearn.settings import load_settings
 
-    return open_database(load_settings())
+    return open_database(open_settings())

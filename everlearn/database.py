@@ -114,25 +114,41 @@ def open_database(settings: Settings) -> Engine:
         raise ConfigError(f"database_url cannot be used: {error}", param="database_url") from None
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine)
-    try:
+    with _answering(engine):
         if _schema(engine) != SCHEMA:
             _migrate(engine, settings)
-    except OperationalError as error:
-        raise Unavailable(f"the database {engine.url!r} does not answer: {error.orig}") from None
     return engine
 
 
 @contextmanager
+def read(engine: Engine) -> Generator[Connection]:
+    """A transaction that reads one state of the database. Raises Unavailable."""
+    with _answering(engine), engine.connect() as connection:
+        yield connection
+
+
+@contextmanager
 def write(engine: Engine) -> Generator[Connection]:
-    """A transaction that sees no other writer from its first statement to its commit.
+    """A transaction that sees no other writer from its first statement to its commit. Raises Unavailable.
 
     Read, decide and write inside it without a race: SQLite gives it the write lock at BEGIN, PostgreSQL an
     advisory lock. Reads elsewhere go on meanwhile.
     """
-    with engine.execution_options(sqlite_begin="BEGIN IMMEDIATE").begin() as connection:
+    with (
+        _answering(engine),
+        engine.execution_options(sqlite_begin="BEGIN IMMEDIATE").begin() as connection,
+    ):
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": POSTGRES_LOCK})
         yield connection
+
+
+@contextmanager
+def _answering(engine: Engine) -> Generator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise Unavailable(f"the database {engine.url!r} does not answer: {error.orig}") from error
 
 
 def _options(url: str) -> dict[str, Any]:

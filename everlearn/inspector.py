@@ -236,8 +236,8 @@ def sandbox() -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
     )
 
-    def to_json(value: Any, **options: Any) -> str:
-        return json.dumps(value, **({"ensure_ascii": False} | options))
+    def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
     names: dict[str, Any] = environment.globals  # pyright: ignore[reportAssignmentType]
     names.update(raise_exception=raise_exception, strftime_now=time.strftime)

@@ -27,8 +27,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
         table.add_column(column.removeprefix("-"), justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    wide = None if sys.stdout.isatty() else 10_000  # a pipe has no width
-    Console(width=wide, soft_wrap=wide is not None).print(table)
+    if sys.stdout.isatty():
+        Console().print(table)
+        return
+    console = Console(width=10_000)  # a pipe has no width
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def print_error(message: str) -> None:

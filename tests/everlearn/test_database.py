@@ -6,7 +6,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
-from everlearn.database import SCHEMA, Table, open_database
+from everlearn.database import SCHEMA, Table, open_database, write
 from everlearn.errors import ConfigError, EverlearnError, Unavailable
 from everlearn.migrations import configuration
 from everlearn.registry import Registry
@@ -64,3 +64,15 @@ def test_a_database_error_does_not_show_the_password(settings: Settings) -> None
     with pytest.raises(Unavailable) as caught:
         open_database(settings.model_copy(update={"database_url": url}))
     assert "s3cret" not in caught.value.message
+
+
+def test_a_database_that_is_locked_too_long_is_unavailable(
+    settings: Settings, add: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(settings)
+    add(registry)
+    monkeypatch.setattr("everlearn.database.BUSY_TIMEOUT_S", 0.1)
+    impatient = Registry(settings)
+    with write(registry.database), pytest.raises(Unavailable, match="database is locked"):
+        impatient.promote("tiny")
+    impatient.promote("tiny")

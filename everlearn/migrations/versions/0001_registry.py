@@ -8,12 +8,14 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
+SECONDS: sa.Double[float] = sa.Double()
+
 
 def upgrade() -> None:
     op.create_table(
         "models",
         sa.Column("name", sa.String(64), primary_key=True),
-        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("created_at", SECONDS, nullable=False),
         sa.Column("last_version", sa.Integer(), nullable=False),
     )
     op.create_table(
@@ -25,14 +27,14 @@ def upgrade() -> None:
         sa.Column("task", sa.String(32), nullable=False),
         sa.Column("bundle", sa.JSON(), nullable=False),
         sa.Column("parent_digest", sa.String(64), nullable=True, index=True),
-        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("created_at", SECONDS, nullable=False),
     )
     op.create_table(
         "aliases",
         sa.Column("model", sa.String(64), sa.ForeignKey("models.name"), primary_key=True),
         sa.Column("alias", sa.String(64), primary_key=True),
         sa.Column("version", sa.Integer(), nullable=False),
-        sa.Column("updated_at", sa.Double(), nullable=False),
+        sa.Column("updated_at", SECONDS, nullable=False),
     )
     op.create_table(
         "api_keys",
@@ -43,9 +45,9 @@ def upgrade() -> None:
         sa.Column("models", sa.JSON(), nullable=True),
         sa.Column("requests_per_minute", sa.Integer(), nullable=True),
         sa.Column("tokens_per_minute", sa.Integer(), nullable=True),
-        sa.Column("created_at", sa.Double(), nullable=False),
-        sa.Column("expires_at", sa.Double(), nullable=True),
-        sa.Column("revoked_at", sa.Double(), nullable=True),
+        sa.Column("created_at", SECONDS, nullable=False),
+        sa.Column("expires_at", SECONDS, nullable=True),
+        sa.Column("revoked_at", SECONDS, nullable=True),
     )
     op.create_table(
         "replicas",
@@ -60,8 +62,8 @@ def upgrade() -> None:
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("error", sa.String(), nullable=True),
         sa.Column("context", sa.Integer(), nullable=True),
-        sa.Column("started_at", sa.Double(), nullable=False),
-        sa.Column("heartbeat_at", sa.Double(), nullable=False),
+        sa.Column("started_at", SECONDS, nullable=False),
+        sa.Column("heartbeat_at", SECONDS, nullable=False),
     )
     op.create_index("replicas_state", "replicas", ["state"])
 

@@ -4,6 +4,9 @@ Byte-level BPE is built straight from the vocabulary and the merges, with the pr
 ``tokenizer.ggml.pre`` names: transformers' own conversion takes half a minute and drops that name.
 """
 
+# pyright: basic
+# tokenizers tells strict rules too little of their types.
+
 from __future__ import annotations
 
 import json
@@ -66,10 +69,10 @@ def build_tokenizer(fields: Mapping[str, Any]) -> Any:
     if pattern:
         steps.append(pre_tokenizers.Split(Regex(pattern), behavior="isolated"))
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = decoders.ByteLevel()
     if pre in NORMAL_FORM_C:
-        tokenizer.normalizer = normalizers.NFC()  # pyright: ignore[reportAttributeAccessIssue]
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.add_tokens(
         [
             AddedToken(token, special=kind == CONTROL, normalized=False)
@@ -80,7 +83,7 @@ def build_tokenizer(fields: Mapping[str, Any]) -> Any:
     first = _first_token(fields)
     if first is not None:
         name = tokens[first]
-        tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        tokenizer.post_processor = processors.TemplateProcessing(
             single=[name, "$A"], pair=[name, "$A", name, "$B:1"], special_tokens=[(name, first)]
         )
     return tokenizer

@@ -1,8 +1,10 @@
 """Models from a Hugging Face hub: the resolved commit, and only files that are data."""
 
+# pyright: basic
+# huggingface_hub and tqdm tell strict rules too little of their types.
+
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +69,11 @@ def download_commit(
     return folder
 
 
-def _bars(repo: str, progress: Progress) -> Callable[..., Any]:
+def _bars(repo: str, progress: Progress) -> type[Any]:
     """tqdm's shape over our own progress: hub's bars count bytes, and are told apart by their unit."""
     from tqdm import tqdm
 
-    class Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]
+    class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
             super().__init__(*args, **(kwargs | {"gui": False, "file": _NOWHERE, "disable": False}))

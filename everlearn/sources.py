@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from everlearn.bundle import MANIFEST, Format, Task, file_entry, write_bundle
 from everlearn.catalogue import CATALOGUE, unpack_wheel
@@ -239,9 +239,8 @@ def describe_hugging_face(directory: Path, name: str) -> Found:
         raise InvalidInput(
             f"{name} has no tokenizer.json; save it with a fast tokenizer", param="tokenizer.json"
         )
-    architectures = config.get("architectures") or [""]
-    architecture = str(architectures[0])
-    quantized = (config.get("quantization_config") or {}).get("quant_method")
+    architecture = next(iter(config.get("architectures") or [""]), "")
+    quantized = section(config, "quantization_config").get("quant_method")
     if quantized not in (None, "compressed-tensors"):
         raise Unsupported(f"{name} is quantized with {quantized}; bring the original weights")
     return Found(
@@ -258,8 +257,7 @@ def check_shards(directory: Path) -> None:
     index = directory / "model.safetensors.index.json"
     if not index.is_file():
         return
-    weight_map = read_json(index).get("weight_map")
-    for name in sorted({str(file) for file in (weight_map or {}).values()}):
+    for name in sorted({str(file) for file in section(read_json(index), "weight_map").values()}):
         if not (directory / name).is_file():
             raise InvalidInput(f"{index.name} names {name}, which is missing", param=name)
 
@@ -277,12 +275,10 @@ def _task(architecture: str, directory: Path) -> Task:
 
 def describe_genai(directory: Path, name: str) -> Found:
     """Architecture from genai_config.json."""
-    model = read_json(directory / "genai_config.json").get("model") or {}
-    decoder = (model.get("decoder") or {}).get("filename", "")
-    if not (directory / str(decoder)).is_file():
-        raise InvalidInput(
-            f"genai_config.json names {decoder!r}, which {name} does not hold", param=str(decoder)
-        )
+    model = section(read_json(directory / "genai_config.json"), "model")
+    decoder = str(section(model, "decoder").get("filename", ""))
+    if not decoder or not (directory / decoder).is_file():
+        raise InvalidInput(f"genai_config.json names {decoder!r}, which {name} does not hold", param=decoder)
     return Found(
         format="onnx-genai",
         task="generate",
@@ -290,6 +286,12 @@ def describe_genai(directory: Path, name: str) -> Found:
         parameters=None,
         recipe={"kind": "onnx-genai", "name": name},
     )
+
+
+def section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The JSON object under ``key``; empty where there is none."""
+    value = values.get(key)
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def read_json(file: Path) -> Mapping[str, Any]:
@@ -300,4 +302,4 @@ def read_json(file: Path) -> Mapping[str, Any]:
         raise InvalidInput(f"{file.name} is not valid JSON: {error}", param=file.name) from None
     if not isinstance(value, dict):
         raise InvalidInput(f"{file.name} is not a JSON object", param=file.name)
-    return value  # pyright: ignore[reportUnknownVariableType]
+    return cast("dict[str, Any]", value)

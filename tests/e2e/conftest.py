@@ -58,7 +58,7 @@ def server(settings_of_server: Settings, key: str) -> Iterator[Supervised]:
 @pytest.fixture(scope="session")
 def client(server: Supervised, key: str) -> Iterator[openai.OpenAI]:
     """Without retries, so that a test sees what the server said."""
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=120) as made:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60) as made:
         yield made
 
 

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 
 MODEL = "smollm2"
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
+BRIEF: Any = {"temperature": 0, "max_output_tokens": 64}
 STORY = [{"role": "user", "content": "Tell me a short story about a lighthouse keeper and a storm."}]
 PERSON = {
     "type": "object",
@@ -52,7 +53,11 @@ CLOCK = {
 
 
 def chat(client: openai.OpenAI, messages: list[dict[str, str]] = CAPITAL, **options: Any) -> Any:
-    return client.chat.completions.create(model=MODEL, messages=messages, **({"temperature": 0} | options))
+    """Greedy and short, unless the test asks for something else."""
+    limit = {} if "max_completion_tokens" in options else {"max_tokens": 64}
+    return client.chat.completions.create(
+        model=MODEL, messages=messages, **({"temperature": 0} | limit | options)
+    )
 
 
 def text(completion: Any) -> str:
@@ -333,15 +338,15 @@ def test_completions_continue_a_text(client: openai.OpenAI, tokenizer: Tokenizer
 
 
 def test_responses_answer(client: openai.OpenAI) -> None:
-    response = client.responses.create(model=MODEL, input="What is the capital of France?", temperature=0)
+    response = client.responses.create(model=MODEL, input="What is the capital of France?", **BRIEF)
     assert response.status == "completed" and "Paris" in response.output_text
     assert response.usage.output_tokens > 0
 
 
 def test_responses_stream(client: openai.OpenAI) -> None:
     question = "What is the capital of France?"
-    whole = client.responses.create(model=MODEL, input=question, temperature=0)
-    events = list(client.responses.create(model=MODEL, input=question, temperature=0, stream=True))
+    whole = client.responses.create(model=MODEL, input=question, **BRIEF)
+    events = list(client.responses.create(model=MODEL, input=question, **BRIEF, stream=True))
     kinds = [event.type for event in events]
     assert kinds[0] == "response.created" and kinds[-1] == "response.completed"
     joined = "".join(event.delta for event in events if event.type == "response.output_text.delta")

@@ -16,12 +16,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from everlearn.database import ReplicaRow, open_database
-from everlearn.errors import Conflict, NotFound, Unsupported
 from everlearn.keys import create_key
-from everlearn.registry import Registry
 from everlearn.settings import Settings
-from serve.prepare import servable, servable_versions
 from tests.serve.supervised import Supervised, add_model, eventually, supervised
+
+pytestmark = pytest.mark.slow
 
 RESTART = '"next": "restart"'
 
@@ -262,67 +261,3 @@ def test_a_killed_supervisor_takes_a_hung_engine_along(server: Supervised) -> No
     server.end(signal.SIGKILL)
     _, alive = psutil.wait_procs([engine], timeout=5)
     assert not alive
-
-
-# ---------------------------------------------------------------------------------------------------- preparing
-
-
-class Worker:
-    """Stands for the `everlearn` child process: notes what was asked, and leaves behind what it would."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.asked: list[list[str]] = []
-
-    async def __call__(self, arguments: list[str]) -> None:
-        self.asked.append(list(arguments))
-        command, ref = arguments[:2]
-        if command == "import":
-            add_model(
-                self.settings, ref, format="safetensors", task="embed" if ref == "minilm" else "generate"
-            )
-        else:
-            parent = Registry(self.settings).resolve(ref)
-            made_format = "onnx" if parent.task == "embed" else "onnx-genai"
-            add_model(self.settings, parent.model, format=made_format, task=parent.task, parent=parent.digest)
-
-
-async def test_a_catalogue_name_is_imported_and_compressed(settings: Settings) -> None:
-    work = Worker(settings)
-    version = await servable(Registry(settings), "smollm2", work)
-    assert version.ref == "smollm2@2" and version.format == "onnx-genai"
-    assert work.asked == [["import", "smollm2"], ["compress", "smollm2@1", "--to", "int4-onnx"]]
-
-
-async def test_an_encoder_is_compressed_to_int8(settings: Settings) -> None:
-    work = Worker(settings)
-    version = await servable(Registry(settings), "minilm", work)
-    assert version.task == "embed"
-    assert work.asked[-1] == ["compress", "minilm@1", "--to", "int8-onnx"]
-
-
-async def test_what_was_compressed_before_is_used_again(settings: Settings) -> None:
-    work = Worker(settings)
-    first = await servable(Registry(settings), "smollm2", work)
-    work.asked.clear()
-    for ref in ("smollm2", "smollm2@1", "smollm2@2", "smollm2@champion"):
-        assert (await servable(Registry(settings), ref, work)).ref == first.ref
-    assert work.asked == []
-
-
-async def test_an_unknown_version_is_not_imported(settings: Settings) -> None:
-    add_model(settings, "tiny")
-    with pytest.raises(NotFound, match="tiny@1"):
-        await servable(Registry(settings), "tiny@7", Worker(settings))
-
-
-async def test_a_format_without_an_engine_is_refused(settings: Settings) -> None:
-    add_model(settings, "quantized", format="compressed-tensors")
-    with pytest.raises(Unsupported, match="compressed-tensors"):
-        await servable(Registry(settings), "quantized", Worker(settings))
-
-
-async def test_a_model_is_named_once(settings: Settings) -> None:
-    add_model(settings, "tiny")
-    with pytest.raises(Conflict, match="twice"):
-        await servable_versions(Registry(settings), ["tiny", "tiny@1"], Worker(settings))

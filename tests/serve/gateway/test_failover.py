@@ -4,10 +4,11 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import httpx2
 import pytest
 
 from serve.gateway.router import RETRY_RESERVE, RetryBudget
-from tests.serve.gateway.conftest import RunningGateway, sse, wait_until
+from tests.serve.gateway.conftest import RunningGateway, chat_body, sse, wait_until
 from tests.serve.gateway.scripted_engine import Connection, ScriptedEngine, well
 
 
@@ -110,11 +111,8 @@ def test_the_least_busy_replica_is_chosen(pair: RunningGateway, engines: list[Sc
         engine.script = slowly
 
     async def run() -> None:
-        import httpx2
-
         async with httpx2.AsyncClient(base_url=pair.url, timeout=20, trust_env=False) as client:
-            body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
-            await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for _ in range(10)))
+            await asyncio.gather(*(client.post("/v1/chat/completions", json=chat_body()) for _ in range(10)))
 
     asyncio.run(run())
     assert [len(engine.received) for engine in engines] == [5, 5]
@@ -134,62 +132,66 @@ def test_an_ejected_replica_gets_one_probe_and_then_its_share(
     assert len(engines[0].received) > 4
 
 
-def test_without_any_answering_engine_the_client_hears_503_at_once(
-    start_gateway: Callable[..., RunningGateway],
+def test_a_silent_engine_is_left_alone_after_three_tries(
+    pair: RunningGateway, engines: list[ScriptedEngine]
 ) -> None:
-    gateway = start_gateway()
-    gateway.add_engine("m").refuse()
+    async def hang(connection: Connection) -> None:
+        await asyncio.sleep(3600)
+
+    engines[0].script = hang
+    statuses = [pair.chat(stream=True).status_code for _ in range(12)]
+    assert statuses.count(504) == len(engines[0].received) <= 4
+    assert statuses[-3:] == [200] * 3
+
+
+@pytest.fixture(scope="module")
+def small(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
+    """A gateway with two places and no engine yet."""
+    return start_gateway(queue_limit=2)
+
+
+def test_without_any_answering_engine_the_client_hears_503_at_once(small: RunningGateway) -> None:
+    small.add_engine("gone").refuse()
     began = time.monotonic()
-    response = gateway.chat()
+    response = small.chat("gone")
     assert time.monotonic() - began < 1
     assert (response.status_code, response.json()["error"]["code"]) == (503, "backend_unavailable")
     assert int(response.headers["retry-after"]) >= 1
+    small.remove_engine("gone-1")
 
 
-def test_a_new_engine_under_the_old_id_starts_with_a_clean_slate(
-    start_gateway: Callable[..., RunningGateway],
-) -> None:
-    gateway = start_gateway()
-    gateway.add_engine("m").refuse()
-    assert gateway.chat().status_code == 503
-    gateway.remove_engine("m-1")
-    assert gateway.client.get("/ready").status_code == 503
-    gateway.add_engine("m")
-    assert gateway.client.get("/ready").status_code == 200
-    assert gateway.chat().status_code == 200
+def test_a_new_engine_under_the_old_id_starts_with_a_clean_slate(small: RunningGateway) -> None:
+    small.add_engine("reborn").refuse()
+    assert small.chat("reborn").status_code == 503
+    small.remove_engine("reborn-1")
+    assert small.client.get("/ready").status_code == 503
+    small.add_engine("reborn")
+    assert small.client.get("/ready").status_code == 200
+    assert small.chat("reborn").status_code == 200
 
 
-def test_versions_are_named_and_can_be_asked_for(start_gateway: Callable[..., RunningGateway]) -> None:
-    gateway = start_gateway()
-    gateway.add_engine("m", version=1)
-    gateway.add_engine("m", version=2)
+def test_versions_are_named_and_can_be_asked_for(small: RunningGateway) -> None:
+    small.add_engine("v", version=1)
+    small.add_engine("v", version=2)
     for version in (1, 2):
-        assert gateway.chat(f"m@{version}").headers["x-everlearn-version"] == f"m@{version}"
-    assert gateway.chat("m@3").status_code == 404
+        assert small.chat(f"v@{version}").headers["x-everlearn-version"] == f"v@{version}"
+    assert small.chat("v@3").status_code == 404
 
 
-def test_more_requests_than_places_get_429(start_gateway: Callable[..., RunningGateway]) -> None:
-    gateway = start_gateway(queue_limit=2)
-    engine = gateway.add_engine("m")
-
+def test_more_requests_than_places_get_429(small: RunningGateway) -> None:
     async def slowly(connection: Connection) -> None:
         await asyncio.sleep(0.5)
         await well(connection)
 
-    engine.script = slowly
+    small.add_engine("busy").script = slowly
 
     async def run() -> list[int]:
-        import httpx2
-
-        async with httpx2.AsyncClient(base_url=gateway.url, timeout=20, trust_env=False) as client:
-            body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
-            responses = await asyncio.gather(
-                *(client.post("/v1/chat/completions", json=body) for _ in range(5))
-            )
-            return sorted(response.status_code for response in responses)
+        async with httpx2.AsyncClient(base_url=small.url, timeout=20, trust_env=False) as client:
+            posts = (client.post("/v1/chat/completions", json=chat_body("busy")) for _ in range(5))
+            return sorted(response.status_code for response in await asyncio.gather(*posts))
 
     assert asyncio.run(run()) == [200, 200, 429, 429, 429]
-    assert gateway.chat().status_code == 200
+    assert small.chat("busy").status_code == 200
 
 
 def test_retries_are_at_most_a_tenth_of_the_traffic() -> None:

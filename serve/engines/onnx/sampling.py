@@ -8,6 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 256
+"""Tokens summed together while drawing."""
+
+BINS, BINS_PER_NAT = 512, 16
+"""Bins of like logits, from the best down to 32 nats below; the last bin holds the rest."""
+
+LIKELY, FEW = 5e-4, 2048
+"""Share of the best token's weight above which, for most texts, there are no more than a few tokens."""
 
 Logits = NDArray[np.float32]
 """One row: (vocab,)."""
@@ -72,14 +79,22 @@ class Sampler:
     def _draw(self, logits: Logits) -> int:
         options = self.options
         logits -= logits.max()
-        logits /= options.temperature
-        weights = np.exp(logits, out=logits)  # relative to the best token's
+        logits *= 1 / options.temperature
+        weights = np.exp(logits)  # relative to the best token's
         if options.min_p > 0:
             weights[weights < options.min_p] = 0
-        if options.top_k > 0 or options.top_p < 1:
-            tokens = nucleus(weights, options.top_k, options.top_p)
-            return int(tokens[pick(weights[tokens], self.random.random())])
-        return pick(weights, self.random.random())
+        uniform = self.random.random()
+        if options.top_k > 0:
+            tokens = best(weights, options.top_k)
+            if options.top_p < 1:
+                tokens = heaviest(
+                    tokens, weights, options.top_p * float(weights[tokens].sum(dtype=np.float64))
+                )
+        elif options.top_p < 1:
+            tokens = nucleus(logits, weights, options.top_p)
+        else:
+            return pick(weights, uniform)
+        return int(tokens[pick(weights[tokens], uniform)])
 
 
 def pick(weights: Logits, uniform: float) -> int:
@@ -99,28 +114,40 @@ def pick(weights: Logits, uniform: float) -> int:
     return block * BLOCK + index
 
 
-def nucleus(weights: Logits, top_k: int, top_p: float) -> NDArray[np.int64]:
-    """Tokens kept by top-k, then top-p (Holtzman et al. 2020), best first.
+def best(weights: Logits, count: int) -> NDArray[np.int64]:
+    """The `count` tokens of most weight, in no order."""
+    tokens = np.flatnonzero(weights > LIKELY)
+    if len(tokens) < count:
+        tokens = np.flatnonzero(weights)
+    if len(tokens) > count:
+        tokens = tokens[np.argpartition(-weights[tokens], count - 1)[:count]]
+    return tokens
 
-    Sorting a whole vocabulary costs milliseconds, so first only tokens within 1/2000 of the best are sorted;
-    the rest follows when these do not decide.
+
+def nucleus(logits: Logits, weights: Logits, top_p: float) -> NDArray[np.int64]:
+    """The smallest set of tokens that holds `top_p` of the sum of `weights` (Holtzman et al. 2020).
+
+    `weights` (vocab,) are exp(`logits`), the largest 1. Sorting a vocabulary takes milliseconds. So the likely
+    tokens are sorted alone where they suffice; else tokens go into bins of like logits, whose sums tell in which
+    bin the set ends, and only that bin is sorted.
     """
-    if top_p < 1:
-        total = float(weights.sum(dtype=np.float64))
-    for least in (5e-4, 0.0):
-        tokens = np.flatnonzero(weights > least)
-        if top_k and len(tokens) < top_k and least:
-            continue
-        tokens = tokens[np.argsort(-weights[tokens], kind="stable")]
-        if top_k:
-            tokens = tokens[:top_k]
-            total = float(weights[tokens].sum(dtype=np.float64))
-        if top_p >= 1:
-            return tokens
-        cumulative = np.cumsum(weights[tokens], dtype=np.float64)
-        if cumulative[-1] >= top_p * total or not least:
-            return tokens[: int(np.searchsorted(cumulative, top_p * total)) + 1]
-    raise AssertionError("the second pass always returns")
+    wanted = top_p * float(weights.sum(dtype=np.float64))
+    likely = np.flatnonzero(weights > LIKELY)
+    if len(likely) <= FEW and weights[likely].sum(dtype=np.float64) >= wanted:
+        return heaviest(likely, weights, wanted)
+    bins = np.minimum(logits * -BINS_PER_NAT, BINS - 1).astype(np.intp)
+    sums = np.cumsum(np.bincount(bins, weights=weights, minlength=BINS))
+    last = min(int(np.searchsorted(sums, wanted)), BINS - 1)
+    inside = np.flatnonzero(bins < last)
+    missing = wanted - (sums[last - 1] if last else 0.0)
+    return np.concatenate((inside, heaviest(np.flatnonzero(bins == last), weights, missing)))
+
+
+def heaviest(tokens: NDArray[np.int64], weights: Logits, wanted: float) -> NDArray[np.int64]:
+    """The fewest of `tokens` whose weights sum to `wanted`."""
+    tokens = tokens[np.argsort(-weights[tokens], kind="stable")]
+    enough = int(np.searchsorted(np.cumsum(weights[tokens], dtype=np.float64), wanted)) + 1
+    return tokens[:enough]
 
 
 def log_probabilities(logits: Logits, token: int, top: int) -> TokenLogprobs:

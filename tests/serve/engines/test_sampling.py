@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from serve.engines.onnx.sampling import Sampler, SamplingOptions, log_probabilities, nucleus, pick
+from serve.engines.onnx.sampling import Sampler, SamplingOptions, best, log_probabilities, nucleus, pick
 
 rows = arrays.arrays(np.float32, st.integers(1, 700), elements=st.floats(-30, 30, width=32))
 
@@ -16,23 +16,35 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
+def scaled(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    below = logits - logits.max()
+    return below, np.exp(below)
+
+
 @given(logits=rows, top_p=st.floats(0.05, 0.99))
 @settings(deadline=None)
-def test_nucleus_is_the_smallest_set_that_reaches_top_p(logits: np.ndarray, top_p: float) -> None:
-    weights = np.exp(logits - logits.max())
-    kept = nucleus(weights, 0, top_p)
+def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(logits: np.ndarray, top_p: float) -> None:
+    below, weights = scaled(logits)
+    kept = nucleus(below, weights, top_p)
     mass = softmax(logits)
+    worst = kept[mass[kept].argmin()]
     assert mass[kept].sum() >= top_p - 1e-5
-    assert mass[kept[:-1]].sum() < top_p + 1e-5
-    assert weights[kept].min() >= np.delete(weights, kept).max(initial=0)
+    assert mass[kept].sum() - mass[worst] < top_p + 1e-5
+    assert mass[worst] >= np.delete(mass, kept).max(initial=0)
 
 
 @given(logits=rows, top_k=st.integers(1, 50))
 @settings(deadline=None)
-def test_top_k_keeps_the_k_best(logits: np.ndarray, top_k: int) -> None:
-    kept = nucleus(np.exp(logits - logits.max()), top_k, 1.0)
-    assert len(kept) <= top_k
-    assert set(np.sort(logits[kept])) <= set(np.sort(logits)[-top_k:])
+def test_top_k_are_the_k_best(logits: np.ndarray, top_k: int) -> None:
+    _, weights = scaled(logits)
+    kept = best(weights, top_k)
+    assert np.array_equal(np.sort(weights[kept]), np.sort(weights[weights > 0])[-top_k:])
+
+
+def test_top_k_and_top_p_together_keep_top_p_of_the_k() -> None:
+    logits = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))
+    sampler = Sampler(SamplingOptions(top_k=3, top_p=0.7, seed=0))
+    assert {sampler.sample(logits.copy(), None)[0] for _ in range(500)} == {0, 1}
 
 
 @given(logits=rows, uniform=st.floats(0, 1, exclude_max=True))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def convert(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """
     file, directory = Path(request["file"]), Path(request["directory"])
     progress(f"reading {file.name}", None)
+    do_once()
     reader, fields = read_gguf(file)
     config, parsed = model_config(file, fields)
     dtype = stored_dtype(reader)
@@ -46,13 +48,24 @@ def convert(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     return {"architecture": config.architectures[0], "dtype": dtype}
 
 
+def do_once() -> None:
+    """transformers reads the file again, and makes the table of names anew for each of a model's modules.
+
+    Both take seconds, so this process keeps the first answer.
+    """
+    import gguf
+
+    gguf.GGUFReader = cache(gguf.GGUFReader)
+    gguf.get_tensor_name_map = cache(gguf.get_tensor_name_map)
+
+
 def read_gguf(file: Path) -> tuple[Any, dict[str, Any]]:
     """The reader, whose tensors are views of the mapped file, and the metadata as plain values."""
     from gguf import GGUFReader
 
     refuse_impossible_header(file)
     try:
-        reader = GGUFReader(file)
+        reader = GGUFReader(str(file))
         return reader, {name: field.contents() for name, field in reader.fields.items()}
     except DAMAGE as error:
         raise InvalidInput(f"{file.name} is damaged or cut short: {error}") from None
@@ -131,7 +144,7 @@ def write_weights(
         values = dequantize(tensor.data, tensor.tensor_type)
         processed = processor.process(values, tensor.name, tensor_key_mapping=names, parsed_parameters=parsed)
         if name := names.get(processed.name):
-            weight = torch.from_numpy(np.ascontiguousarray(processed.weights)).to(getattr(torch, dtype))
+            weight = torch.tensor(np.ascontiguousarray(processed.weights), dtype=getattr(torch, dtype))
             if tuple(weight.shape) != expected[name]:
                 raise InvalidInput(f"{tensor.name} has shape {tuple(weight.shape)}, not {expected[name]}")
             if not torch.isfinite(weight).all():

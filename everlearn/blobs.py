@@ -179,8 +179,8 @@ class RemoteBlobs:
                     yield name
 
     def _abandoned(self, folder: str) -> bool:
-        newest = max((self._fs.modified(file).timestamp() for file in self._fs.find(folder)), default=0.0)
-        return newest < time.time() - UPLOAD_GRACE_S
+        times = [self._fs.modified(file).timestamp() for file in self._fs.find(folder)]
+        return bool(times) and max(times) < time.time() - UPLOAD_GRACE_S
 
     def remove(self, digest: str) -> None:
         """Takes a bundle away, bundle.json first."""

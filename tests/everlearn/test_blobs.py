@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from everlearn.bundle import MANIFEST
+from everlearn.bundle import MANIFEST, read_manifest
 from everlearn.errors import ConfigError, Corrupt, Unavailable
 from everlearn.registry import Registry
 from everlearn.settings import Settings
@@ -135,6 +135,10 @@ def test_a_process_killed_while_it_uploads_lists_nothing_and_the_next_upload_is_
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     registry = Registry(remote)
     assert registry.list() == []
+    sent = stored(registry).get(read_manifest(bundle).digest, [])
+    assert len(sent) == files_sent
+    assert MANIFEST not in sent  # which would say: complete, and nobody's
+    assert registry.collect().bundles == ()
     registry.verify(registry.add(bundle, "tiny"))
 
 

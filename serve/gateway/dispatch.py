@@ -7,6 +7,7 @@ before the client is told anything. Until a byte of the answer came, a second re
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
+from errno import EAGAIN
 from typing import Any
 
 import jiter
@@ -28,6 +29,7 @@ from serve.gateway.router import Replica, Router
 FINISH_S = 0.5
 MAX_ERROR_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+AT_CAPACITY = "The model is at capacity. Try again shortly."
 NEVER_STARTED = "The model's engine stopped before it answered. Try again shortly."
 
 
@@ -68,7 +70,9 @@ class Reply:
             await self._send(request_id)
             await self._check_status()
             self.first = await (self._first_events() if self._work.stream else self._whole())
-        except ClientConnectorError:
+        except ClientConnectorError as error:
+            if error.errno == EAGAIN:  # a unix socket whose queue is full
+                raise NothingCame(Overloaded(AT_CAPACITY, retry_after_s=1)) from None
             self.replica.failed(at_once=True)
             raise NothingCame(NoBackend(NEVER_STARTED)) from None
         except (ClientPayloadError, ClientConnectionError):
@@ -122,7 +126,7 @@ class Reply:
         """What an engine's error means: try elsewhere, the client's own fault, or the engine's."""
         status = status or _status(error)
         if status == 429:
-            return NothingCame(Overloaded("The model is at capacity. Try again shortly.", retry_after_s=1))
+            return NothingCame(Overloaded(AT_CAPACITY, retry_after_s=1))
         if status == 503:
             return NothingCame(NoBackend("The model's engine is not ready. Try again shortly."))
         if 400 <= status < 500:

@@ -105,7 +105,7 @@ class ScriptedEngine:
         self.listen()
 
     def listen(self) -> None:
-        self._server = self._run(asyncio.start_unix_server(self._serve, str(self.socket)))
+        self._server = self._run(asyncio.start_unix_server(self._serve, str(self.socket), backlog=1024))
 
     def refuse(self) -> None:
         """Stop listening: connections are refused, as after a SIGKILL."""

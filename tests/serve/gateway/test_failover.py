@@ -1,6 +1,7 @@
 """More than one replica, and none (rows G1, G3, G14-G16)."""
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
 
@@ -201,3 +202,19 @@ def test_retries_are_at_most_a_tenth_of_the_traffic() -> None:
         budget.earn()
         retries += budget.spend()
     assert retries <= 100 + RETRY_RESERVE
+
+
+def test_a_full_listen_queue_means_capacity_and_not_death(small: RunningGateway) -> None:
+    """A unix socket refuses at once when too many wait to be accepted; the engine is well all the same."""
+    engine = small.add_engine("crowded")
+    engine.refuse()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(engine.socket))
+        listener.listen(0)
+        waiting = [socket.socket(socket.AF_UNIX) for _ in range(1)]
+        for client in waiting:
+            client.connect(str(engine.socket))
+        responses = [small.chat("crowded") for _ in range(4)]
+        for client in waiting:
+            client.close()
+    assert {(r.status_code, r.json()["error"]["code"]) for r in responses} == {(429, "overloaded")}

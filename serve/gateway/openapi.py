@@ -82,5 +82,5 @@ def _complete(operation: dict[str, Any], model: type[BaseModel], stream: bool) -
     operation["requestBody"] = {"required": True, "content": {"application/json": body}}
     answer: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     if stream:
-        answer["text/event-stream"] = {"schema": {"type": "string"}}
+        answer["text/event-stream"] = {}
     operation["responses"]["200"] = {"description": "The answer.", "content": answer}

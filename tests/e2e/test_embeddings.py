@@ -34,9 +34,10 @@ def test_near_meanings_lie_near(client: openai.OpenAI) -> None:
 
 
 def test_a_text_means_the_same_alone_and_in_a_batch(client: openai.OpenAI) -> None:
+    """Nearly: dynamic int8 takes one scale for the activations of a whole batch."""
     together = embed(client, [*SENTENCES, "word " * 200])
     for text, batched in zip(SENTENCES, together, strict=False):
-        assert cosine(embed(client, [text])[0], batched) > 0.99
+        assert cosine(embed(client, [text])[0], batched) > 0.97
 
 
 def test_base64_and_floats_are_the_same_numbers(client: openai.OpenAI) -> None:

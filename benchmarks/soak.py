@@ -25,6 +25,7 @@ PROMPTS = [f"Tell me {number} things about {topic}." for number in range(2, 6) f
 NEW_TOKENS = 40
 SETTLE_S = 15.0
 GAUGES = ("everlearn_requests_in_flight", "everlearn_requests_waiting")
+TASKS = "everlearn_tasks"
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Footprint:
     descriptors: dict[str, int]
     threads: dict[str, int]
     gauges: dict[str, float]
+    tasks: float
 
 
 @dataclass
@@ -134,19 +136,20 @@ async def footprint(soak: Soak, processes: dict[str, psutil.Process]) -> Footpri
         aiohttp.ClientSession(headers=soak.headers) as session,
         session.get(f"{soak.url}/metrics") as response,
     ):
-        gauges = dict(metrics(await response.text()))
+        text = await response.text()
     return Footprint(
         {name: process.memory_info().rss for name, process in processes.items()},
         {name: process.num_fds() for name, process in processes.items()},
         {name: process.num_threads() for name, process in processes.items()},
-        gauges,
+        dict(metrics(text, GAUGES)),
+        dict(metrics(text, (TASKS,)))[TASKS],
     )
 
 
-def metrics(text: str) -> Iterable[tuple[str, float]]:
-    """The gauges that must return to zero."""
+def metrics(text: str, names: tuple[str, ...]) -> Iterable[tuple[str, float]]:
+    """Samples whose name begins with one of `names`."""
     for line in text.splitlines():
-        if line.startswith(GAUGES):
+        if line.startswith(names):
             name, value = line.rsplit(" ", 1)
             yield name, float(value)
 
@@ -189,6 +192,9 @@ def report(soak: Soak, before: Footprint, after: Footprint) -> list[str]:
             flaws.append(
                 f"{name} holds {after.descriptors[name] - before.descriptors[name]} more descriptors"
             )
+    print(f"gateway tasks: {after.tasks:.0f} ({after.tasks - before.tasks:+.0f})")
+    if after.tasks > before.tasks + 4:
+        flaws.append(f"{after.tasks - before.tasks:.0f} tasks more than before")
     flaws += [f"{name} is {value}, not 0" for name, value in after.gauges.items() if value]
     return flaws
 

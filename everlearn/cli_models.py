@@ -161,10 +161,17 @@ def print_added(version: Version, as_json: bool) -> None:
         model = open_registry(open_settings()).model(version.model)
         print_json(describe(version, model))
         return
-    metrics = "".join(
-        f", {key} {value}" for key, value in version.manifest.metrics.items() if "perplexity" in key
-    )
-    print(f"{version.ref}: {version.format}, {size(version.manifest.size_bytes)}{metrics}")
+    print(f"{version.ref}: {version.format}, {size(version.manifest.size_bytes)}{price(version)}")
+
+
+def price(version: Version) -> str:
+    """What making the version cost in quality and time, where that was measured."""
+    shown = {
+        key: value
+        for key, value in version.manifest.metrics.items()
+        if "perplexity" in key or "cosine" in key or key == "seconds"
+    }
+    return "".join(f", {key.replace('_', ' ')} {value}" for key, value in shown.items())
 
 
 def print_aliases(registry: Registry, model: str, as_json: bool) -> None:

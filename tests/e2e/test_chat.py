@@ -251,9 +251,7 @@ WEATHER_QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}
 
 
 def test_a_required_tool_is_called(client: openai.OpenAI) -> None:
-    completion = chat(
-        client, WEATHER_QUESTION, tools=[WEATHER, CLOCK], tool_choice="required", max_tokens=100
-    )
+    completion = chat(client, WEATHER_QUESTION, tools=[WEATHER, CLOCK], tool_choice="required", **ONE_CALL)
     assert completion.choices[0].finish_reason == "tool_calls"
     for name, arguments in called(completion):
         schema = {"get_weather": WEATHER, "get_time": CLOCK}[name]["function"]["parameters"]

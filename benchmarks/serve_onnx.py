@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,8 +18,9 @@ import time
 import urllib.request
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -123,6 +125,7 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, help="llama.cpp's file (default: taken from the PyPI wheel)")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server outlives the benchmark
     report = measure(arguments.threads, arguments.rounds, arguments.gguf or gguf())
     show(report)
     if arguments.json:
@@ -150,7 +153,10 @@ def measure(threads: int, rounds: int, gguf_file: Path) -> Report:
             for round_ in range(rounds):
                 for engine in engines:
                     say(f"round {round_ + 1} of {rounds}: {engine.name}")
-                    for figures in one_round(engine):
+                    for measure_one in measures(engine):
+                        with Neighbours() as others_now:
+                            figures = measure_one()
+                        tell(figures, others_now.share)
                         keep_best(best, engine.name, figures)
         memory = {name: peak_memory_bytes(process.pid) for name, process in processes.items()}
     weights = {
@@ -163,12 +169,19 @@ def measure(threads: int, rounds: int, gguf_file: Path) -> Report:
     )  # fmt: skip
 
 
-def one_round(engine: Served | Loop) -> Iterator[dict[str, float]]:
-    yield engine.prefill()
-    for streams in STREAMS:
-        yield engine.decode(streams)
-    if isinstance(engine, Served):
-        yield engine.first_token_when_full()
+def measures(engine: Served | Loop) -> list[Callable[[], dict[str, float]]]:
+    """What one round asks of an engine."""
+    both = [engine.prefill, *(partial(engine.decode, streams) for streams in STREAMS)]
+    return [*both, engine.first_token_when_full] if isinstance(engine, Served) else both
+
+
+def tell(figures: dict[str, float], others_share: float) -> None:
+    """One round's figures as they come, with how busy others kept the cores."""
+    values = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    say(
+        f"    {values}"
+        + (f"   (others used {others_share:.0%} of the cores)" if others_share > BUSY_SHARE else "")
+    )
 
 
 def keep_best(best: Best, engine: str, figures: dict[str, float]) -> None:

@@ -68,7 +68,7 @@ def install(name: str, venv: Path) -> None:
     say(f"{sum(line[:1].isalnum() for line in lock.open())} packages ({FOLDER.name}/{lock.name})")
     pip(venv, "install", "--no-deps", "--require-hashes", "-r", lock)
     say("everlearn itself, editable")
-    pip(venv, "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", FOLDER.parent)
+    pip(venv, "install", "-qq", "--no-deps", "--no-build-isolation", "--editable", FOLDER.parent)
     unfinished.unlink()
 
 

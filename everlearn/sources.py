@@ -150,7 +150,7 @@ def fill_from_catalogue(settings: Settings, name: str, staging: Path, progress: 
 
 def advise_sampling(file: Path, sampling: Mapping[str, bool | float]) -> None:
     """Adds defaults to generation_config.json; what the file says already stays."""
-    said = json.loads(file.read_text()) if file.is_file() else {}
+    said: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     file.write_text(json.dumps({**sampling, **said}, indent=2))
 
 

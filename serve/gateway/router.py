@@ -15,7 +15,7 @@ from yarl import URL
 from everlearn.errors import InvalidInput
 from serve.gateway.failures import ModelNotFound, NoBackend
 from serve.gateway.metrics import Metrics
-from serve.replicas import ReadyReplica, ready_replicas, unix_path
+from serve.replicas import ReadyReplica, awaited_models, ready_replicas, unix_path
 
 POLL_S = 0.25
 CONNECT_TIMEOUT_S = 5
@@ -124,6 +124,7 @@ class Router:
         self._replicas: dict[tuple[str, float], Replica] = {}
         self._leaving: set[Replica] = set()
         self._readable = True
+        self._awaited: frozenset[str] = frozenset()
 
     async def watch(self) -> None:
         """Follow the table. Runs until cancelled."""
@@ -136,6 +137,7 @@ class Router:
         loop = asyncio.get_running_loop()
         try:
             rows = await loop.run_in_executor(self._threads, ready_replicas, self._db)
+            self._awaited = await loop.run_in_executor(self._threads, awaited_models, self._db)
         except SQLAlchemyError as error:
             if self._readable:
                 log.error("replicas_unreadable", error=type(error).__name__)
@@ -181,6 +183,8 @@ class Router:
     def choose(self, ref: str, task: str, tried: Replica | None = None) -> Replica:
         """The least busy replica, the longest idle of equals, other than the one already tried. Raises ModelNotFound, InvalidInput, NoBackend."""
         matching = self._matching(ref)
+        if not matching and ref.partition("@")[0] in self._awaited:
+            raise NoBackend("The model's engine is starting. Try again shortly.", retry_after_s=1)
         if not matching:
             raise ModelNotFound(self._missing(ref), param="model")
         able = [r for r in matching if r.row.task == task]

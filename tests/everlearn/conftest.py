@@ -27,7 +27,6 @@ AddVersion = Callable[..., Version]
 def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.register_profile("everlearn", deadline=None, max_examples=60)
     hypothesis.settings.load_profile("everlearn")
-    config.addinivalue_line("markers", "postgres: needs a PostgreSQL server; runs where one is installed")
 
 
 @pytest.fixture(autouse=True)

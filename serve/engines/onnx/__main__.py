@@ -14,6 +14,7 @@ import uvicorn
 import uvloop
 
 from everlearn.bundle import open_bundle
+from everlearn.logs import configure_logging
 from everlearn.settings import load_settings
 from serve.engines.onnx.embed import EmbedBackend
 from serve.engines.onnx.generate import GenerateBackend
@@ -38,7 +39,9 @@ def main() -> None:
 
 async def serve(arguments: argparse.Namespace) -> None:
     """Run until uvicorn is told to stop."""
-    sizes = Sizes.of(load_settings())
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    sizes = Sizes.of(settings)
     bundle = open_bundle(arguments.bundle)
     backend: Backend
     if bundle.manifest.task == "embed":

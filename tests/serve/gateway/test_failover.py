@@ -9,6 +9,7 @@ import httpx2
 import pytest
 
 from serve.gateway.router import RETRY_RESERVE, RetryBudget
+from serve.replicas import set_state
 from tests.serve.gateway.conftest import RunningGateway, chat_body, sse, wait_until
 from tests.serve.gateway.scripted_engine import Connection, ScriptedEngine, well
 
@@ -218,3 +219,14 @@ def test_a_full_listen_queue_means_capacity_and_not_death(small: RunningGateway)
         for client in waiting:
             client.close()
     assert {(r.status_code, r.json()["error"]["code"]) for r in responses} == {(429, "overloaded")}
+
+
+def test_a_model_whose_engine_starts_again_is_unavailable_not_unknown(gateway: RunningGateway) -> None:
+    gateway.add_engine("restarting", id="again")
+    set_state(gateway.db, "again", "starting")
+    wait_until(lambda: not gateway.has("restarting"), "the gateway has seen that the engine is not ready")
+    answer = gateway.chat("restarting")
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) >= 1
+    assert "starting" in answer.json()["error"]["message"]
+    gateway.remove_engine("again")

@@ -159,6 +159,7 @@ def measure(threads: int, rounds: int, gguf_file: Path) -> Report:
                         tell(figures, others_now.share)
                         keep_best(best, engine.name, figures)
         memory = {name: peak_memory_bytes(process.pid) for name, process in processes.items()}
+    bandwidth = max(bandwidth, read_bandwidth(threads))
     weights = {
         "everlearn": sum(file.stat().st_size for file in bundle.glob("model.onnx*")),
         "llama.cpp": gguf_file.stat().st_size,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from compress.tied_embedding import share_embedding
 from everlearn.child import answer
 from everlearn.errors import Unsupported
 from everlearn.progress import Progress
@@ -32,6 +34,9 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         create_model(*where, **options)
     except (NotImplementedError, ValueError, KeyError, AttributeError) as error:
         raise Unsupported(f"onnxruntime-genai's builder does not take this model: {error}") from error
+    if request["precision"] == "int8" and "shared_embeddings=true" in request["options"]:
+        progress("sharing the embedding with the output layer", None)
+        share_embedding(Path(request["directory"]) / "model.onnx")
     return {"builder": f"onnxruntime-genai {onnxruntime_genai.__version__}"}
 
 

@@ -73,6 +73,17 @@ def test_embeddings_and_output_layer_share_one_int4_matrix(tiny_settings: Settin
     assert largest < 512 * 64, "a matrix stayed in float32"
 
 
+def test_int8_shares_them_too_and_stays_nearer_than_int4(tiny_settings: Settings, int4: Version) -> None:
+    int8 = export_onnx(tiny_settings, "tiny@1", "int8-onnx")
+    graph = onnx.load(Registry(tiny_settings).path(int8) / "model.onnx", load_external_data=False).graph
+    (lookup,) = [node for node in graph.node if node.op_type == "GatherBlockQuantized"]
+    (head,) = [node for node in graph.node if "logits" in node.output]
+    (rows,) = [node for node in graph.node if lookup.input[0] in node.output]
+    assert rows.input[0] == head.input[1]
+    assert lookup.input[2] == head.input[2]
+    assert 0 < int8.manifest.metrics["divergence"] < int4.manifest.metrics["divergence"]
+
+
 def test_generation_ends_at_the_parents_end_token_alone(tiny_settings: Settings, int4: Version) -> None:
     directory = Registry(tiny_settings).path(int4)
     model = json.loads((directory / "genai_config.json").read_text())["model"]

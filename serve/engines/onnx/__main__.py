@@ -21,7 +21,6 @@ from serve.engines.onnx.generate import GenerateBackend
 from serve.engines.onnx.http import Application, Backend
 from serve.engines.onnx.sizing import Sizes
 
-
 SWITCH_INTERVAL_S = 0.0002
 """How long the thread that writes streams may keep the interpreter from the one that computes; Python's is 5 ms."""
 

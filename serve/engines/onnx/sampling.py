@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 BLOCK = 256
 """Tokens summed together while drawing."""
 
-BINS, BINS_PER_NAT = 512, 16
-"""Bins of like logits, from the best down to 32 nats below; the last bin holds the rest."""
+MAX_DRAWS = 12
+"""Draws before the nucleus is sorted out: with top_p 0.5, one answer token in 4,000 needs it."""
 
-LIKELY, FEW = 5e-4, 2048
-"""Share of the best token's weight above which, for most texts, there are no more than a few tokens."""
+LIKELY = 5e-4
+"""Share of the best token's weight above which, for most texts, there are no more than a few hundred tokens."""
 
 Logits = NDArray[np.float32]
 """One row: (vocab,)."""
@@ -83,7 +83,6 @@ class Sampler:
         weights = np.exp(logits)  # relative to the best token's
         if options.min_p > 0:
             weights[weights < options.min_p] = 0
-        uniform = self.random.random()
         if options.top_k > 0:
             tokens = best(weights, options.top_k)
             if options.top_p < 1:
@@ -91,10 +90,24 @@ class Sampler:
                     tokens, weights, options.top_p * float(weights[tokens].sum(dtype=np.float64))
                 )
         elif options.top_p < 1:
-            tokens = nucleus(logits, weights, options.top_p)
+            return self._draw_nucleus(weights)
         else:
-            return pick(weights, uniform)
-        return int(tokens[pick(weights[tokens], uniform)])
+            return pick(weights, self.random.random())
+        return int(tokens[pick(weights[tokens], self.random.random())])
+
+    def _draw_nucleus(self, weights: Logits) -> int:
+        """Nucleus sampling (Holtzman et al. 2020) without sorting a vocabulary, which takes milliseconds.
+
+        A draw from all tokens that is thrown away outside the nucleus is a draw from the nucleus, and whether a
+        token is inside needs only the sum of what is heavier. Sorts after all when chance insists.
+        """
+        wanted = self.options.top_p * float(weights.sum(dtype=np.float64))
+        for _ in range(MAX_DRAWS):
+            token = pick(weights, self.random.random())
+            if weights[weights > weights[token]].sum(dtype=np.float64) < wanted:
+                return token
+        tokens = heaviest(np.flatnonzero(weights), weights, wanted)
+        return int(tokens[pick(weights[tokens], self.random.random())])
 
 
 def pick(weights: Logits, uniform: float) -> int:
@@ -122,25 +135,6 @@ def best(weights: Logits, count: int) -> NDArray[np.int64]:
     if len(tokens) > count:
         tokens = tokens[np.argpartition(-weights[tokens], count - 1)[:count]]
     return tokens
-
-
-def nucleus(logits: Logits, weights: Logits, top_p: float) -> NDArray[np.int64]:
-    """The smallest set of tokens that holds `top_p` of the sum of `weights` (Holtzman et al. 2020).
-
-    `weights` (vocab,) are exp(`logits`), the largest 1. Sorting a vocabulary takes milliseconds. So the likely
-    tokens are sorted alone where they suffice; else tokens go into bins of like logits, whose sums tell in which
-    bin the set ends, and only that bin is sorted.
-    """
-    wanted = top_p * float(weights.sum(dtype=np.float64))
-    likely = np.flatnonzero(weights > LIKELY)
-    if len(likely) <= FEW and weights[likely].sum(dtype=np.float64) >= wanted:
-        return heaviest(likely, weights, wanted)
-    bins = np.minimum(logits * -BINS_PER_NAT, BINS - 1).astype(np.intp)
-    sums = np.cumsum(np.bincount(bins, weights=weights, minlength=BINS))
-    last = min(int(np.searchsorted(sums, wanted)), BINS - 1)
-    inside = np.flatnonzero(bins < last)
-    missing = wanted - (sums[last - 1] if last else 0.0)
-    return np.concatenate((inside, heaviest(np.flatnonzero(bins == last), weights, missing)))
 
 
 def heaviest(tokens: NDArray[np.int64], weights: Logits, wanted: float) -> NDArray[np.int64]:

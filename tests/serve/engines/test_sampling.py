@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from serve.engines.onnx.sampling import Sampler, SamplingOptions, best, log_probabilities, nucleus, pick
+from serve.engines.onnx.sampling import Sampler, SamplingOptions, best, heaviest, log_probabilities, pick
 
 rows = arrays.arrays(np.float32, st.integers(1, 700), elements=st.floats(-30, 30, width=32))
 
@@ -21,16 +21,26 @@ def scaled(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return below, np.exp(below)
 
 
-@given(logits=rows, top_p=st.floats(0.05, 0.99))
-@settings(deadline=None)
-def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(logits: np.ndarray, top_p: float) -> None:
-    below, weights = scaled(logits)
-    kept = nucleus(below, weights, top_p)
+@pytest.mark.parametrize("top_p", [0.02, 0.5, 0.9])
+def test_draws_are_the_nucleus_in_its_own_proportions(top_p: float) -> None:
+    logits = np.random.default_rng(0).normal(size=40).astype(np.float32)
     mass = softmax(logits)
-    worst = kept[mass[kept].argmin()]
-    assert mass[kept].sum() >= top_p - 1e-5
-    assert mass[kept].sum() - mass[worst] < top_p + 1e-5
-    assert mass[worst] >= np.delete(mass, kept).max(initial=0)
+    order = np.argsort(-mass)
+    nucleus = order[: int(np.searchsorted(np.cumsum(mass[order]), top_p)) + 1]
+    sampler = Sampler(SamplingOptions(top_p=top_p, seed=4))
+    drawn = np.bincount([sampler.sample(logits.copy(), None)[0] for _ in range(8000)], minlength=40) / 8000
+    assert set(np.flatnonzero(drawn)) == set(nucleus)
+    assert drawn[nucleus] == pytest.approx(mass[nucleus] / mass[nucleus].sum(), abs=0.02)
+
+
+@given(logits=rows, wanted=st.floats(0.05, 0.99))
+@settings(deadline=None)
+def test_the_heaviest_are_the_fewest_that_suffice(logits: np.ndarray, wanted: float) -> None:
+    _, weights = scaled(logits)
+    mass = softmax(logits)
+    kept = heaviest(np.flatnonzero(weights), weights, wanted * float(weights.sum(dtype=np.float64)))
+    assert mass[kept].sum() >= wanted - 1e-5
+    assert mass[kept[:-1]].sum() < wanted + 1e-5
 
 
 @given(logits=rows, top_k=st.integers(1, 50))

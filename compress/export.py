@@ -45,7 +45,7 @@ class Recipe:
 #   int4 rtn, asymmetric      1.382   90.2 MB    no better than its 2 MB
 #   int4 k_quant              1.419   90.2 MB    and 40 s slower to build
 #   int4 rtn, symmetric       1.677   88.1 MB
-#   int8                      1.008  155.4 MB    its embedding and output layer are one int8 matrix
+#   int8                      1.004  155.3 MB    its embedding and output layer are one int8 matrix
 # accuracy_level 4 lets the kernels multiply in int8.
 RECIPES: Mapping[Target, Recipe] = {
     "int4-onnx": Recipe("int4", ("block_size=32", "accuracy_level=4"), 1.0, 0.9),

@@ -35,6 +35,17 @@ class Mailbox:
         self.pieces: deque[tuple[int, Piece]] = deque()
         self.news = asyncio.Event()
 
+    async def take(self) -> list[tuple[int, Piece]]:
+        """Wait for news; all (index, piece) that came since the last call. Raises the error of a failed answer."""
+        await self.news.wait()
+        self.news.clear()
+        taken = list(self.pieces)
+        self.pieces.clear()
+        for _, piece in taken:
+            if piece.error:
+                raise piece.error
+        return taken
+
 
 class GenerateBackend:
     """One decoder-only model behind /v1/chat/completions and /v1/completions."""
@@ -128,13 +139,8 @@ class GenerateBackend:
         opened: set[int] = set()
         unfinished = len(box.generations)
         while unfinished and not exchange.gone:
-            await box.news.wait()
-            box.news.clear()
             events: list[bytes] = []
-            while box.pieces:
-                index, piece = box.pieces.popleft()
-                if piece.error:
-                    raise piece.error
+            for index, piece in await box.take():
                 if index not in opened:
                     opened.add(index)
                     events.append(answer.first(index))
@@ -159,14 +165,10 @@ class GenerateBackend:
         pieces: list[list[Piece]] = [[] for _ in box.generations]
         unfinished = len(box.generations)
         while unfinished:
-            await box.news.wait()
-            box.news.clear()
+            taken = await box.take()
             if exchange.gone:
                 return
-            while box.pieces:
-                index, piece = box.pieces.popleft()
-                if piece.error:
-                    raise piece.error
+            for index, piece in taken:
                 pieces[index].append(piece)
                 unfinished -= piece.last
         choices = [answer.choice(index, join(parts)) for index, parts in enumerate(pieces)]

@@ -89,11 +89,11 @@ class Supervised:
         return self.log.read_text()
 
     def ready(self, within_s: float = 30.0) -> "Supervised":
-        """Wait for the summary. Fails with the output when the supervisor ends before it."""
+        """Wait for the last line of the summary. Fails with the output when the supervisor ends before it."""
 
         def serves() -> bool:
             assert self.process.poll() is None, self.output
-            return "everlearn serves on" in self.output
+            return "try it " in self.output
 
         eventually(serves, within_s=within_s)
         return self

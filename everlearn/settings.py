@@ -36,6 +36,7 @@ class ServeSettings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     root_path: str = ""
+    engine: Literal["auto", "onnx", "vllm"] = "auto"
     max_body_bytes: int = Field(default=8 * 1024**2, ge=1024)
     max_n: int = Field(default=8, ge=1, le=128)
     queue_limit: int = Field(default=256, ge=1)

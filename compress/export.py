@@ -14,27 +14,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from everlearn.bundle import BundleManifest, write_bundle
+from compress.recipe import CompressRecipe, Target, recipe_from
+from everlearn.bundle import BundleManifest, Task, write_bundle
 from everlearn.child import run_child
-from everlearn.errors import EverlearnError, NotFound, Unsupported
+from everlearn.errors import EverlearnError, InvalidInput, NotFound, Unsupported
 from everlearn.progress import Progress, silent
 from everlearn.reference import parse_reference
 from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
 from train.evaluate import HELD_TOKENS, held_text
 
-Target = Literal["int4-onnx", "int8-onnx", "fp32-onnx"]
-
 
 @dataclass(frozen=True)
-class Recipe:
+class Precision:
     """How one precision is built, and how far it may drift.
 
     ``max_divergence``: mean Kullback-Leibler divergence from the parent's next-token distribution, in nats.
     ``min_cosine``: lowest cosine similarity of an encoder's embeddings with the parent's.
     """
 
-    precision: Literal["int4", "int8", "fp32"]
+    name: Literal["int4", "int8", "fp32"]
     options: tuple[str, ...]
     max_divergence: float
     min_cosine: float
@@ -47,10 +46,10 @@ class Recipe:
 #   int4 rtn, symmetric       1.677   88.1 MB
 #   int8                      1.004  155.3 MB    its embedding and output layer are one int8 matrix
 # accuracy_level 4 lets the kernels multiply in int8.
-RECIPES: Mapping[Target, Recipe] = {
-    "int4-onnx": Recipe("int4", ("block_size=32", "accuracy_level=4"), 1.0, 0.9),
-    "int8-onnx": Recipe("int8", ("block_size=32", "accuracy_level=4"), 0.05, 0.95),
-    "fp32-onnx": Recipe("fp32", (), 0.001, 0.999),
+PRECISIONS: Mapping[Target, Precision] = {
+    "int4-onnx": Precision("int4", ("block_size=32", "accuracy_level=4"), 1.0, 0.9),
+    "int8-onnx": Precision("int8", ("block_size=32", "accuracy_level=4"), 0.05, 0.95),
+    "fp32-onnx": Precision("fp32", (), 0.001, 0.999),
 }
 
 
@@ -61,24 +60,56 @@ class Drifted(EverlearnError):
 
 
 def export_onnx(settings: Settings, ref: str, to: Target, progress: Progress = silent) -> Version:
-    """Adds an ONNX version of ``ref`` (a bare name: its newest safetensors version) beside it.
+    """Adds ``ref`` made into ``to`` by the default recipe; see :func:`export`."""
+    return export(settings, ref, CompressRecipe(to=to), progress)
+
+
+def export(settings: Settings, ref: str, recipe: CompressRecipe, progress: Progress = silent) -> Version:
+    """Adds a compressed version of ``ref`` (a bare name: its newest safetensors version) beside it.
 
     Raises NotFound, Unsupported where the model's kind cannot be built, Drifted where the result is not its
     parent any more.
     """
     registry = Registry(settings)
     parent = resolve_parent(registry, ref)
-    recipe = RECIPES[to]
     progress("verifying the parent", None)
     parent_dir = registry.path(parent)
     started = time.monotonic()
     with registry.staging() as staging:
-        make = export_decoder if parent.task == "generate" else export_encoder
-        made, metrics = make(parent_dir, staging, recipe, progress)
+        made, metrics = build(parent_dir, staging, parent.task, recipe, progress)
         metrics["seconds"] = round(time.monotonic() - started, 1)
         progress("checking and hashing", None)
-        write_export(staging, parent, {"export": {"to": to, **made}}, metrics)
+        write_export(staging, parent, made, metrics)
         return registry.add(staging, parent.model)
+
+
+def recipe_of(version: Version) -> CompressRecipe:
+    """The recipe that made ``version``. Raises InvalidInput where no compression made it."""
+    if "export" not in version.manifest.recipe:
+        raise InvalidInput(
+            f"{version.ref} was not made by everlearn compress: its bundle has no export recipe"
+        )
+    return recipe_from(version.manifest.recipe["export"])
+
+
+def build(
+    parent_dir: Path,
+    staging: Path,
+    task: Task,
+    recipe: CompressRecipe,
+    progress: Progress = silent,
+    calibration: Path | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fills ``staging`` with what ``recipe`` makes of ``parent_dir``, and registers nothing.
+
+    ``calibration``: a text file or a token store to look at instead of the recipe's own.
+    Returns the bundle's ``recipe`` and its metrics. The same inputs give the same model bytes.
+    Raises Unsupported, Drifted.
+    """
+    precision = PRECISIONS[recipe.to]
+    make = export_decoder if task == "generate" else export_encoder
+    made, metrics = make(parent_dir, staging, precision, progress)
+    return {"export": {**recipe.model_dump(mode="json"), **made}}, metrics
 
 
 def resolve_parent(registry: Registry, ref: str) -> Version:
@@ -96,15 +127,15 @@ def resolve_parent(registry: Registry, ref: str) -> Version:
 
 
 def export_decoder(
-    parent_dir: Path, staging: Path, recipe: Recipe, progress: Progress
+    parent_dir: Path, staging: Path, precision: Precision, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds and measures a decoder; returns how it was made, and its metrics."""
-    options = decoder_options(parent_dir, recipe)
+    options = decoder_options(parent_dir, precision)
     request = {
         "model_dir": str(parent_dir),
         "directory": str(staging),
         "cache_dir": str(staging / "cache"),
-        "precision": recipe.precision,
+        "precision": precision.name,
         "options": options,
     }
     made = run_child("compress.build_decoder", request, progress)
@@ -115,7 +146,7 @@ def export_decoder(
         {"parent_dir": str(parent_dir), "directory": str(staging), "tokens": HELD_TOKENS},
         progress,
     )
-    refuse_drift(compared["divergence"], recipe)
+    refuse_drift(compared["divergence"], precision)
     text = held_text()
     metrics = {
         "perplexity": round(compared["perplexity"], 3),
@@ -126,13 +157,13 @@ def export_decoder(
         "tokens": compared["tokens"],
         "held_text": {"name": text.name, "sha256": text.sha256},
     }
-    return {"precision": recipe.precision, "options": options, **made}, metrics
+    return {"precision": precision.name, "options": options, **made}, metrics
 
 
-def decoder_options(model_dir: Path, recipe: Recipe) -> list[str]:
+def decoder_options(model_dir: Path, precision: Precision) -> list[str]:
     """The builder's options. Embeddings and output layer become one matrix where the model ties them."""
     tied = json.loads((model_dir / "config.json").read_text()).get("tie_word_embeddings", False)
-    return [*recipe.options, f"shared_embeddings={str(bool(tied)).lower()}", "fuse_mlp_gate_up=true"]
+    return [*precision.options, f"shared_embeddings={str(bool(tied)).lower()}", "fuse_mlp_gate_up=true"]
 
 
 def keep_tokenizer(parent_dir: Path, staging: Path) -> None:
@@ -142,30 +173,30 @@ def keep_tokenizer(parent_dir: Path, staging: Path) -> None:
             shutil.copyfile(file, staging / file.name)
 
 
-def refuse_drift(divergence: float, recipe: Recipe) -> None:
+def refuse_drift(divergence: float, precision: Precision) -> None:
     """The parity gate. Raises Drifted."""
-    if not divergence <= recipe.max_divergence:
+    if not divergence <= precision.max_divergence:
         raise Drifted(
-            f"the {recipe.precision} export is {divergence:.4f} nats a token away from its parent; at most "
-            f"{recipe.max_divergence} is accepted. Nothing was registered: try a higher precision"
+            f"the {precision.name} export is {divergence:.4f} nats a token away from its parent; at most "
+            f"{precision.max_divergence} is accepted. Nothing was registered: try a higher precision"
         )
 
 
 def export_encoder(
-    parent_dir: Path, staging: Path, recipe: Recipe, progress: Progress
+    parent_dir: Path, staging: Path, precision: Precision, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds and measures an encoder; returns how it was made, and its metrics."""
-    if recipe.precision == "int4":
+    if precision.name == "int4":
         raise Unsupported("encoders are exported as int8-onnx or fp32-onnx")
-    request = {"model_dir": str(parent_dir), "directory": str(staging), "precision": recipe.precision}
+    request = {"model_dir": str(parent_dir), "directory": str(staging), "precision": precision.name}
     made = run_child("compress.export_encoder", request, progress)
     metrics = made.pop("metrics")
-    if not metrics["cosine_min"] >= recipe.min_cosine:
+    if not metrics["cosine_min"] >= precision.min_cosine:
         raise Drifted(
-            f"an embedding of the {recipe.precision} export has cosine {metrics['cosine_min']:.4f} with its "
-            f"parent's; at least {recipe.min_cosine} is asked. Nothing was registered"
+            f"an embedding of the {precision.name} export has cosine {metrics['cosine_min']:.4f} with its "
+            f"parent's; at least {precision.min_cosine} is asked. Nothing was registered"
         )
-    return {"precision": recipe.precision, **made}, metrics
+    return {"precision": precision.name, **made}, metrics
 
 
 def write_export(

@@ -136,8 +136,8 @@ def test_a_bundle_keeps_its_parent_when_it_is_brought_to_another_home(
 def test_an_export_that_drifts_is_not_registered(
     tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    strict = replace(export.RECIPES["int4-onnx"], max_divergence=1e-6)
-    monkeypatch.setattr(export, "RECIPES", {"int4-onnx": strict})
+    strict = replace(export.PRECISIONS["int4-onnx"], max_divergence=1e-6)
+    monkeypatch.setattr(export, "PRECISIONS", {"int4-onnx": strict})
     before = len(Registry(tiny_settings).versions("tiny"))
     with pytest.raises(Drifted, match="nats a token away"):
         export_onnx(tiny_settings, "tiny", "int4-onnx")
@@ -147,7 +147,7 @@ def test_an_export_that_drifts_is_not_registered(
 @pytest.mark.parametrize("divergence", [float("nan"), float("inf"), 1.01])
 def test_the_gate_refuses_what_is_not_a_small_number(divergence: float) -> None:
     with pytest.raises(Drifted):
-        export.refuse_drift(divergence, export.RECIPES["int4-onnx"])
+        export.refuse_drift(divergence, export.PRECISIONS["int4-onnx"])
 
 
 def test_only_safetensors_versions_are_exported(tiny_settings: Settings, int4: Version) -> None:

@@ -1,0 +1,112 @@
+"""What to make of a model, and how: the YAML behind ``everlearn compress --recipe`` and ``recipe`` in a bundle.
+
+One calibration set serves every target of a plan::
+
+    calibration: {text: corpus.txt, tokens: 16384}
+    targets:
+      - {to: int4-onnx, weights: gptq}
+      - {to: w8a8}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from everlearn.errors import ConfigError
+from everlearn.settings_file import read_settings_file
+from everlearn.suggest import did_you_mean
+
+Target = Literal["int4-onnx", "int8-onnx", "fp32-onnx", "w8a8"]
+Weights = Literal["rtn", "gptq"]
+
+
+class Calibration(BaseModel):
+    """Which tokens a quantizer looks at. Without ``text`` and ``store``: the shipped text that is not measured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: Path | None = None
+    """A text file; split into windows in its order."""
+    store: Path | None = None
+    """A token store of ``train.data``; documents chosen by ``seed``."""
+    tokens: int = Field(default=8192, ge=64)
+    sequence_tokens: int = Field(default=512, ge=16)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Calibration:
+        if self.text and self.store:
+            raise ValueError("name a text or a store, not both")
+        return self
+
+
+class CompressRecipe(BaseModel):
+    """One target. Stored in the bundle it makes as ``recipe["export"]``, beside how the builder did it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    to: Target = "int4-onnx"
+    weights: Weights = "rtn"
+    """int4-onnx alone: rounded to nearest, or by GPTQ (arXiv 2210.17323)."""
+    calibration: Calibration = Calibration()
+
+    @model_validator(mode="after")
+    def _gptq_is_int4(self) -> CompressRecipe:
+        if self.weights == "gptq" and self.to != "int4-onnx":
+            raise ValueError(f"weights: gptq makes int4-onnx, not {self.to}")
+        return self
+
+
+class PlannedTarget(BaseModel):
+    """A target of a plan; the calibration is the plan's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    to: Target = "int4-onnx"
+    weights: Weights = "rtn"
+
+
+class CompressPlan(BaseModel):
+    """Several targets from one calibration set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    calibration: Calibration = Calibration()
+    targets: tuple[PlannedTarget, ...] = Field(min_length=1)
+
+    def recipes(self) -> list[CompressRecipe]:
+        """One recipe a target."""
+        return [
+            CompressRecipe(to=one.to, weights=one.weights, calibration=self.calibration)
+            for one in self.targets
+        ]
+
+
+def read_plan(path: Path) -> CompressPlan:
+    """Reads a plan. Raises ConfigError naming file, line and the nearest known key."""
+    file = read_settings_file(path)
+    try:
+        return CompressPlan.model_validate(file.values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        line = file.line(key)
+        place = f"{path}:{line}" if line else str(path)
+        if fault["type"] == "extra_forbidden":
+            raise ConfigError(
+                f"{place}: unknown key {key!r}{did_you_mean(str(fault['loc'][-1]), KEYS)}", param=key
+            ) from None
+        raise ConfigError(f"{place}: {key}: {fault['msg']} (got {fault['input']!r})", param=key) from None
+
+
+KEYS = (*CompressPlan.model_fields, *PlannedTarget.model_fields, *Calibration.model_fields)
+
+
+def recipe_from(export: Mapping[str, Any]) -> CompressRecipe:
+    """The recipe in a bundle's ``recipe["export"]``; what the builder added, and older bundles, are understood."""
+    known = {key: value for key, value in export.items() if key in CompressRecipe.model_fields}
+    return CompressRecipe.model_validate({"weights": "rtn", **known})

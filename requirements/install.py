@@ -33,7 +33,7 @@ Nothing was downloaded. docs/install.md tells more."""
 def main() -> int:
     """Install one lock file; exit status 0, or what went wrong for make to stop at."""
     parser = argparse.ArgumentParser(description="Install one lock file into an environment.")
-    parser.add_argument("name", choices=["gateway", "serve", "dev", "vllm", "all"])
+    parser.add_argument("name", choices=["gateway", "serve", "demo", "vllm", "all"])
     parser.add_argument("--venv", type=Path, default=Path(".venv"))
     arguments = parser.parse_args()
     venv: Path = arguments.venv.absolute()

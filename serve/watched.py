@@ -1,9 +1,9 @@
-"""A server process that is kept running: started, asked for its health, killed when hung, restarted with pauses."""
+"""A server process that is kept running: started, warmed up, asked for its health, killed when hung, restarted."""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import aiohttp
 
 from serve.child import Child
+from serve.warmup import Unfit
 
 WRONG_USAGE = 2
 """The exit code of a process that was configured wrongly: starting it again would change nothing."""
@@ -22,6 +23,8 @@ class Patience:
 
     start_s: float = 300.0
     """From the start of a process to its first good health answer."""
+    warm_up_s: float = 60.0
+    """From its first good health answer to the end of its warm-up."""
     hung_s: float = 20.0
     """Without a good health answer, until a process counts as hung."""
     poll_s: float = 2.0
@@ -46,15 +49,18 @@ class Observer(Protocol):
 
 
 class Life(NamedTuple):
-    """One life of a process, from its start to its end."""
+    """One life of a process, from its start to its end; after a `hopeless` one, another would end the same way."""
 
     ready_s: float
     reason: str
-    exit_code: int | None = None
+    hopeless: bool = False
 
 
 class Watched:
-    """A process that answers `GET /health`, on a unix socket or at a URL, and is kept running."""
+    """A process that answers `GET /health`, on a unix socket or at a URL, and is kept running.
+
+    It is ready once it is healthy and has been through `warm_up`, in each of its lives anew.
+    """
 
     def __init__(
         self,
@@ -65,6 +71,7 @@ class Watched:
         observer: Observer,
         on_line: Callable[[str], None],
         patience: Patience,
+        warm_up: Callable[[aiohttp.ClientSession], Awaitable[None]] | None = None,
     ) -> None:
         self.argv = argv
         self.env = env
@@ -72,6 +79,7 @@ class Watched:
         self.observer = observer
         self.on_line = on_line
         self.patience = patience
+        self.warm_up = warm_up
         self.state: Literal["starting", "ready", "failed"] = "starting"
         self.reason = ""
         self.settled = asyncio.Event()
@@ -111,8 +119,7 @@ class Watched:
         while True:
             life = await self._live()
             crashes = 1 if life.ready_s > self.patience.settled_s else crashes + 1
-            misconfigured = life.exit_code == WRONG_USAGE and life.ready_s == 0
-            given_up = misconfigured or crashes >= self.patience.quick_crashes
+            given_up = life.hopeless or crashes >= self.patience.quick_crashes
             self.reason = life.reason
             self.state = "failed" if given_up else "starting"
             await self.observer.ended(life.reason, given_up=given_up)
@@ -133,6 +140,13 @@ class Watched:
         async with self._session() as session:
             while not death.done():
                 health = await self._health(session)
+                if health is not None and not ready_at:
+                    try:
+                        health = health if await self._warmed_up(session) else None
+                    except Unfit as unfit:
+                        child.kill()
+                        await death
+                        return Life(0.0, str(unfit), hopeless=True)
                 now = time.monotonic()
                 if health is not None and not death.done():
                     heard_at = now
@@ -144,10 +158,25 @@ class Watched:
                 if now - heard_at > limit_s:
                     child.kill()
                     await death
-                    return Life(now - (ready_at or now), f"showed no health for {limit_s:g} s and was killed")
+                    reason = f"showed no health for {limit_s:g} s and was killed"
+                    return Life(now - (ready_at or now), reason, hopeless=not ready_at)
                 await asyncio.wait({death}, timeout=self.patience.poll_s if ready_at else 0.1)
         code = await death
-        return Life(time.monotonic() - ready_at if ready_at else 0.0, child.obituary(code), code)
+        misconfigured = code == WRONG_USAGE and not ready_at
+        return Life(time.monotonic() - ready_at if ready_at else 0.0, child.obituary(code), misconfigured)
+
+    async def _warmed_up(self, session: aiohttp.ClientSession) -> bool:
+        """False when the process went away meanwhile: its end will tell more. Raises Unfit."""
+        if self.warm_up is None:
+            return True
+        try:
+            async with asyncio.timeout(self.patience.warm_up_s):
+                await self.warm_up(session)
+        except TimeoutError:
+            raise Unfit(f"did not answer its warm-up within {self.patience.warm_up_s:g} s") from None
+        except aiohttp.ClientError:
+            return False
+        return True
 
     def _session(self) -> aiohttp.ClientSession:
         connector = (

@@ -4,7 +4,11 @@
 
 It answers a chat with the words of the last message. The message may begin with a command: `/crash` dies after
 two words, `/hang` never answers anything again, `/slow` takes a second per word, `/say {"json": "string"}` says
-exactly that, `/body` says the request's body. If the file that FAKE_ENGINE_MISBEHAVE names exists and holds `CODE MESSAGE`, it dies at its start.
+exactly that, `/body` says the request's body, `/version` says the version forty times in a second. If the file that
+FAKE_ENGINE_MISBEHAVE names exists and holds `CODE MESSAGE`, it dies at its start.
+
+The `architecture` of its bundle makes a version of it bad: `dies-at-load`, `hangs-at-load`, `hangs-in-warm-up`,
+`dies-in-warm-up`, `loops`, `empty`, `nan`, `refuses`, `slow-to-load`.
 """
 
 import argparse
@@ -18,11 +22,16 @@ from typing import Any
 
 from aiohttp import web
 
+ARCHITECTURE = "fake"
+VERSION = "0"
+
 
 def reply(body: dict[str, Any]) -> tuple[list[str], float]:
     """The pieces to stream, and the pause between them in seconds."""
     text = body["messages"][-1]["content"]
     command, _, rest = text.partition(" ")
+    if command == "/version":
+        return [f"v{VERSION} "] * 40, 0.025
     if command == "/body":
         return [json.dumps(body)], 0
     if command == "/say":
@@ -74,11 +83,36 @@ async def chat(request: web.Request) -> web.StreamResponse:
     return response
 
 
+async def complete(request: web.Request) -> web.Response:
+    """The supervisor's warm-up comes here, since a fake bundle has no chat template."""
+    body = await request.json()
+    if ARCHITECTURE == "hangs-in-warm-up":
+        await asyncio.sleep(3600)
+    if ARCHITECTURE == "dies-in-warm-up":
+        os._exit(1)
+    if ARCHITECTURE == "refuses":
+        error = {
+            "message": "the weights do not fit the graph",
+            "type": "server_error",
+            "code": None,
+            "param": None,
+        }
+        return web.json_response({"error": error}, status=500)
+    tokens = {"loops": ["the "] * 16, "empty": []}.get(ARCHITECTURE, [f"{n} " for n in range(16)])
+    logprobs = [float("nan") if ARCHITECTURE == "nan" else -1.0] * len(tokens)
+    choice = {
+        "index": 0, "text": "".join(tokens), "finish_reason": "length",
+        "logprobs": {"tokens": tokens, "token_logprobs": logprobs},
+    }  # fmt: skip
+    return web.json_response({"object": "text_completion", "model": body["model"], "choices": [choice]})
+
+
 async def health(request: web.Request) -> web.Response:
     return web.json_response({"status": "ok", "pid": os.getpid(), "context": 2048})
 
 
 def main() -> None:
+    global ARCHITECTURE, VERSION
     parser = argparse.ArgumentParser()
     for option in ("--bundle", "--model", "--version", "--uds"):
         parser.add_argument(option, required=True)
@@ -88,8 +122,18 @@ def main() -> None:
         code, _, message = misbehave.read_text().partition(" ")
         print(message, file=sys.stderr)
         raise SystemExit(int(code))
+    VERSION = options.version
+    ARCHITECTURE = json.loads((Path(options.bundle) / "bundle.json").read_text())["architecture"]
+    if ARCHITECTURE == "dies-at-load":
+        print("no room for the weights", file=sys.stderr)
+        raise SystemExit(1)
+    if ARCHITECTURE == "hangs-at-load":
+        time.sleep(3600)
+    if ARCHITECTURE == "slow-to-load":
+        time.sleep(3)
     app = web.Application()
-    app.add_routes([web.post("/v1/chat/completions", chat), web.get("/health", health)])
+    app.add_routes([web.post("/v1/completions", complete), web.post("/v1/chat/completions", chat)])
+    app.add_routes([web.get("/health", health)])
     web.run_app(app, path=options.uds, print=None, handle_signals=True)
 
 

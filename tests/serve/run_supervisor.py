@@ -14,14 +14,15 @@ from serve.watched import Patience
 
 ENGINE = [sys.executable, str(Path(__file__).with_name("fake_engine.py"))]
 IMPATIENT = Patience(
-    start_s=20, hung_s=2, poll_s=0.1, settled_s=5, quick_crashes=3, backoff_s=0.1, backoff_max_s=1, stop_s=3
-)
+    start_s=20, warm_up_s=3, hung_s=2, poll_s=0.1, settled_s=5, quick_crashes=3, backoff_s=0.1, backoff_max_s=1,
+    stop_s=3,
+)  # fmt: skip
 
 if __name__ == "__main__":
     settings = load_settings()
     configure_logging(settings.log_level)
     try:
-        serve(settings, sys.argv[1:], engines={"onnx-genai": ENGINE, "onnx": ENGINE}, patience=IMPATIENT)
+        serve(settings, sys.argv[1:], program=lambda version, settings: ENGINE, patience=IMPATIENT)
     except EverlearnError as error:
         print(error.message, file=sys.stderr)
         raise SystemExit(error.exit_code) from None

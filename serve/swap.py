@@ -1,0 +1,218 @@
+"""One model as it is served: which version should be, which one is, and the way from the one to the other.
+
+`Served` compares the two again and again and takes one step at a time, so it does not matter what came between:
+the alias moved on or back, an engine died, the database was away. The way from old to new:
+
+    start the new engine beside the old → it loads → it passes its warm-up → in one transaction the new one takes
+    requests and the old one takes none → the old one ends its running answers → it stops.
+
+A version that does not load or fails its warm-up is refused: the old one serves on, the reason stands in the
+`replicas` table (`everlearn ps`) and in the log, and it is tried again when the alias is moved, or set anew.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import structlog
+from sqlalchemy import Engine, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from everlearn.database import AliasRow, read
+from everlearn.errors import EverlearnError, Unavailable
+from everlearn.records import CHAMPION, PREVIOUS
+from serve import replicas
+from serve.engines.programs import kind_of
+from serve.running import Running, Workshop, new_id
+
+FOLLOW_S = 1.0
+
+log = structlog.get_logger("serve.supervisor")
+
+
+class Standing(NamedTuple):
+    """What the aliases of a model name, and when the champion was set."""
+
+    champion: int | None
+    previous: int | None
+    set_at: float
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a version does not serve, and the row that says so."""
+
+    reason: str
+    row_id: str
+
+
+class Served:
+    """One model, kept at the version that its champion names; or at version `first` for ever, when it is pinned.
+
+    When the champion is refused while nothing else serves, as after a restart, the `previous` one serves.
+    """
+
+    def __init__(self, workshop: Workshop, model: str, first: int, *, pinned: bool) -> None:
+        self.model = model
+        self.serving: Running | None = None
+        self.settled = asyncio.Event()
+        """Set once a version serves, or none can."""
+        self._workshop = workshop
+        self._pinned = pinned
+        self._first = first
+        self._standing = Standing(None, None, 0.0)
+        self._refused: dict[int, Refusal] = {}
+        self._coming: Running | None = None
+        self._leaving: dict[asyncio.Task[None], Running] = {}
+
+    async def keep(self) -> None:
+        """Look, take a step, wait. Runs until cancelled."""
+        while True:
+            await self._step()
+            await self._until_news()
+
+    async def close(self) -> None:
+        """Stop every engine of this model; the gateway has ended before."""
+        for task in self._leaving:
+            task.cancel()
+        await asyncio.gather(*(running.stop() for running in self.processes()))
+        for number in list(self._refused):
+            await self._forgive(number)
+
+    def processes(self) -> list[Running]:
+        return [*filter(None, [self.serving, self._coming]), *self._leaving.values()]
+
+    def hopeless(self) -> str | None:
+        """Why this model has no version to serve with, if it has none."""
+        if self.serving or self._coming or self._wanted() is not None:
+            return None
+        return "\n".join(
+            f"{self.model}@{number} {refusal.reason}" for number, refusal in self._refused.items()
+        )
+
+    # The steps -------------------------------------------------------------------------------------------------
+
+    async def _step(self) -> None:
+        await self._read_aliases()
+        self._refuse_the_failed()
+        wanted = self._wanted()
+        if self._coming and self._coming.stands_for != wanted:
+            log.info("swap called off", ref=self._coming.version.ref)
+            coming, self._coming = self._coming, None
+            await coming.stop()
+        if wanted is None or (self.serving and self.serving.stands_for == wanted):
+            self.settled.set()
+        elif self._coming is None:
+            await self._begin(wanted)
+        elif self._coming.watched.state == "ready" and await self._coming.take_over(self.serving):
+            self._let_go(self.serving)
+            self.serving, self._coming = self._coming, None
+            log.info("serving", ref=self.serving.version.ref)
+            self.settled.set()
+
+    async def _read_aliases(self) -> None:
+        if self._pinned:
+            return
+        try:
+            standing = await asyncio.to_thread(read_standing, self._workshop.db, self.model)
+        except (SQLAlchemyError, Unavailable):
+            return  # the last known one holds; the heartbeats tell the log
+        if standing.set_at != self._standing.set_at:
+            for number in list(self._refused):
+                await self._forgive(number)
+        self._standing = standing
+
+    def _refuse_the_failed(self) -> None:
+        serving, coming = self.serving, self._coming
+        if serving and serving.watched.state == "failed":
+            self.serving = None
+            self._refuse(serving.stands_for, Refusal(serving.watched.reason, serving.id))
+        if coming and coming.watched.state == "failed":
+            self._coming = None
+            self._refuse(coming.stands_for, Refusal(coming.watched.reason, coming.id))
+
+    def _wanted(self) -> int | None:
+        """The number of the version that should serve; None when nothing can."""
+        present = self.serving.stands_for if self.serving else self._first
+        champion = self._standing.champion or present
+        if champion not in self._refused:
+            return champion
+        if self.serving:
+            return present
+        previous = self._standing.previous
+        return previous if previous not in self._refused else None
+
+    async def _begin(self, number: int) -> None:
+        try:
+            version = await self._workshop.servable(self.model, number)
+            if self.serving and version.ref == self.serving.version.ref:
+                self.serving.stands_for = number
+                return
+            log.info("starting", ref=version.ref, beside=self.serving and self.serving.version.ref)
+            self._coming = await self._workshop.start(version, number)
+        except Unavailable as error:
+            log.warning("waits", ref=f"{self.model}@{number}", reason=error.message)
+        except EverlearnError as error:
+            self._refuse(number, Refusal(error.message, await self._write_down(number, error.message)))
+
+    def _let_go(self, old: Running | None) -> None:
+        if old:
+            task = asyncio.create_task(old.drain())
+            self._leaving[task] = old
+            task.add_done_callback(self._leaving.pop)
+
+    async def _until_news(self) -> None:
+        """A moment; a shorter one when the coming engine is ready or given up before."""
+        news = self._coming.watched.settled if self._coming else None
+        if news is None or news.is_set():
+            await asyncio.sleep(FOLLOW_S)
+            return
+        waiting = asyncio.create_task(news.wait())
+        await asyncio.wait({waiting}, timeout=FOLLOW_S)
+        waiting.cancel()
+
+    # Refusals --------------------------------------------------------------------------------------------------
+
+    def _refuse(self, number: int, refusal: Refusal) -> None:
+        self._refused[number] = refusal
+        log.error(
+            "version refused", ref=f"{self.model}@{number}", reason=refusal.reason.splitlines()[0],
+            serving=self.serving and self.serving.version.ref,
+        )  # fmt: skip
+
+    async def _write_down(self, number: int, reason: str) -> str:
+        """A row for a version that had no process; returns its id."""
+        id = new_id()
+
+        def write() -> None:
+            version = self._workshop.registry.resolve(f"{self.model}@{number}")
+            replicas.announce(
+                self._workshop.db, id=id, model=self.model, version=number, digest=version.digest,
+                kind=kind_of(version), task=version.task, url="", pid=None, state="failed", error=reason,
+            )  # fmt: skip
+
+        try:
+            await asyncio.to_thread(write)
+        except (SQLAlchemyError, EverlearnError) as error:
+            log.error("a refusal was not written down", reason=str(error))
+        return id
+
+    async def _forgive(self, number: int) -> None:
+        refusal = self._refused.pop(number)
+        try:
+            await asyncio.to_thread(replicas.withdraw, self._workshop.db, refusal.row_id)
+        except (SQLAlchemyError, Unavailable) as error:
+            log.error("a refusal was not withdrawn", reason=str(error))
+
+
+def read_standing(db: Engine, model: str) -> Standing:
+    """Raises Unavailable."""
+    query = select(AliasRow.alias, AliasRow.version, AliasRow.updated_at).where(AliasRow.model == model)
+    with read(db) as connection:
+        rows = {row.alias: row for row in connection.execute(query)}
+    champion, previous = rows.get(CHAMPION), rows.get(PREVIOUS)
+    return Standing(
+        champion.version if champion else None,
+        previous.version if previous else None,
+        champion.updated_at if champion else 0.0,
+    )

@@ -1,0 +1,115 @@
+"""The requests that come before any client's: a version that answers nonsense, or nothing, never serves."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from everlearn.registry import Version
+
+PROMPTS = ("The capital of France is", "Once upon a time there was", "Here is a short list of colours:")
+"""Each is tried until one is answered sensibly: a sound model may end one answer at once, hardly all three."""
+
+ANSWER_TOKENS = 16
+LOOP_TOKENS = 8
+"""So many tokens that are all the same are a loop. A sound model, sampled, does not do that."""
+
+SENTENCES = ("The river runs through the old town.", "Interest rates rose again in March.")
+
+
+class Unfit(Exception):
+    """Why a version must not serve, in words that follow its name."""
+
+
+async def warm_up(session: aiohttp.ClientSession, version: Version, bundle: Path) -> None:
+    """Ask the engine at `session` what its clients will ask. Raises Unfit; ClientError when it is not there."""
+    if version.task == "embed":
+        body = {"model": version.model, "input": list(SENTENCES)}
+        fault = _fault_of_embeddings(await _ask(session, "/v1/embeddings", body))
+    else:
+        fault = await _fault_of_text(session, version.model, chat=has_chat_template(bundle))
+    if fault:
+        raise Unfit(f"answered its warm-up with {fault}")
+
+
+def has_chat_template(bundle: Path) -> bool:
+    """Whether the version was made for chat, or only continues text."""
+    if (bundle / "chat_template.jinja").exists():
+        return True
+    config = bundle / "tokenizer_config.json"
+    return config.exists() and "chat_template" in json.loads(config.read_text())
+
+
+async def _fault_of_text(session: aiohttp.ClientSession, model: str, chat: bool) -> str | None:
+    """The last prompt's fault, if no prompt was answered sensibly.
+
+    Sampled at temperature 1, since a small model that is sound may well repeat itself when decoded greedily.
+    """
+    fault = None
+    for seed, prompt in enumerate(PROMPTS):
+        body = {"model": model, "max_tokens": ANSWER_TOKENS, "temperature": 1.0, "top_p": 1.0, "seed": seed}
+        if chat:
+            body |= {"messages": [{"role": "user", "content": prompt}], "logprobs": True}
+            answer = await _ask(session, "/v1/chat/completions", body)
+        else:
+            answer = await _ask(session, "/v1/completions", body | {"prompt": prompt, "logprobs": 1})
+        fault = _fault_of_choice(answer)
+        if fault is None:
+            return None
+    return fault
+
+
+async def _ask(session: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    async with session.post(path, json=body, timeout=aiohttp.ClientTimeout(total=None)) as response:
+        text = await response.text(errors="replace")
+        if response.status != 200:
+            raise Unfit(f"refused its warm-up request with status {response.status}: {text[:300]}")
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise Unfit(f"answered its warm-up request with what is no JSON object: {text[:100]!r}")
+    return answer
+
+
+def _fault_of_choice(answer: dict[str, Any]) -> str | None:
+    try:
+        choice = answer["choices"][0]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        tokens, logprobs = _sampled(choice.get("logprobs"))
+    except (KeyError, IndexError, TypeError):
+        return f"what is no completion: {json.dumps(answer)[:200]}"
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in logprobs):
+        return "probabilities that are no finite numbers"
+    if not text:
+        return "an empty text"
+    tokens = tokens or text.split()
+    if len(tokens) >= LOOP_TOKENS and len(set(tokens)) == 1:
+        return f"one token over and over: {text[:60]!r}"
+    return None
+
+
+def _sampled(logprobs: dict[str, Any] | None) -> tuple[list[str], list[Any]]:
+    """The tokens of an answer and their log probabilities, in chat's form or in that of completions."""
+    if logprobs is None:
+        return [], []
+    if "content" in logprobs:
+        entries = logprobs["content"] or []
+        return [one["token"] for one in entries], [one["logprob"] for one in entries]
+    return logprobs["tokens"], logprobs["token_logprobs"]
+
+
+def _fault_of_embeddings(answer: dict[str, Any]) -> str | None:
+    try:
+        vectors = [one["embedding"] for one in answer["data"]]
+        finite = all(math.isfinite(value) for vector in vectors for value in vector)
+    except (KeyError, TypeError):
+        return f"what are no embeddings: {json.dumps(answer)[:200]}"
+    if len(vectors) != len(SENTENCES) or not all(vectors):
+        return f"{len(vectors)} embeddings for {len(SENTENCES)} sentences, or with empty ones"
+    if not finite or not all(any(vector) for vector in vectors):
+        return "embeddings that are not finite, or all zero"
+    return "the same embedding for unlike sentences" if vectors[0] == vectors[1] else None

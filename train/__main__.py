@@ -1,0 +1,91 @@
+"""``python -m train RUN_DIR``: one process of a run, started by ``train.launch`` or by torchrun.
+
+With ``--follow`` the end of stdin ends the process: its parent is gone. Progress goes to stdout, a JSON line each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m train")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--follow", action="store_true")
+    parser.add_argument("--nice", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.follow:
+        follow_parent()
+    if arguments.nice:
+        os.nice(arguments.nice)
+    say = protocol()
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    return run(arguments.run_dir, say, stop)
+
+
+def run(run_dir: Path, say: Any, stop: threading.Event) -> int:
+    from filelock import FileLock, Timeout
+
+    from everlearn.errors import Conflict, EverlearnError
+    from train.run import train
+
+    first = os.environ.get("RANK", "0") == "0"
+    lock = FileLock(run_dir / "lock", timeout=60 if first else 0)
+    try:
+        if first:
+            try:
+                lock.acquire()
+            except Timeout:
+                raise Conflict(f"another process is training in {run_dir}") from None
+        train(
+            run_dir,
+            on_step=lambda report: say(report=dataclasses.asdict(report)) if first else None,
+            should_stop=stop.is_set,
+        )
+    except EverlearnError as error:
+        say(error=type(error).__name__, message=error.message, param=error.param)
+        return 3
+    if first:
+        say(done=True)
+    return 0
+
+
+def follow_parent() -> None:
+    """The process ends with its parent, whatever it is doing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+
+
+def _end_with_stdin() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+def protocol() -> Any:
+    """What libraries print goes to stderr; stdout is for lines that the parent reads."""
+    lines = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(**message: Any) -> None:
+        lines.write(json.dumps(message) + "\n")
+        lines.flush()
+
+    return say
+
+
+if __name__ == "__main__":
+    sys.exit(main())

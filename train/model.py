@@ -1,0 +1,85 @@
+"""The model of a run: loaded or made, and written as the Hugging Face directory that becomes a bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from everlearn.durable import move_directory, sync_tree
+from everlearn.errors import InvalidInput
+from everlearn.sources import TOKENIZER_FILES
+from train.evaluate import load_causal_lm
+from train.recipe import Architecture, TrainRecipe
+from train.tune import add_adapters, merge_adapters
+
+
+def build(recipe: TrainRecipe, model_dir: Path | None, tokenizer_dir: Path) -> nn.Module:
+    """The model to train, float32, adapters beside it where the recipe asks for them."""
+    if model_dir is not None:
+        return add_adapters(load_causal_lm(model_dir), recipe.tune)
+    if recipe.architecture is None:
+        raise InvalidInput("a recipe without base needs an architecture", param="architecture")
+    torch.manual_seed(recipe.seed)
+    return from_scratch(recipe.architecture, tokenizer_dir)
+
+
+def from_scratch(architecture: Architecture, tokenizer_dir: Path) -> nn.Module:
+    """A Llama with random weights (torch's generator decides which)."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True, trust_remote_code=False)
+    ffn = architecture.ffn or -(-architecture.hidden * 8 // 3 // 32) * 32
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=architecture.hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=architecture.layers,
+        num_attention_heads=architecture.heads,
+        num_key_value_heads=architecture.kv_heads or architecture.heads,
+        max_position_embeddings=architecture.context,
+        tie_word_embeddings=architecture.tied,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def write(
+    model: Any,
+    state: dict[str, Tensor] | None,
+    recipe: TrainRecipe,
+    base: Path | None,
+    tokenizer_dir: Path,
+    target: Path,
+) -> None:
+    """``target`` becomes a Hugging Face directory: adapters merged, weights in the base's own dtype.
+
+    ``state``: trained tensors by name, whole, to put into ``model`` first; None where they are in it.
+    """
+    if state is not None:
+        model.load_state_dict(state, strict=False)
+    model = merge_adapters(model.cpu(), recipe.tune)
+    partial = target.with_name(f".partial-{target.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)
+    model.to(saved_dtype(base)).save_pretrained(partial)
+    for pattern in (*TOKENIZER_FILES, "LICENSE*"):
+        for file in tokenizer_dir.glob(pattern):
+            shutil.copyfile(file, partial / file.name)
+    sync_tree(partial)
+    move_directory(partial, target)
+
+
+def saved_dtype(base: Path | None) -> torch.dtype:
+    """The dtype of the base's weights, as its config.json says; float32 from scratch."""
+    if base is None:
+        return torch.float32
+    config = json.loads((base / "config.json").read_text())
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)

@@ -1,0 +1,123 @@
+"""One process or several: the model is wrapped once, and the loop stays as it is.
+
+DDP (arXiv 2006.15704) keeps a whole model on every rank; FSDP2 (arXiv 2304.11277) a share of it. Both are
+torch's own, over gloo on CPU and nccl on CUDA.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+Kind = Literal["none", "ddp", "fsdp2"]
+TIMEOUT = timedelta(minutes=30)
+"""How long ranks wait for each other; rank 0 may be hashing a checkpoint."""
+
+
+class Stage(nn.Module):
+    """The one module whose forward is a whole loss, so that wrappers see every use of the model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, objective: Callable[..., Any], batch: Any) -> Any:
+        return objective(self.model, batch)
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among those that train together. The default is one process alone."""
+
+    kind: Kind = "none"
+    rank: int = 0
+    ranks: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        """Rank 0 writes what is written once."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """A module to call with (objective, batch)."""
+        model.to(self.device)
+        stage = Stage(model)
+        if self.kind == "ddp":
+            return DistributedDataParallel(stage, gradient_as_bucket_view=True)
+        if self.kind == "fsdp2":
+            for block in repeated_blocks(model):
+                fully_shard(block)
+            fully_shard(stage)
+        return stage
+
+    @contextmanager
+    def accumulating(self, stage: Any, last: bool) -> Generator[None]:
+        """Gradients travel between the ranks with the last micro-batch of a step only."""
+        if isinstance(stage, FSDPModule):
+            stage.set_requires_gradient_sync(last)
+            stage.set_is_last_backward(last)
+        if isinstance(stage, DistributedDataParallel) and not last:
+            with stage.no_sync():
+                yield
+        else:
+            yield
+
+    def sum(self, values: Iterable[Tensor]) -> list[float]:
+        """Sums of scalars over all ranks, in float64."""
+        stacked = torch.stack([value.detach().double() for value in values])
+        if self.ranks > 1:
+            dist.all_reduce(stacked)
+        return stacked.tolist()
+
+    def barrier(self) -> None:
+        if self.ranks > 1:
+            dist.barrier()
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's ``value``, on every rank."""
+        if self.ranks == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+@contextmanager
+def joined(kind: Kind) -> Generator[Group]:
+    """The group this process belongs to, as torchrun's variables say."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if kind == "none":
+        yield Group(device=device)
+        return
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+    try:
+        yield Group(kind, dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """The layers of the longest list of modules: what FSDP gathers one at a time."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=len)) if lists else []
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor, gathered where it lies in shares; every rank must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

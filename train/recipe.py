@@ -1,0 +1,297 @@
+"""The training recipe: a YAML file that determines a run.
+
+``read_recipe`` maps the file onto :class:`TrainRecipe` one to one; an unknown key is an error that names its line
+and the nearest known key. Everything has a default that works but the data.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from everlearn.errors import ConfigError
+from everlearn.settings import flatten
+from everlearn.settings_file import SettingsFile, read_settings_file
+from everlearn.suggest import did_you_mean
+
+Recipe = TypeVar("Recipe", bound=BaseModel)
+
+# What may change between two attempts at one run: it moves work around, and changes no sum.
+OPERATIONAL = frozenset(
+    {
+        "name",
+        "parallel",
+        "ranks",
+        "threads",
+        "micro_batch",
+        "gradient_checkpointing",
+        "checkpoint",
+        "log",
+    }
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Architecture(_Part):
+    """A decoder from scratch, of Llama's kind. ``None`` is decided from the rest."""
+
+    layers: int = Field(ge=1)
+    hidden: int = Field(ge=8)
+    heads: int = Field(ge=1)
+    kv_heads: int | None = Field(default=None, ge=1)
+    ffn: int | None = Field(default=None, ge=8)
+    context: int = Field(default=2048, ge=16)
+    vocab: int = Field(default=16384, ge=260)
+    tied: bool = True
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Architecture:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        return self
+
+
+class Data(_Part):
+    """Files to prepare (``train``, ``held``), or stores already prepared (``store``, ``held_store``).
+
+    Without ``held`` files, ``held_fraction`` of the documents are held out.
+    """
+
+    train: tuple[Path, ...] = ()
+    held: tuple[Path, ...] = ()
+    kind: Literal["auto", "text", "chat"] = "auto"
+    held_fraction: float = Field(default=0.05, ge=0, lt=1)
+    store: Path | None = None
+    held_store: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        if bool(self.train) == bool(self.store):
+            raise ValueError("give either train (files to prepare) or store (a folder that was prepared)")
+        return self
+
+
+class Tune(_Part):
+    """``tune: full``, ``tune: lora`` or ``tune: {method: lora, rank: 16}``.
+
+    LoRA (arXiv 2106.09685) trains low-rank updates of the linear layers and merges them at the end.
+    """
+
+    method: Literal["full", "lora"] = "full"
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0, ge=0, lt=1)
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"method": value} if isinstance(value, str) else value
+
+
+class Optimizer(_Part):
+    """AdamW (arXiv 1711.05101). ``clip``: the largest norm of a step's gradient; 0 does not clip."""
+
+    lr: float = Field(default=1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip: float = Field(default=1.0, ge=0)
+
+
+class Schedule(_Part):
+    """A linear warm-up, then a cosine down to ``final_fraction`` of the peak (arXiv 1608.03983)."""
+
+    warmup_fraction: float = Field(default=0.03, ge=0, le=1)
+    decay: Literal["cosine"] = "cosine"
+    final_fraction: float = Field(default=0.1, ge=0, le=1)
+
+
+class Checkpoint(_Part):
+    """When to save: every so many steps, and whenever ``every_s`` seconds went by."""
+
+    every_steps: int | None = Field(default=None, ge=1)
+    every_s: float = Field(default=300, gt=0)
+    keep: int = Field(default=2, ge=1)
+
+
+class Validation(_Part):
+    """The held set is measured before, after, and every ``every_steps``, on at most ``tokens`` tokens."""
+
+    tokens: int = Field(default=65536, ge=1)
+    every_steps: int | None = Field(default=None, ge=1)
+
+
+class FitOptions(_Part):
+    """What the loop needs to know of a run, whatever is trained.
+
+    ``batch_tokens`` is for one optimizer step over all ranks; ``micro_batch`` the most rows that pass through the
+    model at once on one rank. Without ``steps`` the data passes ``epochs`` times.
+    """
+
+    sequence_tokens: int = Field(default=512, ge=2)
+    batch_tokens: int = Field(default=8192, ge=2)
+    micro_batch: int = Field(default=4, ge=1)
+    epochs: float = Field(default=1, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
+    checkpoint: Checkpoint = Checkpoint()
+    validation: Validation = Validation()
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    log: Literal["tensorboard", "none"] = "none"
+
+    @model_validator(mode="after")
+    def _whole_rows(self) -> FitOptions:
+        if self.batch_tokens % self.sequence_tokens:
+            near = max(1, round(self.batch_tokens / self.sequence_tokens)) * self.sequence_tokens
+            raise ValueError(
+                f"batch_tokens ({self.batch_tokens}) must be a multiple of sequence_tokens "
+                f"({self.sequence_tokens}); {near} would do"
+            )
+        return self
+
+    @property
+    def rows(self) -> int:
+        """Rows of ``sequence_tokens`` in one optimizer step, over all ranks."""
+        return self.batch_tokens // self.sequence_tokens
+
+
+class TrainRecipe(FitOptions):
+    """``everlearn train``. ``base`` is a model to go on from; without one, ``architecture`` starts from scratch."""
+
+    name: str | None = None
+    base: str | None = None
+    architecture: Architecture | None = None
+    objective: Literal["causal-lm"] = "causal-lm"
+    data: Data
+    tune: Tune = Tune()
+    parallel: Literal["none", "ddp", "fsdp2"] = "none"
+    ranks: int = Field(default=1, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+
+    @field_validator("ranks")
+    @classmethod
+    def _few(cls, ranks: int) -> int:
+        if ranks > 1024:
+            raise ValueError("at most 1024 processes")
+        return ranks
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainRecipe:
+        if self.ranks > 1 and self.parallel == "none":
+            raise ValueError(f"ranks is {self.ranks}: say how they share the work, parallel: ddp or fsdp2")
+        if self.rows % self.ranks:
+            raise ValueError(
+                f"a step has {self.rows} rows (batch_tokens / sequence_tokens), which {self.ranks} ranks "
+                "cannot share evenly"
+            )
+        if self.architecture and self.tune.method == "lora":
+            raise ValueError("tune: lora needs a base; a model from scratch is trained in full")
+        return self
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> TrainRecipe:
+    """The recipe of a YAML file; ``overrides`` are ``key.below=value``. Paths are relative to the file.
+
+    Raises ConfigError with file, line and the nearest known key.
+    """
+    file = read_settings_file(path)
+    values = file.values
+    for override in overrides:
+        values = _override(values, override)
+    recipe = validate_recipe(TrainRecipe, values, file)
+    return recipe.model_copy(update={"data": _anchored(recipe.data, path.absolute().parent)})
+
+
+def validate_recipe(
+    kind: type[Recipe], values: Mapping[str, Any], file: SettingsFile | None = None
+) -> Recipe:
+    """``values`` as a ``kind``. Raises ConfigError naming the first fault and, for an unknown key, the nearest."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+    known = list(recipe_keys(kind))
+    key = ".".join(str(part) for part in fault["loc"])
+    while key and key not in known and fault["type"] != "extra_forbidden":
+        key = key.rpartition(".")[0]  # the branch of a union, or the place in a list
+    place = f"{file.path}:{line}: " if file and (line := file.line(key)) else ""
+    if fault["type"] == "extra_forbidden":
+        raise ConfigError(f"{place}unknown recipe key {key!r}{did_you_mean(key, known)}", param=key)
+    if fault["type"] == "missing":
+        key = ".".join(str(part) for part in fault["loc"])
+        raise ConfigError(f"{place}the recipe says nothing about {key!r}, which has no default", param=key)
+    shown = f" (got {fault['input']!r})" if not isinstance(fault["input"], Mapping | BaseModel) else ""
+    message = fault["msg"].removeprefix("Value error, ")
+    raise ConfigError(f"{place}{key + ': ' if key else ''}{message}{shown}", param=key or None)
+
+
+def recipe_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key a recipe of this kind may hold."""
+    for name, field in kind.model_fields.items():
+        yield f"{prefix}{name}"
+        for part in _models(field.annotation):
+            yield from recipe_keys(part, f"{prefix}{name}.")
+
+
+def recipe_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines ``key: old → new`` for what would change the result of a run; see ``OPERATIONAL``."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    keys = [key for key in before | after if key.partition(".")[0] not in OPERATIONAL]
+    return [
+        f"{key}: {before.get(key)!r} → {after.get(key)!r}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [model for one in get_args(annotation) for model in _models(one)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+
+
+def _override(values: Mapping[str, Any], override: str) -> dict[str, Any]:
+    key, found, text = override.partition("=")
+    if not found or not key:
+        raise ConfigError(f"--set takes key=value, as in optimizer.lr=0.0003, not {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: {text!r} is not a YAML value: {error}", param=key) from None
+    first, *rest = key.split(".")
+    changed = dict(values)
+    if rest:
+        below = changed.get(first)
+        inner = below if isinstance(below, Mapping) else {"method": below} if isinstance(below, str) else {}
+        changed[first] = _override(inner, f"{'.'.join(rest)}={text}")
+    else:
+        changed[first] = value
+    return changed
+
+
+def _anchored(data: Data, folder: Path) -> Data:
+    def at(path: Path) -> Path:
+        return folder / path.expanduser()
+
+    return data.model_copy(
+        update={
+            "train": tuple(at(path) for path in data.train),
+            "held": tuple(at(path) for path in data.held),
+            "store": data.store and at(data.store),
+            "held_store": data.held_store and at(data.held_store),
+        }
+    )

@@ -1,0 +1,162 @@
+"""One process of a training run: from a run folder's ``run.json`` to a model in it.
+
+run.json     what to do: the recipe, where base and tokenizer lie, threads
+data/        prepared stores, where the recipe names files
+checkpoints/ to go on from
+steps.jsonl  one line a step
+model/       the result, a Hugging Face directory
+outcome.json written last: the run is finished
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from everlearn.bundle import MANIFEST, file_entry
+from everlearn.durable import write_file
+from everlearn.errors import InvalidInput
+from train import model as models
+from train.checkpoint import Checkpoints
+from train.data.packing import Packer
+from train.data.store import TokenStore, open_store
+from train.failures import Stopped
+from train.loop import FitResult, Held, StepReport, choose_dtype, divide, fit, total_steps
+from train.objectives import CausalLM
+from train.parallel import Group, joined, whole
+from train.recipe import TrainRecipe, validate_recipe
+
+
+def train(
+    run_dir: Path, on_step: Callable[[StepReport], None], should_stop: Callable[[], bool]
+) -> dict[str, Any]:
+    """Trains as run.json says and returns the outcome. Raises Diverged, Stopped, Conflict, InvalidInput."""
+    request = json.loads((run_dir / "run.json").read_bytes())
+    recipe = validate_recipe(TrainRecipe, request["recipe"])
+    base = Path(request["model_dir"]) if request["model_dir"] else None
+    tokenizer_dir = Path(request["tokenizer_dir"])
+    torch.set_num_threads(max(1, request["threads"] // recipe.ranks))
+    with joined(recipe.parallel) as group:
+        stores = open_stores(recipe, run_dir)
+        identity = identity_of(stores, base, tokenizer_dir)
+        model = models.build(recipe, base, tokenizer_dir)
+        refuse_foreign_tokens(stores, model)
+        packer = Packer(stores[0], recipe.sequence_tokens, recipe.seed)
+        result = fit(
+            model,
+            CausalLM(),
+            packer,
+            recipe,
+            run_dir=run_dir,
+            validate=held_of(recipe, stores),
+            on_step=on_step,
+            should_stop=should_stop,
+            group=group,
+            identity=identity,
+        )
+        if not result.finished:
+            raise Stopped(f"the run stopped at step {result.steps}; started again, it goes on from there")
+        state = gather(model, group)
+        if group.is_first:
+            fresh = models.build(recipe, base, tokenizer_dir) if group.kind == "fsdp2" else model
+            models.write(fresh, state, recipe, base, tokenizer_dir, run_dir / "model")
+            resolved = resolve(recipe, packer, request["threads"], group)
+            outcome = {"metrics": metrics_of(result), "recipe": resolved, "identity": identity}
+            write_file(run_dir / "outcome.json", json.dumps(outcome, indent=1).encode())
+        Checkpoints(run_dir / "checkpoints", 1, group).clear()
+    return {}
+
+
+def open_stores(recipe: TrainRecipe, run_dir: Path) -> tuple[TokenStore, TokenStore | None]:
+    """What to train on, and what to measure on."""
+    if recipe.data.store:
+        held = recipe.data.held_store
+        return open_store(recipe.data.store), open_store(held) if held else None
+    data = run_dir / "data"
+    held = data / "held-files" / "train" if recipe.data.held else data / "files" / "held"
+    return open_store(data / "files" / "train"), open_store(held) if held.is_dir() else None
+
+
+def held_of(recipe: TrainRecipe, stores: tuple[TokenStore, TokenStore | None]) -> Held | None:
+    held = stores[1]
+    return Held(Packer(held, recipe.sequence_tokens, seed=0)) if held is not None and len(held) else None
+
+
+def identity_of(
+    stores: tuple[TokenStore, TokenStore | None], base: Path | None, tokenizer_dir: Path
+) -> dict[str, Any]:
+    """Digests of what a checkpoint depends on beside its recipe."""
+    return {
+        "train_data": stores[0].card.sha256,
+        "held_data": stores[1].card.sha256 if stores[1] else None,
+        "base": base_digest(base) if base else None,
+        "tokenizer": file_entry(tokenizer_dir / "tokenizer.json").sha256,
+    }
+
+
+def base_digest(base: Path) -> str:
+    """A bundle's digest; of another folder, its weights' headers and sizes are too little, so all is read."""
+    if (base / MANIFEST).is_file():
+        return json.loads((base / MANIFEST).read_bytes())["digest"]
+    weights = sorted(base.glob("*.safetensors"))
+    return " ".join(file_entry(file).sha256 for file in weights)
+
+
+def refuse_foreign_tokens(stores: tuple[TokenStore, TokenStore | None], model: Any) -> None:
+    """Raises InvalidInput where a store was made for more words than the model has."""
+    words = model.get_input_embeddings().num_embeddings
+    for store in stores:
+        if store and store.card.vocab_size > words:
+            raise InvalidInput(
+                f"the data was tokenized with a vocabulary of {store.card.vocab_size}, and the model has "
+                f"{words} words: prepare it with this model's tokenizer"
+            )
+
+
+def gather(model: torch.nn.Module, group: Group) -> dict[str, torch.Tensor] | None:
+    """Trained tensors by name, whole, on rank 0; None where the model itself has them."""
+    if group.kind != "fsdp2":
+        return None
+    state: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            tensor = whole(parameter.detach())
+            if group.is_first:
+                state[name] = tensor.cpu()
+    return state
+
+
+def resolve(recipe: TrainRecipe, packer: Packer, threads: int, group: Group) -> dict[str, Any]:
+    """The recipe with everything decided that it had left open."""
+    dtype = str(choose_dtype(recipe.dtype, group.device)).removeprefix("torch.")
+    decided = {
+        "steps": total_steps(recipe, packer.rows),
+        "micro_batch": divide(recipe, group.ranks)[0],
+        "dtype": dtype,
+        "threads": threads,
+    }
+    return recipe.model_copy(update=decided).model_dump(mode="json")
+
+
+def metrics_of(result: FitResult) -> dict[str, Any]:
+    import math
+
+    def perplexity(nll: float | None) -> float | None:
+        return None if nll is None else round(math.exp(min(nll, 700)), 4)
+
+    return {
+        "train_loss": round(result.train_loss, 6),
+        "held_nll_before": result.held_nll_before,
+        "held_nll": result.held_nll,
+        "held_perplexity_before": perplexity(result.held_nll_before),
+        "held_perplexity": perplexity(result.held_nll),
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "tokens_per_s": round(result.tokens_per_s, 2),
+        "seconds": round(result.seconds, 2),
+        "peak_memory_bytes": result.peak_memory_bytes,
+    }

@@ -1,0 +1,47 @@
+"""Which weights learn: all of them, or LoRA's low-rank updates (arXiv 2106.09685), by peft."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from everlearn.errors import ConfigError
+from train.recipe import Tune
+
+
+def add_adapters(model: nn.Module, tune: Tune) -> nn.Module:
+    """The same model, its base frozen and low-rank updates beside its linear layers, where ``tune`` says so."""
+    if tune.method == "full":
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    targets = tune.targets if isinstance(tune.targets, str) else list(tune.targets)
+    config = LoraConfig(
+        r=tune.rank,
+        lora_alpha=tune.alpha,  # type: ignore[arg-type]
+        lora_dropout=tune.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config).get_base_model()  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ConfigError(f"tune.targets: {error}", param="tune.targets") from None
+
+
+def merge_adapters(model: Any, tune: Tune) -> nn.Module:
+    """The updates added to the weights they belong to: a model like its base, with nothing beside it."""
+    if tune.method == "full":
+        return model
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()  # type: ignore[operator]
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    for leftover in ("peft_config", "_hf_peft_config_loaded"):
+        if leftover in vars(model):
+            delattr(model, leftover)
+    return model

@@ -13,6 +13,7 @@ from everlearn.suggest import did_you_mean
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MESSAGE_FIELDS = {"role", "content", "name", "weight", "tool_calls", "tool_call_id", "refusal"}
+MAX_MESSAGES = 1000
 Message = dict[str, Any]
 
 
@@ -97,6 +98,8 @@ def _messages(messages: Any, source: str) -> list[Message]:
         raise _fault(
             source, '"messages" is not a list of messages', 'Right would be [{"role": …, "content": …}, …]'
         )
+    if len(messages) > MAX_MESSAGES:
+        raise _fault(source, f"has {len(messages)} messages", f"A conversation has at most {MAX_MESSAGES}")
     checked = [_message(message, f"{source}: messages[{n}]") for n, message in enumerate(messages)]
     answers = [message for message in checked if message["role"] == "assistant"]
     if not answers:

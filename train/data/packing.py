@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn.errors import InvalidInput
+from train.data.splitmix import splitmix64
 from train.data.store import Example, TokenStore
 
 IGNORED = -100
@@ -195,13 +196,6 @@ def _shuffled(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
     Sorted by splitmix64 (Steele, Lea and Flood, 2014) of the row's number.
     """
-    state = _mixed(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(epoch)
-    keys = _mixed(_mixed(state) + np.arange(rows, dtype=np.uint64))
+    state = splitmix64(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(epoch)
+    keys = splitmix64(splitmix64(state) + np.arange(rows, dtype=np.uint64))
     return np.argsort(keys, kind="stable")
-
-
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

@@ -1,0 +1,331 @@
+"""From files to two stores of tokens, one to train on and one to measure with.
+
+read -> clean -> drop duplicates -> split by the document's hash -> tokenize. What is left lies in one folder:
+``train/`` and ``held/`` (stores), ``train.jsonl`` and ``held.jsonl`` (the same documents as text, with their hash,
+source and tokens), ``card.json`` (every count). The same files, tokenizer and options give the same bytes. The
+folder appears whole; a run that was killed is taken up by the next one where it stood, file by file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from everlearn.bundle import FileEntry, file_entry
+from everlearn.durable import move_directory, sync_tree, write_file
+from everlearn.errors import Conflict, Corrupt, EverlearnError, InvalidInput, NotFound
+from everlearn.progress import Progress, silent
+from train.data.card import DataCard, DataOptions, PartCard, SourceCard
+from train.data.collect import Collected, Collection, collect
+from train.data.dedup import near_duplicates
+from train.data.read import SUFFIXES
+from train.data.store import StoreWriter
+from train.data.tokenize import Tokens
+
+CARD = "card.json"
+VERSION = 1
+"""Raised whenever the same input becomes other bytes."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, and the name it is known by where it is kept under another. Those ``held`` are never trained on."""
+
+    path: Path
+    name: str
+    held: bool = False
+
+
+def prepare(
+    sources: Sequence[Path | Source],
+    tokenizer_dir: Path,
+    out: Path,
+    options: DataOptions | None = None,
+    progress: Progress = silent,
+    *,
+    held: Sequence[Path] = (),
+) -> DataCard:
+    """Prepares ``sources`` (files, or folders of them) into ``out``; returns at once where that is done already.
+
+    With ``held`` files, nothing else is held out, and what is like them leaves the training side.
+    Raises InvalidInput for a broken file (see ``train.data.read``) or when too few documents are left, NotFound
+    for a missing one, and Conflict where ``out`` holds something else.
+    """
+    options = options or DataOptions()
+    tokens = Tokens(tokenizer_dir)
+    files = _files(sources, held)
+    entries = [file_entry(file.path) for file in files]
+    inputs = _inputs_sha256(files, entries, tokens, options)
+    work = out.with_name(f".{out.name}.preparing")
+    work.mkdir(parents=True, exist_ok=True)
+    with FileLock(work / "lock"):
+        if out.exists():
+            card = read_card(out)
+            if card.inputs_sha256 != inputs:
+                raise Conflict(
+                    f"{out} holds data prepared from other files or options: remove it, or choose another"
+                )
+        else:
+            try:
+                collected = _collect(files, entries, options, work, progress)
+                card = _write(files, entries, collected, tokens, options, inputs, work, progress)
+                move_directory(work / "result", out)
+            except EverlearnError:
+                shutil.rmtree(work, ignore_errors=True)  # nothing to go on with: the input must change
+                raise
+        shutil.rmtree(work, ignore_errors=True)
+    return card
+
+
+def read_card(out: Path) -> DataCard:
+    """The card of prepared data. Raises NotFound, or Corrupt naming the file."""
+    try:
+        return DataCard.model_validate_json((out / CARD).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound(f"{out} is not prepared data: it has no {CARD}") from None
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise Corrupt(f"{out / CARD}: {fault['msg']}", param=CARD) from None
+
+
+def _files(sources: Sequence[Path | Source], held: Sequence[Path]) -> list[Source]:
+    files: list[Source] = []
+    for source in [*sources, *(Source(path, path.name, held=True) for path in held)]:
+        given = source if isinstance(source, Source) else Source(source, source.name)
+        if given.path.is_dir():
+            files += [Source(path, path.name, given.held) for path in _folder(given.path)]
+        elif given.path.exists():
+            files.append(given)
+        else:
+            raise NotFound(f"there is no file {given.path}", param="training_file")
+    if all(file.held for file in files):
+        raise InvalidInput("there is no file to train on", param="training_file")
+    return files
+
+
+def _folder(folder: Path) -> list[Path]:
+    known = sorted(path for path in folder.rglob("*") if path.is_file() and _is_known(path))
+    if not known:
+        suffixes = ", ".join(SUFFIXES)
+        raise InvalidInput(
+            f"{folder} has no files to read. Right would be {suffixes}, or one of them with .gz"
+        )
+    return known
+
+
+def _is_known(path: Path) -> bool:
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix != ".gz"]
+    return not path.name.startswith(".") and bool(suffixes) and suffixes[-1] in SUFFIXES
+
+
+def _inputs_sha256(
+    files: list[Source], entries: list[FileEntry], tokens: Tokens, options: DataOptions
+) -> str:
+    said = {
+        "version": VERSION,
+        "files": [[file.name, file.held, entry.sha256] for file, entry in zip(files, entries, strict=True)],
+        "tokenizer": tokens.sha256,
+        "options": options.model_dump(),
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _collect(
+    files: list[Source], entries: list[FileEntry], options: DataOptions, work: Path, progress: Progress
+) -> list[Collection]:
+    """Each file's kept documents on disk; those that an earlier run finished are taken as they are."""
+    collected: list[Collection] = []
+    for number, (file, entry) in enumerate(zip(files, entries, strict=True)):
+        progress(f"reading {file.name}", 0.6 * number / len(files))
+        collected.append(collect(file.path, file.name, entry.sha256, options, work))
+    return collected
+
+
+@dataclass
+class _Side:
+    """What one side of the split got so far."""
+
+    store: StoreWriter
+    documents: int = 0
+
+
+def _write(
+    files: list[Source],
+    entries: list[FileEntry],
+    collected: list[Collection],
+    tokens: Tokens,
+    options: DataOptions,
+    inputs: str,
+    work: Path,
+    progress: Progress,
+) -> DataCard:
+    """Tokenizes what is kept into ``work/result``, flushed to disk."""
+    progress("looking for duplicates", 0.6)
+    sizes = [len(each) for each in collected]
+    bounds = np.cumsum([0, *sizes])
+    given_held = np.repeat([file.held for file in files], sizes).astype(np.bool_)
+    exact, near = _duplicates(collected, given_held, options)
+    in_held = _split(collected, given_held, ~(exact | near), files, options)
+    result = work / "result"
+    shutil.rmtree(result, ignore_errors=True)
+    cards: list[SourceCard] = []
+    with ExitStack() as stack:
+        sides = {name: _Side(_store(stack, result / name, tokens)) for name in ("train", "held")}
+        texts = {
+            name: stack.enter_context((result / f"{name}.jsonl").open("w", encoding="utf-8"))
+            for name in sides
+        }
+        for number, (file, entry, collection) in enumerate(zip(files, entries, collected, strict=True)):
+            progress(f"tokenizing {file.name}", 0.7 + 0.3 * number / len(files))
+            span = slice(bounds[number], bounds[number + 1])
+            kept = used = 0
+            for document, held in _kept(collection, exact[span] | near[span], in_held[span]):
+                examples = tokens.encode(document.raw, options.max_tokens)
+                if not examples:
+                    continue
+                name = "held" if held else "train"
+                for example in examples:
+                    sides[name].store.add(example)
+                size = sum(len(example) for example in examples)
+                line = {
+                    **document.raw.record,
+                    "sha256": document.sha256,
+                    "source": document.raw.source,
+                    "tokens": size,
+                }
+                texts[name].write(json.dumps(line, ensure_ascii=False) + "\n")
+                sides[name].documents += 1
+                kept, used = kept + 1, used + size
+            duplicates = int(exact[span].sum()), int(near[span].sum())
+            cards.append(_source_card(file, entry, collection, duplicates, kept, used))
+        parts = {name: _part_card(side) for name, side in sides.items()}
+    card = DataCard(
+        inputs_sha256=inputs,
+        tokenizer_sha256=tokens.sha256,
+        vocab_size=tokens.vocab_size,
+        options=options,
+        sources=cards,
+        **parts,
+    )
+    _check_enough(card)
+    write_file(result / CARD, card.model_dump_json(indent=1).encode())
+    sync_tree(result)
+    return card
+
+
+def _duplicates(
+    collected: list[Collection], given_held: NDArray[np.bool_], options: DataOptions
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which documents are equal to, or nearly, another that is kept; each bool (documents,).
+
+    Of equal ones the first is kept, of similar ones that with the smallest hash, whatever the order of files;
+    but those of files given to measure with go before all.
+    """
+    hashes = np.concatenate([each.hashes for each in collected])  # uint8 (documents, 32)
+    exact = np.zeros(len(hashes), dtype=np.bool_)
+    seen: set[bytes] = set()
+    for document in np.argsort(~given_held, kind="stable").tolist():
+        key = hashes[document, :16].tobytes()
+        exact[document] = key in seen
+        seen.add(key)
+    near = np.zeros(len(hashes), dtype=np.bool_)
+    if options.near_duplicates is None:
+        return exact, near
+    comparable = np.flatnonzero(np.concatenate([each.comparable for each in collected]) & ~exact)
+    signatures = np.concatenate([each.signatures for each in collected])[comparable]
+    first = hashes[comparable, :8].copy().view(">u8")[:, 0]
+    order = np.lexsort((first, ~given_held[comparable]))
+    near[comparable] = near_duplicates(signatures, order, options.near_duplicates)
+    return exact, near & ~given_held
+
+
+def _split(
+    collected: list[Collection],
+    given_held: NDArray[np.bool_],
+    kept: NDArray[np.bool_],
+    files: list[Source],
+    options: DataOptions,
+) -> NDArray[np.bool_]:
+    """Which documents are held out, bool (documents,): by their own hash, so that nothing else changes it.
+
+    Where none falls below the fraction, the smallest hash does: an empty side could measure nothing.
+    """
+    if any(file.held for file in files) or options.held_fraction == 0:
+        return given_held
+    hashes = np.concatenate([each.hashes for each in collected])
+    place = hashes[:, 16:24].copy().view(">u8")[:, 0] / 2.0**64
+    held = place < options.held_fraction
+    if kept.sum() > 1 and not (held & kept).any():
+        held[np.flatnonzero(kept)[place[kept].argmin()]] = True
+    return held
+
+
+def _kept(
+    collection: Collection, duplicate: NDArray[np.bool_], held: NDArray[np.bool_]
+) -> Iterator[tuple[Collected, bool]]:
+    for document, is_duplicate, is_held in zip(collection.documents(), duplicate, held, strict=True):
+        if not is_duplicate:
+            yield document, bool(is_held)
+
+
+def _store(stack: ExitStack, directory: Path, tokens: Tokens) -> StoreWriter:
+    directory.mkdir(parents=True)
+    store = StoreWriter(directory, tokenizer_sha256=tokens.sha256, vocab_size=tokens.vocab_size)
+    stack.callback(store.close)
+    return store
+
+
+def _source_card(
+    file: Source,
+    entry: FileEntry,
+    collection: Collection,
+    duplicates: tuple[int, int],
+    kept: int,
+    tokens: int,
+) -> SourceCard:
+    dropped = dict(collection.dropped)
+    if beyond := len(collection) - sum(duplicates) - kept:
+        dropped["no_target_within_max_tokens"] = beyond
+    return SourceCard(
+        name=file.name,
+        sha256=entry.sha256,
+        size_bytes=entry.size_bytes,
+        read=collection.read,
+        dropped=dropped,
+        exact_duplicates=duplicates[0],
+        near_duplicates=duplicates[1],
+        kept=kept,
+        tokens=tokens,
+    )
+
+
+def _part_card(side: _Side) -> PartCard:
+    card = side.store.finish()
+    return PartCard(
+        documents=side.documents,
+        examples=card.documents,
+        tokens=card.tokens,
+        targets=card.targets,
+        store_sha256=card.sha256,
+    )
+
+
+def _check_enough(card: DataCard) -> None:
+    left, needed = card.train.documents, card.options.min_examples
+    if left < needed:
+        why = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in card.dropped.items())
+        raise InvalidInput(
+            f"{left} of {card.read} examples are left to train on ({why or 'none dropped'}; "
+            f"{card.held.documents} held out). At least {needed} are needed",
+            param="training_file",
+        )

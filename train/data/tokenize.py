@@ -1,0 +1,172 @@
+"""Texts and conversations to token ids, with the mask that says which of them are learnt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from everlearn.errors import Corrupt, NotFound, Unsupported
+from train.data.examples import RawExample, Text
+from train.data.store import Example
+from train.data.template import ChatTemplate, Segment
+
+TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+class Tokens:
+    """The tokenizer and the chat template of a Hugging Face directory.
+
+    ``sha256`` names everything that decides which ids a text becomes. ``bos`` are the ids that the model expects
+    before a text (often none), ``eos`` the one that ends it. ``vocab_size`` is the largest id + 1.
+    Raises NotFound without a tokenizer.json, Corrupt where it cannot be read.
+    """
+
+    def __init__(self, tokenizer_dir: Path) -> None:
+        file = tokenizer_dir / "tokenizer.json"
+        if not file.is_file():
+            raise NotFound(f"{tokenizer_dir} has no tokenizer.json")
+        self._marked, self._literal = _load(file), _load(file)
+        self._literal.encode_special_tokens = True
+        special = {
+            id: token.content
+            for id, token in self._marked.get_added_tokens_decoder().items()
+            if token.special
+        }
+        self._special_ids = np.array(sorted(special), dtype=np.int32)
+        self.vocab_size = max(self._marked.get_vocab(with_added_tokens=True).values()) + 1
+        config = _json(tokenizer_dir / "tokenizer_config.json")
+        variables = {name: _text(config.get(name)) for name in TOKEN_NAMES}
+        self.bos = _prefix(self._marked)
+        self.eos = _end(tokenizer_dir, self._marked, variables["eos_token"])
+        source = _template(tokenizer_dir, config)
+        self.template = ChatTemplate(source, special.values(), variables) if source else None
+        decides = [self._marked.to_str(), source, variables, self.bos, self.eos]
+        self.sha256 = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    def encode(self, raw: RawExample, max_tokens: int) -> list[Example]:
+        """The example in pieces of at most ``max_tokens``; those without a target are left out.
+
+        A text begins as the model expects, ends with the end-of-text token, and is cut where it is longer. A
+        conversation that is longer ends at ``max_tokens``, since an answer's rest would lack its question.
+        Raises Unsupported for a conversation where there is no chat template.
+        """
+        if isinstance(raw, Text):
+            return _pieces(self._text_ids(raw.text), max_tokens)
+        if self.template is None:
+            raise Unsupported(
+                f"{raw.source or 'the example'} is a conversation, and this model has no chat template: "
+                'train it on texts, {"text": …}, or start from a chat model',
+                param="training_file",
+            )
+        conversations = (self._conversation(each) for each in self.template.conversations(raw))
+        return [cut for each in conversations if (cut := _beginning(each, max_tokens)).mask.any()]
+
+    def encode_all(self, raws: Iterable[RawExample], max_tokens: int) -> Iterator[list[Example]]:
+        """:meth:`encode` for each."""
+        for raw in raws:
+            yield self.encode(raw, max_tokens)
+
+    def decode(self, example: Example) -> str:
+        """The text, special tokens included: for people who look at what is learnt."""
+        return self._marked.decode(example.ids.tolist(), skip_special_tokens=False)
+
+    def _text_ids(self, text: str) -> np.ndarray:
+        ids = self._literal.encode(text, add_special_tokens=False).ids
+        return np.array([*self.bos, *ids, *self.eos], dtype=np.int32)
+
+    def _conversation(self, segments: list[Segment]) -> Example:
+        ids: list[np.ndarray] = [np.zeros(0, dtype=np.int32)]
+        masks: list[np.ndarray] = [np.zeros(0, dtype=np.bool_)]
+        for segment in segments:
+            part = self._segment_ids(segment)
+            mask = np.zeros(len(part), dtype=np.bool_)
+            if segment.learnt:
+                ends = np.flatnonzero(np.isin(part, self._special_ids))
+                mask[: ends[-1] + 1 if len(ends) else len(part)] = (
+                    True  # not the line break after the end token
+                )
+            ids.append(part)
+            masks.append(mask)
+        return Example(np.concatenate(ids), np.concatenate(masks))
+
+    def _segment_ids(self, segment: Segment) -> np.ndarray:
+        ids: list[int] = []
+        for n, part in enumerate(segment.parts):
+            tokenizer = self._literal if n % 2 else self._marked
+            ids += tokenizer.encode(part, add_special_tokens=False).ids
+        return np.array(ids, dtype=np.int32)
+
+
+def _pieces(ids: np.ndarray, max_tokens: int) -> list[Example]:
+    """One token alone has no target."""
+    starts = range(0, len(ids), max_tokens)
+    return [_all_learnt(piece) for at in starts if len(piece := ids[at : at + max_tokens]) > 1]
+
+
+def _all_learnt(ids: np.ndarray) -> Example:
+    mask = np.ones(len(ids), dtype=np.bool_)
+    mask[0] = False
+    return Example(ids, mask)
+
+
+def _beginning(example: Example, max_tokens: int) -> Example:
+    """Also without what comes after the last target: it would teach nothing."""
+    targets = np.flatnonzero(example.mask[:max_tokens])
+    stop = targets[-1] + 1 if len(targets) else 0
+    mask = example.mask[:stop].copy()
+    mask[:1] = False
+    return Example(example.ids[:stop], mask)
+
+
+def _load(file: Path) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises Exception itself
+        raise Corrupt(f"{file} cannot be read: {error}", param="tokenizer.json") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _prefix(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer's own post-processor puts before a text."""
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    full = tokenizer.encode("a", add_special_tokens=True).ids
+    return full[: len(full) - len(plain)] if full[-len(plain) :] == plain else full[: full.index(plain[0])]
+
+
+def _end(directory: Path, tokenizer: Tokenizer, eos_token: str) -> list[int]:
+    """The id that generation stops at: the model's configuration knows better than the tokenizer's."""
+    for name in ("generation_config.json", "config.json"):
+        ids = _json(directory / name).get("eos_token_id")
+        first = ids[0] if isinstance(ids, list) and ids else ids
+        if isinstance(first, int):
+            return [first]
+    id = tokenizer.token_to_id(eos_token) if eos_token else None
+    return [] if id is None else [id]
+
+
+def _template(directory: Path, config: dict[str, Any]) -> str | None:
+    file = directory / "chat_template.jinja"
+    source = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+    return source if isinstance(source, str) else None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError as error:
+        raise Corrupt(f"{file} is not JSON: {error}", param=file.name) from None
+
+
+def _text(token: Any) -> str:
+    """tokenizer_config.json writes a token as its text or as an object that holds it."""
+    return token.get("content", "") if isinstance(token, dict) else token or ""

@@ -7,14 +7,13 @@ data; gains and forgetting are nats per token (0.05 nats is five percent of perp
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from everlearn.errors import ConfigError
-from everlearn.suggest import did_you_mean
+from train.recipe import validate_recipe
 
 BASE = "base"
 """The domain of what the model wrote itself: what it knew before its first job (arXiv 2605.26097)."""
@@ -128,9 +127,11 @@ def parse_recipe(
         if given not in (None, "auto"):
             merged[key] = given
     merged |= values
-    recipe = _validated(merged)
+    recipe = validate_recipe(ContinualRecipe, merged)
     if isinstance(batch_size, int) and "batch_tokens" not in values:
-        recipe = _validated(merged | {"batch_tokens": batch_size * recipe.sequence_tokens})
+        recipe = validate_recipe(
+            ContinualRecipe, merged | {"batch_tokens": batch_size * recipe.sequence_tokens}
+        )
     return recipe
 
 
@@ -139,28 +140,3 @@ def domain_of(filename: str) -> str:
     stem = PurePath(filename).name.lower().split(".")[0]
     name = re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_")[:64] or "unnamed"
     return f"{name}-file" if name in RESERVED else name
-
-
-def _validated(values: Mapping[str, Any]) -> ContinualRecipe:
-    try:
-        return ContinualRecipe.model_validate(values)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        hint = did_you_mean(key, _keys(ContinualRecipe)) or did_you_mean(
-            str(fault["loc"][-1]), _names(ContinualRecipe)
-        )
-        raise ConfigError(f"the recipe has an unknown key {key!r}{hint}", param=key)
-    raise ConfigError(f"the recipe's {key}: {fault['msg']} (got {fault['input']!r})", param=key)
-
-
-def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        yield f"{prefix}{name}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
-
-
-def _names(model: type[BaseModel]) -> list[str]:
-    return [key.rpartition(".")[2] for key in _keys(model)]

@@ -106,9 +106,12 @@ def build(
     Returns the bundle's ``recipe`` and its metrics. The same inputs give the same model bytes.
     Raises Unsupported, Drifted.
     """
-    precision = PRECISIONS[recipe.to]
+    if calibration:
+        source = {"store" if calibration.is_dir() else "text": calibration}
+        chosen = recipe.calibration.model_copy(update={"text": None, "store": None, **source})
+        recipe = recipe.model_copy(update={"calibration": chosen})
     make = export_decoder if task == "generate" else export_encoder
-    made, metrics = make(parent_dir, staging, precision, progress)
+    made, metrics = make(parent_dir, staging, recipe, progress)
     return {"export": {**recipe.model_dump(mode="json"), **made}}, metrics
 
 
@@ -127,9 +130,10 @@ def resolve_parent(registry: Registry, ref: str) -> Version:
 
 
 def export_decoder(
-    parent_dir: Path, staging: Path, precision: Precision, progress: Progress
+    parent_dir: Path, staging: Path, recipe: CompressRecipe, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds and measures a decoder; returns how it was made, and its metrics."""
+    precision = PRECISIONS[recipe.to]
     options = decoder_options(parent_dir, precision)
     request = {
         "model_dir": str(parent_dir),
@@ -137,15 +141,14 @@ def export_decoder(
         "cache_dir": str(staging / "cache"),
         "precision": precision.name,
         "options": options,
+        "weights": recipe.weights,
+        "calibration": recipe.calibration.model_dump(mode="json"),
+        "tokens": HELD_TOKENS,
     }
-    made = run_child("compress.build_decoder", request, progress)
+    answer = run_child("compress.build_decoder", request, progress)
+    made, compared = answer["made"], answer["compared"]
     shutil.rmtree(staging / "cache", ignore_errors=True)
     keep_tokenizer(parent_dir, staging)
-    compared = run_child(
-        "compress.measure_decoder",
-        {"parent_dir": str(parent_dir), "directory": str(staging), "tokens": HELD_TOKENS},
-        progress,
-    )
     refuse_drift(compared["divergence"], precision)
     text = held_text()
     metrics = {
@@ -183,9 +186,10 @@ def refuse_drift(divergence: float, precision: Precision) -> None:
 
 
 def export_encoder(
-    parent_dir: Path, staging: Path, precision: Precision, progress: Progress
+    parent_dir: Path, staging: Path, recipe: CompressRecipe, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds and measures an encoder; returns how it was made, and its metrics."""
+    precision = PRECISIONS[recipe.to]
     if precision.name == "int4":
         raise Unsupported("encoders are exported as int8-onnx or fp32-onnx")
     request = {"model_dir": str(parent_dir), "directory": str(staging), "precision": precision.name}

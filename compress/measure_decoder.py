@@ -1,31 +1,39 @@
-"""An exported decoder beside its parent, on the held text. Run as a child, through ``everlearn.child``."""
+"""What a compression cost: perplexity, divergence from the parent and agreement with it, on the held text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from everlearn.child import answer
 from everlearn.progress import Progress
+from train.evaluate import compare, held_text, load_causal_lm, onnx_logits, token_windows, torch_logits
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
-def measure(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """The fields of ``train.evaluate.Comparison``: ``parent_dir`` in torch, ``directory`` in onnxruntime."""
-    from train.evaluate import compare, held_text, load_causal_lm, onnx_logits, token_windows, torch_logits
+def measure_export(parent: Path, export: Path, tokens: int, progress: Progress) -> dict[str, Any]:
+    """The fields of ``train.evaluate.Comparison``: ``parent`` in torch, ``export`` in onnxruntime."""
+    windows = held_windows(parent, tokens)
+    return measure(parent, windows, onnx_logits(export, windows), progress)
 
-    parent, export = Path(request["parent_dir"]), Path(request["directory"])
+
+def held_windows(parent: Path, tokens: int) -> np.ndarray:
+    """The first ``tokens`` tokens of the held text: int64 (windows, window)."""
+    return token_windows(parent / "tokenizer.json", held_text().text, tokens)
+
+
+def measure(
+    parent: Path, windows: np.ndarray, logits: Iterator[np.ndarray], progress: Progress
+) -> dict[str, Any]:
+    """logits: float32 (window, vocab) for each of ``windows``, of the compressed model."""
     progress("measuring", 0.0)
-    windows = token_windows(parent / "tokenizer.json", held_text().text, request["tokens"])
     compared = compare(
         torch_logits(load_causal_lm(parent), windows),
-        onnx_logits(export, windows),
+        logits,
         windows,
         lambda done, total: progress("measuring", done / total),
     )
     return asdict(compared)
-
-
-if __name__ == "__main__":
-    answer(measure)

@@ -1,0 +1,86 @@
+"""Quantized matrices into the very graph that onnxruntime-genai's builder made, code for code: nothing is rounded anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.gptq import BLOCK, CENTRE, Int4
+from compress.tied_embedding import attributes
+from everlearn.errors import Unsupported
+
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""The builder stacks these layers' outputs in one matrix, in this order."""
+NEAR = 0.5
+"""Two roundings of one matrix differ by about 0.1 of its norm, two matrices by 1.4."""
+
+
+def carry(graph_file: Path, matrices: Mapping[str, Int4]) -> None:
+    """Replaces codes and scales of every MatMulNBits in ``graph_file`` by those of ``matrices``, by module name.
+
+    An embedding that shares the output layer's codes follows by itself. Raises Unsupported where a node has no
+    counterpart, or one that is plainly another matrix: this architecture's graph is not understood here.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(graph_file)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            matrix = counterpart(node, matrices)
+            codes, scales = tensors[node.input[1]], tensors[node.input[2]]
+            refuse_another(node.name, matrix, numpy_helper.to_array(codes), numpy_helper.to_array(scales))
+            codes.CopyFrom(numpy_helper.from_array(packed(matrix), codes.name))
+            scales.CopyFrom(numpy_helper.from_array(matrix.scales.numpy(), scales.name))
+    data = graph_file.name + ".data"
+    (graph_file.parent / data).unlink()
+    onnx.save_model(model, graph_file, save_as_external_data=True, location=data, size_threshold=1024)
+
+
+def counterpart(node: Any, matrices: Mapping[str, Int4]) -> Int4:
+    """The quantized layer, or the stack of layers, that a node of the graph computes."""
+    import torch
+
+    facts = attributes(node)
+    name = (
+        node.name.removeprefix("/")
+        .rpartition("/MatMul")[0]
+        .replace("/", ".")
+        .replace(".attn.", ".self_attn.")
+    )
+    folder, _, last = name.rpartition(".")
+    names = [name] if name in matrices else [f"{folder}.{part}" for part in FUSED.get(last, ())]
+    found = [matrices[each] for each in names if each in matrices]
+    if not found or len(found) != len(names) or (facts["bits"], facts["block_size"]) != (4, BLOCK):
+        raise Unsupported(f"GPTQ does not know the layer {node.name} of this graph; weights: rtn builds it")
+    return Int4(torch.cat([one.codes for one in found]), torch.cat([one.scales for one in found]))
+
+
+def refuse_another(name: str, matrix: Int4, codes: np.ndarray, scales: np.ndarray) -> None:
+    """Raises Unsupported unless the builder's own rounding is near: codes uint8 (out, blocks, 16)."""
+    ours, theirs = matrix.weight().numpy(), unpacked(codes, scales)
+    apart = (
+        np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-12)
+        if ours.shape == theirs.shape
+        else 1
+    )
+    if not apart < NEAR:
+        raise Unsupported(
+            f"the graph's {name} {theirs.shape} is not the layer of that name {ours.shape}; weights: rtn builds it"
+        )
+
+
+def packed(matrix: Int4) -> np.ndarray:
+    """As MatMulNBits stores them: uint8 (out, blocks, 16), the even columns in the low half of a byte."""
+    codes = matrix.codes.numpy()
+    return (codes[:, 0::2] | codes[:, 1::2] << 4).reshape(len(codes), -1, BLOCK // 2)
+
+
+def unpacked(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """What MatMulNBits multiplies by: float32 (out, in)."""
+    pairs = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(codes), -1, BLOCK)
+    return ((pairs.astype(np.float32) - CENTRE) * scales.reshape(len(codes), -1, 1)).reshape(len(codes), -1)

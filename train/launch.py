@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from train.recipe import TrainRecipe, recipe_diff
 
 LOG_TAIL_CHARS = 1500
 STOP_POLL_S = 0.5
+TELL_EVERY_S = 2.0
 
 OnStep = Callable[[dict[str, Any]], None]
 """Called with the fields of ``train.loop.StepReport``, by name."""
@@ -61,7 +63,7 @@ def launch(
     request = open_run(recipe, model_dir, tokenizer_dir, run_dir)
     if not (run_dir / "outcome.json").is_file():
         if recipe.data.train or (model_dir is None and tokenizer_dir is None):
-            run_child("train.prepare_run", {"run_dir": str(run_dir)}, progress)
+            run_child("train.prepare_run", {"run_dir": str(run_dir), "nice": nice}, progress)
         progress("starting", None)
         _train(recipe, run_dir, request["threads"], progress, nice, on_step, should_stop)
     stored = json.loads((run_dir / "outcome.json").read_bytes())
@@ -74,6 +76,14 @@ def open_run(
     """Writes run.json. Raises Conflict with the differences where the folder holds a run of another recipe."""
     if model_dir is None and recipe.architecture is None:
         raise ConfigError("the recipe has neither a base nor an architecture", param="base")
+    if model_dir is not None and recipe.architecture is not None:
+        raise ConfigError(
+            "the recipe has both a base and an architecture: leave one out", param="architecture"
+        )
+    if model_dir is None and tokenizer_dir is None and recipe.data.store:
+        raise ConfigError(
+            "from scratch on a store takes the tokenizer that the store was made with", param="data"
+        )
     file = run_dir / "run.json"
     said = recipe.model_dump(mode="json")
     threads = recipe.threads or os.cpu_count() or 1
@@ -155,7 +165,7 @@ def _converse(
     child: subprocess.Popen[str], progress: Progress, on_step: OnStep | None, log: IO[bytes]
 ) -> None:
     assert child.stdout
-    done = False
+    done, told = False, 0.0
     for line in child.stdout:
         try:
             message = json.loads(line)
@@ -163,7 +173,9 @@ def _converse(
             continue
         if "report" in message:
             report = message["report"]
-            progress(describe(report), report["step"] / report["steps"])
+            if time.monotonic() - told > TELL_EVERY_S or report["step"] == report["steps"]:
+                progress(describe(report), report["step"] / report["steps"])
+                told = time.monotonic()
             if on_step:
                 on_step(report)
         elif "error" in message:

@@ -18,6 +18,7 @@ from everlearn.errors import ConfigError
 from everlearn.settings import flatten
 from everlearn.settings_file import SettingsFile, read_settings_file
 from everlearn.suggest import did_you_mean
+from train.data.card import DataOptions
 
 Recipe = TypeVar("Recipe", bound=BaseModel)
 
@@ -61,16 +62,16 @@ class Architecture(_Part):
         return self
 
 
-class Data(_Part):
+class Data(DataOptions):
     """Files to prepare (``train``, ``held``), or stores already prepared (``store``, ``held_store``).
 
-    Without ``held`` files, ``held_fraction`` of the documents are held out.
+    Without ``held`` files, ``held_fraction`` of the documents are held out. ``max_tokens`` is by default the
+    recipe's ``sequence_tokens``.
     """
 
     train: tuple[Path, ...] = ()
     held: tuple[Path, ...] = ()
-    kind: Literal["auto", "text", "chat"] = "auto"
-    held_fraction: float = Field(default=0.05, ge=0, lt=1)
+    max_tokens: int | None = Field(default=None, ge=2)  # type: ignore[assignment]
     store: Path | None = None
     held_store: Path | None = None
 

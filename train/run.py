@@ -11,6 +11,7 @@ outcome.json written last: the run is finished
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from train import model as models
 from train.checkpoint import Checkpoints
 from train.data.packing import Packer
 from train.data.store import TokenStore, open_store
+from train.data.tokenize import Tokens
 from train.failures import Stopped
 from train.loop import FitResult, Held, StepReport, choose_dtype, divide, fit, total_steps
 from train.objectives import CausalLM
@@ -42,9 +44,10 @@ def train(
     torch.set_num_threads(max(1, request["threads"] // recipe.ranks))
     with joined(recipe.parallel) as group:
         stores = open_stores(recipe, run_dir)
-        identity = identity_of(stores, base, tokenizer_dir)
+        tokenizer = Tokens(tokenizer_dir).sha256
+        refuse_foreign_tokens(stores, tokenizer)
+        identity = identity_of(stores, base, tokenizer)
         model = models.build(recipe, base, tokenizer_dir)
-        refuse_foreign_tokens(stores, model)
         packer = Packer(stores[0], recipe.sequence_tokens, recipe.seed)
         result = fit(
             model,
@@ -76,44 +79,42 @@ def open_stores(recipe: TrainRecipe, run_dir: Path) -> tuple[TokenStore, TokenSt
     if recipe.data.store:
         held = recipe.data.held_store
         return open_store(recipe.data.store), open_store(held) if held else None
-    data = run_dir / "data"
-    held = data / "held-files" / "train" if recipe.data.held else data / "files" / "held"
-    return open_store(data / "files" / "train"), open_store(held) if held.is_dir() else None
+    return open_store(run_dir / "data" / "train"), open_store(run_dir / "data" / "held")
 
 
 def held_of(recipe: TrainRecipe, stores: tuple[TokenStore, TokenStore | None]) -> Held | None:
     held = stores[1]
-    return Held(Packer(held, recipe.sequence_tokens, seed=0)) if held is not None and len(held) else None
+    return Held(Packer(held, recipe.sequence_tokens, seed=0)) if held else None  # not of None, nor of nothing
 
 
 def identity_of(
-    stores: tuple[TokenStore, TokenStore | None], base: Path | None, tokenizer_dir: Path
+    stores: tuple[TokenStore, TokenStore | None], base: Path | None, tokenizer: str
 ) -> dict[str, Any]:
     """Digests of what a checkpoint depends on beside its recipe."""
     return {
         "train_data": stores[0].card.sha256,
         "held_data": stores[1].card.sha256 if stores[1] else None,
         "base": base_digest(base) if base else None,
-        "tokenizer": file_entry(tokenizer_dir / "tokenizer.json").sha256,
+        "tokenizer": tokenizer,
     }
 
 
 def base_digest(base: Path) -> str:
-    """A bundle's digest; of another folder, its weights' headers and sizes are too little, so all is read."""
+    """A bundle's digest; of another folder, its weights' own."""
     if (base / MANIFEST).is_file():
         return json.loads((base / MANIFEST).read_bytes())["digest"]
     weights = sorted(base.glob("*.safetensors"))
     return " ".join(file_entry(file).sha256 for file in weights)
 
 
-def refuse_foreign_tokens(stores: tuple[TokenStore, TokenStore | None], model: Any) -> None:
-    """Raises InvalidInput where a store was made for more words than the model has."""
-    words = model.get_input_embeddings().num_embeddings
-    for store in stores:
-        if store and store.card.vocab_size > words:
+def refuse_foreign_tokens(stores: tuple[TokenStore, TokenStore | None], sha256: str) -> None:
+    """Raises InvalidInput where a store's tokens are another tokenizer's."""
+    for store in filter(None, stores):
+        if store.card.tokenizer_sha256 != sha256:
             raise InvalidInput(
-                f"the data was tokenized with a vocabulary of {store.card.vocab_size}, and the model has "
-                f"{words} words: prepare it with this model's tokenizer"
+                f"the data was tokenized by another tokenizer ({store.card.tokenizer_sha256[:12]}…) than the "
+                f"model's ({sha256[:12]}…): prepare it with this model's",
+                param="data.store",
             )
 
 
@@ -143,8 +144,6 @@ def resolve(recipe: TrainRecipe, packer: Packer, threads: int, group: Group) -> 
 
 
 def metrics_of(result: FitResult) -> dict[str, Any]:
-    import math
-
     def perplexity(nll: float | None) -> float | None:
         return None if nll is None else round(math.exp(min(nll, 700)), 4)
 

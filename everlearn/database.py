@@ -10,7 +10,18 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import JSON, Connection, Engine, ForeignKey, Index, String, create_engine, event, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Connection,
+    Engine,
+    ForeignKey,
+    Index,
+    String,
+    create_engine,
+    event,
+    text,
+)
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -18,7 +29,7 @@ from everlearn.errors import ConfigError, Unavailable
 from everlearn.settings import Settings
 
 # The newest migration. Comparing with it spares every start the import of Alembic.
-SCHEMA = "0001"
+SCHEMA = "0002"
 # Names the advisory lock that everlearn's writers and migrations take on PostgreSQL.
 POSTGRES_LOCK = 0x6576_6572
 BUSY_TIMEOUT_S = 30
@@ -102,6 +113,100 @@ class ReplicaRow(Table):
     context: Mapped[int | None]
     started_at: Mapped[float] = mapped_column(default=time.time)
     heartbeat_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class FileRow(Table):
+    """An uploaded file; its bytes are ``files/<id>`` under the home. ``key_id`` None: uploaded without a key."""
+
+    __tablename__ = "files"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key_id: Mapped[str | None] = mapped_column(String(32), index=True)
+    filename: Mapped[str] = mapped_column(String(255))
+    purpose: Mapped[str] = mapped_column(String(32))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    deleted_at: Mapped[float | None]
+
+
+class JobRow(Table):
+    """A continual-training job. What this row says is true; a message in a queue is only a hint to look at it.
+
+    ``fence`` grows with every claim and ``beats`` with every sign of life of whoever holds the lease;
+    ``lease_until`` is for people to read, since clocks jump. ``idempotency_key`` is a hash of key and header.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index("jobs_state", "state", "created_at"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key_id: Mapped[str | None] = mapped_column(String(32), index=True)
+    model: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16))
+    attempt: Mapped[int] = mapped_column(default=0)
+    lease_owner: Mapped[str | None]
+    lease_until: Mapped[float | None]
+    beats: Mapped[int] = mapped_column(BigInteger, default=0)
+    fence: Mapped[int] = mapped_column(default=0)
+    recipe: Mapped[dict[str, Any]]
+    training_file: Mapped[str] = mapped_column(String(64))
+    validation_file: Mapped[str | None] = mapped_column(String(64))
+    suffix: Mapped[str | None] = mapped_column(String(64))
+    seed: Mapped[int]
+    request: Mapped[dict[str, Any]]
+    idempotency_key: Mapped[str | None] = mapped_column(String(64), unique=True)
+    cancel_requested_at: Mapped[float | None]
+    progress: Mapped[dict[str, Any]]
+    error: Mapped[dict[str, Any] | None]
+    report: Mapped[dict[str, Any] | None]
+    result_model: Mapped[str | None] = mapped_column(String(128))
+    trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+
+
+class JobEventRow(Table):
+    """What happened to a job, in order of ``id``."""
+
+    __tablename__ = "job_events"
+    __table_args__ = (Index("job_events_job", "job_id", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    at: Mapped[float] = mapped_column(default=time.time)
+    level: Mapped[str] = mapped_column(String(8))
+    message: Mapped[str]
+    data: Mapped[dict[str, Any]]
+
+
+class ReplayExampleRow(Table):
+    """One kept example of a model's earlier domains; ``priority`` decides which ones stay."""
+
+    __tablename__ = "replay_examples"
+    __table_args__ = (Index("replay_examples_priority", "model", "domain", "split", "priority"),)
+
+    model: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    split: Mapped[str] = mapped_column(String(8), primary_key=True)
+    domain: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str] = mapped_column(String(64))
+    tokens: Mapped[int]
+    priority: Mapped[float]
+    content: Mapped[dict[str, Any]]
+
+
+class ReplayInsertionRow(Table):
+    """A job's one insertion into a model's replay buffer."""
+
+    __tablename__ = "replay_insertions"
+
+    model: Mapped[str] = mapped_column(String(64), primary_key=True)
+    job_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    domain: Mapped[str] = mapped_column(String(64))
+    at: Mapped[float] = mapped_column(default=time.time)
+    counts: Mapped[dict[str, Any]]
 
 
 def open_database(settings: Settings) -> Engine:

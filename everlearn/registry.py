@@ -7,13 +7,13 @@ it, and leaves the database before the store drops it: whenever a process dies, 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from sqlalchemy import delete, func, select
+from sqlalchemy import Connection, delete, func, select
 
 from everlearn.blobs import open_store
 from everlearn.bundle import open_bundle
@@ -41,6 +41,9 @@ from everlearn.staging import staging_directory, sweep_staging
 
 log = structlog.stdlib.get_logger("everlearn.registry")
 
+Within = Callable[[Connection, Version], None]
+"""More to do in the transaction that registers a version."""
+
 
 @dataclass(frozen=True)
 class Collected:
@@ -65,26 +68,30 @@ class Registry:
         """A private folder to build a bundle in; it is gone at the end, the bundle if added is not."""
         return staging_directory(self.settings.directory("tmp"))
 
-    def add(self, directory: Path, model: str) -> Version:
+    def add(self, directory: Path, model: str, *, within: Within | None = None) -> Version:
         """Registers the bundle in ``directory`` as the next version of ``model``.
 
         A directory from :meth:`staging` is moved, any other is copied. The first servable version becomes
-        champion. Raises Corrupt or InvalidInput naming the file at fault, Conflict.
+        champion. ``within`` is called inside the registering transaction, so that what it writes and the
+        version are committed together, and nothing is where it raises.
+        Raises Corrupt or InvalidInput naming the file at fault, Conflict.
         """
         check_name(model, "a model's name")
         if directory.absolute().is_relative_to(self.settings.directory("tmp")):
-            return self._add_own(directory, model)
+            return self._add_own(directory, model, within)
         refuse_hard_links(directory, list_files(directory))
         with self.staging() as staging:
             shutil.copytree(directory, staging, symlinks=True, dirs_exist_ok=True)
-            return self._add_own(staging, model)
+            return self._add_own(staging, model, within)
 
-    def _add_own(self, directory: Path, model: str) -> Version:
+    def _add_own(self, directory: Path, model: str, within: Within | None) -> Version:
         refuse_hard_links(directory, list_files(directory))
         manifest = open_bundle(directory).manifest
         with self._store.arriving(directory, manifest) as settle, write(self.database) as connection:
             settle()  # no collection can come between this and the commit
             version = insert_version(connection, model, manifest)
+            if within:
+                within(connection, version)
         log.info("version added", ref=version.ref, digest=version.digest, format=version.format)
         return version
 

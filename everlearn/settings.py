@@ -12,7 +12,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from everlearn.errors import ConfigError
@@ -59,6 +68,36 @@ class OnnxSettings(BaseModel):
     batch_invariant: bool = False
 
 
+class ContinualSettings(BaseModel):
+    """The queue of continual-training jobs and its worker.
+
+    A worker that gives no sign of life for ``lease_s`` has lost its job to another. ``worker`` auto: wherever
+    the libraries for it are installed. ``threads`` None: as many as the machine has cores.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    worker: Literal["auto", "on", "off"] = "auto"
+    lease_s: float = Field(default=60, gt=0)
+    heartbeat_s: float = Field(default=10, gt=0)
+    reconcile_s: float = Field(default=1, gt=0)
+    shutdown_s: float = Field(default=20, ge=0)
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    max_file_bytes: int = Field(default=512 * 1024**2, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    nice: int = Field(default=10, ge=0, le=19)
+    keep_jobs_days: float = Field(default=7, ge=0)
+
+    @model_validator(mode="after")
+    def _several_beats_in_a_lease(self) -> ContinualSettings:
+        if self.heartbeat_s > self.lease_s / 2:
+            raise ValueError(
+                f"heartbeat_s {self.heartbeat_s:g} must be at most half of lease_s {self.lease_s:g}: "
+                "one late heartbeat must not cost the job"
+            )
+        return self
+
+
 def _named(name: str) -> AliasChoices:
     """A setting that is also read from the variable name that other programs use for it."""
     return AliasChoices(f"{PREFIX}{name}", name)
@@ -82,6 +121,7 @@ class Settings(BaseSettings):
     log_level: LogLevel = "info"
     serve: ServeSettings = ServeSettings()
     onnx: OnnxSettings = OnnxSettings()
+    continual: ContinualSettings = ContinualSettings()
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict[str, str])
 
@@ -90,7 +130,7 @@ class Settings(BaseSettings):
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
 
-    def directory(self, name: Literal["run", "store", "tmp", "cache"]) -> Path:
+    def directory(self, name: Literal["run", "store", "tmp", "cache", "files", "jobs"]) -> Path:
         """A folder under ``home``, made on first use and readable by its owner alone."""
         path = self.home / name
         if not path.is_dir():

@@ -9,6 +9,7 @@ from everlearn.bundle import SERVABLE
 from everlearn.catalogue import CATALOGUE
 from everlearn.errors import Conflict, InvalidInput, NotFound, Unsupported
 from everlearn.registry import Registry, Version
+from serve.engines.programs import VLLM_FORMATS, program
 
 RECIPE = {"generate": "int4-onnx", "embed": "int8-onnx"}
 
@@ -30,12 +31,12 @@ async def servable_versions(registry: Registry, refs: Sequence[str], run: Run) -
 
 
 def champions(registry: Registry) -> list[Version]:
-    """What `everlearn serve` without a name serves."""
+    """What `everlearn serve` without a name serves: each champion that needs no work before."""
     found = [
-        version
+        served
         for model in registry.list()
         for version in model.versions
-        if version.version == model.aliases.get("champion") and version.format in SERVABLE
+        if version.version == model.aliases.get("champion") and (served := as_it_is(registry, version))
     ]
     if not found:
         raise InvalidInput("there is no model to serve yet; name one, for example: everlearn serve smollm2")
@@ -52,16 +53,32 @@ async def servable(registry: Registry, ref: str, run: Run) -> Version:
             raise NotFound(f"{unknown.message} The catalogue has: {names}.", param="model") from None
         await run(["import", ref])
         version = registry.resolve(ref)
-    if version.format in SERVABLE:
-        return version
-    if version.format != "safetensors":
-        raise Unsupported(f"{version.ref} is {version.format}, which no engine here serves", param="model")
+    if ready := as_it_is(registry, version):
+        return ready
     if child := compressed(registry, version):
         return child
     await run(["compress", version.ref, "--to", RECIPE[version.task]])
     if child := compressed(registry, version):
         return child
     raise NotFound(f"compressing {version.ref} left no servable version behind", param="model")
+
+
+def as_it_is(registry: Registry, version: Version) -> Version | None:
+    """What serves for `version` without work: itself, or with `serve.engine: vllm` what it was compressed from.
+
+    Raises Unsupported where the setting asks for an engine that cannot serve it. Encoders stay with ONNX.
+    """
+    settings = registry.settings
+    if settings.serve.engine == "vllm" and version.task == "generate":
+        for ancestor in registry.lineage(version.ref):
+            if ancestor.format in VLLM_FORMATS:
+                program(ancestor, settings)
+                return ancestor
+        raise Unsupported(f"{version.ref} was not made from a version that vLLM reads", param="model")
+    if version.format == "compressed-tensors":
+        program(version, settings)
+        return version
+    return version if version.format in SERVABLE else None
 
 
 def compressed(registry: Registry, parent: Version) -> Version | None:

@@ -1,11 +1,14 @@
 """From a name to a servable version: what is imported, what is compressed, and what is used as it is."""
 
+from importlib.util import find_spec
+from typing import Literal
+
 import pytest
 
 from everlearn.errors import Conflict, NotFound, Unsupported
 from everlearn.registry import Registry
 from everlearn.settings import Settings
-from serve.prepare import servable, servable_versions
+from serve.prepare import champions, servable, servable_versions
 from tests.serve.supervised import add_model
 
 
@@ -27,6 +30,11 @@ class Worker:
             parent = Registry(self.settings).resolve(ref)
             made_format = "onnx" if parent.task == "embed" else "onnx-genai"
             add_model(self.settings, parent.model, format=made_format, task=parent.task, parent=parent.digest)
+
+
+def with_engine(settings: Settings, engine: Literal["onnx", "vllm"]) -> Settings:
+    """The same home, and one kind of engine asked for."""
+    return settings.model_copy(update={"serve": settings.serve.model_copy(update={"engine": engine})})
 
 
 async def test_a_catalogue_name_is_imported_and_compressed(settings: Settings) -> None:
@@ -61,7 +69,42 @@ async def test_an_unknown_version_is_not_imported(settings: Settings) -> None:
 async def test_a_format_without_an_engine_is_refused(settings: Settings) -> None:
     add_model(settings, "quantized", format="compressed-tensors")
     with pytest.raises(Unsupported, match="compressed-tensors"):
+        await servable(Registry(with_engine(settings, "onnx")), "quantized", Worker(settings))
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
+async def test_without_vllm_it_is_said_how_to_install_it(settings: Settings) -> None:
+    add_model(settings, "quantized", format="compressed-tensors")
+    with pytest.raises(Unsupported, match="make install-vllm"):
         await servable(Registry(settings), "quantized", Worker(settings))
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here")
+async def test_vllm_serves_what_a_champion_was_compressed_from(settings: Settings) -> None:
+    registry, work = Registry(with_engine(settings, "vllm")), Worker(settings)
+    await servable(Registry(settings), "smollm2", work)
+    work.asked.clear()
+    for ref in ("smollm2", "smollm2@1", "smollm2@champion"):
+        assert (await servable(registry, ref, work)).ref == "smollm2@1"
+    assert [version.ref for version in champions(registry)] == ["smollm2@1"]
+    assert work.asked == []
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here")
+async def test_vllm_serves_quantized_tensors_as_they_are(settings: Settings) -> None:
+    add_model(settings, "quantized", format="compressed-tensors")
+    assert (await servable(Registry(settings), "quantized", Worker(settings))).ref == "quantized@1"
+
+
+async def test_vllm_is_refused_a_model_that_only_exists_as_onnx(settings: Settings) -> None:
+    add_model(settings, "tiny")
+    with pytest.raises(Unsupported, match="vLLM"):
+        await servable(Registry(with_engine(settings, "vllm")), "tiny", Worker(settings))
+
+
+async def test_an_encoder_stays_with_onnx_whatever_the_engine(settings: Settings) -> None:
+    version = await servable(Registry(with_engine(settings, "vllm")), "minilm", Worker(settings))
+    assert version.format == "onnx"
 
 
 async def test_a_model_is_named_once(settings: Settings) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import stat
 import sys
 import threading
 from pathlib import Path
@@ -20,6 +19,7 @@ from serve.engines.onnx.embed import EmbedBackend
 from serve.engines.onnx.generate import GenerateBackend
 from serve.engines.onnx.http import Application, Backend
 from serve.engines.onnx.sizing import Sizes
+from serve.engines.parent import end_with_parent
 
 SWITCH_INTERVAL_S = 0.0002
 """How long the thread that writes streams may keep the interpreter from the one that computes; Python's is 5 ms."""
@@ -76,19 +76,6 @@ def let_computing_go_first() -> None:
     """
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HTTP_NICENESS)
-
-
-def end_with_parent() -> None:
-    """When standard input is a pipe, end as it ends: the process that held the other end is gone."""
-    kind = os.fstat(sys.stdin.fileno()).st_mode
-    if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
-        return
-
-    def wait() -> None:
-        sys.stdin.buffer.read()
-        os._exit(0)
-
-    threading.Thread(target=wait, daemon=True, name="parent").start()
 
 
 if __name__ == "__main__":

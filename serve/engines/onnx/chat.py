@@ -52,7 +52,7 @@ class ChatTemplate:
         """
         if self.template is None:
             raise Unsupported("this model has no chat template; use /v1/completions", param="messages")
-        plain = [self._plain(message) for message in messages]
+        plain = [self.plain(message) for message in messages]
         signatures = [tool.model_dump(exclude_unset=True) for tool in tools]
         if tools and not self.knows_tools:
             plain = describe_tools(plain, signatures)
@@ -73,7 +73,7 @@ class ChatTemplate:
             ids += self.codec.encode_literal(taken[int(piece)]) if index % 2 else self.codec.encode(piece)
         return ids
 
-    def _plain(self, message: Message) -> dict[str, Any]:
+    def plain(self, message: Message) -> dict[str, Any]:
         """The dictionary that templates expect: content as one string, tool arguments as an object."""
         parts = message.content
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts or ())

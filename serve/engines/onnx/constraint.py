@@ -75,6 +75,11 @@ def lark_grammar(source: str) -> str:
 
 
 def tool_grammar(tools: dict[str, dict[str, Any]], *, text_allowed: bool, several: bool) -> str:
+    """What `tool_lark` says, compiled to a grammar."""
+    return lark_grammar(tool_lark(tools, text_allowed=text_allowed, several=several))
+
+
+def tool_lark(tools: dict[str, dict[str, Any]], *, text_allowed: bool, several: bool) -> str:
     """Calls of `tools` (name → JSON schema of its arguments), in the Hermes form that open models are trained on.
 
     With `text_allowed` the answer is either plain text or calls.
@@ -96,7 +101,7 @@ def tool_grammar(tools: dict[str, dict[str, Any]], *, text_allowed: bool, severa
     lines = [f"start: {start}", f"tool: {json.dumps(TOOL_OPEN)} ({choice}) {json.dumps(TOOL_CLOSE)}"]
     if text_allowed:
         lines.append(r"TEXT: /[^<](.|\n)*/")
-    return lark_grammar("\n".join(lines + rules))
+    return "\n".join(lines + rules)
 
 
 class _Vocabulary(TokenizerWrapper):

@@ -1,0 +1,140 @@
+"""The door of vLLM's server: only the contract's routes, requests checked by name, errors in OpenAI's shape."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from everlearn.errors import EverlearnError, InvalidInput, NotFound
+from serve.engines.vllm.requests import Requests
+from serve.protocol import error_body
+
+MAX_BODY_BYTES = 64 * 1024**2
+"""The gateway's limit is the one for clients; this one only protects the engine's memory."""
+
+PASSED = frozenset({"/v1/models", "/metrics"})
+
+
+class Front:
+    """ASGI middleware; vLLM adds it to its application by the flag --middleware."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.requests: Requests | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI entry."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            await self._route(scope, receive, send)
+        except EverlearnError as error:
+            kind = "server_error" if error.status >= 500 else "invalid_request_error"
+            answer = JSONResponse(
+                error_body(error.message, kind, error.param, error.code), status_code=error.status
+            )
+            await answer(scope, receive, send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path, vllm = scope["method"], scope["path"], scope["app"].state
+        if method == "GET" and path == "/health":
+            await health(vllm)(scope, receive, send)
+        elif method == "GET" and path in PASSED:
+            await self.app(scope, receive, send)
+        elif method == "POST" and path in ("/v1/chat/completions", "/v1/completions"):
+            body = await read_body(receive)
+            if body is None:
+                return
+            translated = await asyncio.to_thread(self._translate, vllm, path, body)
+            await self.app(*with_body(scope, receive, translated), plain_errors(send))
+        else:
+            raise NotFound(f"no such path: {method} {path}")
+
+    def _translate(self, vllm: Any, path: str, body: bytes) -> bytes:
+        if self.requests is None:
+            self.requests = Requests(Path(vllm.args.model))
+        chat = path == "/v1/chat/completions"
+        return json.dumps(self.requests.chat(body) if chat else self.requests.completion(body)).encode()
+
+
+def health(vllm: Any) -> JSONResponse:
+    """What the supervisor asks for: whether the engine works, and how many tokens a request may hold."""
+    engine = vllm.engine_client
+    state = {
+        "status": "broken" if engine.errored else "ready",
+        "context": vllm.vllm_config.model_config.max_model_len,
+    }
+    return JSONResponse(state, status_code=503 if engine.errored else 200)
+
+
+async def read_body(receive: Receive) -> bytes | None:
+    """The whole body; None when the client left. Raises InvalidInput beyond the limit."""
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MAX_BODY_BYTES:
+            raise InvalidInput(f"the body is larger than {MAX_BODY_BYTES} bytes")
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def with_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Receive]:
+    """The same request with another body; afterwards `receive` tells of the client's leaving, as before."""
+    headers = [
+        (name, value) for name, value in scope["headers"] if name not in (b"content-length", b"content-type")
+    ]
+    headers += [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+    given = False
+
+    async def receive_body() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return {**scope, "headers": headers}, receive_body
+
+
+def plain_errors(send: Send) -> Send:
+    """`send`, with the body of an error answer written as OpenAI writes it."""
+    failing: Message | None = None
+    held = b""
+
+    async def send_plain(message: Message) -> None:
+        nonlocal failing, held
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            failing = message
+        elif failing is None:
+            await send(message)
+        else:
+            held += message.get("body", b"")
+            if not message.get("more_body"):
+                await send_error(send, failing, held)
+
+    return send_plain
+
+
+async def send_error(send: Send, start: Message, body: bytes) -> None:
+    """vLLM's error with OpenAI's type, and a text as code."""
+    status = start["status"]
+    try:
+        told = json.loads(body)["error"]
+        message, param = str(told["message"]), told.get("param")
+    except (ValueError, KeyError, TypeError):
+        message, param = "the engine failed", None
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    code = "context_length_exceeded" if "context length" in message or "max_model_len" in message else None
+    plain = json.dumps(error_body(message, kind, param, code)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(plain))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": plain})

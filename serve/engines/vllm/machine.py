@@ -1,0 +1,75 @@
+"""How vLLM is started for one bundle on this machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from everlearn.settings import Settings
+
+KV_SHARE = 0.4
+"""Share of the memory free at the start that keys and values may take, on a CPU."""
+
+KV_CONTEXTS = 32
+"""Keys and values of more full contexts than these are of no use to a CPU."""
+
+DRAIN_S = 8
+"""After SIGTERM, the longest that running answers may take: the supervisor kills after ten seconds."""
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Variables for vLLM and the processes it starts: offline, silent to the outside, files under `home`."""
+    cache = str(settings.directory("cache") / "vllm")
+    return {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_PLUGINS": "",
+        "VLLM_CACHE_ROOT": cache,
+        "VLLM_CONFIG_ROOT": cache,
+        "VLLM_HOST_IP": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_LOGGING_LEVEL": {"debug": "INFO"}.get(settings.log_level, "WARNING"),
+    }
+
+
+def flags(bundle: Path, model: str, uds: Path) -> list[str]:
+    """vLLM's command line: this model, on this socket, with what the hardware is good at."""
+    from vllm.platforms import current_platform
+
+    shared = [
+        *("--model", str(bundle), "--served-model-name", model, "--uds", str(uds)),
+        *("--load-format", "safetensors", "--max-model-len", "auto"),
+        *("--enable-prefix-caching", "--structured-outputs-config.backend", "guidance"),
+        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+        *("--middleware", "serve.engines.vllm.front.Front", "--shutdown-timeout", str(DRAIN_S)),
+        *("--disable-uvicorn-access-log", "--disable-fastapi-docs", "--uvicorn-log-level", "warning"),
+    ]
+    return [*shared, *cpu_flags(bundle)] if current_platform.is_cpu() else shared
+
+
+def cpu_flags(bundle: Path) -> list[str]:
+    """Eager, since compiling takes minutes; a type the cores compute in; a bounded share of the memory."""
+    import torch
+
+    able = torch.cpu.get_capabilities()
+    bf16 = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    config = json.loads((bundle / "config.json").read_text())
+    kv_bytes = kv_cache_bytes(config, 2 if bf16 else 4, psutil.virtual_memory().available)
+    return [
+        *("--enforce-eager", "--dtype", "bfloat16" if bf16 else "float32"),
+        *("--kv-cache-memory-bytes", str(kv_bytes)),
+    ]
+
+
+def kv_cache_bytes(config: dict[str, Any], element_bytes: int, available_bytes: int) -> int:
+    """Memory for keys and values: what `KV_CONTEXTS` full contexts take, or a share of what is free."""
+    text = config.get("text_config", config)
+    heads = text["num_attention_heads"]
+    head_size = text.get("head_dim") or text["hidden_size"] // heads
+    per_token = 2 * text["num_hidden_layers"] * (text.get("num_key_value_heads") or heads) * head_size
+    context_bytes = per_token * element_bytes * text["max_position_embeddings"]
+    return min(KV_CONTEXTS * context_bytes, int(available_bytes * KV_SHARE))

@@ -1,0 +1,125 @@
+"""What the gateway sends, in vLLM's spelling; what vLLM does not do is refused by name."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from llguidance import LLMatcher
+
+from everlearn.errors import InvalidInput, Unsupported
+from serve.engines.onnx.chat import ChatTemplate, describe_tools
+from serve.engines.onnx.constraint import COMPACT, tool_lark
+from serve.engines.onnx.requests import offered_tools
+from serve.engines.onnx.text import TextCodec
+from serve.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    GrammarFormat,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    Message,
+    NamedTool,
+    SamplingFields,
+    ToolMessage,
+    parse,
+)
+
+Body = dict[str, Any]
+
+
+class Requests:
+    """Bodies for vLLM, made of validated ones, for one bundle."""
+
+    def __init__(self, bundle: Path) -> None:
+        config = json.loads((bundle / "config.json").read_text())
+        codec = TextCodec(bundle, config.get("text_config", config)["vocab_size"])
+        self.template = ChatTemplate(bundle, codec)
+        self.control = re.compile("|".join(map(re.escape, codec.special)) or r"(?!)")
+
+    def chat(self, body: bytes) -> Body:
+        """POST /v1/chat/completions; raises InvalidInput and Unsupported naming the parameter at fault."""
+        request = parse(ChatRequest, body)
+        if self.template.template is None:
+            raise Unsupported("this model has no chat template; use /v1/completions", param="messages")
+        tools = offered_tools(request)
+        self._refuse_control_tokens(request)
+        changes = sampling(request) | constraint(request)
+        changes["messages"] = messages = [self._message(message) for message in request.messages]
+        if tools and not self.template.knows_tools:
+            signatures = [tool.model_dump(exclude_unset=True) for tool in tools]
+            changes["messages"] = describe_tools(messages, signatures)
+        if tools:
+            changes["tools"] = [tool.model_dump(exclude_unset=True) for tool in tools]
+            changes["tool_choice"] = "auto"  # the grammar of `constraint` says whether a call must come
+        dropped = {"tools", "tool_choice", "parallel_tool_calls", "response_format", "messages"}
+        return request.model_dump(exclude_unset=True, exclude=dropped) | changes
+
+    def completion(self, body: bytes) -> Body:
+        """POST /v1/completions."""
+        request = parse(CompletionRequest, body)
+        return request.model_dump(exclude_unset=True) | sampling(request)
+
+    def _message(self, message: Message) -> Body:
+        """As templates expect it; vLLM itself turns the arguments of earlier tool calls into objects."""
+        plain = self.template.plain(message)
+        if "tool_calls" in plain:
+            plain["tool_calls"] = message.model_dump(exclude_unset=True)["tool_calls"]
+        if isinstance(message, ToolMessage) and self.template.knows_tools:
+            plain["tool_call_id"] = message.tool_call_id
+        return plain
+
+    def _refuse_control_tokens(self, request: ChatRequest) -> None:
+        """vLLM would read a control token's name inside a message as the token: a client could forge a role."""
+        for index, message in enumerate(request.messages):
+            text = json.dumps(message.model_dump(), ensure_ascii=False)
+            if found := self.control.search(text):
+                raise InvalidInput(
+                    f"messages[{index}] holds {found[0]!r}, which vLLM would read as this model's control "
+                    "token; leave it out, or use an ONNX version, whose engine takes it as text",
+                    param=f"messages[{index}].content",
+                )
+        if found := self.control.search(json.dumps([tool.model_dump() for tool in request.tools or ()])):
+            raise InvalidInput(f"tools hold {found[0]!r}, a control token of this model", param="tools")
+
+
+def sampling(request: SamplingFields) -> Body:
+    """The parameters whose meaning or range is another one in vLLM."""
+    changes: Body = {}
+    if (request.n or 1) > 1 and request.temperature == 0:
+        raise Unsupported("n above 1 at temperature 0 gives equal answers, and vLLM refuses it", param="n")
+    if request.seed is not None:
+        changes["seed"] = request.seed % 2**63
+    return changes
+
+
+def constraint(request: ChatRequest) -> Body:
+    """The grammar that the answer must follow: the same one, and the same library, as in the ONNX engine."""
+    tools, shape = offered_tools(request), request.response_format
+    if tools and shape is not None and shape.type != "text":
+        raise InvalidInput("response_format and tools exclude each other", param="response_format")
+    if tools:
+        schemas = {tool.function.name: tool.function.parameters or {"type": "object"} for tool in tools}
+        named = isinstance(request.tool_choice, NamedTool)
+        several = request.parallel_tool_calls is not False and not named
+        text_allowed = request.tool_choice in (None, "auto")
+        return grammar(tool_lark(schemas, text_allowed=text_allowed, several=several), "tools")
+    if isinstance(shape, JsonObjectFormat):
+        return grammar(json_lark({"type": "object"}), "response_format")
+    if isinstance(shape, JsonSchemaFormat):
+        return grammar(json_lark(shape.json_schema.schema_), "response_format.json_schema.schema")
+    if isinstance(shape, GrammarFormat):
+        return grammar(shape.grammar, "response_format.grammar")
+    return {}
+
+
+def json_lark(schema: dict[str, Any]) -> str:
+    """A Lark grammar of the JSON values that `schema` admits, written in one way."""
+    return f"start: %json {json.dumps(schema | {'x-guidance': COMPACT})}"
+
+
+def grammar(lark: str, param: str) -> Body:
+    """A Lark grammar that compiles; raises InvalidInput naming `param` for one that does not."""
+    if flaw := LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(lark)):
+        raise InvalidInput(f"{param} cannot be compiled: {flaw[:500]}", param=param)
+    return {"structured_outputs": {"grammar": lark}}

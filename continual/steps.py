@@ -49,7 +49,7 @@ class Steps:
         result = dict(make(partial))
         files = {str(path): file_entry(partial / path).model_dump() for path in _files(partial)}
         done = {"result": result, "files": files}
-        write_file(partial / DONE, json.dumps(done, allow_nan=False).encode())
+        write_file(partial / DONE, json.dumps(done).encode())
         sync_tree(partial)
         move_directory(partial, target)
         return Step(target, result)

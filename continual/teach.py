@@ -1,0 +1,213 @@
+"""A job's steps up to a trained candidate: data, replay, the model's own samples, their mixture, training."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from continual.mixture import mix, write_mixture
+from continual.plan import Plan
+from continual.recipe import BASE
+from continual.replay import DELETED, hashes, read_buffer, sample, sizes
+from continual.self_replay import generate_examples
+from continual.steps import Step, Steps
+from everlearn.bundle import write_bundle
+from everlearn.database import read
+from everlearn.progress import Progress
+from everlearn.registry import Version
+from train.data.prepare import DataOptions, Source, prepare
+from train.data.store import Example, TokenStore, open_store, write_store
+from train.launch import Outcome, launch
+from train.recipe import Checkpoint, Data, Optimizer, Schedule, TrainRecipe, Tune
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An uploaded file: where its bytes lie, and the name that says what they are."""
+
+    path: Path
+    name: str
+
+
+def prepare_data(
+    steps: Steps,
+    plan: Plan,
+    parent_dir: Path,
+    training: Upload,
+    validation: Upload | None,
+    progress: Progress,
+) -> Step:
+    """``train`` and ``held`` stores of the upload; a validation file takes the place of the held-out documents."""
+
+    def make(directory: Path) -> Mapping[str, Any]:
+        recipe = plan.recipe
+        options = DataOptions(held_fraction=recipe.held_fraction, max_tokens=recipe.sequence_tokens)
+        sources = [Source(training.path, training.name)]
+        if validation:
+            sources.append(Source(validation.path, validation.name, held=True))
+        card = prepare(sources, parent_dir, directory / "data", options, progress)
+        return card.model_dump(mode="json")
+
+    return steps.do("data", make)
+
+
+def data_store(data: Step, split: str) -> TokenStore:
+    return open_store(data.directory / "data" / split)
+
+
+def draw_replay(steps: Steps, plan: Plan, database: Engine, data: Step) -> Step:
+    """What the buffer gives this job: to train on by domain, to measure on by domain, and what to leave out.
+
+    Drawn once, since the buffer may change before a job that was interrupted goes on.
+    """
+
+    def make(directory: Path) -> Mapping[str, Any]:
+        new = data_store(data, "train")
+        corrupt: list[str] = []
+        with read(database) as connection:
+            known = sizes(connection, plan.model)
+            earlier = [name for name, splits in known.items() if "train" in splits and name != BASE]
+            wanted = plan.recipe.replay.share * new.card.tokens / max(1, len(earlier))
+            drawn = {BASE: read_buffer(connection, plan.model, "train", BASE)}
+            for name in earlier:
+                drawn[name] = sample(connection, plan.model, name, round(wanted), plan.recipe.seed)
+            held = read_buffer(connection, plan.model, "held")
+            without = hashes(connection, plan.model, "held") | hashes(connection, plan.model, DELETED)
+            trained = hashes(connection, plan.model, "train")
+        for name, reading in drawn.items():
+            corrupt += reading.corrupt
+            _write(directory / "train" / name, [kept.example for kept in reading.kept], new)
+        for name, examples in held.by_domain().items():
+            _write(directory / "held" / name, examples, new)
+        return {
+            "corrupt": sorted({*corrupt, *held.corrupt}),
+            "without": sorted(without),
+            "trained": sorted(trained),
+        }
+
+    return steps.do("replay", make)
+
+
+def replayed(replay: Step, split: str) -> dict[str, TokenStore]:
+    """Stores of the buffer's examples, by domain."""
+    cards = sorted((replay.directory / split).glob("*/card.json"))
+    return {card.parent.name: open_store(card.parent) for card in cards}
+
+
+def write_down_base(
+    steps: Steps, plan: Plan, parent_dir: Path, data: Step, replay: Step, progress: Progress
+) -> Step:
+    """The model's own samples: the buffer's, or before its first job, new ones."""
+
+    def make(directory: Path) -> Mapping[str, Any]:
+        there = replayed(replay, "train").get(BASE)
+        options = plan.recipe.generation
+        if there or not plan.recipe.replay.base or not options.tokens:
+            return {"generated": 0}
+        examples = generate_examples(parent_dir, options, plan.recipe.seed, progress)
+        _write(directory / BASE, examples, data_store(data, "train"))
+        return {"generated": len(examples)}
+
+    return steps.do("base", make)
+
+
+def base_store(base: Step) -> TokenStore | None:
+    """What this job generated; None where it did not."""
+    return open_store(base.directory / BASE) if base.result["generated"] else None
+
+
+def mix_sources(steps: Steps, plan: Plan, data: Step, replay: Step, base: Step) -> Step:
+    """The store to train on."""
+
+    def make(directory: Path) -> Mapping[str, Any]:
+        new, earlier = data_store(data, "train"), replayed(replay, "train")
+        own = base_store(base) or earlier.get(BASE) or []
+        earlier.pop(BASE, None)
+        recipe = plan.recipe
+        if not recipe.replay.share:
+            earlier = {}
+        without = set(replay.result["without"])
+        sources = mix(new, earlier, own if recipe.replay.base else [], recipe.replay, without)
+        return write_mixture(directory / "store", sources, new, recipe.seed)
+
+    return steps.do("mixture", make)
+
+
+def train_candidate(
+    steps: Steps,
+    plan: Plan,
+    parent_dir: Path,
+    mixture: Step,
+    progress: Progress,
+    on_step: Callable[[dict[str, Any]], None],
+) -> Outcome:
+    """Trains in the job's folder; goes on from its checkpoint, and finished, returns at once. Raises Diverged."""
+    recipe = train_recipe(plan, mixture.directory / "store")
+    run_dir = steps.folder / "run"
+    return launch(
+        recipe,
+        model_dir=parent_dir,
+        tokenizer_dir=parent_dir,
+        run_dir=run_dir,
+        progress=progress,
+        on_step=on_step,
+    )
+
+
+def train_recipe(plan: Plan, store: Path) -> TrainRecipe:
+    """The learning rate is warmed up anew and decayed anew (arXiv 2403.08763)."""
+    recipe = plan.recipe
+    rows = max(1, round(recipe.batch_tokens / recipe.sequence_tokens))
+    lora = {"rank": recipe.lora.rank, "alpha": recipe.lora.alpha} if recipe.tune == "lora" else {}
+    return TrainRecipe(
+        base=plan.parent,
+        data=Data(store=store),
+        tune=Tune(method=recipe.tune, **lora),
+        sequence_tokens=recipe.sequence_tokens,
+        batch_tokens=rows * recipe.sequence_tokens,
+        micro_batch=recipe.micro_batch,
+        epochs=recipe.epochs,
+        optimizer=Optimizer(lr=recipe.lr * recipe.lr_multiplier),
+        schedule=Schedule(warmup_fraction=recipe.warmup, final_fraction=recipe.final_lr),
+        dtype=recipe.dtype,
+        checkpoint=Checkpoint(every_s=recipe.checkpoint_every_s, keep=1),
+        seed=recipe.seed,
+        threads=plan.threads,
+    )
+
+
+def bundle_candidate(
+    steps: Steps, plan: Plan, parent: Version, outcome: Outcome, told: Mapping[str, Any]
+) -> Step:
+    """The trained weights as a bundle: written once, so that a retry registers the very same one."""
+
+    def make(directory: Path) -> Mapping[str, Any]:
+        bundle = directory / "bundle"
+        shutil.copytree(outcome.directory, bundle)
+        manifest = write_bundle(
+            bundle,
+            name=plan.model,
+            format="safetensors",
+            task=parent.manifest.task,
+            architecture=parent.manifest.architecture,
+            parameters=parent.manifest.parameters,
+            parent=parent.digest,
+            recipe={"continual": plan.recipe.model_dump(mode="json"), "domain": plan.domain, **told},
+            metrics=outcome.metrics,
+        )
+        return {"digest": manifest.digest}
+
+    return steps.do("candidate", make)
+
+
+def _write(path: Path, examples: list[Example], like: TokenStore) -> None:
+    """A store, or nothing where there are no examples."""
+    if examples:
+        card = like.card
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_store(path, examples, tokenizer_sha256=card.tokenizer_sha256, vocab_size=card.vocab_size)

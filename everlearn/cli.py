@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from everlearn.cli_arguments import Json, Ref, complete_ref, open_settings
 from everlearn.cli_keys import keys
 from everlearn.cli_models import alias, gc, ls, print_added, promote, rm, rollback, show
+from everlearn.cli_train import train
 from everlearn.errors import EverlearnError
 
 EPILOG = (
@@ -120,7 +121,7 @@ def serve(
     serve_models(settings.model_copy(update={"serve": door}), refs or [])
 
 
-for command in (ls, show, rm, gc, promote, rollback, alias):
+for command in (train, ls, show, rm, gc, promote, rollback, alias):
     app.command()(command)
 
 

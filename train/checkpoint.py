@@ -12,10 +12,9 @@ import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import structlog
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -55,7 +54,7 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)
             partial.mkdir()
         self.group.barrier()
-        _quietly(dcp.save, tensors, checkpoint_id=partial, no_dist=self.group.kind == "none")
+        _quietly("save", tensors, checkpoint_id=partial, no_dist=self.group.kind == "none")
         if self.group.is_first:
             files = {
                 file.name: file_entry(file).model_dump()
@@ -77,7 +76,7 @@ class Checkpoints:
 
     def load(self, saved: Saved, tensors: dict[str, Tensor]) -> None:
         """Fills ``tensors`` in place, however many ranks saved them."""
-        _quietly(dcp.load, tensors, checkpoint_id=saved.path, no_dist=self.group.kind == "none")
+        _quietly("load", tensors, checkpoint_id=saved.path, no_dist=self.group.kind == "none")
 
     def clear(self) -> None:
         """For a run whose model is written."""
@@ -125,7 +124,10 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _quietly(call: Any, tensors: dict[str, Tensor], **options: Any) -> None:
+def _quietly(call: Literal["save", "load"], tensors: dict[str, Tensor], **options: Any) -> None:
+    """Without the warnings that one process alone has no group. Imported here: it takes seconds."""
+    import torch.distributed.checkpoint as dcp
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        call(tensors, **options)
+        getattr(dcp, call)(tensors, **options)

@@ -56,7 +56,7 @@ def launch(
 
     ``tokenizer_dir``: of the model by default; from scratch without one, a tokenizer is trained on the data.
     ``should_stop`` is asked twice a second; once true, the run saves a checkpoint and Stopped is raised.
-    Raises the run's own errors as themselves: InvalidInput, ConfigError, Conflict, Diverged, Stopped; and
+    So it is on KeyboardInterrupt. Raises the run's own errors as themselves: InvalidInput, ConfigError, Conflict, Diverged, Stopped; and
     Unavailable with the end of its log where it died.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,12 @@ def _train(
         watcher = threading.Thread(target=_stop_when_asked, args=(child, should_stop, over), daemon=True)
         watcher.start()
         try:
-            _converse(child, progress, on_step, log)
+            try:
+                _converse(child, progress, on_step, log)
+            except KeyboardInterrupt:
+                progress("saving a checkpoint; once more ends at once", None)
+                child.terminate()
+                _converse(child, progress, on_step, log)
         finally:
             over.set()
             assert child.stdin

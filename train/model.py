@@ -12,10 +12,20 @@ from torch import Tensor, nn
 
 from everlearn.durable import move_directory, sync_tree
 from everlearn.errors import InvalidInput
-from everlearn.sources import TOKENIZER_FILES
 from train.evaluate import load_causal_lm
 from train.recipe import Architecture, TrainRecipe
 from train.tune import add_adapters, merge_adapters
+
+# What makes ids of texts, and a licence: taken over as they are.
+KEPT = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template.*",
+    "LICENSE*",
+)
 
 
 def build(recipe: TrainRecipe, model_dir: Path | None, tokenizer_dir: Path) -> nn.Module:
@@ -69,7 +79,7 @@ def write(
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(target, ignore_errors=True)
     model.to(saved_dtype(base)).save_pretrained(partial)
-    for pattern in (*TOKENIZER_FILES, "LICENSE*"):
+    for pattern in KEPT:
         for file in tokenizer_dir.glob(pattern):
             shutil.copyfile(file, partial / file.name)
     sync_tree(partial)

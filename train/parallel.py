@@ -16,9 +16,6 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 Kind = Literal["none", "ddp", "fsdp2"]
 TIMEOUT = timedelta(minutes=30)
@@ -55,8 +52,12 @@ class Group:
         model.to(self.device)
         stage = Stage(model)
         if self.kind == "ddp":
+            from torch.nn.parallel import DistributedDataParallel
+
             return DistributedDataParallel(stage, gradient_as_bucket_view=True)
         if self.kind == "fsdp2":
+            from torch.distributed.fsdp import fully_shard
+
             for block in repeated_blocks(model):
                 fully_shard(block)
             fully_shard(stage)
@@ -65,10 +66,10 @@ class Group:
     @contextmanager
     def accumulating(self, stage: Any, last: bool) -> Generator[None]:
         """Gradients travel between the ranks with the last micro-batch of a step only."""
-        if isinstance(stage, FSDPModule):
+        if self.kind == "fsdp2":
             stage.set_requires_gradient_sync(last)
             stage.set_is_last_backward(last)
-        if isinstance(stage, DistributedDataParallel) and not last:
+        if self.kind == "ddp" and not last:
             with stage.no_sync():
                 yield
         else:
@@ -120,4 +121,4 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor, gathered where it lies in shares; every rank must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]

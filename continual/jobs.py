@@ -20,8 +20,9 @@ from typing import Any, Literal, cast
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, and_, insert, or_, select, update
 
+from continual.files import PURPOSE, Client, owned, require_file
 from continual.recipe import ContinualRecipe
-from everlearn.database import FileRow, JobEventRow, JobRow, open_database, read, write
+from everlearn.database import JobEventRow, JobRow, open_database, read, write
 from everlearn.errors import Conflict, EverlearnError, InvalidInput, NotFound
 from everlearn.records import CHAMPION, aliases_of, find_version
 from everlearn.reference import parse_reference
@@ -31,7 +32,6 @@ State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Level = Literal["info", "warn", "error"]
 Verdict = Literal["go", "cancel", "lost"]
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
-PURPOSE = "fine-tune"
 
 log = structlog.stdlib.get_logger("continual.jobs")
 
@@ -132,7 +132,7 @@ class Jobs:
         validation_file: str | None = None,
         suffix: str | None = None,
         request: Mapping[str, Any] | None = None,
-        key_id: str | None = None,
+        client: Client | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
         """Puts a job into the queue, or finds the one that the same ``idempotency_key`` made before.
@@ -148,6 +148,7 @@ class Jobs:
             "seed": recipe.seed,
             "request": dict(request or {}),
         }
+        key_id = client.key_id if client else None
         token = _idempotency_token(key_id, idempotency_key)
         with write(self.database) as connection:
             if token and (known := _find(connection, JobRow.idempotency_key == token)):
@@ -160,7 +161,9 @@ class Jobs:
             values |= {"model": _trainable(connection, model), "key_id": key_id, "idempotency_key": token}
             for param in ("training_file", "validation_file"):
                 if values[param] is not None:
-                    _require_file(connection, values[param], key_id, param)
+                    file = require_file(connection, values[param], client, param)
+                    if file.purpose != PURPOSE:
+                        raise InvalidInput(f"{file.id} is for {file.purpose!r}, not {PURPOSE!r}", param=param)
             job_id = f"ftjob-{secrets.token_hex(12)}"
             values |= {"id": job_id, "state": "queued", "progress": {}, "created_at": time.time()}
             connection.execute(insert(JobRow).values(values))
@@ -169,41 +172,39 @@ class Jobs:
         log.info("job created", job=job_id, model=job.model)
         return job
 
-    def get(self, job_id: str, *, key_id: str | None = None, any_key: bool = True) -> Job:
-        """Raises NotFound; with ``any_key`` False also where the job is not of ``key_id``."""
+    def get(self, job_id: str, *, client: Client | None = None) -> Job:
+        """Raises NotFound, also where the job is another client's."""
         with read(self.database) as connection:
-            return _require(connection, job_id, _owned(JobRow, key_id, any_key))
+            return _require(connection, job_id, client)
 
     def list(
         self,
         *,
         after: str | None = None,
         limit: int = 20,
-        key_id: str | None = None,
-        any_key: bool = True,
+        client: Client | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Sequence[Job]:
         """From the newest to the oldest, those behind the job ``after``. Raises NotFound for an unknown ``after``."""
-        mine = _owned(JobRow, key_id, any_key)
         with read(self.database) as connection:
-            query = select(JobRow.__table__).where(mine)
+            query = select(JobRow.__table__).where(owned(JobRow.key_id, client))
             for name, value in (metadata or {}).items():
                 query = query.where(JobRow.request["metadata"][name].as_string() == value)
             if after is not None:
-                last = _require(connection, after, mine)
+                last = _require(connection, after, client)
                 same = and_(JobRow.created_at == last.created_at, JobRow.id < last.id)
                 query = query.where(or_(JobRow.created_at < last.created_at, same))
             query = query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
             return [_job(row) for row in connection.execute(query)]
 
-    def cancel(self, job_id: str, *, key_id: str | None = None, any_key: bool = True) -> Job:
+    def cancel(self, job_id: str, *, client: Client | None = None) -> Job:
         """Ends a job that is not over, at once and for good; who works on it hears of it at the next heartbeat.
 
         Cancelling twice is the same as once. Raises NotFound, and InvalidInput where the job ended otherwise.
         """
         now = time.time()
         with write(self.database) as connection:
-            job = _require(connection, job_id, _owned(JobRow, key_id, any_key))
+            job = _require(connection, job_id, client)
             if job.state in ("succeeded", "failed"):
                 raise InvalidInput(f"{job_id} has {job.state} already and cannot be cancelled", param="job")
             if job.state != "cancelled":
@@ -389,18 +390,13 @@ def _held(lease: Lease) -> ColumnElement[bool]:
     return and_(JobRow.id == lease.job_id, JobRow.fence == lease.fence, JobRow.state == "running")
 
 
-def _owned(table: type[JobRow] | type[FileRow], key_id: str | None, any_key: bool) -> ColumnElement[bool]:
-    return table.id.is_not(None) if any_key else table.key_id.is_not_distinct_from(key_id)
-
-
 def _find(connection: Connection, where: ColumnElement[bool]) -> Job | None:
     row = connection.execute(select(JobRow.__table__).where(where)).first()
     return _job(row) if row else None
 
 
-def _require(connection: Connection, job_id: str, where: ColumnElement[bool] | None = None) -> Job:
-    mine = JobRow.id == job_id
-    job = _find(connection, mine if where is None else and_(mine, where))
+def _require(connection: Connection, job_id: str, client: Client | None = None) -> Job:
+    job = _find(connection, and_(JobRow.id == job_id, owned(JobRow.key_id, client)))
     if job is None:
         raise NotFound(f"there is no fine-tuning job {job_id[:80]!r}", param="fine_tuning_job_id")
     return job
@@ -443,16 +439,6 @@ def _trainable(connection: Connection, model: str) -> str:
             f"{version.ref} makes no text (its task is {version.task}): it cannot be taught", param="model"
         )
     return reference.model
-
-
-def _require_file(connection: Connection, file_id: str, key_id: str | None, param: str) -> None:
-    """A client's job takes that client's files; one from the command line (no key) any without one."""
-    there = and_(FileRow.id == file_id, FileRow.deleted_at.is_(None), _owned(FileRow, key_id, False))
-    purpose = connection.scalar(select(FileRow.purpose).where(there))
-    if purpose is None:
-        raise NotFound(f"there is no file {file_id[:80]!r}", param=param)
-    if purpose != PURPOSE:
-        raise InvalidInput(f"{file_id} was uploaded for {purpose!r}, not for {PURPOSE!r}", param=param)
 
 
 def _idempotency_token(key_id: str | None, idempotency_key: str | None) -> str | None:

@@ -1,0 +1,87 @@
+"""The same lessons without everlearn's care: fine-tuned one after the other on the new text alone.
+
+And the measure of both: every model on every domain's held text, the same tokens for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from continual.measure import score_examples
+from continual.plan import Plan
+from continual.teach import train_recipe
+from everlearn.progress import Progress
+from train.data.store import Example
+from train.launch import launch
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One job's new data, as the job itself prepared it."""
+
+    domain: str
+    plan: Plan
+    store: Path
+
+
+def train_naively(lessons: Sequence[Lesson], start_dir: Path, folder: Path, progress: Progress) -> list[Path]:
+    """A model after each lesson: same steps over the new tokens, same learning rate, no replay. Resumable."""
+    models: list[Path] = []
+    for lesson in lessons:
+        model_dir = models[-1] if models else start_dir
+        outcome = launch(
+            train_recipe(lesson.plan, lesson.store),
+            model_dir=model_dir,
+            tokenizer_dir=start_dir,
+            run_dir=folder / lesson.domain,
+            progress=progress,
+        )
+        models.append(outcome.directory)
+    return models
+
+
+def losses(
+    model_dir: Path, held: Mapping[str, Sequence[Example]], on_example: Callable[[int], None]
+) -> dict[str, float]:
+    """Mean negative log-likelihood of each domain's held text, in nats per token; torch, float32."""
+    scores = score_examples(
+        model_dir, "safetensors", [one for examples in held.values() for one in examples], on_example
+    )
+    found: dict[str, float] = {}
+    start = 0
+    for domain, examples in held.items():
+        span = slice(start, start + len(examples))
+        found[domain] = sum(scores.nll[span]) / sum(scores.tokens[span])
+        start += len(examples)
+    return found
+
+
+@dataclass(frozen=True)
+class Record:
+    """Losses by domain: at the start, then after each lesson."""
+
+    order: tuple[str, ...]
+    rows: tuple[Mapping[str, float], ...]
+
+    @property
+    def gain(self) -> float:
+        """Nats per token gained on a domain by its own lesson, the mean over the lessons."""
+        gains = [self.rows[n][name] - self.rows[n + 1][name] for n, name in enumerate(self.order)]
+        return sum(gains) / len(gains)
+
+    @property
+    def forgotten(self) -> dict[str, float]:
+        """By domain, nats per token lost between its own lesson and the end; what was there before, from the start.
+
+        The last lesson cannot have been forgotten yet.
+        """
+        learned_at = {name: n + 1 for n, name in enumerate(self.order[:-1])}
+        kept = [name for name in self.rows[0] if name != self.order[-1]]
+        return {name: self.rows[-1][name] - self.rows[learned_at.get(name, 0)][name] for name in kept}
+
+    @property
+    def forgetting(self) -> float:
+        """The mean of :attr:`forgotten`; below zero, more was gained later than lost."""
+        return sum(self.forgotten.values()) / len(self.forgotten)

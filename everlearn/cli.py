@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from everlearn.cli_arguments import Json, Ref, complete_ref, open_settings
+from everlearn.cli_arguments import Json, complete_ref, open_settings
+from everlearn.cli_compress import compress
 from everlearn.cli_keys import keys
 from everlearn.cli_models import alias, gc, ls, print_added, promote, rm, rollback, show
+from everlearn.cli_ps import ps
 from everlearn.cli_train import train
 from everlearn.errors import EverlearnError
 
@@ -82,21 +84,7 @@ def import_(
     print_added(version, as_json)
 
 
-@app.command()
-def compress(
-    ref: Ref,
-    to: Annotated[
-        Literal["int4-onnx", "int8-onnx", "fp32-onnx"], typer.Option(help="What to make of it.")
-    ] = "int4-onnx",
-    as_json: Json = False,
-) -> None:
-    """Make a smaller version of a model, measured against the original."""
-    from compress.export import export_onnx
-    from everlearn.progress import shown
-
-    with shown() as progress:
-        version = export_onnx(open_settings(), ref, to, progress)
-    print_added(version, as_json)
+app.command()(compress)
 
 
 @app.command()
@@ -109,6 +97,10 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.", min=0, max=65535)] = None,
+    engine: Annotated[
+        Literal["auto", "onnx", "vllm"] | None,
+        typer.Option(help="What serves a model's tensors; auto compresses them to ONNX."),
+    ] = None,
 ) -> None:
     """Serve models to any OpenAI client."""
     from everlearn.logs import configure_logging
@@ -116,12 +108,12 @@ def serve(
 
     settings = open_settings()
     configure_logging(settings.log_level)
-    chosen = {key: value for key, value in {"host": host, "port": port}.items() if value is not None}
-    door = settings.serve.model_copy(update=chosen)
+    given = {"host": host, "port": port, "engine": engine}
+    door = settings.serve.model_copy(update={key: value for key, value in given.items() if value is not None})
     serve_models(settings.model_copy(update={"serve": door}), refs or [])
 
 
-for command in (train, ls, show, rm, gc, promote, rollback, alias):
+for command in (train, ls, show, rm, gc, promote, rollback, alias, ps):
     app.command()(command)
 
 

@@ -1,7 +1,8 @@
-"""From a Hugging Face bundle to an ONNX bundle, smaller and measured: ``everlearn compress MODEL --to int4-onnx``.
+"""From a Hugging Face bundle to a smaller, measured one: ``everlearn compress MODEL --to int4-onnx``.
 
-Decoders go through onnxruntime-genai's builder, so that phones and other tools read the same directory;
-encoders go through ``compress.export_encoder``. A result that drifts from its parent is not registered.
+Decoders go through onnxruntime-genai's builder, so that phones and other tools read the same directory, or for
+vLLM through llmcompressor; encoders through ``compress.export_encoder``. A result that drifts from its parent is
+not registered.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Precision:
     ``min_cosine``: lowest cosine similarity of an encoder's embeddings with the parent's.
     """
 
-    name: Literal["int4", "int8", "fp32"]
+    name: Literal["int4", "int8", "fp32", "w8a8"]
     options: tuple[str, ...]
     max_divergence: float
     min_cosine: float
@@ -50,6 +51,7 @@ PRECISIONS: Mapping[Target, Precision] = {
     "int4-onnx": Precision("int4", ("block_size=32", "accuracy_level=4"), 1.0, 0.9),
     "int8-onnx": Precision("int8", ("block_size=32", "accuracy_level=4"), 0.05, 0.95),
     "fp32-onnx": Precision("fp32", (), 0.001, 0.999),
+    "w8a8": Precision("w8a8", (), 0.2, 1.0),
 }
 
 
@@ -110,8 +112,10 @@ def build(
         source = {"store" if calibration.is_dir() else "text": calibration}
         chosen = recipe.calibration.model_copy(update={"text": None, "store": None, **source})
         recipe = recipe.model_copy(update={"calibration": chosen})
-    make = export_decoder if task == "generate" else export_encoder
-    made, metrics = make(parent_dir, staging, recipe, progress)
+    export_generator = export_w8a8 if recipe.to == "w8a8" else export_decoder
+    made, metrics = (export_encoder if task == "embed" else export_generator)(
+        parent_dir, staging, recipe, progress
+    )
     return {"export": {**recipe.model_dump(mode="json"), **made}}, metrics
 
 
@@ -146,12 +150,33 @@ def export_decoder(
         "tokens": HELD_TOKENS,
     }
     answer = run_child("compress.build_decoder", request, progress)
-    made, compared = answer["made"], answer["compared"]
     shutil.rmtree(staging / "cache", ignore_errors=True)
     keep_tokenizer(parent_dir, staging)
+    metrics = priced(answer["compared"], precision)
+    return {"precision": precision.name, "options": options, **answer["made"]}, metrics
+
+
+def export_w8a8(
+    parent_dir: Path, staging: Path, recipe: CompressRecipe, progress: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Builds and measures a decoder for vLLM; returns how it was made, and its metrics."""
+    request = {
+        "model_dir": str(parent_dir),
+        "directory": str(staging),
+        "calibration": recipe.calibration.model_dump(mode="json"),
+        "tokens": HELD_TOKENS,
+    }
+    answer = run_child("compress.build_w8a8", request, progress)
+    keep_tokenizer(parent_dir, staging)
+    metrics = priced(answer["compared"], PRECISIONS[recipe.to])
+    return {"precision": "w8a8", **answer["made"]}, metrics
+
+
+def priced(compared: Mapping[str, Any], precision: Precision) -> dict[str, Any]:
+    """The metrics of a bundle, from the fields of ``train.evaluate.Comparison``. Raises Drifted."""
     refuse_drift(compared["divergence"], precision)
     text = held_text()
-    metrics = {
+    return {
         "perplexity": round(compared["perplexity"], 3),
         "parent_perplexity": round(compared["reference_perplexity"], 3),
         "perplexity_ratio": round(compared["perplexity"] / compared["reference_perplexity"], 4),
@@ -160,7 +185,6 @@ def export_decoder(
         "tokens": compared["tokens"],
         "held_text": {"name": text.name, "sha256": text.sha256},
     }
-    return {"precision": precision.name, "options": options, **made}, metrics
 
 
 def decoder_options(model_dir: Path, precision: Precision) -> list[str]:
@@ -190,7 +214,7 @@ def export_encoder(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds and measures an encoder; returns how it was made, and its metrics."""
     precision = PRECISIONS[recipe.to]
-    if precision.name == "int4":
+    if precision.name in ("int4", "w8a8"):
         raise Unsupported("encoders are exported as int8-onnx or fp32-onnx")
     request = {"model_dir": str(parent_dir), "directory": str(staging), "precision": precision.name}
     made = run_child("compress.export_encoder", request, progress)
@@ -207,11 +231,12 @@ def write_export(
     staging: Path, parent: Version, made: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> BundleManifest:
     """bundle.json of the result, with its parent and its size."""
+    onnx_format = "onnx-genai" if parent.task == "generate" else "onnx"
     total = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
     return write_bundle(
         staging,
         name=parent.model,
-        format="onnx-genai" if parent.task == "generate" else "onnx",
+        format="compressed-tensors" if made["export"]["to"] == "w8a8" else onnx_format,
         task=parent.manifest.task,
         architecture=parent.manifest.architecture,
         parameters=parent.manifest.parameters,

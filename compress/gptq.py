@@ -82,6 +82,17 @@ def gptq(weight: Tensor, hessian: Tensor) -> Int4:
     return quantize_columns(weight, inverse_factor(hessian), hessian.diagonal())
 
 
+def weighted_hessian(rows: Tensor) -> Tensor:
+    """The Hessian (in, in) of rows (tokens, in), no token counting for much more than a typical one.
+
+    A sentence's first token can have a million times the energy of the others (massive activations, arXiv
+    2402.17762): alone it would decide everything. Weighting by token as in arXiv 2503.01820.
+    """
+    energy = rows.square().sum(-1)
+    weights = 1 / (1 + energy / energy.median().clamp(min=1e-12))
+    return (rows * weights[:, None]).T @ rows
+
+
 def inverse_factor(hessian: Tensor) -> Tensor:
     """The upper Cholesky factor U of the damped Hessian's inverse, U'U = H^-1: float32 (in, in)."""
     damped = hessian.double()
@@ -128,8 +139,7 @@ class SharedInput:
     def of(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """The inverse factor (in, in) and the importance (in,) of inputs (batch, seq, in)."""
         if inputs is not self.inputs:
-            rows = inputs.flatten(0, -2).float()
-            hessian = rows.T @ rows
+            hessian = weighted_hessian(inputs.flatten(0, -2).float())
             self.inputs, self.importance = inputs, hessian.diagonal().clone()
             self.factor = inverse_factor(hessian)
         return self.factor, self.importance

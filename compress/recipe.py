@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from everlearn.errors import ConfigError
 from everlearn.settings_file import read_settings_file
-from everlearn.suggest import did_you_mean
+from train.recipe import validate_recipe
 
 Target = Literal["int4-onnx", "int8-onnx", "fp32-onnx", "w8a8"]
 Weights = Literal["rtn", "gptq"]
@@ -87,23 +86,16 @@ class CompressPlan(BaseModel):
 
 
 def read_plan(path: Path) -> CompressPlan:
-    """Reads a plan. Raises ConfigError naming file, line and the nearest known key."""
+    """Reads a plan; its paths are relative to it. Raises ConfigError with line and nearest key."""
     file = read_settings_file(path)
-    try:
-        return CompressPlan.model_validate(file.values)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in fault["loc"])
-        line = file.line(key)
-        place = f"{path}:{line}" if line else str(path)
-        if fault["type"] == "extra_forbidden":
-            raise ConfigError(
-                f"{place}: unknown key {key!r}{did_you_mean(str(fault['loc'][-1]), KEYS)}", param=key
-            ) from None
-        raise ConfigError(f"{place}: {key}: {fault['msg']} (got {fault['input']!r})", param=key) from None
-
-
-KEYS = (*CompressPlan.model_fields, *PlannedTarget.model_fields, *Calibration.model_fields)
+    plan = validate_recipe(CompressPlan, file.values, file)
+    folder, chosen = path.absolute().parent, plan.calibration
+    anchored = {
+        name: folder / source.expanduser()
+        for name, source in (("text", chosen.text), ("store", chosen.store))
+        if source
+    }
+    return plan.model_copy(update={"calibration": chosen.model_copy(update=anchored)})
 
 
 def recipe_from(export: Mapping[str, Any]) -> CompressRecipe:

@@ -1,0 +1,115 @@
+"""A smaller student taught by a larger model's predictions (arXiv 1503.02531): its next-token distributions are
+soft targets, which say of every token how likely each other one would have been."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from everlearn.errors import InvalidInput
+from train.objectives import IGNORED, head_of
+
+CHUNK_BYTES = 64 * 1024**2
+"""Logits held at once, of teacher and student each."""
+
+
+class Distillation:
+    """``weight`` of the divergence from the teacher, the rest cross-entropy of the text; an objective of the loop.
+
+    The divergence is KL(teacher || student) of distributions softened by ``temperature`` T, times T squared, so
+    that its gradient keeps its size whatever T is.
+    """
+
+    def __init__(self, teacher: nn.Module, temperature: float, weight: float) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.temperature = temperature
+        self.weight = weight
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        labels = batch["labels"]
+        following = torch.full_like(labels, IGNORED)  # (rows, seq): what each position predicts
+        following[:, :-1] = labels[:, 1:]
+        following = following.flatten()
+        rows = (following != IGNORED).nonzero().squeeze(1)  # (n,)
+        targets = following[rows]
+        with torch.no_grad():
+            theirs = logits_at(self.teacher, batch, rows)
+        ours = logits_at(model, batch, rows)
+        size = max(32, CHUNK_BYTES // (4 * model.config.get_text_config().vocab_size))
+        loss = torch.zeros((), device=labels.device)
+        for start in range(0, len(rows), size):
+            chunk = slice(start, start + size)
+            with torch.no_grad():
+                soft = theirs(chunk)  # (size, vocab)
+            part = checkpoint(self.divergence, ours, chunk, soft, targets[chunk], use_reentrant=False)
+            assert isinstance(part, Tensor)
+            loss = loss + part
+        return loss, torch.tensor(len(rows), dtype=torch.float32, device=loss.device)
+
+    def divergence(
+        self, ours: Callable[[slice], Tensor], chunk: slice, soft: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Sum over the chunk; soft: the teacher's logits (n, vocab); targets: int64 (n,)."""
+        logits, temperature = ours(chunk), self.temperature
+        apart = nn.functional.kl_div(
+            torch.log_softmax(logits / temperature, -1),
+            torch.log_softmax(soft / temperature, -1),
+            reduction="sum",
+            log_target=True,
+        )
+        hard = nn.functional.cross_entropy(logits, targets, reduction="sum")
+        return self.weight * temperature**2 * apart + (1 - self.weight) * hard
+
+
+def logits_at(model: nn.Module, batch: Mapping[str, Tensor], rows: Tensor) -> Callable[[slice], Tensor]:
+    """Logits float32 (n, vocab) at a slice of ``rows``, int64 (n,) positions of the flattened batch.
+
+    Documents packed in one row do not see each other: position ids start anew.
+    """
+    inputs: dict[str, Any] = {
+        "input_ids": batch["input_ids"],
+        "position_ids": batch["position_ids"],
+        "use_cache": False,
+    }
+    parts = head_of(model)
+    if parts is None:
+        logits = model(**inputs).logits.flatten(0, 1)[rows]
+        return lambda chunk: logits[chunk].float()
+    decoder, head = parts
+    hidden = decoder(**inputs).last_hidden_state.flatten(0, 1)[rows]  # (n, hidden)
+    return lambda chunk: head(hidden[chunk]).float()
+
+
+def shallower(teacher: Any, layers: int) -> Any:
+    """A student with ``layers`` of the teacher's layers, evenly spaced, the first and the last among them.
+
+    Raises InvalidInput unless there are fewer of them, and at least one.
+    """
+    config = deepcopy(teacher.config)
+    depth = config.num_hidden_layers
+    if not 1 <= layers < depth:
+        raise InvalidInput(
+            f"the student is to have {layers} layers; its teacher has {depth}", param="student"
+        )
+    kept = [round(at * (depth - 1) / max(1, layers - 1)) for at in range(layers)]
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[at] for at in kept]
+    student = type(teacher)(config)
+    prefix = next(name for name, part in teacher.named_modules() if isinstance(part, nn.ModuleList)) + "."
+    place = {str(old): str(new) for new, old in enumerate(kept)}
+    state: dict[str, Tensor] = {}
+    for name, tensor in teacher.state_dict().items():
+        if name.startswith(prefix):
+            old, _, rest = name.removeprefix(prefix).partition(".")
+            if old not in place:
+                continue
+            name = f"{prefix}{place[old]}.{rest}"
+        state[name] = tensor
+    student.load_state_dict(state)
+    return student

@@ -1,0 +1,156 @@
+"""``everlearn distill``: a recipe names a teacher, a student and the text; the student becomes a model of its own.
+
+The run is a child process; started again in the same folder it goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from everlearn.bundle import write_bundle
+from everlearn.child import answer, run_child
+from everlearn.errors import InvalidInput
+from everlearn.progress import Progress, silent
+from everlearn.registry import Registry, Version
+from everlearn.safetensors_header import count_parameters
+from everlearn.settings import Settings
+from everlearn.settings_file import read_settings_file
+from train.data.card import DataOptions
+from train.recipe import Architecture, Data, FitOptions, validate_recipe
+
+
+class Student(BaseModel):
+    """Some of the teacher's own layers, or an architecture from scratch with the teacher's tokenizer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: int | None = Field(default=None, ge=1)
+    architecture: Architecture | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Student:
+        if (self.layers is None) == (self.architecture is None):
+            raise ValueError("say either layers, of the teacher's, or architecture, from scratch")
+        return self
+
+
+class DistillRecipe(FitOptions):
+    """``teacher`` is a model here; ``temperature`` and ``weight`` are those of ``compress.distill.Distillation``."""
+
+    name: str
+    teacher: str
+    student: Student
+    data: Data
+    temperature: float = Field(default=2, gt=0)
+    weight: float = Field(default=0.9, ge=0, le=1)
+
+
+def read_distill_recipe(path: Path) -> DistillRecipe:
+    """The recipe of a YAML file; its paths are relative to it. Raises ConfigError with line and nearest key."""
+    file = read_settings_file(path)
+    recipe = validate_recipe(DistillRecipe, file.values, file)
+    folder, data = path.absolute().parent, recipe.data
+    anchored = {
+        "train": tuple(folder / one.expanduser() for one in data.train),
+        "held": tuple(folder / one.expanduser() for one in data.held),
+        "store": data.store and folder / data.store.expanduser(),
+        "held_store": data.held_store and folder / data.held_store.expanduser(),
+    }
+    return recipe.model_copy(update={"data": data.model_copy(update=anchored)})
+
+
+def distill(settings: Settings, recipe: DistillRecipe, run_dir: Path, progress: Progress = silent) -> Version:
+    """Trains the student in ``run_dir`` and adds it as the next version of ``recipe.name``.
+
+    Raises NotFound, InvalidInput (also where the loss diverged), ConfigError, Conflict.
+    """
+    from compress.export import resolve_parent
+
+    registry = Registry(settings)
+    teacher = resolve_parent(registry, recipe.teacher)
+    if teacher.task != "generate":
+        raise InvalidInput(f"{teacher.ref} is an encoder; a teacher predicts next tokens", param="teacher")
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    request = {
+        "recipe": recipe.model_dump(mode="json"),
+        "teacher_dir": str(registry.path(teacher)),
+        "run_dir": str(run_dir),
+    }
+    metrics = run_child("compress.teach", request, progress)
+    with registry.staging() as staging:
+        shutil.copytree(run_dir / "model", staging, dirs_exist_ok=True)
+        config = json.loads((staging / "config.json").read_bytes())
+        write_bundle(
+            staging,
+            name=recipe.name,
+            format="safetensors",
+            task="generate",
+            architecture=config["architectures"][0],
+            parameters=count_parameters(staging),
+            parent=teacher.digest,
+            recipe={"distill": request["recipe"]},
+            metrics=metrics,
+        )
+        return registry.add(staging, recipe.name)
+
+
+def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """The child: writes the student to ``run_dir/model`` and returns the metrics."""
+    import torch
+
+    from compress.distill import Distillation, shallower
+    from compress.export import keep_tokenizer
+    from train.data.packing import Packer
+    from train.data.prepare import prepare
+    from train.data.tokenize import Tokens
+    from train.evaluate import load_causal_lm
+    from train.failures import Diverged
+    from train.loop import fit
+    from train.model import from_scratch, saved_dtype
+    from train.run import held_of, identity_of, metrics_of, open_stores, refuse_foreign_tokens
+
+    recipe = validate_recipe(DistillRecipe, request["recipe"])
+    teacher_dir, run_dir = Path(request["teacher_dir"]), Path(request["run_dir"])
+    if recipe.data.train:
+        said = recipe.data.model_dump(include=set(DataOptions.model_fields))
+        options = DataOptions(**{**said, "max_tokens": recipe.data.max_tokens or recipe.sequence_tokens})
+        prepare(recipe.data.train, teacher_dir, run_dir / "data", options, progress, held=recipe.data.held)
+    stores = open_stores(recipe, run_dir)  # pyright: ignore[reportArgumentType]
+    tokenizer = Tokens(teacher_dir).sha256
+    refuse_foreign_tokens(stores, tokenizer)
+    progress("loading the teacher", None)
+    teacher = load_causal_lm(teacher_dir)
+    torch.manual_seed(recipe.seed)
+    if recipe.student.layers is not None:
+        student = shallower(teacher, recipe.student.layers)
+    else:
+        assert recipe.student.architecture
+        student = from_scratch(recipe.student.architecture, teacher_dir)
+    try:
+        result = fit(
+            student,
+            Distillation(teacher, recipe.temperature, recipe.weight),
+            Packer(stores[0], recipe.sequence_tokens, recipe.seed),
+            recipe,
+            run_dir=run_dir,
+            validate=held_of(recipe, stores),
+            on_step=lambda at: progress(f"teaching, loss {at.loss:.3f}", at.step / at.steps),
+            identity=identity_of(stores, teacher_dir, tokenizer),
+        )
+    except Diverged as error:
+        raise InvalidInput(error.message, param="optimizer.lr") from None
+    model_dir = run_dir / "model"
+    shutil.rmtree(model_dir, ignore_errors=True)
+    student.to(saved_dtype(teacher_dir)).save_pretrained(model_dir)
+    keep_tokenizer(teacher_dir, model_dir)
+    return metrics_of(result)
+
+
+if __name__ == "__main__":
+    answer(teach)

@@ -1,0 +1,92 @@
+"""INT8 weights and activations by llmcompressor, as vLLM reads them. Runs where llmcompressor is installed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from compress.export import build, export, recipe_of
+from compress.recipe import Calibration, CompressRecipe
+from everlearn.errors import Unsupported
+from everlearn.registry import Registry, Version
+from everlearn.settings import Settings
+
+RECIPE = CompressRecipe(to="w8a8", calibration=Calibration(tokens=2048))
+
+
+def test_without_llmcompressor_the_error_says_what_to_install(
+    tiny_settings: Settings, tmp_path: Path
+) -> None:
+    registry = Registry(tiny_settings)
+    request = {"model_dir": str(registry.path(registry.resolve("tiny@1"))), "directory": str(tmp_path)}
+    hidden = (
+        "import importlib.util as u, sys, json\n"
+        "find = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'llmcompressor' else find(name, *rest)\n"
+        "from compress.build_w8a8 import build\n"
+        "from everlearn.errors import Unsupported\n"
+        "try: build(json.loads(sys.argv[1]), print)\n"
+        "except Unsupported as error: print(error)\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", hidden, json.dumps(request)], capture_output=True, text=True, check=True
+    )
+    assert "pip install 'everlearn[compress]'" in said.stdout
+
+
+def test_an_encoder_is_not_offered_in_w8a8(tiny_settings: Settings) -> None:
+    with pytest.raises(Unsupported, match="int8-onnx or fp32-onnx"):
+        export(tiny_settings, "encoder", RECIPE)
+
+
+@pytest.fixture(scope="module")
+def w8a8(tiny_settings: Settings) -> Version:
+    pytest.importorskip("llmcompressor")
+    return export(tiny_settings, "tiny@1", RECIPE)
+
+
+def test_linear_layers_are_int8_and_the_rest_bfloat16(tiny_settings: Settings, w8a8: Version) -> None:
+    directory = Registry(tiny_settings).path(w8a8)
+    kinds: dict[str, set[str]] = {}
+    with safe_open(directory / "model.safetensors", "pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            kind = name.rpartition("_proj.")[2] if "_proj." in name else "other"
+            kinds.setdefault(kind, set()).add(str(tensors.get_tensor(name).dtype))
+    assert kinds == {
+        "weight": {"torch.int8"},
+        "weight_scale": {"torch.float32"},
+        "other": {"torch.bfloat16"},
+    }
+
+
+def test_it_is_a_compressed_tensors_bundle_for_generation(tiny_settings: Settings, w8a8: Version) -> None:
+    directory = Registry(tiny_settings).path(w8a8)
+    said = json.loads((directory / "config.json").read_text())["quantization_config"]
+    assert (w8a8.format, w8a8.task) == ("compressed-tensors", "generate")
+    assert said["quant_method"] == "compressed-tensors"
+    assert said["config_groups"]["group_0"]["input_activations"]["dynamic"] is True
+    for name in ("tokenizer.json", "chat_template.jinja", "config.json"):
+        assert (directory / name).is_file()
+    assert recipe_of(w8a8) == RECIPE
+    assert w8a8.manifest.recipe["export"]["calibration_seen"]["tokens"] == 2048
+
+
+def test_its_price_is_small_and_not_nothing(w8a8: Version) -> None:
+    metrics = w8a8.manifest.metrics
+    assert 0 < metrics["divergence"] < 0.01
+    assert metrics["agreement"] > 0.9
+    assert metrics["perplexity_ratio"] == pytest.approx(1, abs=0.02)
+
+
+def test_two_builds_are_the_same_bytes(tiny_settings: Settings, w8a8: Version, tmp_path: Path) -> None:
+    registry = Registry(tiny_settings)
+    build(registry.path(registry.resolve("tiny@1")), tmp_path, "generate", RECIPE)
+    files = {path: entry.sha256 for path, entry in w8a8.manifest.files.items()}
+    import hashlib
+
+    assert {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in tmp_path.iterdir()} == files

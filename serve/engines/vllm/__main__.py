@@ -1,64 +1,10 @@
-"""`python -m serve.engines.vllm --bundle DIR --model NAME --version N --uds PATH`: vLLM as an engine.
+"""`python -m serve.engines.vllm --bundle DIR --model NAME --version N --uds PATH`: one model, served by vLLM."""
 
-vLLM's own server runs here, on a unix socket alone, behind `front.Front`. It starts processes of its own, which
-import this module first; so they can see to it that none of them outlives the one that started it.
-"""
-
-import argparse
-import multiprocessing
 import os
-import threading
-from pathlib import Path
+import sys
 
+from serve.child import python
 
-def main() -> None:
-    """Load the bundle, then serve until SIGTERM or until the parent is gone."""
-    parser = argparse.ArgumentParser(prog="serve.engines.vllm")
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--version", type=int, default=0)
-    parser.add_argument("--uds", type=Path, required=True)
-    arguments = parser.parse_args()
-
-    from everlearn.bundle import open_bundle
-    from everlearn.settings import load_settings
-    from serve.engines.parent import end_with_parent
-    from serve.engines.vllm.machine import environment, flags
-
-    end_with_parent()
-    settings = load_settings()
-    bundle = open_bundle(arguments.bundle)
-    os.environ.update(environment(settings))
-    os.environ.pop("VLLM_API_KEY", None)  # the gateway asks for keys; engines are behind it
-    run(flags(bundle.path, arguments.model, arguments.uds))
-
-
-def run(flags: list[str]) -> None:
-    """vLLM's server, with its own command line."""
-    import uvloop
-    from vllm.entrypoints.launchers.api_server.entry import run_server
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(flags)
-    validate_parsed_serve_args(arguments)
-    uvloop.run(run_server(arguments))
-
-
-def end_with_server() -> None:
-    """In a process that vLLM started: end at once when the one that started it has ended, however it did."""
-    server = multiprocessing.parent_process()
-    if server is None:
-        return
-
-    def wait() -> None:
-        server.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True, name="server").start()
-
-
-end_with_server()
-
-if __name__ == "__main__":
-    main()
+# `server` must be the program itself: processes that it starts import the program first, but never a `__main__.py`.
+command = python("serve.engines.vllm.server", *sys.argv[1:])
+os.execv(command[0], command)

@@ -15,8 +15,6 @@ from serve.protocol import error_body
 MAX_BODY_BYTES = 64 * 1024**2
 """The gateway's limit is the one for clients; this one only protects the engine's memory."""
 
-PASSED = frozenset({"/v1/models", "/metrics"})
-
 
 class Front:
     """ASGI middleware; vLLM adds it to its application by the flag --middleware."""
@@ -43,7 +41,11 @@ class Front:
         method, path, vllm = scope["method"], scope["path"], scope["app"].state
         if method == "GET" and path == "/health":
             await health(vllm)(scope, receive, send)
-        elif method == "GET" and path in PASSED:
+        elif method == "GET" and path == "/v1/models":
+            model = vllm.args.served_model_name[0]
+            entry = {"id": model, "object": "model", "created": 0, "owned_by": "everlearn"}
+            await JSONResponse({"object": "list", "data": [entry]})(scope, receive, send)
+        elif method == "GET" and path == "/metrics":
             await self.app(scope, receive, send)
         elif method == "POST" and path in ("/v1/chat/completions", "/v1/completions"):
             body = await read_body(receive)

@@ -8,14 +8,11 @@ import psutil
 
 from everlearn.settings import Settings
 
-KV_SHARE = 0.4
-"""Share of the memory free at the start that keys and values may take, on a CPU."""
+KV_SHARE = 0.3
+"""Share of the memory free at the start that keys and values may take, on a CPU. vLLM takes it all at once."""
 
-KV_CONTEXTS = 32
-"""Keys and values of more full contexts than these are of no use to a CPU."""
-
-DRAIN_S = 8
-"""After SIGTERM, the longest that running answers may take: the supervisor kills after ten seconds."""
+KV_CONTEXTS = 8
+"""So many full contexts are enough on a CPU: most requests are far shorter, and prefixes are shared."""
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -36,8 +33,11 @@ def environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def flags(bundle: Path, model: str, uds: Path) -> list[str]:
-    """vLLM's command line: this model, on this socket, with what the hardware is good at."""
+def flags(bundle: Path, model: str, uds: Path, drain_s: int) -> list[str]:
+    """vLLM's command line: this model, on this socket, with what the hardware is good at.
+
+    After SIGTERM, running answers may take `drain_s` seconds more.
+    """
     from vllm.platforms import current_platform
 
     shared = [
@@ -45,7 +45,7 @@ def flags(bundle: Path, model: str, uds: Path) -> list[str]:
         *("--load-format", "safetensors", "--max-model-len", "auto"),
         *("--enable-prefix-caching", "--structured-outputs-config.backend", "guidance"),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-        *("--middleware", "serve.engines.vllm.front.Front", "--shutdown-timeout", str(DRAIN_S)),
+        *("--middleware", "serve.engines.vllm.front.Front", "--shutdown-timeout", str(drain_s)),
         *("--disable-uvicorn-access-log", "--disable-fastapi-docs", "--uvicorn-log-level", "warning"),
     ]
     return [*shared, *cpu_flags(bundle)] if current_platform.is_cpu() else shared

@@ -106,4 +106,4 @@ def test_memory_for_keys_and_values_is_bounded_by_use_and_by_what_is_free() -> N
     }  # fmt: skip
     context_bytes = 2 * 30 * 3 * 64 * 2 * 8192
     assert kv_cache_bytes(config, 2, 10**12) == KV_CONTEXTS * context_bytes
-    assert kv_cache_bytes(config, 2, 10**9) == 4 * 10**8
+    assert kv_cache_bytes(config, 2, 10**9) == 3 * 10**8

@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: help serve test lint bench lock clean
+.PHONY: help serve demo test lint bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -10,6 +10,9 @@ help: ## Show this list
 
 serve: $(VENV)/.stamp-serve ## Serve a chat model and an embedding model on http://127.0.0.1:8000
 	$(BIN)/everlearn serve smollm2 minilm
+
+demo: $(VENV)/.stamp-demo ## Teach a served model three texts, under half an hour; demo-report.html shows what it forgot
+	$(BIN)/python -m continual.demo
 
 test: $(VENV)/.stamp-all lint ## Check style and types, then run every test
 	$(BIN)/python -m pytest

@@ -4,35 +4,56 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import TYPE_CHECKING, Any
 
 from everlearn.cli_arguments import Json, open_settings
+
+if TYPE_CHECKING:
+    from everlearn.database import ReplicaRow
 
 
 def ps(as_json: Json = False) -> None:
     """List the engines of the running server, and the versions that it refused to serve."""
     from sqlalchemy import select
+    from sqlalchemy.orm import Session
 
-    from everlearn.database import ReplicaRow, open_database, read
+    from everlearn.database import ReplicaRow, open_database
     from everlearn.printing import moment, print_json, print_table
-    from everlearn.records import REPLICA_SILENT_S
 
-    with read(open_database(open_settings())) as connection:
-        query = select(ReplicaRow.__table__).order_by(ReplicaRow.model, ReplicaRow.started_at)
-        found = [dict(row) for row in connection.execute(query).mappings()]
-    for row in found:
-        silent = row["state"] != "failed" and row["heartbeat_at"] < time.time() - REPLICA_SILENT_S
-        row["state"] = "silent" if silent else row["state"]
+    with Session(open_database(open_settings())) as session:
+        query = select(ReplicaRow).order_by(ReplicaRow.model, ReplicaRow.started_at)
+        found = list(session.scalars(query))
     if as_json:
-        print_json(found)
+        print_json([describe(row) for row in found])
         return
     rows = [
-        (
-            f"{row['model']}@{row['version']}", row["state"], row["kind"], row["pid"] or "",
-            moment(row["started_at"]), row["error"] or "",
-        )
+        (f"{row.model}@{row.version}", state(row), row.kind, row.pid or "", moment(row.started_at), row.error or "")
         for row in found
     ]  # fmt: skip
     if rows:
         print_table(["MODEL", "STATE", "ENGINE", "-PID", "SINCE", "ERROR"], rows)
     else:
         print("No engine runs. `everlearn serve` starts one for each champion.", file=sys.stderr)
+
+
+def state(row: ReplicaRow) -> str:
+    """As the supervisor wrote it; `silent` when the supervisor has long written nothing."""
+    from everlearn.records import REPLICA_SILENT_S
+
+    silent = row.state != "failed" and row.heartbeat_at < time.time() - REPLICA_SILENT_S
+    return "silent" if silent else row.state
+
+
+def describe(row: ReplicaRow) -> dict[str, Any]:
+    return {
+        "ref": f"{row.model}@{row.version}",
+        "model": row.model,
+        "version": row.version,
+        "state": state(row),
+        "kind": row.kind,
+        "pid": row.pid,
+        "context": row.context,
+        "since": row.started_at,
+        "heartbeat_at": row.heartbeat_at,
+        "error": row.error,
+    }

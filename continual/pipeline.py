@@ -1,0 +1,281 @@
+"""One continual-training job, from an uploaded file to a promoted version. Run as a child of the worker's task.
+
+plan -> data -> replay -> base -> mixture -> training -> gate as float -> compression -> gate as served -> promotion.
+Each step lies in the job's folder once it is done, so a job that was killed goes on where it was. The result
+depends on the champion, the file, the buffer, the recipe and its seed: not on the job's id, the time, or a kill.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from compress.export import build, recipe_of, write_export
+from continual.examine import GateRefused, held_examples, score, verdict
+from continual.gate import Verdict
+from continual.jobs import Jobs, Lease, LeaseLost, Level
+from continual.plan import Plan, is_current, make_plan
+from continual.promote import ChampionMoved, promote
+from continual.recipe import BASE, ContinualRecipe, domain_of
+from continual.replay import Arrival
+from continual.reservoir import lowest
+from continual.steps import Step, Steps
+from continual.teach import (
+    Upload,
+    base_store,
+    bundle_candidate,
+    data_store,
+    draw_replay,
+    mix_sources,
+    prepare_data,
+    train_candidate,
+    write_down_base,
+)
+from everlearn.bundle import file_entry, read_manifest
+from everlearn.child import answer
+from everlearn.database import FileRow, read
+from everlearn.errors import Conflict, Corrupt, EverlearnError, NotFound, Unavailable
+from everlearn.progress import Progress
+from everlearn.registry import Registry, Version
+from everlearn.settings import Settings
+
+MAX_STARTS = 3
+"""How often a job begins anew because the champion changed under it."""
+
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+
+LOSS_EVENTS = 100
+"""About so many of a run's steps become events."""
+
+
+def run(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Does the job ``job_id`` under the lease ``fence`` of ``owner``; ``settings`` are the installation's.
+
+    Returns ``state``: "succeeded" or "failed", already written to the job's row with error and report.
+    Raises Conflict where the lease was lost, and Unavailable: another attempt may do better.
+    """
+    lease = Lease(request["job_id"], request["fence"], request["owner"])
+    pipeline = Pipeline(Settings(**request["settings"]), lease, progress)
+    try:
+        return pipeline.end()
+    except LeaseLost as error:
+        raise Conflict(error.message) from error
+
+
+class Pipeline:
+    """What the steps of one job share."""
+
+    def __init__(self, settings: Settings, lease: Lease, progress: Progress) -> None:
+        self.settings, self.lease, self.progress = settings, lease, progress
+        self.registry = Registry(settings)
+        self.database = self.registry.database
+        self.jobs = Jobs(settings, self.database)
+        self.job = self.jobs.get(lease.job_id)
+        self.steps = Steps(settings.directory("jobs") / lease.job_id)
+        self.report: dict[str, Any] = {}
+
+    def end(self) -> dict[str, Any]:
+        """Runs the job to its end. What no other attempt could change ends it as failed."""
+        try:
+            return self.run()
+        except LeaseLost:
+            raise
+        except (OSError, EverlearnError) as error:
+            if disk := _disk_fault(error):
+                return self.fail(
+                    "disk", f"the job cannot write to its disk: {disk}. The champion is untouched"
+                )
+            if not isinstance(error, EverlearnError) or isinstance(error, Unavailable):
+                raise
+            return self.fail(error.code, error.message, error.param)
+
+    def run(self) -> dict[str, Any]:
+        for _ in range(MAX_STARTS):
+            plan = self.plan()
+            try:
+                version = self.learn(plan)
+            except ChampionMoved as moved:
+                self.event(f"{moved.message}; starting over", level="warn")
+                self.steps.clear()
+                continue
+            shutil.rmtree(self.steps.folder, ignore_errors=True)
+            return {"state": "succeeded", "result_model": version.ref}
+        raise Conflict(f"{self.job.model}'s champion changed {MAX_STARTS} times while this job ran")
+
+    def plan(self) -> Plan:
+        """Pinned when the job first runs; made anew where the champion has changed since."""
+        if (found := self.steps.find("plan")) and not is_current(self.registry, Plan(**found.result)):
+            self.event("the champion has changed since this job began; starting over", level="warn")
+            self.steps.clear()
+
+        def make(directory: Path) -> Mapping[str, Any]:
+            recipe = ContinualRecipe.model_validate(self.job.recipe)
+            domain = recipe.domain or domain_of(self.file(self.job.training_file).filename)
+            made = make_plan(self.registry, self.settings, self.job.model, domain, recipe)
+            return made.model_dump(mode="json")
+
+        return Plan(**self.steps.do("plan", make).result)
+
+    def learn(self, plan: Plan) -> Version:
+        """All steps in order. Raises GateRefused, ChampionMoved, and what a step raises."""
+        import torch
+
+        torch.set_num_threads(plan.threads)
+        champion, parent = self.registry.resolve(plan.champion), self.registry.resolve(plan.parent)
+        parent_dir = self.registry.path(parent)
+        self.report |= {"domain": plan.domain, "champion": plan.champion, "parent": plan.parent}
+        data = prepare_data(
+            self.steps,
+            plan,
+            parent_dir,
+            self.upload(self.job.training_file),
+            self.job.validation_file and self.upload(self.job.validation_file),
+            self.part(0.0, 0.05),
+        )
+        replay = draw_replay(self.steps, plan, self.database, data)
+        if corrupt := replay.result["corrupt"]:
+            self.event(f"{len(corrupt)} examples of the buffer are damaged and were skipped", level="warn")
+        base = write_down_base(self.steps, plan, parent_dir, data, replay, self.part(0.05, 0.2))
+        mixture = mix_sources(self.steps, plan, data, replay, base)
+        self.report |= {
+            "data": data.result,
+            "mixture": mixture.result,
+            "corrupt_examples": corrupt,
+            "generated": base.result["generated"],
+        }
+        self.event("the data is ready", self.report["mixture"])
+        outcome = train_candidate(self.steps, plan, parent_dir, mixture, self.part(0.2, 0.7), self.tell_loss)
+        told = {"data": data.result["inputs_sha256"], "mixture": mixture.result}
+        candidate = bundle_candidate(self.steps, plan, parent, outcome, told)
+        self.report["training"] = outcome.metrics
+        held = held_examples(plan, data, replay, parent_dir)
+        self.gate("float", plan, held, parent, candidate.directory / "bundle", self.part(0.7, 0.8))
+        served: Step | None = None
+        if champion.digest != parent.digest:
+            served = self.compress(plan, champion, candidate, self.part(0.8, 0.9))
+            self.gate("served", plan, held, champion, served.directory / "bundle", self.part(0.9, 0.98))
+        self.progress("promoting", 0.99)
+        return promote(
+            self.registry,
+            self.lease,
+            plan,
+            candidate.directory / "bundle",
+            served and served.directory / "bundle",
+            self.arrivals(plan, data, replay, base),
+            self.report,
+            int(outcome.metrics["tokens"]),
+        )
+
+    def gate(
+        self,
+        name: str,
+        plan: Plan,
+        held: dict[str, Any],
+        champion: Version,
+        bundle: Path,
+        progress: Progress,
+    ) -> Verdict:
+        """Raises GateRefused saying why."""
+        champion_dir = self.registry.path(champion)
+        before = score(
+            self.steps, f"champion {name}", champion_dir, champion.format, held, _part(progress, 0, 0.5)
+        )
+        format = read_manifest(bundle).format
+        after = score(self.steps, f"candidate {name}", bundle, format, held, _part(progress, 0.5, 1))
+        decided = verdict(plan, before, after)
+        self.report.setdefault("gates", {})[name] = decided.report()
+        self.event(f"gate as {name}: {'passed' if decided.passed else 'refused'}", decided.report())
+        if not decided.passed:
+            raise GateRefused(f"the candidate was refused as {name}: {'; '.join(decided.reasons)}")
+        return decided
+
+    def compress(self, plan: Plan, champion: Version, candidate: Step, progress: Progress) -> Step:
+        """The candidate in the champion's own format, by the champion's own recipe."""
+        bundle = candidate.directory / "bundle"
+        manifest = read_manifest(bundle)
+
+        def make(directory: Path) -> Mapping[str, Any]:
+            target = directory / "bundle"
+            target.mkdir()
+            made, metrics = build(bundle, target, "generate", recipe_of(champion), progress)
+            parent = Version(plan.model, 0, manifest, manifest.created_at)
+            return {"digest": write_export(target, parent, made, metrics).digest}
+
+        return self.steps.do("served", make)
+
+    def arrivals(self, plan: Plan, data: Step, replay: Step, base: Step) -> list[Arrival]:
+        """What the buffer is offered: chosen here, so that the transaction is short."""
+        limits = plan.recipe.replay
+        without = {*replay.result["without"]}
+        train = lowest(data_store(data, "train"), limits.buffer_tokens, without=without)
+        held = lowest(data_store(data, "held"), limits.held_tokens, without=replay.result["trained"])
+        arrivals = [
+            Arrival(plan.domain, "held", [example for _, example in held], limits.held_tokens),
+            Arrival(plan.domain, "train", [example for _, example in train], limits.buffer_tokens),
+        ]
+        if (own := base_store(base)) is not None:
+            arrivals.append(Arrival(BASE, "train", list(own), limits.buffer_tokens))
+        return arrivals
+
+    def fail(self, code: str, message: str, param: str | None = None) -> dict[str, Any]:
+        """Writes that the job failed, and why; what it left on the disk goes."""
+        error = {"code": code, "message": message, "param": param}
+        report = {**self.report, "outcome": "refused" if code == GateRefused.code else "failed"}
+        shutil.rmtree(self.steps.folder, ignore_errors=True)
+        self.jobs.finish(self.lease, "failed", error=error, report=report)
+        return {"state": "failed", "error": error}
+
+    def file(self, file_id: str) -> Any:
+        with read(self.database) as connection:
+            row = connection.execute(select(FileRow.__table__).where(FileRow.id == file_id)).first()
+        if row is None or row.deleted_at is not None:
+            raise NotFound(f"the file {file_id} is not there any more", param="training_file")
+        return row
+
+    def upload(self, file_id: str) -> Upload:
+        """Raises NotFound, and Corrupt where the bytes are not those that were uploaded."""
+        row = self.file(file_id)
+        path = self.settings.directory("files") / file_id
+        if not path.is_file() or file_entry(path).sha256 != row.sha256:
+            raise Corrupt(f"the file {file_id} is not what was uploaded", param="training_file")
+        return Upload(path, row.filename)
+
+    def tell_loss(self, report: dict[str, Any]) -> None:
+        every = max(1, report["steps"] // LOSS_EVENTS)
+        if report["step"] % every == 0 or report["step"] == report["steps"]:
+            told = {"step": report["step"], "total_steps": report["steps"], "train_loss": report["loss"]}
+            self.event(f"step {report['step']} of {report['steps']}", told | {"lr": report["lr"]})
+
+    def event(self, message: str, data: Mapping[str, Any] | None = None, level: Level = "info") -> None:
+        self.jobs.event(self.lease, message, data, level)
+
+    def part(self, start: float, stop: float) -> Progress:
+        return _part(self.progress, start, stop)
+
+
+def _part(progress: Progress, start: float, stop: float) -> Callable[[str, float | None], None]:
+    """Of a step's progress from 0 to 1, the job's from ``start`` to ``stop``."""
+
+    def tell(step: str, done: float | None = None) -> None:
+        progress(step, start + (done or 0.0) * (stop - start))
+
+    return tell
+
+
+def _disk_fault(error: Exception) -> str | None:
+    """Why the disk takes nothing more, where that is what ``error`` says, or a child's last words do."""
+    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+        return f"{error.strerror}{f' ({error.filename})' if error.filename else ''}"
+    if isinstance(error, Unavailable):
+        return next((os.strerror(code) for code in DISK_FAULTS if os.strerror(code) in error.message), None)
+    return None
+
+
+if __name__ == "__main__":
+    answer(run)

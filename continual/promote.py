@@ -1,0 +1,92 @@
+"""The one transaction in which a job succeeds: or nothing of it happened.
+
+The fence is checked, the served version registered, champion and previous moved, the job's examples put into the
+buffer, and the job's row finished with its report. The float weights, which are the served version's parent, are
+registered just before: without the rest they are one more version that nobody serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from continual.jobs import Lease, check_lease, finish_within
+from continual.plan import Plan
+from continual.replay import Arrival, insert_examples, sizes
+from everlearn.bundle import read_manifest
+from everlearn.errors import Conflict
+from everlearn.records import CHAMPION, Version, aliases_of, find_version, move_champion
+from everlearn.reference import Reference
+from everlearn.registry import Registry
+
+
+class ChampionMoved(Conflict):
+    """The champion is another one than the candidate was measured against."""
+
+    code = "champion_moved"
+
+
+def promote(
+    registry: Registry,
+    lease: Lease,
+    plan: Plan,
+    float_bundle: Path,
+    served_bundle: Path | None,
+    arrivals: Sequence[Arrival],
+    report: Mapping[str, Any],
+    trained_tokens: int,
+) -> Version:
+    """Registers and promotes the candidate; ``served_bundle`` None where the float weights are what is served.
+
+    A bundle that an interrupted promotion registered is not registered twice.
+    Raises LeaseLost, ChampionMoved, and what the registry raises; then nothing has changed.
+    """
+
+    def finish(connection: Connection, version: Version) -> None:
+        check_lease(connection, lease)
+        refuse_other_champion(connection, plan)
+        move_champion(connection, version)
+        counts = insert_examples(connection, plan.model, lease.job_id, plan.domain, arrivals)
+        told = {
+            **report,
+            "outcome": "promoted",
+            "result": version.ref,
+            "inserted": counts,
+            "buffer": sizes(connection, plan.model),
+        }
+        finish_within(
+            connection,
+            lease,
+            "succeeded",
+            report=told,
+            result_model=version.ref,
+            trained_tokens=trained_tokens,
+        )
+
+    if served_bundle is None:
+        return registry.add(float_bundle, plan.model, within=finish)
+    if find_digest(registry, plan.model, float_bundle) is None:
+        registry.add(float_bundle, plan.model, within=lambda connection, _: check_lease(connection, lease))
+    return registry.add(served_bundle, plan.model, within=finish)
+
+
+def find_digest(registry: Registry, model: str, bundle: Path) -> Version | None:
+    """The version of ``model`` that is the bundle in this folder."""
+    digest = read_manifest(bundle).digest
+    return next((version for version in registry.versions(model) if version.digest == digest), None)
+
+
+def refuse_other_champion(connection: Connection, plan: Plan) -> None:
+    """Raises ChampionMoved. A model without a champion, none of its versions servable here, keeps its newest."""
+    number = aliases_of(connection, plan.model).get(CHAMPION)
+    if number is None:
+        return
+    champion = find_version(connection, Reference(plan.model, number))
+    if champion.digest != plan.champion_digest:
+        raise ChampionMoved(
+            f"{plan.model}'s champion is {champion.ref} now; the candidate was taught and measured from "
+            f"{plan.champion}"
+        )

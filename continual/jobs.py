@@ -310,23 +310,26 @@ class Jobs:
                 _tell(connection, lease.job_id, "The worker stops; the job waits for the next one")
         return back
 
-    def retry(self, lease: Lease, reason: str, code: str = "worker_lost") -> State | None:
+    def retry(self, lease: Lease, reason: str, *, seen_beats: int | None = None) -> State | None:
         """This attempt failed: back to the queue, or failed where it was the last one allowed.
 
-        The cap counts our own attempts, whatever the broker delivers. None where the job was not this lease's.
+        The cap counts our own attempts, whatever the broker delivers. None where the job was not this lease's,
+        or whoever holds it has beaten again since ``seen_beats``.
         """
         limit = self.settings.continual.max_attempts
         with write(self.database) as connection:
             job = _find(connection, _held(lease))
-            if job is None:
+            if job is None or seen_beats not in (None, job.beats):
                 return None
             if job.attempt >= limit:
                 message = f"Gave up after {job.attempt} attempts: {reason}"
-                finish_within(connection, lease, "failed", error={"code": code, "message": message})
+                finish_within(
+                    connection, lease, "failed", error={"code": "attempts_exhausted", "message": message}
+                )
                 return "failed"
             connection.execute(update(JobRow).where(_held(lease)).values(state="queued"))
             message = f"Attempt {job.attempt} of {limit} ended: {reason}"
-            _tell(connection, lease.job_id, message, {"attempt": job.attempt, "code": code}, "warn")
+            _tell(connection, lease.job_id, message, {"attempt": job.attempt}, "warn")
         log.warning("job goes back to the queue", job=lease.job_id, attempt=job.attempt, reason=reason)
         return "queued"
 
@@ -337,6 +340,12 @@ class Jobs:
         query = select(JobRow.id).where(JobRow.state == "queued")
         with read(self.database) as connection:
             return connection.scalars(query.order_by(JobRow.created_at, JobRow.id).limit(limit)).all()
+
+    def over(self, before: float) -> Sequence[str]:
+        """The ids of the jobs that ended before a moment, in seconds since 1970."""
+        query = select(JobRow.id).where(JobRow.state.in_(TERMINAL), JobRow.finished_at < before)
+        with read(self.database) as connection:
+            return connection.scalars(query).all()
 
     def running(self) -> Sequence[Job]:
         """The jobs that someone holds a lease on."""

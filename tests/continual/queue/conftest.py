@@ -1,0 +1,176 @@
+"""A home with a model and a file in it, and real workers on it: broker, consumer and children are processes."""
+
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from continual.broker import socket_path
+from continual.files import Files
+from continual.jobs import Job, Jobs
+from continual.recipe import ContinualRecipe
+from everlearn.bundle import write_bundle
+from everlearn.registry import Registry
+from everlearn.settings import ContinualSettings, Settings
+
+ROOT = Path(__file__).resolve().parents[3]
+HURRIED = ContinualSettings(lease_s=2, heartbeat_s=0.3, reconcile_s=0.1, shutdown_s=10, nice=0)
+
+
+class House:
+    """An installation, what its clients do, and its workers."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.registry = Registry(settings)
+        self.jobs = Jobs(settings, self.registry.database)
+        self.files = Files(settings, self.registry.database)
+        add_model(self.registry)
+        data = settings.home / "rfc.jsonl"
+        data.write_text('{"text": "a line"}\n' * 20)
+        self.file = self.files.add(data)
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.log_path = settings.home / "worker.log"
+
+    def create(self, do: str = "succeed", **fields: Any) -> Job:
+        metadata = {"do": do, "seconds": str(fields.pop("seconds", 0))}
+        given = {"model": "tiny", "training_file": self.file.id, "recipe": ContinualRecipe()} | fields
+        return self.jobs.create(request={"metadata": metadata}, **given)
+
+    def start_worker(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        env = os.environ | self.settings.environment() | {"PYTHONPATH": str(ROOT)} | environment
+        worker = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("run_worker.py")), *arguments],
+            env=env, stdin=subprocess.PIPE, stderr=self.log_path.open("ab"), cwd=ROOT,
+        )  # fmt: skip
+        self.workers.append(worker)
+        return worker
+
+    def wait(self, job: Job, *states: str, timeout_s: float = 60) -> Job:
+        wait_until(lambda: self.jobs.get(job.id).state in (states or ("succeeded",)), job.id, timeout_s, self)
+        return self.jobs.get(job.id)
+
+    def folder(self, job: Job) -> Path:
+        return self.settings.directory("jobs") / job.id
+
+    def lives(self, job: Job) -> list[tuple[int, int]]:
+        """Pid and fence of every child that began."""
+        path = self.folder(job) / "lives"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(int(pid), int(fence)) for pid, fence in (line.split() for line in lines)]
+
+    def ticks(self, job: Job) -> int:
+        path = self.folder(job) / "ticks"
+        return path.stat().st_size if path.exists() else 0
+
+    def consumer(self) -> int:
+        """The pid of the Celery process."""
+        return next(pid for pid, line in processes(self.workers[-1].pid) if "run_consumer" in line)
+
+    def valkey(self) -> int:
+        return next(pid for pid, line in processes(self.workers[-1].pid) if "valkey" in line)
+
+    def messages(self, job: Job) -> list[str]:
+        return [event.message for event in self.jobs.events(job.id)]
+
+    def log(self) -> str:
+        return self.log_path.read_text() if self.log_path.exists() else ""
+
+    def redis(self) -> Any:
+        import redis
+
+        return redis.Redis(unix_socket_path=str(socket_path(self.settings)), socket_timeout=5)
+
+    def close(self) -> None:
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.send_signal(signal.SIGCONT)
+                worker.terminate()
+        for worker in self.workers:
+            try:
+                worker.wait(15)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+
+
+def add_model(registry: Registry, name: str = "tiny") -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    with registry.staging() as staging:
+        (staging / "config.json").write_text(json.dumps({"model_type": "llama"}))
+        (staging / "model.safetensors").write_bytes(
+            struct.pack("<Q", len(header)) + header + struct.pack("<2f", 1, 2)
+        )
+        write_bundle(
+            staging, name=name, format="safetensors", task="generate", architecture="llama", parameters=2
+        )
+        registry.add(staging, name)
+
+
+def processes(parent: int) -> list[tuple[int, str]]:
+    """Pid and command line of a process's children."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if int(fields[1]) == parent and fields[0] != "Z":
+            found.append((int(path.name), line))
+    return found
+
+
+def resident_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(
+    condition: Callable[[], bool], what: str, timeout_s: float = 60, house: House | None = None
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        tail = house.log()[-3000:] if house else ""
+        assert time.monotonic() < deadline, f"timed out: {what}\n{tail}"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def make_house() -> Iterator[Callable[..., House]]:
+    """Makes installations with given continual settings, in short paths; ends their workers after the test."""
+    made: list[House] = []
+
+    def make(**continual: Any) -> House:
+        folder = Path(tempfile.mkdtemp(prefix="elq"))
+        limits = HURRIED.model_copy(update=continual)
+        made.append(House(Settings(home=folder, continual=limits)))
+        return made[-1]
+
+    yield make
+    for house in made:
+        house.close()
+        shutil.rmtree(house.settings.home, ignore_errors=True)
+
+
+@pytest.fixture
+def house(make_house: Callable[..., House]) -> House:
+    """An installation without a worker."""
+    return make_house()

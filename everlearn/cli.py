@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from everlearn.cli_arguments import Json, complete_ref, open_settings
-from everlearn.cli_compress import compress
+from everlearn.cli_compress import compress, distill
 from everlearn.cli_keys import keys
 from everlearn.cli_models import alias, gc, ls, print_added, promote, rm, rollback, show
 from everlearn.cli_ps import ps
@@ -85,6 +85,7 @@ def import_(
 
 
 app.command()(compress)
+app.command()(distill)
 
 
 @app.command()

@@ -8,6 +8,7 @@ import argparse
 import multiprocessing
 import os
 import threading
+import time
 from pathlib import Path
 
 
@@ -47,18 +48,18 @@ def run(flags: list[str]) -> None:
 
 def end_with_server() -> None:
     """In a process that vLLM started: end at once when the one that started it has ended, however it did."""
-    server = multiprocessing.parent_process()
-    if server is None:
-        return
 
     def wait() -> None:
+        while (server := multiprocessing.parent_process()) is None:  # until Python has set this process up
+            time.sleep(0.1)
         server.join()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True, name="server").start()
 
 
-end_with_server()
+if __name__ == "__mp_main__":
+    end_with_server()
 
 if __name__ == "__main__":
     main()

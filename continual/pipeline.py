@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,8 @@ from everlearn.errors import Conflict, Corrupt, EverlearnError, NotFound, Unavai
 from everlearn.progress import Progress
 from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
+from train.failures import Stopped
+from train.launch import Outcome
 
 MAX_STARTS = 3
 """How often a job begins anew because the champion changed under it."""
@@ -58,10 +62,13 @@ def run(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Does the job ``job_id`` under the lease ``fence`` of ``owner``; ``settings`` are the installation's.
 
     Returns ``state``: "succeeded" or "failed", already written to the job's row with error and report.
-    Raises Conflict where the lease was lost, and Unavailable: another attempt may do better.
+    Raises Conflict where the lease was lost, and Unavailable: another attempt may do better. After SIGTERM it
+    ends soon, training with a checkpoint.
     """
     lease = Lease(request["job_id"], request["fence"], request["owner"])
     pipeline = Pipeline(Settings(**request["settings"]), lease, progress)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: pipeline.stopping.set())
     try:
         return pipeline.end()
     except LeaseLost as error:
@@ -72,7 +79,15 @@ class Pipeline:
     """What the steps of one job share."""
 
     def __init__(self, settings: Settings, lease: Lease, progress: Progress) -> None:
-        self.settings, self.lease, self.progress = settings, lease, progress
+        self.settings, self.lease = settings, lease
+        self.stopping = threading.Event()
+
+        def tell(step: str, done: float | None = None) -> None:
+            if self.stopping.is_set() and not self.training:
+                raise Unavailable("the job was asked to stop; it goes on from here")
+            progress(step, done)
+
+        self.progress, self.training = tell, False
         self.registry = Registry(settings)
         self.database = self.registry.database
         self.jobs = Jobs(settings, self.database)
@@ -91,6 +106,8 @@ class Pipeline:
                 return self.fail(
                     "disk", f"the job cannot write to its disk: {disk}. The champion is untouched"
                 )
+            if isinstance(error, Stopped):
+                raise Unavailable(error.message) from error
             if not isinstance(error, EverlearnError) or isinstance(error, Unavailable):
                 raise
             return self.fail(error.code, error.message, error.param)
@@ -171,6 +188,21 @@ class Pipeline:
             self.report,
             int(outcome.metrics["tokens"]),
         )
+
+    def train(self, plan: Plan, parent_dir: Path, mixture: Step) -> Outcome:
+        """Raises Diverged, and Stopped once a checkpoint is saved."""
+        self.training = True  # it stops by itself, at a point that it can go on from
+        outcome = train_candidate(
+            self.steps,
+            plan,
+            parent_dir,
+            mixture,
+            self.part(0.2, 0.7),
+            self.tell_loss,
+            self.stopping.is_set,
+        )
+        self.training = False
+        return outcome
 
     def gate(
         self,

@@ -145,8 +145,12 @@ def train_candidate(
     mixture: Step,
     progress: Progress,
     on_step: Callable[[dict[str, Any]], None],
+    should_stop: Callable[[], bool],
 ) -> Outcome:
-    """Trains in the job's folder; goes on from its checkpoint, and finished, returns at once. Raises Diverged."""
+    """Trains in the job's folder; goes on from its checkpoint, and finished, returns at once.
+
+    Raises Diverged, and Stopped, with a checkpoint, once ``should_stop`` says so.
+    """
     recipe = train_recipe(plan, mixture.directory / "store")
     run_dir = steps.folder / "run"
     return launch(
@@ -156,6 +160,7 @@ def train_candidate(
         run_dir=run_dir,
         progress=progress,
         on_step=on_step,
+        should_stop=should_stop,
     )
 
 

@@ -58,19 +58,19 @@ LOSS_EVENTS = 100
 """About so many of a run's steps become events."""
 
 
-def run(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+def run(
+    request: Mapping[str, Any], progress: Progress, stopping: threading.Event | None = None
+) -> dict[str, Any]:
     """Does the job ``job_id`` under the lease ``fence`` of ``owner``; ``settings`` are the installation's.
 
     Returns ``state``: "succeeded" or "failed", already written to the job's row with error and report.
-    Raises Conflict where the lease was lost, and Unavailable: another attempt may do better. After SIGTERM it
-    ends soon, training with a checkpoint.
+    Raises Conflict where the lease was lost, and Unavailable: another attempt may do better. Once ``stopping``
+    is set it ends soon, training with a checkpoint.
     """
     lease = Lease(request["job_id"], request["fence"], request["owner"])
-    pipeline = Pipeline(Settings(**request["settings"]), lease, progress)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: pipeline.stopping.set())
+    settings = Settings(**request["settings"])
     try:
-        return pipeline.end()
+        return Pipeline(settings, lease, progress, stopping or threading.Event()).end()
     except LeaseLost as error:
         raise Conflict(error.message) from error
 
@@ -78,9 +78,10 @@ def run(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 class Pipeline:
     """What the steps of one job share."""
 
-    def __init__(self, settings: Settings, lease: Lease, progress: Progress) -> None:
-        self.settings, self.lease = settings, lease
-        self.stopping = threading.Event()
+    def __init__(
+        self, settings: Settings, lease: Lease, progress: Progress, stopping: threading.Event
+    ) -> None:
+        self.settings, self.lease, self.stopping = settings, lease, stopping
 
         def tell(step: str, done: float | None = None) -> None:
             if self.stopping.is_set() and not self.training:
@@ -104,7 +105,7 @@ class Pipeline:
         except (OSError, EverlearnError) as error:
             if disk := _disk_fault(error):
                 return self.fail(
-                    "disk", f"the job cannot write to its disk: {disk}. The champion is untouched"
+                    "disk_full", f"the job cannot write to its disk: {disk}. The champion is untouched"
                 )
             if isinstance(error, Stopped):
                 raise Unavailable(error.message) from error
@@ -167,7 +168,7 @@ class Pipeline:
             "generated": base.result["generated"],
         }
         self.event("the data is ready", self.report["mixture"])
-        outcome = train_candidate(self.steps, plan, parent_dir, mixture, self.part(0.2, 0.7), self.tell_loss)
+        outcome = self.train(plan, parent_dir, mixture)
         told = {"data": data.result["inputs_sha256"], "mixture": mixture.result}
         candidate = bundle_candidate(self.steps, plan, parent, outcome, told)
         self.report["training"] = outcome.metrics
@@ -309,5 +310,12 @@ def _disk_fault(error: Exception) -> str | None:
     return None
 
 
+def main() -> None:
+    """Answers one request; SIGTERM asks to stop."""
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    answer(lambda request, progress: run(request, progress, stopping))
+
+
 if __name__ == "__main__":
-    answer(run)
+    main()

@@ -68,9 +68,14 @@ def promote(
 
     if served_bundle is None:
         return registry.add(float_bundle, plan.model, within=finish)
-    if find_digest(registry, plan.model, float_bundle) is None:
-        registry.add(float_bundle, plan.model, within=lambda connection, _: check_lease(connection, lease))
-    return registry.add(served_bundle, plan.model, within=finish)
+    weights = find_digest(registry, plan.model, float_bundle) or registry.add(
+        float_bundle, plan.model, within=lambda connection, _: check_lease(connection, lease)
+    )
+    try:
+        return registry.add(served_bundle, plan.model, within=finish)
+    except ChampionMoved:
+        registry.delete(weights.ref)  # the job starts over: nobody will ever need them
+        raise
 
 
 def find_digest(registry: Registry, model: str, bundle: Path) -> Version | None:

@@ -36,7 +36,6 @@ class Steps:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def do(self, name: str, make: Callable[[Path], Mapping[str, Any]]) -> Step:
         """What ``make`` made of an empty folder, now or in an earlier life of this job."""
@@ -45,6 +44,7 @@ class Steps:
         target, partial = self.folder / name, self.folder / f".{name}"
         shutil.rmtree(target, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial.mkdir()
         result = dict(make(partial))
         files = {str(path): file_entry(partial / path).model_dump() for path in _files(partial)}
@@ -73,7 +73,6 @@ class Steps:
     def clear(self) -> None:
         """Forgets everything: the job starts over."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _files(directory: Path) -> list[Path]:

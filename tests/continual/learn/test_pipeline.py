@@ -2,18 +2,204 @@
 
 from __future__ import annotations
 
-from tests.continual.learn.conftest import Home, recipe, sentences
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from continual.jobs import Job, Lease
+from continual.pipeline import Pipeline
+from continual.replay import read_buffer
+from everlearn.child import run_child
+from everlearn.database import ReplayExampleRow, read, write
+from everlearn.settings import Settings
+from tests.continual.learn.conftest import Home, noise, recipe, sentences
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+TALES, MYTHS = sentences("zor"), sentences("quib", seed=1)
 
 
-def test_a_job_teaches_something_new_and_is_promoted(home: Home) -> None:
-    job = home.run(home.submit(sentences("zor"), recipe()))
-    assert (job.state, job.result_model) == ("succeeded", "tiny@2"), job.error
-    assert job.report and job.report["outcome"] == "promoted"
-    gate = job.report["gates"]["float"]
-    print(gate)
-    assert gate["gain"]["low"] > 0.5
-    assert home.registry.aliases("tiny")["champion"] == 2
-    version = home.registry.resolve("tiny")
-    assert version.parent_digest == home.registry.resolve("tiny@1").digest
-    assert {row[0] for row in home.buffer()} == {"tales", "base"}
+@dataclass
+class Taught:
+    """A home in which one job has succeeded."""
+
+    home: Path
+    job: Job
+    weights: dict[str, str]
+    buffer: list[tuple[Any, ...]]
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory, float_home: Path) -> Taught:
+    folder = tmp_path_factory.mktemp("taught") / "home"
+    shutil.copytree(float_home, folder)
+    home = Home(Settings(home=folder))
+    job = home.run(home.submit(TALES, recipe()))
+    assert job.state == "succeeded", job.error
+    return Taught(folder, job, home.weights("tiny"), home.buffer())
+
+
+def test_a_job_teaches_something_new_and_is_promoted(taught: Taught, copy_of: Callable[..., Home]) -> None:
+    home, report = copy_of(taught.home), taught.job.report
+    assert report and report["outcome"] == "promoted" and report["result"] == taught.job.result_model
+    gate = report["gates"]["float"]
+    assert gate["gain"]["low"] > 0.5 and [kept["domain"] for kept in gate["kept"]] == ["general"]
+    assert home.registry.aliases("tiny") == {"champion": 2}
+    champion = home.registry.resolve("tiny")
+    assert champion.parent_digest == home.registry.resolve("tiny@1").digest
+    assert champion.manifest.recipe["continual"] == recipe().model_dump(mode="json")
+    mixture = report["mixture"]
+    assert mixture["base"]["tokens"] == pytest.approx(mixture["new"]["tokens"], rel=0.05)
+    assert {(row[0], row[1]) for row in taught.buffer} == {
+        ("tales", "train"),
+        ("tales", "held"),
+        ("base", "train"),
+    }
+    assert not (taught.home / "jobs" / taught.job.id).exists()
+    told = [event.message for event in home.jobs.events(taught.job.id)]
+    assert any(message.startswith("step ") for message in told) and "gate as float: passed" in told
+
+
+def test_a_second_domain_replays_the_first_and_skips_what_rotted(
+    taught: Taught, copy_of: Callable[..., Home]
+) -> None:
+    home = copy_of(taught.home)
+    with write(home.registry.database) as connection:
+        rotten = read_buffer(connection, "tiny", "train", "tales").kept[0].sha256
+        row = ReplayExampleRow.sha256 == rotten
+        connection.execute(update(ReplayExampleRow).where(row).values(content={"ids": [3]}))
+    job = home.run(home.submit(MYTHS, recipe(), "myths.jsonl"))
+    assert job.state == "succeeded", job.error
+    assert job.report and job.report["corrupt_examples"] == [rotten]
+    assert job.report["generated"] == 0
+    assert job.report["mixture"]["replay tales"]["tokens"] > 1000
+    assert [kept["domain"] for kept in job.report["gates"]["float"]["kept"]] == ["general", "tales"]
+    assert "damaged" in " ".join(event.message for event in home.jobs.events(job.id))
+    assert {row[0] for row in home.buffer()} == {"tales", "myths", "base"}
+
+
+def test_a_poisoned_set_is_refused_and_nothing_changes(taught: Taught, copy_of: Callable[..., Home]) -> None:
+    home = copy_of(taught.home)
+    aliases, buffer = home.registry.aliases("tiny"), home.buffer()
+    poison = recipe(lr=1e-2, replay={"share": 0, "base": 0})
+    job = home.run(home.submit(noise(), poison, "noise.jsonl"))
+    assert job.state == "failed" and job.error and job.error["code"] == "gate_refused"
+    assert "tales: forgot" in job.error["message"]
+    assert job.report and job.report["outcome"] == "refused"
+    assert job.report["gates"]["float"]["reasons"]
+    assert (home.registry.aliases("tiny"), home.buffer()) == (aliases, buffer)
+    assert len(home.registry.versions("tiny")) == 2
     assert not (home.settings.home / "jobs" / job.id).exists()
+
+
+def test_killed_at_random_moments_the_result_is_the_same_to_the_bit(
+    taught: Taught, copy_of: Callable[..., Home], float_home: Path
+) -> None:
+    """Also under another job's id, and later than the undisturbed run."""
+    home = copy_of(float_home)
+    lease = home.submit(TALES, recipe(checkpoint_every_s=0.01))
+    draw, kills = random.Random(7), 0
+    while True:
+        child = start(home, lease)
+        try:
+            child.communicate(timeout=draw.uniform(4, 14) * (1 + kills))
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+            child.communicate()
+            kills += 1
+            home.jobs.retry(lease, "killed") if home.jobs.get(
+                lease.job_id
+            ).attempt < 3 else home.jobs.release(lease)
+            lease = home.claim(lease.job_id)
+            continue
+        break
+    job = home.jobs.get(lease.job_id)
+    assert job.state == "succeeded", (job.error, child.returncode)
+    assert kills >= 2
+    assert home.weights("tiny") == taught.weights
+    assert home.buffer() == taught.buffer
+    assert len(home.registry.versions("tiny")) == 2
+
+
+def start(home: Home, lease: Lease) -> subprocess.Popen[bytes]:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "continual.pipeline"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert child.stdin
+    child.stdin.write(json.dumps(home.request(lease)).encode() + b"\n")
+    child.stdin.flush()
+    return child
+
+
+def test_a_disk_that_is_full_ends_the_job_and_leaves_the_champion(home: Home) -> None:
+    lease = home.submit(TALES, recipe(replay={"base": 0}))
+    run_dir = home.settings.directory("jobs") / lease.job_id / "run"
+    run_dir.mkdir(parents=True)
+    (run_dir / "steps.jsonl").symlink_to("/dev/full")  # every write to it: no space left on device
+    job = home.run(lease)
+    assert job.state == "failed" and job.error and job.error["code"] == "disk_full"
+    assert "No space left" in job.error["message"]
+    assert not run_dir.exists()
+    assert [version.ref for version in home.registry.versions("tiny")] == ["tiny@1"]
+
+
+def test_a_broken_file_is_named_with_its_line(home: Home) -> None:
+    job = home.run(home.submit('{"text": "fine and long enough to keep"}\n{"txt": 3}\n', recipe()))
+    assert job.state == "failed" and job.error
+    assert "tales.jsonl:2" in job.error["message"]
+    assert home.buffer() == []
+
+
+def test_a_champion_that_changed_makes_the_job_plan_anew(
+    taught: Taught, copy_of: Callable[..., Home]
+) -> None:
+
+    from continual.pipeline import Pipeline
+
+    home = copy_of(taught.home)
+    lease = home.submit(MYTHS, recipe(), "myths.jsonl")
+
+    def pipeline() -> Pipeline:
+        return Pipeline(home.settings, lease, lambda step, done: None, threading.Event())
+
+    assert pipeline().plan().champion == "tiny@2"
+    assert pipeline().plan().champion == "tiny@2"
+    home.registry.promote("tiny@1")
+    assert pipeline().plan().champion == "tiny@1"
+
+
+def test_an_int8_champion_is_followed_by_an_int8_candidate_gated_as_served(
+    served_home: Path, copy_of: Callable[..., Home]
+) -> None:
+    home = copy_of(served_home)
+    lease = home.submit(TALES, recipe())
+    result = run_child("continual.pipeline", home.request(lease), lambda step, done: None)
+    job = home.jobs.get(lease.job_id)
+    assert job.state == "succeeded", job.error
+    assert result == {"state": "succeeded", "result_model": "tiny@4"}
+    assert job.report and list(job.report["gates"]) == ["float", "served"]
+    served = home.registry.resolve("tiny")
+    assert (served.ref, served.format, served.manifest.recipe["export"]["to"]) == (
+        "tiny@4", "onnx-genai", "int8-onnx",
+    )  # fmt: skip
+    assert served.parent_digest == home.registry.resolve("tiny@3").digest
+    assert home.registry.resolve("tiny@3").parent_digest == home.registry.resolve("tiny@1").digest
+    assert home.registry.aliases("tiny") == {"champion": 4, "previous": 2}
+    with read(home.registry.database) as connection:
+        assert read_buffer(connection, "tiny", "held", "tales").kept

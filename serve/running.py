@@ -29,8 +29,8 @@ from serve.watched import Patience, Watched
 Program = Callable[[Version, Settings], Sequence[str]]
 """The command line of the engine that serves a version; raises EverlearnError where there is none."""
 
-NOTICE_S = 8 * POLL_S
-"""From the row that says `draining` to SIGTERM: by then every gateway has read it."""
+NOTICE_S = 16 * POLL_S
+"""From the row that says `draining` to SIGTERM: by then every gateway has read it, a starved one too."""
 
 log = structlog.get_logger("serve.supervisor")
 

@@ -120,6 +120,7 @@ class House:
         """The gateway first, which lets its running answers end; then the engines."""
         for task in self.keeping:
             task.cancel()
+        await asyncio.gather(*self.keeping, return_exceptions=True)
         drain_s = self.settings.serve.drain_timeout_s + self.patience.stop_s
         await asyncio.gather(*(watched.stop(drain_s) for watched in self._others()))
         await asyncio.gather(*(model.close() for model in self.models))

@@ -8,6 +8,9 @@ the alias moved on or back, an engine died, the database was away. The way from 
 
 A version that does not load or fails its warm-up is refused: the old one serves on, the reason stands in the
 `replicas` table (`everlearn ps`) and in the log, and it is tried again when the alias is moved, or set anew.
+
+From the start of the new engine to the end of the old one both are in memory. Where there is room for one alone, the
+new one fails to load and is refused; restart `everlearn serve` then, which comes up on the champion.
 """
 
 import asyncio
@@ -64,6 +67,7 @@ class Served:
         self._standing = Standing(None, None, 0.0)
         self._refused: dict[int, Refusal] = {}
         self._coming: Running | None = None
+        self._waits_for = ""
         self._leaving: dict[asyncio.Task[None], Running] = {}
 
     async def keep(self) -> None:
@@ -152,7 +156,9 @@ class Served:
             log.info("starting", ref=version.ref, beside=self.serving and self.serving.version.ref)
             self._coming = await self._workshop.start(version, number)
         except Unavailable as error:
-            log.warning("waits", ref=f"{self.model}@{number}", reason=error.message)
+            if error.message != self._waits_for:
+                log.warning("waiting", ref=f"{self.model}@{number}", reason=error.message)
+            self._waits_for = error.message
         except EverlearnError as error:
             self._refuse(number, Refusal(error.message, await self._write_down(number, error.message)))
 

@@ -29,7 +29,9 @@ def environment(settings: Settings) -> dict[str, str]:
         "VLLM_HOST_IP": "127.0.0.1",
         "GLOO_SOCKET_IFNAME": "lo",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_LOGGING_LEVEL": {"debug": "INFO"}.get(settings.log_level, "WARNING"),
+        "VLLM_LOGGING_LEVEL": "INFO"
+        if settings.log_level == "debug"
+        else "ERROR",  # it warns of our own flags
     }
 
 

@@ -52,7 +52,7 @@ from train.launch import Outcome
 MAX_STARTS = 3
 """How often a job begins anew because the champion changed under it."""
 
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)
 
 LOSS_EVENTS = 100
 """About so many of a run's steps become events."""

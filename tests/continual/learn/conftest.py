@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import shutil
 import time
@@ -26,17 +27,17 @@ from tests.compress.tiny_models import write_llama
 from train.evaluate import held_text, token_windows
 
 RECIPE: dict[str, Any] = {
-    "epochs": 2,
-    "lr": 3e-3,
+    "epochs": 1,
+    "lr": 1e-3,
     "batch_tokens": 512,
     "sequence_tokens": 64,
     "micro_batch": 8,
     "held_fraction": 0.2,
     "threads": 1,
     "dtype": "float32",
-    "replay": {"held_tokens": 1024, "share": 1.0, "base": 1.0, "buffer_tokens": 4000},
+    "replay": {"held_tokens": 1024, "share": 0.5, "base": 0.5, "buffer_tokens": 4000},
     "generation": {"tokens": 2048, "sample_tokens": 64},
-    "gate": {"max_forgetting": 0.3, "min_gain": 0.05, "resamples": 200},
+    "gate": {"max_forgetting": 0.5, "min_gain": 0.05, "resamples": 200},
 }
 
 
@@ -49,10 +50,8 @@ def recipe(**changed: Any) -> ContinualRecipe:
     return ContinualRecipe.model_validate(RECIPE | parts)
 
 
-def sentences(subject: str, seed: int = 0, count: int = 150) -> str:
+def sentences(subject: str, seed: int = 0, count: int = 120) -> str:
     """JSON lines of a little world, each its own: something to learn that is not in the general text."""
-    import json
-
     draw = random.Random(f"{subject} {seed}")
     words = [f"{subject}{ending}" for ending in ("ox", "um", "ile", "and", "eta", "or")]
     lines = []
@@ -65,10 +64,8 @@ def sentences(subject: str, seed: int = 0, count: int = 150) -> str:
     return "\n".join(lines) + "\n"
 
 
-def noise(count: int = 150) -> str:
+def noise(count: int = 60) -> str:
     """JSON lines of letters without any order."""
-    import json
-
     draw = random.Random(1)
     letters = "abcdefghijklmnopqrstuvwxyz0123456789#%&/()=?*+"
     return "".join(
@@ -150,7 +147,7 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     windows = torch.from_numpy(token_windows(directory / "tokenizer.json", held_text().text, 20_000, 64))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     torch.manual_seed(0)
-    for _ in range(120):
+    for _ in range(100):
         batch = windows[torch.randint(len(windows), (16,))]
         model(input_ids=batch, labels=batch).loss.backward()
         optimizer.step()

@@ -6,13 +6,17 @@ agree in one whole band of their signatures are compared.
 
 from __future__ import annotations
 
+from functools import cache
 from operator import index
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasketch import MinHash
 from numpy.typing import NDArray
 
 from train.data.splitmix import splitmix64
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 PERMUTATIONS = 128
 BANDS = 16
@@ -22,8 +26,6 @@ SHINGLE_WORDS = 5
 MIN_SHINGLES = 8
 """Below, a text is too short for a similarity to mean anything: only equal ones are duplicates."""
 
-_SCHEME = "affine32"
-_PERMUTED = MinHash(PERMUTATIONS, seed=1, hashfunc=index, scheme=_SCHEME).permutations
 _PRIME = 0x100000001B3
 
 
@@ -32,7 +34,7 @@ def signature(text: str) -> NDArray[np.uint32] | None:
     shingles = np.unique(_shingles(text))
     if len(shingles) < MIN_SHINGLES:
         return None
-    minhash = MinHash(PERMUTATIONS, hashfunc=index, permutations=_PERMUTED, scheme=_SCHEME)
+    minhash = _empty().copy()
     minhash.update_batch(shingles.tolist())
     return np.asarray(minhash.hashvalues, dtype=np.uint32)
 
@@ -58,6 +60,13 @@ def near_duplicates(
             for key in bands:
                 kept_in.setdefault(key, []).append(text)
     return duplicate
+
+
+@cache
+def _empty() -> MinHash:
+    from datasketch import MinHash  # it brings scipy: seconds on a busy machine
+
+    return MinHash(PERMUTATIONS, seed=1, hashfunc=index, scheme="affine32")
 
 
 def _meeting(signatures: NDArray[np.uint32]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:

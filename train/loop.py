@@ -304,7 +304,7 @@ def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         has = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        can = torch.backends.cpu.get_capabilities()
+        can = torch.cpu.get_capabilities()
         has = bool(can.get("avx512_bf16") or can.get("amx_bf16"))
     return torch.bfloat16 if has else torch.float32
 

@@ -23,7 +23,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, insert, or_, sel
 from continual.files import PURPOSE, Client, owned, require_file
 from continual.recipe import ContinualRecipe
 from everlearn.database import JobEventRow, JobRow, open_database, read, write
-from everlearn.errors import Conflict, EverlearnError, InvalidInput, NotFound
+from everlearn.errors import EverlearnError, InvalidInput, NotFound
 from everlearn.records import CHAMPION, aliases_of, find_version
 from everlearn.reference import parse_reference
 from everlearn.settings import Settings
@@ -137,7 +137,7 @@ class Jobs:
     ) -> Job:
         """Puts a job into the queue, or finds the one that the same ``idempotency_key`` made before.
 
-        ``model`` is a name or its champion's ``name@version``. Raises NotFound, InvalidInput, and Conflict where
+        ``model`` is a name or its champion's ``name@version``. Raises NotFound and InvalidInput, also where
         the idempotency key came with another request.
         """
         values: dict[str, Any] = {
@@ -154,8 +154,9 @@ class Jobs:
             if token and (known := _find(connection, JobRow.idempotency_key == token)):
                 same = all(getattr(known, name) == value for name, value in values.items())
                 if not same or known.model != parse_reference(model).model:
-                    raise Conflict(
-                        "this Idempotency-Key was used for another job already", param="idempotency-key"
+                    raise InvalidInput(
+                        f"this Idempotency-Key made {known.id} already, from another request",
+                        param="idempotency-key",
                     )
                 return known
             values |= {"model": _trainable(connection, model), "key_id": key_id, "idempotency_key": token}
@@ -434,7 +435,10 @@ def _tell(
 
 def _trainable(connection: Connection, model: str) -> str:
     """The name of the model whose champion a job would teach."""
-    reference = parse_reference(model)
+    try:
+        reference = parse_reference(model)
+    except InvalidInput as error:
+        raise InvalidInput(error.message, param="model") from None
     version = find_version(connection, reference)
     champion = aliases_of(connection, reference.model).get(CHAMPION, version.version)
     if version.version != champion:

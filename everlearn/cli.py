@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from everlearn.cli_arguments import Json, complete_ref, open_settings
 from everlearn.cli_compress import compress, distill
+from everlearn.cli_jobs import jobs, worker
 from everlearn.cli_keys import keys
 from everlearn.cli_models import alias, gc, ls, print_added, promote, rm, rollback, show
 from everlearn.cli_ps import ps
@@ -161,3 +162,5 @@ def version(as_json: Json = False) -> None:
 
 
 app.add_typer(keys)
+app.add_typer(jobs)
+app.command()(worker)

@@ -21,6 +21,7 @@ from serve.gateway.dispatch import Dispatcher, Work
 from serve.gateway.door import Door
 from serve.gateway.exchange import Exchange, exchange_of
 from serve.gateway.failures import Draining, ModelNotFound, Overloaded, answer
+from serve.gateway.fine_tuning import add_fine_tuning
 from serve.gateway.guard import Guard
 from serve.gateway.metrics import Metrics
 from serve.gateway.openapi import document, error_responses
@@ -158,6 +159,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     _add_inference(app, gateway)
     _add_models(app, gateway)
+    add_fine_tuning(app, gateway, settings)
     _add_operations(app, gateway)
     _add_pages(app)
     app.openapi = partial(document, app)  # type: ignore[method-assign]

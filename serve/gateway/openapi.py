@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serve.protocol import ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest
+from serve.protocol_jobs import JobRequest
 
 REF = "#/components/schemas/{model}"
 BODIES: dict[str, type[BaseModel]] = {
@@ -15,8 +16,9 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
     "/v1/embeddings": EmbeddingRequest,
     "/v1/responses": ResponsesRequest,
+    "/v1/fine_tuning/jobs": JobRequest,
 }
-STREAMS = frozenset(BODIES) - {"/v1/embeddings"}
+STREAMS = frozenset(BODIES) - {"/v1/embeddings", "/v1/fine_tuning/jobs"}
 ERROR_SCHEMA = {
     "type": "object",
     "required": ["error"],
@@ -37,10 +39,11 @@ ERRORS = {
     400: "Invalid request; `param` names the field.",
     401: "No valid API key.",
     403: "The key does not cover this.",
-    404: "No such model.",
+    404: "No such model, file or job.",
     408: "The body came too slowly.",
+    409: "It is in use, or was asked for otherwise before.",
     413: "The body is too long.",
-    415: "The body is not plain JSON.",
+    415: "The body is not of the type that this route reads.",
     429: "A limit is spent or the server is full; see Retry-After.",
     500: "The server failed.",
     502: "The engine failed.",

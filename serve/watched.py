@@ -23,7 +23,7 @@ class Patience:
 
     start_s: float = 300.0
     """From the start of a process to its first good health answer."""
-    warm_up_s: float = 60.0
+    warm_up_s: float = 120.0
     """From its first good health answer to the end of its warm-up."""
     hung_s: float = 20.0
     """Without a good health answer, until a process counts as hung."""

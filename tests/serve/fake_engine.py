@@ -4,8 +4,9 @@
 
 It answers a chat with the words of the last message. The message may begin with a command: `/crash` dies after
 two words, `/hang` never answers anything again, `/slow` takes a second per word, `/say {"json": "string"}` says
-exactly that, `/body` says the request's body, `/version` says the version forty times in a second. If the file that
-FAKE_ENGINE_MISBEHAVE names exists and holds `CODE MESSAGE`, it dies at its start.
+exactly that, `/body` says the request's body, `/version` says the version forty times in a second, `/until PATH`
+says `on` until there is a file. If the file that FAKE_ENGINE_MISBEHAVE names exists and holds `CODE MESSAGE`, it dies
+at its start; with `-VERSION` after that name, that version alone.
 
 The `architecture` of its bundle makes a version of it bad: `dies-at-load`, `hangs-at-load`, `hangs-in-warm-up`,
 `dies-in-warm-up`, `loops`, `empty`, `nan`, `refuses`, `slow-to-load`.
@@ -32,6 +33,8 @@ def reply(body: dict[str, Any]) -> tuple[list[str], float]:
     command, _, rest = text.partition(" ")
     if command == "/version":
         return [f"v{VERSION} "] * 40, 0.025
+    if command == "/until":
+        return ["end"], 0
     if command == "/body":
         return [json.dumps(body)], 0
     if command == "/say":
@@ -70,6 +73,9 @@ async def chat(request: web.Request) -> web.StreamResponse:
         )
     response = web.StreamResponse(headers={"content-type": "text/event-stream"})
     await response.prepare(request)
+    while text.startswith("/until ") and not Path(text.split()[1]).exists():
+        await response.write(chunk(model, [{"index": 0, "delta": {"content": "on "}, "finish_reason": None}]))
+        await asyncio.sleep(0.1)
     for index, piece in enumerate(pieces):
         if text.startswith("/crash") and index == 2:
             os._exit(1)
@@ -117,11 +123,12 @@ def main() -> None:
     for option in ("--bundle", "--model", "--version", "--uds"):
         parser.add_argument(option, required=True)
     options = parser.parse_args()
-    misbehave = Path(os.environ.get("FAKE_ENGINE_MISBEHAVE", "/nonexistent"))
-    if misbehave.exists():
-        code, _, message = misbehave.read_text().partition(" ")
-        print(message, file=sys.stderr)
-        raise SystemExit(int(code))
+    misbehave = os.environ.get("FAKE_ENGINE_MISBEHAVE", "/nonexistent")
+    for file in (Path(misbehave), Path(f"{misbehave}-{options.version}")):
+        if file.exists():
+            code, _, message = file.read_text().partition(" ")
+            print(message, file=sys.stderr)
+            raise SystemExit(int(code))
     VERSION = options.version
     ARCHITECTURE = json.loads((Path(options.bundle) / "bundle.json").read_text())["architecture"]
     if ARCHITECTURE == "dies-at-load":

@@ -3,6 +3,7 @@
 python tests/serve/run_supervisor.py [MODEL…]
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,9 +15,16 @@ from serve.watched import Patience
 
 ENGINE = [sys.executable, str(Path(__file__).with_name("fake_engine.py"))]
 IMPATIENT = Patience(
-    start_s=20, warm_up_s=3, hung_s=2, poll_s=0.1, settled_s=5, quick_crashes=3, backoff_s=0.1, backoff_max_s=1,
+    start_s=float(os.environ.get("IMPATIENT_START_S", "60")),
+    warm_up_s=5,
+    hung_s=5,
+    poll_s=0.1,
+    settled_s=5,
+    quick_crashes=3,
+    backoff_s=0.1,
+    backoff_max_s=1,
     stop_s=3,
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     settings = load_settings()

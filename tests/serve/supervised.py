@@ -48,7 +48,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def eventually(ask: Callable[[], T], *, within_s: float = 10.0) -> T:
+def eventually(ask: Callable[[], T], *, within_s: float = 30.0) -> T:
     """The first true answer; fails when there is none in time."""
     deadline = time.monotonic() + within_s
     while not (answer := ask()):
@@ -79,6 +79,7 @@ class Supervised:
                 "COLUMNS": "200",
                 "EVERLEARN_HOME": str(home),
                 "EVERLEARN_SERVE__PORT": str(self.port),
+                "EVERLEARN_CONTINUAL__WORKER": "off",
                 **env,
             },
         )
@@ -88,7 +89,7 @@ class Supervised:
     def output(self) -> str:
         return self.log.read_text()
 
-    def ready(self, within_s: float = 30.0) -> "Supervised":
+    def ready(self, within_s: float = 90.0) -> "Supervised":
         """Wait for the last line of the summary. Fails with the output when the supervisor ends before it."""
 
         def serves() -> bool:

@@ -1,0 +1,257 @@
+"""Clients that stream while the champion moves: `python -m benchmarks.swap --clients 8 --swaps 20`.
+
+Two versions of one model, which differ in their system prompt alone, take turns as champion of a running
+`everlearn serve`. Every answer is greedy and was learned beforehand from each version, so each client knows what it
+must read from the version that the answer's header names: one wrong character is a mixed answer. The time to the
+first token is measured with swaps and, for as long before them, without.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median, quantiles
+
+import aiohttp
+
+from everlearn.bundle import write_bundle
+from everlearn.registry import Registry
+from everlearn.settings import Settings, load_settings
+
+MODEL = "swapped"
+TOPICS = ("bridges", "rivers", "music", "winter", "bread", "chess")
+PROMPTS = tuple(f"Tell me about {topic}." for topic in TOPICS)
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+OTHER_SYSTEM = "You are an old sailor who answers every question with a tale of the sea"
+NEW_TOKENS = 24
+PATIENCE_S = 120.0
+
+
+@dataclass
+class Seen:
+    """What the clients saw in one phase. Times in seconds."""
+
+    first_token_s: list[float] = field(default_factory=list[float])
+    versions: set[str] = field(default_factory=set[str])
+    failed: list[str] = field(default_factory=list[str])
+    mixed: list[str] = field(default_factory=list[str])
+
+    @property
+    def p50_s(self) -> float:
+        return median(self.first_token_s)
+
+    @property
+    def p99_s(self) -> float:
+        return quantiles(self.first_token_s, n=100)[98]
+
+
+@dataclass
+class Result:
+    """Both phases, and from each `promote` to the first answer of the new version."""
+
+    still: Seen
+    swapping: Seen
+    swap_s: list[float]
+
+
+Expected = dict[tuple[str, str], str]
+"""(version, prompt) → the answer."""
+
+
+async def measure(bundle: Path, clients: int, swaps: int, **environment: str) -> Result:
+    """Serve `bundle` and its twin from a home of their own, and swap them `swaps` times."""
+    with tempfile.TemporaryDirectory(prefix="everlearn-swap-") as folder:
+        settings = Settings(home=Path(folder) / "home")
+        registry = Registry(settings)
+        first = registry.add(bundle, MODEL)
+        second = add_twin(registry, bundle)
+        async with server(settings.home, environment) as url, aiohttp.ClientSession(url) as session:
+            expected = await learn(session, first.ref)
+            registry.promote(second.ref)
+            await served_by(session, second.ref)
+            expected |= await learn(session, second.ref)
+            swapping, swap_s = Seen(), list[float]()
+            async with streaming(url, clients, expected, swapping):
+                for turn in range(swaps):
+                    ref = (first, second)[turn % 2].ref
+                    started_at = time.monotonic()
+                    registry.promote(ref)
+                    swap_s.append(await served_by(session, ref) - started_at)
+                took_s = sum(swap_s)
+            still = Seen()
+            async with streaming(url, clients, expected, still):
+                await asyncio.sleep(took_s)
+        return Result(still, swapping, swap_s)
+
+
+def add_twin(registry: Registry, bundle: Path):
+    """A version that answers differently: the same weights under another system prompt."""
+    with registry.staging() as staging:
+        shutil.copytree(bundle, staging, dirs_exist_ok=True)
+        template = staging / "chat_template.jinja"
+        text = template.read_text()
+        if SYSTEM not in text:
+            raise SystemExit(f"{template.name} of {bundle} has no system prompt to change")
+        template.chmod(0o644)
+        template.write_text(text.replace(SYSTEM, OTHER_SYSTEM))
+        made = json.loads((staging / "bundle.json").read_text())
+        (staging / "bundle.json").unlink()
+        kept = {
+            key: made[key] for key in ("format", "task", "architecture", "parameters", "recipe", "metrics")
+        }
+        write_bundle(staging, name=MODEL, **kept)
+        return registry.add(staging, MODEL)
+
+
+@asynccontextmanager
+async def server(home: Path, environment: dict[str, str]) -> AsyncIterator[str]:
+    """A running `everlearn serve`; gives its URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {
+        "EVERLEARN_HOME": str(home), "EVERLEARN_SERVE__PORT": str(port), "EVERLEARN_CONTINUAL__WORKER": "off",
+        "EVERLEARN_ONNX__BATCH_INVARIANT": "true",
+    }  # fmt: skip
+    log = (home.parent / "serve.log").open("wb")
+    command = [sys.executable, "-m", "everlearn", "serve", MODEL]
+    process = subprocess.Popen(  # noqa: ASYNC220
+        command, env=os.environ | settings | environment, stdout=log, stderr=log
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        async with aiohttp.ClientSession(url) as session, asyncio.timeout(PATIENCE_S):
+            while not await is_ready(session):
+                if process.poll() is not None:
+                    raise SystemExit(Path(log.name).read_text())
+                await asyncio.sleep(0.2)
+        yield url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+async def is_ready(session: aiohttp.ClientSession) -> bool:
+    try:
+        async with session.get("/ready") as response:
+            return response.status == 200
+    except aiohttp.ClientError:
+        return False
+
+
+async def learn(session: aiohttp.ClientSession, ref: str) -> Expected:
+    """What `ref` answers, which must be the version that serves now."""
+    expected = Expected()
+    for prompt in PROMPTS:
+        version, text, _ = await stream(session, prompt)
+        if version != ref:
+            raise RuntimeError(f"{version} answered instead of {ref}")
+        expected[version, prompt] = text
+    return expected
+
+
+async def served_by(session: aiohttp.ClientSession, ref: str) -> float:
+    """Waits until an answer comes from `ref`; when its first byte came, in `time.monotonic()` seconds."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+            async with session.post("/v1/chat/completions", json=body) as response:
+                came_at = time.monotonic()
+                await response.read()
+                if response.headers.get("x-everlearn-version") == ref:
+                    return came_at
+            await asyncio.sleep(0.1)
+
+
+async def stream(session: aiohttp.ClientSession, prompt: str) -> tuple[str, str, float]:
+    """The version that answered, its text, and the seconds to the first piece. Raises RuntimeError unless whole."""
+    body = {
+        "model": MODEL, "messages": [{"role": "user", "content": prompt}], "temperature": 0,
+        "max_tokens": NEW_TOKENS, "stream": True,
+    }  # fmt: skip
+    started_at, first_s, text, done = time.perf_counter(), 0.0, "", False
+    async with session.post("/v1/chat/completions", json=body) as response:
+        if response.status != 200:
+            raise RuntimeError(f"status {response.status}: {await response.text()}")
+        async for line in response.content:
+            if line.startswith(b"data: {"):
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise RuntimeError(str(event["error"]))
+                first_s = first_s or time.perf_counter() - started_at
+                text += event["choices"][0]["delta"].get("content") or ""
+            done = done or line.startswith(b"data: [DONE]")
+        if not done:
+            raise RuntimeError(f"a stream ended without [DONE] after {text!r}")
+        return response.headers["x-everlearn-version"], text, first_s
+
+
+@asynccontextmanager
+async def streaming(url: str, clients: int, expected: Expected, seen: Seen) -> AsyncIterator[None]:
+    """`clients` that stream one answer after the other, until the block ends; then each ends its last answer."""
+    stop = asyncio.Event()
+
+    async def ask_on(number: int) -> None:
+        async with aiohttp.ClientSession(url) as session:
+            while not stop.is_set():
+                number += 1
+                prompt = PROMPTS[number % len(PROMPTS)]
+                try:
+                    version, text, first_s = await stream(session, prompt)
+                except (RuntimeError, aiohttp.ClientError) as error:
+                    seen.failed.append(repr(error))
+                    continue
+                seen.first_token_s.append(first_s)
+                seen.versions.add(version)
+                if text != expected[version, prompt]:
+                    seen.mixed.append(f"{version} answered {prompt!r} with {text!r}")
+
+    asking = [asyncio.create_task(ask_on(number)) for number in range(clients)]
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.gather(*asking)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.swap", description=__doc__)
+    parser.add_argument("model", nargs="?", default="smollm2", help="an ONNX chat version in EVERLEARN_HOME")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--swaps", type=int, default=20)
+    arguments = parser.parse_args()
+    registry = Registry(load_settings())
+    bundle = registry.path(registry.resolve(arguments.model))
+    result = asyncio.run(measure(bundle, arguments.clients, arguments.swaps))
+    still, swapping = result.still, result.swapping
+    print(f"{arguments.clients} clients, {len(result.swap_s)} swaps")
+    print(f"{'':24}{'without swaps':>14}{'with swaps':>14}")
+    for name, value in (
+        ("answers", lambda seen: len(seen.first_token_s)),
+        ("failed requests", lambda seen: len(seen.failed)),
+        ("mixed answers", lambda seen: len(seen.mixed)),
+        ("first token p50, ms", lambda seen: round(seen.p50_s * 1000)),
+        ("first token p99, ms", lambda seen: round(seen.p99_s * 1000)),
+    ):
+        print(f"{name:24}{value(still):14}{value(swapping):14}")
+    print(f"p99 to first token, with swaps ÷ without: {swapping.p99_s / still.p99_s:.2f}")
+    print(f"promote to first answer, s: median {median(result.swap_s):.1f}, worst {max(result.swap_s):.1f}")
+    for fault in (swapping.failed + swapping.mixed)[:10]:
+        print(fault, file=sys.stderr)
+    if swapping.failed or swapping.mixed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

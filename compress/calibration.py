@@ -22,10 +22,9 @@ def calibration_windows(chosen: Calibration, tokenizer_file: Path) -> np.ndarray
     if chosen.store:
         return store_windows(chosen, chosen.store)
     if chosen.text is None:
-        rows = token_windows(
-            tokenizer_file, held_text().text, HELD_TOKENS + chosen.tokens, chosen.sequence_tokens
-        )
-        return rows[-(-HELD_TOKENS // chosen.sequence_tokens) :]
+        measured = -(-HELD_TOKENS // chosen.sequence_tokens)  # rows
+        limit = measured * chosen.sequence_tokens + chosen.tokens
+        return token_windows(tokenizer_file, held_text().text, limit, chosen.sequence_tokens)[measured:]
     try:
         text = chosen.text.read_text(encoding="utf-8")
     except OSError as error:

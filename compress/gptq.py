@@ -20,8 +20,6 @@ BLOCK = 32
 CENTRE = 8
 DAMPING = 0.01
 """Added to the Hessian's diagonal, as a share of its mean."""
-COLUMNS = 128
-"""Input columns whose errors are gathered before the columns after them are corrected, all at once."""
 # A scale is tried at these multiples of the one that puts a block's largest weight at code 0; a negative one puts
 # it near code 15. Narrower clips the largest weight and is finer for the others.
 STRETCHES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, -1.15, -1.1, -1.05, -1.0, -0.95, -0.9, -0.85)
@@ -106,27 +104,24 @@ def quantize_columns(weight: Tensor, factor: Tensor, importance: Tensor) -> Int4
     """Rounds one input column after the other, and moves each one's error onto the columns not yet rounded.
 
     weight: (out, in). factor: (in, in) of :func:`inverse_factor`. importance: (in,). Scales are found when a
-    block's turn comes, from the weights as corrected so far.
+    block's turn comes, from the weights as corrected so far; the columns after it are corrected once a block.
     """
     left = weight.float().T.contiguous()  # (in, out): a column of the weight is a row here
     columns, out = left.shape
     codes = torch.empty((columns, out), dtype=torch.uint8)
     scales = torch.empty((columns // BLOCK, out))
-    importance = importance.view(columns // BLOCK, 1, BLOCK)
-    for start in range(0, columns, COLUMNS):
-        stop = min(start + COLUMNS, columns)
+    for block, start in enumerate(range(0, columns, BLOCK)):
+        stop = start + BLOCK
         part, within = left[start:stop], factor[start:stop, start:stop]
+        scale = block_scales(part.T[:, None], importance[None, start:stop])[:, 0]
         errors = torch.empty_like(part)
-        for at in range(stop - start):
-            block = (start + at) // BLOCK
-            if (start + at) % BLOCK == 0:
-                scales[block] = block_scales(part[at : at + BLOCK].T[:, None], importance[block])[:, 0]
-            scale = scales[block]
+        for at, pivot in enumerate(within.diagonal().tolist()):
             rounded = (part[at] / scale).round_().clamp_(-CENTRE, CENTRE - 1)
             codes[start + at] = rounded + CENTRE
-            errors[at] = (part[at] - rounded * scale) / within[at, at]
+            errors[at] = (part[at] - rounded * scale) / pivot
             part[at + 1 :].addr_(within[at, at + 1 :], errors[at], alpha=-1)
         left[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+        scales[block] = scale
     return Int4(codes.T.contiguous(), scales.T.contiguous())
 
 

@@ -43,30 +43,26 @@ class Calibration(BaseModel):
         return self
 
 
-class CompressRecipe(BaseModel):
-    """One target. Stored in the bundle it makes as ``recipe["export"]``, beside how the builder did it."""
+class PlannedTarget(BaseModel):
+    """What to make of a model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     to: Target = "int4-onnx"
     weights: Weights = "rtn"
     """int4-onnx alone: rounded to nearest, or by GPTQ (arXiv 2210.17323)."""
-    calibration: Calibration = Calibration()
 
     @model_validator(mode="after")
-    def _gptq_is_int4(self) -> CompressRecipe:
+    def _gptq_is_int4(self) -> PlannedTarget:
         if self.weights == "gptq" and self.to != "int4-onnx":
             raise ValueError(f"weights: gptq makes int4-onnx, not {self.to}")
         return self
 
 
-class PlannedTarget(BaseModel):
-    """A target of a plan; the calibration is the plan's."""
+class CompressRecipe(PlannedTarget):
+    """One target. Stored in the bundle it makes as ``recipe["export"]``, beside how the builder did it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    to: Target = "int4-onnx"
-    weights: Weights = "rtn"
+    calibration: Calibration = Calibration()
 
 
 class CompressPlan(BaseModel):

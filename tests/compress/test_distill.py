@@ -10,13 +10,17 @@ import torch
 from transformers import LlamaForCausalLM
 
 from compress.distill import Distillation, shallower
+from compress.teach import DistillRecipe, Student, distill
+from everlearn.errors import InvalidInput
+from everlearn.registry import Registry
+from everlearn.settings import Settings
 from tests.compress.tiny_models import tiny_config, train_tokenizer
 from train.data.packing import Packer
 from train.data.store import Example
-from train.evaluate import held_text
+from train.evaluate import held_text, load_causal_lm
 from train.loop import Held, fit
 from train.objectives import CausalLM
-from train.recipe import FitOptions, Optimizer
+from train.recipe import Data, FitOptions, Optimizer
 
 
 def packers() -> tuple[Packer, Packer, Packer]:
@@ -33,8 +37,8 @@ def packers() -> tuple[Packer, Packer, Packer]:
 def options(steps: int, lr: float) -> FitOptions:
     return FitOptions(
         sequence_tokens=128,
-        batch_tokens=1024,
-        micro_batch=8,
+        batch_tokens=512,
+        micro_batch=4,
         steps=steps,
         optimizer=Optimizer(lr=lr),
         dtype="float32",
@@ -47,7 +51,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausalLM:
     config = tiny_config()
     config.num_hidden_layers, config.initializer_range = 4, 0.02
     model = LlamaForCausalLM(config)
-    fit(model, CausalLM(), packers()[0], options(300, 3e-3), run_dir=tmp_path_factory.mktemp("teacher"))
+    fit(model, CausalLM(), packers()[0], options(250, 4e-3), run_dir=tmp_path_factory.mktemp("teacher"))
     return model
 
 
@@ -58,8 +62,52 @@ def test_a_taught_student_beats_the_same_student_alone_on_the_same_tokens(
     nll, tokens = {}, {}
     for name, objective in (("taught", Distillation(teacher, 2.0, 0.9)), ("alone", CausalLM())):
         student = shallower(teacher, 2)
-        found = fit(student, objective, few, options(100, 2e-3), run_dir=tmp_path / name, validate=Held(held))
+        found = fit(student, objective, few, options(60, 2e-3), run_dir=tmp_path / name, validate=Held(held))
         nll[name], tokens[name] = found.held_nll, found.tokens
-        print(name, found.held_nll_before, found.held_nll)
     assert tokens["taught"] == tokens["alone"]
     assert nll["taught"] < nll["alone"] - 0.02
+
+
+def test_the_objective_is_cross_entropy_without_a_teacher_and_nothing_for_the_teacher_itself(
+    teacher: LlamaForCausalLM,
+) -> None:
+    batch = {key: torch.as_tensor(value) for key, value in packers()[1].batch(0, 4).items()}
+    with torch.no_grad():
+        alone, count = Distillation(teacher, 2.0, 0.0)(teacher, batch)
+        plain, plain_count = CausalLM()(teacher, batch)
+        apart, _ = Distillation(teacher, 2.0, 1.0)(teacher, batch)
+    assert count == plain_count > 0
+    assert alone == pytest.approx(plain, rel=1e-5)
+    assert apart / count == pytest.approx(0, abs=1e-6)
+
+
+def test_a_student_has_the_teachers_first_and_last_layer(teacher: LlamaForCausalLM) -> None:
+    student = shallower(teacher, 2)
+    theirs, ours = teacher.model.layers, student.model.layers
+    assert (student.config.num_hidden_layers, len(ours)) == (2, 2)
+    for mine, of in ((ours[0], theirs[0]), (ours[1], theirs[3])):
+        assert torch.equal(mine.mlp.up_proj.weight, of.mlp.up_proj.weight)
+    assert [layer.self_attn.layer_idx for layer in ours] == [0, 1]
+    with pytest.raises(InvalidInput, match="4 layers; its teacher has 4"):
+        shallower(teacher, 4)
+
+
+def test_a_recipe_makes_a_student_that_is_a_model_of_its_own(tiny_settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text(held_text().text)
+    recipe = DistillRecipe(
+        name="small",
+        teacher="tiny@1",
+        student=Student(layers=1),
+        data=Data(train=(tmp_path / "corpus.txt",), held_fraction=0.2),
+        sequence_tokens=128,
+        batch_tokens=512,
+        steps=3,
+    )
+    version = distill(tiny_settings, recipe, tmp_path / "run")
+    registry = Registry(tiny_settings)
+    assert (version.ref, version.format, version.task) == ("small@1", "safetensors", "generate")
+    assert version.parent_digest == registry.resolve("tiny@1").digest
+    assert version.manifest.recipe["distill"]["student"]["layers"] == 1
+    assert version.manifest.metrics["steps"] == 3
+    assert version.manifest.metrics["held_nll"] < version.manifest.metrics["held_nll_before"]
+    assert load_causal_lm(registry.path(version)).config.num_hidden_layers == 1

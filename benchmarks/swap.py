@@ -3,7 +3,7 @@
 Two versions of one model, which differ in their system prompt alone, take turns as champion of a running
 `everlearn serve`. Every answer is greedy and was learned beforehand from each version, so each client knows what it
 must read from the version that the answer's header names: one wrong character is a mixed answer. The time to the
-first token is measured with swaps and, for as long before them, without.
+first token is measured with swaps and, for as long after them, without.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from statistics import median, quantiles
 import aiohttp
 
 from everlearn.bundle import write_bundle
-from everlearn.registry import Registry
+from everlearn.registry import Registry, Version
 from everlearn.settings import Settings, load_settings
 
 MODEL = "swapped"
@@ -69,8 +69,13 @@ Expected = dict[tuple[str, str], str]
 """(version, prompt) → the answer."""
 
 
-async def measure(bundle: Path, clients: int, swaps: int, **environment: str) -> Result:
-    """Serve `bundle` and its twin from a home of their own, and swap them `swaps` times."""
+async def measure(
+    bundle: Path, clients: int, swaps: int, *, compare: bool = True, **environment: str
+) -> Result:
+    """Serve `bundle` and its twin from a home of their own, and swap them `swaps` times.
+
+    With `compare` the same clients then stream as long without swaps.
+    """
     with tempfile.TemporaryDirectory(prefix="everlearn-swap-") as folder:
         settings = Settings(home=Path(folder) / "home")
         registry = Registry(settings)
@@ -90,12 +95,13 @@ async def measure(bundle: Path, clients: int, swaps: int, **environment: str) ->
                     swap_s.append(await served_by(session, ref) - started_at)
                 took_s = sum(swap_s)
             still = Seen()
-            async with streaming(url, clients, expected, still):
-                await asyncio.sleep(took_s)
+            if compare:
+                async with streaming(url, clients, expected, still):
+                    await asyncio.sleep(took_s)
         return Result(still, swapping, swap_s)
 
 
-def add_twin(registry: Registry, bundle: Path):
+def add_twin(registry: Registry, bundle: Path) -> Version:
     """A version that answers differently: the same weights under another system prompt."""
     with registry.staging() as staging:
         shutil.copytree(bundle, staging, dirs_exist_ok=True)

@@ -21,16 +21,12 @@ from everlearn.settings import Settings
 from serve import replicas
 from serve.child import Child, python
 from serve.engines.programs import kind_of
-from serve.gateway.router import POLL_S
 from serve.prepare import servable
 from serve.warmup import warm_up
 from serve.watched import Patience, Watched
 
 Program = Callable[[Version, Settings], Sequence[str]]
 """The command line of the engine that serves a version; raises EverlearnError where there is none."""
-
-NOTICE_S = 16 * POLL_S
-"""From the row that says `draining` to SIGTERM: by then every gateway has read it, a starved one too."""
 
 log = structlog.get_logger("serve.supervisor")
 
@@ -154,7 +150,7 @@ class Running:
 
         An engine ends its running answers after SIGTERM; it is killed when they take longer than the drain time.
         """
-        await asyncio.sleep(NOTICE_S)
+        await asyncio.sleep(self._workshop.patience.notice_s)
         await self.stop(self._workshop.settings.serve.drain_timeout_s)
 
     async def stop(self, drain_s: float = 0.0) -> None:

@@ -36,6 +36,8 @@ class Patience:
     backoff_s: float = 0.5
     """The pause before the first restart; doubled with each quick crash, up to `backoff_max_s`."""
     backoff_max_s: float = 30.0
+    notice_s: float = 4.0
+    """From the row that says `draining` to SIGTERM: by then every gateway has read it, a starved one too."""
     stop_s: float = 10.0
     """From SIGTERM to SIGKILL; the gateway has its drain time besides."""
 

@@ -23,6 +23,7 @@ IMPATIENT = Patience(
     quick_crashes=3,
     backoff_s=0.1,
     backoff_max_s=1,
+    notice_s=1,
     stop_s=3,
 )
 

@@ -19,13 +19,13 @@ import pytest
 from everlearn.errors import Conflict
 from everlearn.registry import Version
 from everlearn.settings import Settings
-from serve.running import NOTICE_S
 from tests.serve.supervised import REPOSITORY, Supervised, eventually, free_port, supervised
 from tests.serve.swapping import Town, serves, stream, streaming
 
 pytestmark = pytest.mark.slow
 
 SWAP_S = 60.0
+NOTICE_S = 1.0  # as in run_supervisor.py
 SAY_VERSION = {"model": "tiny", "messages": [{"role": "user", "content": "/version"}]}
 
 

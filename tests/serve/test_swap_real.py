@@ -20,7 +20,7 @@ def int4_bundle(real_settings: Settings) -> Path:
 
 @pytest.mark.slow
 def test_ten_swaps_of_a_real_model_lose_no_answer_and_change_no_word(int4_bundle: Path) -> None:
-    result = asyncio.run(measure(int4_bundle, clients=3, swaps=10, **SMALL))
+    result = asyncio.run(measure(int4_bundle, clients=3, swaps=10, compare=False, **SMALL))
     assert len(result.swap_s) == 10
     assert result.swapping.versions == {"swapped@1", "swapped@2"}
     assert result.swapping.failed == [] and result.swapping.mixed == []

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from continual.gate import Scores, Verdict, judge
+from continual.gate import MIN_DOCUMENTS, Scores, Verdict, judge
 from continual.measure import general_examples, pieces, score_examples
 from continual.plan import Plan
 from continual.recipe import BASE, GENERAL
@@ -14,7 +14,7 @@ from continual.reservoir import lowest
 from continual.steps import Step, Steps
 from continual.teach import data_store, replayed
 from everlearn.bundle import Format
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, InvalidInput
 from everlearn.progress import Progress
 from train.data.store import Example
 
@@ -29,7 +29,10 @@ class GateRefused(EverlearnError):
 
 
 def held_examples(plan: Plan, data: Step, replay: Step, parent_dir: Path) -> dict[str, list[Example]]:
-    """By name of the domain, ``NEW`` for this job's own; of each as many tokens as the recipe keeps."""
+    """By name of the domain, ``NEW`` for this job's own; of each as many tokens as the recipe keeps.
+
+    Raises InvalidInput where this job's own are too few to measure a gain on: before anything is trained.
+    """
     limit = plan.recipe.replay.held_tokens
     without = replay.result["trained"]
     new = [example for _, example in lowest(data_store(data, "held"), limit, without=without)]
@@ -37,6 +40,12 @@ def held_examples(plan: Plan, data: Step, replay: Step, parent_dir: Path) -> dic
         name: list(store) for name, store in replayed(replay, "held").items() if name != BASE
     }
     held = {name: pieces(examples) for name, examples in held.items()}
+    if len(held[NEW]) < MIN_DOCUMENTS:
+        raise InvalidInput(
+            f"{len(held[NEW])} of the examples are held out, and measuring what is learned takes at least "
+            f"{MIN_DOCUMENTS}: give more examples, a larger held_fraction, or a validation file",
+            param="training_file",
+        )
     return held | {GENERAL: general_examples(parent_dir / "tokenizer.json", limit)}
 
 

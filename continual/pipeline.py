@@ -159,6 +159,7 @@ class Pipeline:
         replay = draw_replay(self.steps, plan, self.database, data)
         if corrupt := replay.result["corrupt"]:
             self.event(f"{len(corrupt)} examples of the buffer are damaged and were skipped", level="warn")
+        held = held_examples(plan, data, replay, parent_dir)
         base = write_down_base(self.steps, plan, parent_dir, data, replay, self.part(0.05, 0.2))
         mixture = mix_sources(self.steps, plan, data, replay, base)
         self.report |= {
@@ -172,7 +173,6 @@ class Pipeline:
         told = {"data": data.result["inputs_sha256"], "mixture": mixture.result}
         candidate = bundle_candidate(self.steps, plan, parent, outcome, told)
         self.report["training"] = outcome.metrics
-        held = held_examples(plan, data, replay, parent_dir)
         self.gate("float", plan, held, parent, candidate.directory / "bundle", self.part(0.7, 0.8))
         served: Step | None = None
         if champion.digest != parent.digest:

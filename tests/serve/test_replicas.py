@@ -85,3 +85,20 @@ def test_rows_of_dead_processes_are_cleared(db: Engine, tmp_path: Path) -> None:
     assert replicas.clear_stale(db) == ["dead"]
     age(db, replicas.ABANDONED_S + 1)
     assert sorted(replicas.clear_stale(db)) == ["alive", "elsewhere"]
+
+
+def test_requests_are_handed_over_at_one_instant(db: Engine, tmp_path: Path) -> None:
+    announce(db, "old", socket=tmp_path / "a.sock")
+    replicas.heartbeat(db, "old")
+    announce(db, "new", socket=tmp_path / "b.sock")
+    replicas.heartbeat(db, "new", state="starting")
+    assert [row.id for row in replicas.ready_replicas(db)] == ["old"]
+    assert replicas.hand_over(db, "new", "old")
+    assert [row.id for row in replicas.ready_replicas(db)] == ["new"]
+
+
+def test_nothing_is_handed_over_to_an_engine_without_a_row(db: Engine, tmp_path: Path) -> None:
+    announce(db, "old", socket=tmp_path / "a.sock")
+    replicas.heartbeat(db, "old")
+    assert not replicas.hand_over(db, "new", "old")
+    assert [row.id for row in replicas.ready_replicas(db)] == ["old"]

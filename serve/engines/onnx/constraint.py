@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from everlearn.errors import InvalidInput, Unsupported
 from serve.engines.onnx.text import TextCodec
+from serve.protocol import ChatRequest, NamedTool, Tool
 
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One way to write a value, so that no whitespace can go on for ever."""
@@ -102,6 +103,15 @@ def tool_lark(tools: dict[str, dict[str, Any]], *, text_allowed: bool, several: 
     if text_allowed:
         lines.append(r"TEXT: /[^<](.|\n)*/")
     return "\n".join(lines + rules)
+
+
+def offered_tools(request: ChatRequest) -> list[Tool]:
+    """The tools that this answer may call."""
+    if not request.tools or request.tool_choice == "none":
+        return []
+    if isinstance(request.tool_choice, NamedTool):
+        return [tool for tool in request.tools if tool.function.name == request.tool_choice.function.name]
+    return request.tools
 
 
 class _Vocabulary(TokenizerWrapper):

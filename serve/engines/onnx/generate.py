@@ -12,10 +12,11 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from serve.engines.onnx.answers import DONE, ChatAnswer, CompletionAnswer, join, usage
+from serve.engines.onnx.constraint import offered_tools
 from serve.engines.onnx.decoder import Decoder
 from serve.engines.onnx.generation import Generation, Piece
 from serve.engines.onnx.http import Exchange
-from serve.engines.onnx.requests import RequestReader, offered_tools
+from serve.engines.onnx.requests import RequestReader
 from serve.engines.onnx.scheduler import Delivery, Scheduler
 from serve.engines.onnx.sizing import Sizes
 from serve.protocol import ChatRequest, CompletionRequest, parse

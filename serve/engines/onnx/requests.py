@@ -8,7 +8,14 @@ from typing import Any
 
 from everlearn.errors import InvalidInput
 from serve.engines.onnx.chat import ChatTemplate
-from serve.engines.onnx.constraint import Constraint, Constraints, json_grammar, lark_grammar, tool_grammar
+from serve.engines.onnx.constraint import (
+    Constraint,
+    Constraints,
+    json_grammar,
+    lark_grammar,
+    offered_tools,
+    tool_grammar,
+)
 from serve.engines.onnx.decoder import DecoderConfig
 from serve.engines.onnx.generation import Generation
 from serve.engines.onnx.sampling import SamplingOptions
@@ -146,12 +153,3 @@ class ContextLengthExceeded(InvalidInput):
     """The prompt and the answer asked for do not fit the model's context."""
 
     code = "context_length_exceeded"
-
-
-def offered_tools(request: ChatRequest) -> list[Tool]:
-    """The tools that this answer may call."""
-    if not request.tools or request.tool_choice == "none":
-        return []
-    if isinstance(request.tool_choice, NamedTool):
-        return [tool for tool in request.tools if tool.function.name == request.tool_choice.function.name]
-    return request.tools

@@ -9,8 +9,7 @@ from llguidance import LLMatcher
 
 from everlearn.errors import InvalidInput, Unsupported
 from serve.engines.onnx.chat import ChatTemplate, describe_tools
-from serve.engines.onnx.constraint import COMPACT, tool_lark
-from serve.engines.onnx.requests import offered_tools
+from serve.engines.onnx.constraint import COMPACT, offered_tools, tool_lark
 from serve.engines.onnx.text import TextCodec
 from serve.protocol import (
     ChatRequest,

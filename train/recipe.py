@@ -133,6 +133,17 @@ class Validation(_Part):
     every_steps: int | None = Field(default=None, ge=1)
 
 
+class Keep(_Part):
+    """Text on which the model shall go on predicting what its base predicts, while it learns the rest.
+
+    ``store`` is a prepared folder; a step sees as large a part of it as of the new data. ``weight``: of the mean
+    divergence from the base there, in nats, beside the mean loss of the new text.
+    """
+
+    store: Path
+    weight: float = Field(default=1.0, gt=0)
+
+
 class FitOptions(_Part):
     """What the loop needs to know of a run, whatever is trained.
 
@@ -178,6 +189,7 @@ class TrainRecipe(FitOptions):
     architecture: Architecture | None = None
     objective: Literal["causal-lm"] = "causal-lm"
     data: Data
+    keep: Keep | None = None
     tune: Tune = Tune()
     parallel: Literal["none", "ddp", "fsdp2"] = "none"
     ranks: int = Field(default=1, ge=1)
@@ -199,6 +211,8 @@ class TrainRecipe(FitOptions):
                 f"a step has {self.rows} rows (batch_tokens / sequence_tokens), which {self.ranks} ranks "
                 "cannot share evenly"
             )
+        if self.architecture and self.keep:
+            raise ValueError("keep needs a base: a model from scratch has nothing to keep")
         if self.architecture and self.tune.method == "lora":
             raise ValueError("tune: lora needs a base; a model from scratch is trained in full")
         return self
@@ -214,7 +228,9 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> TrainRecipe:
     for override in overrides:
         values = _override(values, override)
     recipe = validate_recipe(TrainRecipe, values, file)
-    return recipe.model_copy(update={"data": _anchored(recipe.data, path.absolute().parent)})
+    folder = path.absolute().parent
+    keep = recipe.keep and recipe.keep.model_copy(update={"store": folder / recipe.keep.store.expanduser()})
+    return recipe.model_copy(update={"data": _anchored(recipe.data, folder), "keep": keep})
 
 
 def validate_recipe(

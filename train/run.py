@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from train.checkpoint import Checkpoints
 from train.data.packing import Packer
 from train.data.store import TokenStore, open_store
 from train.data.tokenize import Tokens
+from train.evaluate import load_causal_lm
 from train.failures import Stopped
-from train.loop import FitResult, Held, StepReport, choose_dtype, divide, fit, total_steps
-from train.objectives import CausalLM
+from train.keep import Keeping, WithKept
+from train.loop import Batches, FitResult, Held, StepReport, choose_dtype, divide, fit, total_steps
+from train.objectives import CausalLM, Objective
 from train.parallel import Group, joined, whole
 from train.recipe import TrainRecipe, validate_recipe
 
@@ -45,14 +47,16 @@ def train(
     with joined(recipe.parallel) as group:
         stores = open_stores(recipe, run_dir)
         tokenizer = Tokens(tokenizer_dir).sha256
-        refuse_foreign_tokens(stores, tokenizer)
-        identity = identity_of(stores, base, tokenizer)
+        kept = open_store(recipe.keep.store) if recipe.keep else None
+        refuse_foreign_tokens((*stores, kept), tokenizer)
+        identity = identity_of(stores, kept, base, tokenizer)
         model = models.build(recipe, base, tokenizer_dir)
         packer = Packer(stores[0], recipe.sequence_tokens, recipe.seed)
+        objective, batches = lesson(recipe, packer, kept, base, group)
         result = fit(
             model,
-            CausalLM(),
-            packer,
+            objective,
+            batches,
             recipe,
             run_dir=run_dir,
             validate=held_of(recipe, stores),
@@ -74,6 +78,19 @@ def train(
     return {}
 
 
+def lesson(
+    recipe: TrainRecipe, packer: Packer, kept: TokenStore | None, base: Path | None, group: Group
+) -> tuple[Objective, Batches]:
+    """What to minimise, and over which rows."""
+    if not (recipe.keep and kept and base):
+        return CausalLM(), packer
+    beside = Packer(kept, recipe.sequence_tokens, recipe.seed)
+    weight = (
+        recipe.keep.weight * packer.targets / max(1, beside.targets)
+    )  # of a sum beside the new text's sum
+    return Keeping(load_causal_lm(base).to(group.device), weight), WithKept(packer, beside)
+
+
 def open_stores(recipe: TrainRecipe, run_dir: Path) -> tuple[TokenStore, TokenStore | None]:
     """What to train on, and what to measure on."""
     if recipe.data.store:
@@ -88,12 +105,16 @@ def held_of(recipe: TrainRecipe, stores: tuple[TokenStore, TokenStore | None]) -
 
 
 def identity_of(
-    stores: tuple[TokenStore, TokenStore | None], base: Path | None, tokenizer: str
+    stores: tuple[TokenStore, TokenStore | None],
+    kept: TokenStore | None,
+    base: Path | None,
+    tokenizer: str,
 ) -> dict[str, Any]:
     """Digests of what a checkpoint depends on beside its recipe."""
     return {
         "train_data": stores[0].card.sha256,
         "held_data": stores[1].card.sha256 if stores[1] else None,
+        "kept_data": kept.card.sha256 if kept else None,
         "base": base_digest(base) if base else None,
         "tokenizer": tokenizer,
     }
@@ -107,7 +128,7 @@ def base_digest(base: Path) -> str:
     return " ".join(file_entry(file).sha256 for file in weights)
 
 
-def refuse_foreign_tokens(stores: tuple[TokenStore, TokenStore | None], sha256: str) -> None:
+def refuse_foreign_tokens(stores: Sequence[TokenStore | None], sha256: str) -> None:
     """Raises InvalidInput where a store's tokens are another tokenizer's."""
     for store in filter(None, stores):
         if store.card.tokenizer_sha256 != sha256:

@@ -1,7 +1,8 @@
 """What a job trains on: the new examples, and beside them replayed ones in fixed shares of their tokens.
 
-A few percent of replay, with the learning rate re-warmed and re-decayed, keeps what was learned before about as
-well as training on everything again (arXiv 2403.08763).
+Replay, with the learning rate re-warmed and re-decayed, keeps what was learned before (arXiv 2403.08763). At the
+few thousand tokens of a small job, replayed tokens themselves keep little; the distributions that the model's
+parent predicts on them keep much (``train.keep``).
 """
 
 from __future__ import annotations

@@ -47,12 +47,14 @@ class Lora(_Part):
 class Replay(_Part):
     """What is trained beside the new data, so that the old is kept, and how much of it is stored.
 
-    ``share``: tokens of earlier domains, ``base``: of the model's own samples, both for each new token.
+    ``share``: tokens of earlier domains, ``base``: of the model's own samples, both for each new token. On them
+    the candidate is held to what its parent predicts; ``weight``: of that divergence beside the new text's loss.
     ``buffer_tokens`` and ``held_tokens`` bound what is kept of one domain, to train on and to measure on.
     """
 
     share: float = Field(default=0.5, ge=0, le=16)
     base: float = Field(default=0.5, ge=0, le=16)
+    weight: float = Field(default=1.0, ge=0, le=100)
     buffer_tokens: int = Field(default=100_000, ge=0)
     held_tokens: int = Field(default=4096, ge=64)
 

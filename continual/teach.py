@@ -23,7 +23,7 @@ from everlearn.registry import Version
 from train.data.prepare import DataOptions, Source, prepare
 from train.data.store import Example, TokenStore, open_store, write_store
 from train.launch import Outcome, launch
-from train.recipe import Checkpoint, Data, Optimizer, Schedule, TrainRecipe, Tune
+from train.recipe import Checkpoint, Data, Keep, Optimizer, Schedule, TrainRecipe, Tune
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def base_store(base: Step) -> TokenStore | None:
 
 
 def mix_sources(steps: Steps, plan: Plan, data: Step, replay: Step, base: Step) -> Step:
-    """The store to train on."""
+    """The stores to train on: ``store``, what is new, and where there is any, ``kept``, what must stay."""
 
     def make(directory: Path) -> Mapping[str, Any]:
         new, earlier = data_store(data, "train"), replayed(replay, "train")
@@ -132,8 +132,11 @@ def mix_sources(steps: Steps, plan: Plan, data: Step, replay: Step, base: Step) 
         if not recipe.replay.share:
             earlier = {}
         without = set(replay.result["without"])
-        sources = mix(new, earlier, own if recipe.replay.base else [], recipe.replay, without)
-        return write_mixture(directory / "store", sources, new, recipe.seed)
+        taught, *kept = mix(new, earlier, own if recipe.replay.base else [], recipe.replay, without)
+        counts = write_mixture(directory / "store", [taught], new, recipe.seed)
+        if any(source.taken for source in kept):
+            counts |= write_mixture(directory / "kept", kept, new, recipe.seed)
+        return counts
 
     return steps.do("mixture", make)
 
@@ -151,7 +154,8 @@ def train_candidate(
 
     Raises Diverged, and Stopped, with a checkpoint, once ``should_stop`` says so.
     """
-    recipe = train_recipe(plan, mixture.directory / "store")
+    kept = mixture.directory / "kept"
+    recipe = train_recipe(plan, mixture.directory / "store", kept if kept.is_dir() else None)
     run_dir = steps.folder / "run"
     return launch(
         recipe,
@@ -164,14 +168,15 @@ def train_candidate(
     )
 
 
-def train_recipe(plan: Plan, store: Path) -> TrainRecipe:
-    """The learning rate is warmed up anew and decayed anew (arXiv 2403.08763)."""
+def train_recipe(plan: Plan, store: Path, kept: Path | None) -> TrainRecipe:
+    """The learning rate is warmed up anew and decayed anew (arXiv 2403.08763); ``kept`` text is not unlearned."""
     recipe = plan.recipe
     rows = max(1, round(recipe.batch_tokens / recipe.sequence_tokens))
     lora = {"rank": recipe.lora.rank, "alpha": recipe.lora.alpha} if recipe.tune == "lora" else {}
     return TrainRecipe(
         base=plan.parent,
         data=Data(store=store),
+        keep=Keep(store=kept, weight=recipe.replay.weight) if kept and recipe.replay.weight else None,
         tune=Tune(method=recipe.tune, **lora),
         sequence_tokens=recipe.sequence_tokens,
         batch_tokens=rows * recipe.sequence_tokens,

@@ -32,7 +32,7 @@ def train_naively(lessons: Sequence[Lesson], start_dir: Path, folder: Path, prog
     for lesson in lessons:
         model_dir = models[-1] if models else start_dir
         outcome = launch(
-            train_recipe(lesson.plan, lesson.store),
+            train_recipe(lesson.plan, lesson.store, kept=None),
             model_dir=model_dir,
             tokenizer_dir=start_dir,
             run_dir=folder / lesson.domain,

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from everlearn.bundle import file_entry
 from everlearn.durable import move_directory, sync_tree, write_file
+from everlearn.errors import Unavailable
 from train.parallel import Group
 
 log = structlog.stdlib.get_logger("train.checkpoint")
@@ -54,19 +55,13 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)
             partial.mkdir()
         self.group.barrier()
-        _quietly("save", tensors, checkpoint_id=partial, no_dist=self.group.kind == "none")
-        if self.group.is_first:
-            files = {
-                file.name: file_entry(file).model_dump()
-                for file in sorted(partial.iterdir())
-                if file.name != STATE
-            }
-            content = {**state, "step": step, "ranks": self.group.ranks, "files": files}
-            sync_tree(partial)
-            write_file(partial / STATE, json.dumps(content, indent=1).encode())
-            move_directory(partial, target)
-            for old in self._names()[: -self.keep]:
-                shutil.rmtree(old, ignore_errors=True)
+        try:
+            _quietly("save", tensors, checkpoint_id=partial, no_dist=self.group.kind == "none")
+            if self.group.is_first:
+                self._name(partial, target, {**state, "step": step, "ranks": self.group.ranks})
+        except BaseException:  # a full disk gets its room back
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         self.group.barrier()
 
     def newest(self) -> Saved | None:
@@ -83,6 +78,15 @@ class Checkpoints:
         self.group.barrier()
         if self.group.is_first:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _name(self, partial: Path, target: Path, state: dict[str, Any]) -> None:
+        """Makes what lies in ``partial`` a checkpoint, and drops the oldest."""
+        files = {file.name: file_entry(file).model_dump() for file in sorted(partial.iterdir())}
+        sync_tree(partial)
+        write_file(partial / STATE, json.dumps({**state, "files": files}, indent=1).encode())
+        move_directory(partial, target)
+        for old in self._names()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
 
     def _newest(self) -> Saved | None:
         for partial in self.folder.glob(".partial-*"):
@@ -125,9 +129,18 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _quietly(call: Literal["save", "load"], tensors: dict[str, Tensor], **options: Any) -> None:
-    """Without the warnings that one process alone has no group. Imported here: it takes seconds."""
+    """Without the warnings that one process alone has no group. Imported here: it takes seconds.
+
+    Raises Unavailable with what the disk said.
+    """
     import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        getattr(dcp, call)(tensors, **options)
+        try:
+            getattr(dcp, call)(tensors, **options)
+        except CheckpointException as error:
+            cause, _ = next(iter(error.failures.values()))
+            done = {"save": "written", "load": "read"}[call]
+            raise Unavailable(f"a checkpoint could not be {done}: {cause}") from error

@@ -49,7 +49,8 @@ class Group:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """A module to call with (objective, batch)."""
-        model.to(self.device)
+        if self.kind != "fsdp2":  # which moves a layer at a time, and keeps a share of it
+            model.to(self.device)
         stage = Stage(model)
         if self.kind == "ddp":
             from torch.nn.parallel import DistributedDataParallel

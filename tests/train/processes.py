@@ -24,7 +24,7 @@ CONTEXT.set_forkserver_preload(
         "torch.distributed.checkpoint",
     ]
 )
-PATIENCE_S = 200
+PATIENCE_S = 1000
 
 
 def in_ranks(ranks: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:

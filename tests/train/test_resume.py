@@ -31,7 +31,7 @@ def prepared(recipe: dict[str, Any], base: Path, run_dir: Path) -> Path:
 def finished(run_dir: Path) -> str:
     """Lets the run end; the sha256 of its weights."""
     child = start_run(run_dir)
-    child.join(200)
+    child.join(1000)
     assert child.exitcode == 0
     return file_entry(run_dir / "model" / "model.safetensors").sha256
 

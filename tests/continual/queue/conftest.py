@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from everlearn.registry import Registry
 from everlearn.settings import ContinualSettings, Settings
 
 ROOT = Path(__file__).resolve().parents[3]
-HURRIED = ContinualSettings(lease_s=2, heartbeat_s=0.3, reconcile_s=0.1, shutdown_s=10, nice=0)
+HURRIED = ContinualSettings(lease_s=3, heartbeat_s=0.5, reconcile_s=0.1, shutdown_s=10, nice=0)
 
 
 class House:
@@ -91,17 +92,19 @@ class House:
 
         return redis.Redis(unix_socket_path=str(socket_path(self.settings)), socket_timeout=5)
 
-    def close(self) -> None:
-        for worker in self.workers:
-            if worker.poll() is None:
-                worker.send_signal(signal.SIGCONT)
-                worker.terminate()
-        for worker in self.workers:
+    def end(self, worker: subprocess.Popen[bytes]) -> None:
+        self.workers.remove(worker)
+        if worker.poll() is None:
+            worker.terminate()
             try:
-                worker.wait(15)
+                worker.wait(20)
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()
+
+    def close(self) -> None:
+        for worker in list(self.workers):
+            self.end(worker)
 
 
 def add_model(registry: Registry, name: str = "tiny") -> None:
@@ -153,24 +156,41 @@ def wait_until(
         time.sleep(0.02)
 
 
-@pytest.fixture
-def make_house() -> Iterator[Callable[..., House]]:
-    """Makes installations with given continual settings, in short paths; ends their workers after the test."""
-    made: list[House] = []
-
-    def make(**continual: Any) -> House:
-        folder = Path(tempfile.mkdtemp(prefix="elq"))
-        limits = HURRIED.model_copy(update=continual)
-        made.append(House(Settings(home=folder, continual=limits)))
-        return made[-1]
-
-    yield make
-    for house in made:
+@contextmanager
+def installation(**continual: Any) -> Iterator[House]:
+    """Of given continual settings, in a short path; its workers end with it."""
+    folder = Path(tempfile.mkdtemp(prefix="elq"))
+    house = House(Settings(home=folder, continual=HURRIED.model_copy(update=continual)))
+    try:
+        yield house
+    finally:
         house.close()
-        shutil.rmtree(house.settings.home, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
-def house(make_house: Callable[..., House]) -> House:
+def house() -> Iterator[House]:
     """An installation without a worker."""
-    return make_house()
+    with installation() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_house() -> Iterator[House]:
+    """One for a module: starting its processes is most of what a test costs."""
+    with installation() as made:
+        yield made
+
+
+@pytest.fixture
+def running(shared_house: House) -> House:
+    """The module's installation with a worker that is alive, no other, and nothing to do."""
+    for job in shared_house.jobs.list(limit=1000):
+        if not job.is_over:
+            shared_house.jobs.cancel(job.id)
+    *others, last = shared_house.workers or [None]
+    for worker in others:
+        shared_house.end(worker)
+    if last is None or last.poll() is not None:
+        shared_house.start_worker()
+    return shared_house

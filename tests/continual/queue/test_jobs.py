@@ -1,0 +1,212 @@
+"""The table alone: claims, fences, caps and their races, on each kind of database."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from continual.files import Client
+from continual.jobs import Jobs, Lease, LeaseLost, check_lease
+from continual.queue import Publisher
+from continual.queue_owner import is_gone, this_process
+from continual.queue_reconciler import Reconciler
+from everlearn.bundle import write_bundle
+from everlearn.database import JobRow, write
+from everlearn.errors import InvalidInput, NotFound
+from tests.continual.queue.conftest import House, add_model
+
+
+def claimed(house: House, **fields: Any) -> Lease:
+    lease = house.jobs.claim(house.create(**fields).id, "one")
+    assert lease
+    return lease
+
+
+def at_once(*acts: Callable[[], Any]) -> list[Any]:
+    """What each did, begun together; an exception as itself."""
+    start, done = threading.Barrier(len(acts)), list[Any]()
+
+    def run(act: Callable[[], Any]) -> None:
+        start.wait()
+        try:
+            done.append(act())
+        except Exception as error:  # noqa: BLE001
+            done.append(error)
+
+    threads = [threading.Thread(target=run, args=(act,)) for act in acts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return done
+
+
+def test_of_many_claims_at_once_one_wins(house: House) -> None:
+    """Row Q4."""
+    job = house.create()
+    leases = at_once(*(lambda n=n: Jobs(house.settings).claim(job.id, f"w{n}") for n in range(8)))
+    [won] = [lease for lease in leases if lease]
+    now = house.jobs.get(job.id)
+    assert (now.state, now.fence, now.attempt, now.lease_owner) == ("running", won.fence, 1, won.owner)
+
+
+def test_a_stale_fence_writes_nothing(house: House) -> None:
+    """Row Q5: the first holder was thought dead, and comes back while the second works."""
+    stale = claimed(house)
+    assert house.jobs.retry(stale, "silent") == "queued"
+    fresh = house.jobs.claim(stale.job_id, "two")
+    assert fresh and fresh.fence == stale.fence + 1
+    before = house.jobs.get(stale.job_id)
+    events = house.messages(before)
+    for write_stale in (
+        lambda: house.jobs.event(stale, "late"),
+        lambda: house.jobs.finish(stale, "succeeded", result_model="tiny@9"),
+        lambda: house.jobs.finish(stale, "failed", error={"code": "x", "message": "y"}),
+    ):
+        with pytest.raises(LeaseLost):
+            write_stale()
+    assert house.jobs.heartbeat(stale) == "lost"
+    assert house.jobs.release(stale) is False and house.jobs.retry(stale, "late") is None
+    assert house.jobs.get(stale.job_id) == before and house.messages(before) == events
+    assert house.jobs.heartbeat(fresh) == "go"
+
+
+def test_what_is_promoted_with_a_lost_lease_is_rolled_back(house: House) -> None:
+    """A registration that checks its lease inside the registering transaction leaves nothing when that is stale."""
+    stale = claimed(house)
+    house.jobs.cancel(stale.job_id)
+    with house.registry.staging() as staging, pytest.raises(LeaseLost):
+        (staging / "config.json").write_text("{}")
+        write_bundle(staging, name="tiny", format="onnx", task="generate", architecture="x", parameters=1)
+        house.registry.add(staging, "tiny", within=lambda connection, _: _check(connection, stale))
+    assert [version.version for version in house.registry.versions("tiny")] == [1]
+    assert house.registry.aliases("tiny") == {}
+
+
+def _check(connection: Any, lease: Lease) -> None:
+    check_lease(connection, lease)
+
+
+def test_finish_and_what_comes_with_it_are_one_transaction(house: House) -> None:
+    lease = claimed(house)
+
+    def fail(_: Any) -> None:
+        raise RuntimeError("the disk went away")
+
+    with pytest.raises(RuntimeError):
+        house.jobs.finish(lease, "succeeded", within=fail)
+    assert house.jobs.get(lease.job_id).state == "running"
+    house.jobs.finish(lease, "succeeded", result_model="tiny@1")
+    assert house.messages(house.jobs.get(lease.job_id))[-2:] == [
+        "New fine-tuned model created: tiny@1",
+        "The job has successfully completed",
+    ]
+
+
+@pytest.mark.parametrize("attempt", range(6))
+def test_cancel_and_finish_at_once_leave_one_end(house: House, attempt: int) -> None:
+    """Row Q13: whichever comes first, the other is told, and nothing changes any more."""
+    lease = claimed(house)
+    done = at_once(
+        lambda: house.jobs.cancel(lease.job_id).state,
+        lambda: Jobs(house.settings).finish(lease, "succeeded", result_model="tiny@1"),
+    )
+    job = house.jobs.get(lease.job_id)
+    if job.state == "cancelled":
+        assert any(isinstance(one, LeaseLost) for one in done) and job.result_model is None
+        assert house.jobs.heartbeat(lease) == "cancel"
+    else:
+        assert job.state == "succeeded" and any(isinstance(one, InvalidInput) for one in done)
+    ends = {"The job has successfully completed", "Fine-tuning job cancelled"}
+    assert len(ends & set(house.messages(job))) == 1
+
+
+def test_attempts_are_counted_by_job_and_capped(house: House) -> None:
+    job = house.create()
+    for state in ("queued", "queued", "failed"):
+        lease = house.jobs.claim(job.id, "one")
+        assert lease and house.jobs.retry(lease, "it died") == state
+    job = house.jobs.get(job.id)
+    assert job.error and job.error["code"] == "attempts_exhausted" and "it died" in job.error["message"]
+    assert house.jobs.claim(job.id, "one") is None
+
+
+def test_a_worker_that_stops_in_time_costs_no_attempt(house: House) -> None:
+    job = house.create()
+    for _ in range(5):
+        lease = house.jobs.claim(job.id, "one")
+        assert lease and house.jobs.release(lease)
+    assert (house.jobs.get(job.id).state, house.jobs.get(job.id).attempt) == ("queued", 0)
+
+
+def test_a_beat_after_the_look_keeps_the_lease(house: House) -> None:
+    lease = claimed(house)
+    seen = house.jobs.get(lease.job_id).beats
+    house.jobs.heartbeat(lease, {"step": "training", "done": 0.5})
+    assert house.jobs.retry(lease, "silent", seen_beats=seen) is None
+    job = house.jobs.get(lease.job_id)
+    assert job.state == "running" and job.progress == {"step": "training", "done": 0.5}
+
+
+def test_the_same_idempotency_key_makes_one_job_of_each_client(house: House) -> None:
+    """Row Q14, concurrently."""
+    made = at_once(*(lambda: house.create(idempotency_key="k") for _ in range(8)))
+    assert len({job.id for job in made}) == 1
+    with pytest.raises(InvalidInput, match="this Idempotency-Key made ftjob-"):
+        house.create(idempotency_key="k", suffix="else")
+    file = house.files.add(house.settings.home / "rfc.jsonl", client=Client("key-b"))
+    other = house.create(idempotency_key="k", client=Client("key-b"), training_file=file.id)
+    assert other.id != made[0].id
+
+
+def test_a_job_teaches_the_champion_and_no_other_version(house: House) -> None:
+    add_model(house.registry)
+    house.registry.promote("tiny@1")
+    assert house.create(model="tiny@1").model == "tiny"
+    with pytest.raises(InvalidInput, match="the champion, which is tiny@1, not tiny@2"):
+        house.create(model="tiny@2")
+    with pytest.raises(NotFound, match="did you mean 'tiny'"):
+        house.create(model="tinny")
+
+
+def test_a_process_is_known_by_its_start_too() -> None:
+    mine = this_process()
+    host, pid, started = mine.rsplit(":", 2)
+    assert not is_gone(mine)
+    assert is_gone(f"{host}:{pid}:{int(started) - 1}")
+    assert not is_gone(f"elsewhere:{pid}:1")  # of another machine nothing is known
+    assert not is_gone("nonsense")
+
+
+def test_sweeping_removes_bytes_that_no_row_names_and_no_others(house: House) -> None:
+    orphan = house.settings.directory("files") / "file-orphan"
+    orphan.write_bytes(b"x")
+    assert house.files.sweep() == 0  # it may be on its way in
+    later = orphan.stat().st_mtime + 7200
+    assert house.files.sweep(later) == 1
+    assert not orphan.exists() and house.files.path(house.file).exists()
+
+
+def test_a_clock_that_jumps_takes_no_lease(house: House) -> None:
+    """Row Q18: ``lease_until`` is an hour in the past, or ahead, and decides nothing."""
+    lease = house.jobs.claim(house.create().id, this_process())
+    assert lease
+    reconciler = Reconciler(house.jobs, Publisher(house.settings))
+    for jump_s in (-3600, 3600):
+        with write(house.jobs.database) as connection:
+            connection.execute(update(JobRow).values(lease_until=JobRow.lease_until + jump_s))
+        assert reconciler.recover() == []
+    assert house.jobs.get(lease.job_id).state == "running"
+
+
+def test_jobs_are_listed_from_the_newest_in_pages(house: House) -> None:
+    made = [house.create().id for _ in range(5)]
+    pages: list[str] = []
+    after: str | None = None
+    while page := house.jobs.list(after=after, limit=2):
+        pages += [job.id for job in page]
+        after = pages[-1]
+    assert pages == made[::-1]
+    assert house.jobs.queued() == made

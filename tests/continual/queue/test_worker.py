@@ -1,0 +1,254 @@
+"""Real workers on real Valkey servers: what is killed, stopped, lost or said twice, and every job ends once."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from continual.queue import QUEUE, celery_app
+from continual.worker import Worker
+from tests.continual.queue.conftest import (
+    House,
+    is_running,
+    processes,
+    resident_mb,
+    wait_until,
+)
+
+
+def works(house: House, seconds: float = 20, **fields: object) -> str:
+    """A job that is at work now."""
+    job = house.create("work", seconds=seconds, **fields)
+    wait_until(lambda: house.ticks(job) > 3, "the child works", 120, house)
+    return job.id
+
+
+def test_a_job_runs_once_however_often_its_message_comes(running: House) -> None:
+    """Rows Q3, Q4, Q11: duplicates and poison are acknowledged and dropped, and the worker lives."""
+    id = works(running, seconds=2)
+    app = celery_app(running.settings)
+    with app.connection_for_write() as connection:
+        for _ in range(5):
+            app.send_task("everlearn.run_job", args=[id], queue=QUEUE, connection=connection)
+        app.send_task("everlearn.run_job", args=["no such job"], queue=QUEUE, connection=connection)
+        app.send_task("everlearn.run_job", args=[], queue=QUEUE, connection=connection)
+        app.send_task("posix.system", args=["true"], queue=QUEUE, connection=connection)
+        with connection.Producer() as producer:
+            producer.publish(b"\x80\x04N.", routing_key=QUEUE, content_type="application/x-python-serialize")
+            producer.publish(b"{nonsense", routing_key=QUEUE, content_type="application/json")
+    running.redis().lpush(QUEUE, b"not even a message")
+    job = running.wait(running.jobs.get(id))
+    assert len(running.lives(job)) == job.attempt == 1
+    after = running.wait(running.create())
+    assert len(running.lives(after)) == 1
+    wait_until(lambda: running.redis().llen(QUEUE) == 0, "the queue is empty", 30, running)
+    assert job.progress["step"] == "working"
+    for pid in (running.workers[-1].pid, running.consumer()):
+        assert resident_mb(pid) < 150  # nothing that trains is loaded there
+    assert running.workers[-1].poll() is None
+
+
+def test_a_killed_consumer_is_replaced_and_its_job_goes_on(running: House) -> None:
+    """Row Q1: a dead owner of this host is known at once, whatever its lease says."""
+    id = works(running, seconds=3)
+    job = running.jobs.get(id)
+    child = running.lives(job)[0][0]
+    before = running.ticks(job)
+    os.kill(running.consumer(), signal.SIGKILL)
+    wait_until(lambda: not is_running(child), "the child ends with its consumer", 5, running)
+    job = running.wait(job)
+    assert job.attempt == 2 and len(running.lives(job)) == 2
+    assert running.ticks(job) == 60 > before
+    assert any("its worker is gone" in message for message in running.messages(job))
+
+
+def test_a_killed_worker_leaves_nothing_running_and_its_job_to_the_next(running: House) -> None:
+    id = works(running, seconds=2)
+    job = running.jobs.get(id)
+    left = [running.lives(job)[0][0], running.consumer(), running.valkey()]
+    running.workers[-1].kill()
+    for pid in left:
+        wait_until(lambda pid=pid: not is_running(pid), "it ends with the worker", 10, running)
+    running.start_worker()
+    job = running.wait(job, timeout_s=120)
+    assert job.attempt == 2 and running.ticks(job) == 40
+
+
+def test_a_job_whose_child_always_dies_fails_after_its_attempts_and_others_run(running: House) -> None:
+    """Rows Q2, Q10: killed as by the system when memory is out."""
+    doomed, other = running.create("die"), running.create()
+    job = running.wait(doomed, "failed")
+    assert len(running.lives(job)) == job.attempt == 3
+    assert job.error and job.error["code"] == "attempts_exhausted"
+    assert "SIGKILL (out of memory?)" in job.error["message"]
+    running.wait(other)
+
+
+def test_a_fault_that_would_come_again_ends_the_job_at_once(running: House) -> None:
+    """Rows Q16, Q17: a refusal and a full disk; a crash and an unfinished job get their attempts."""
+    made = {do: running.create(do) for do in ("refuse", "full", "crash", "leave")}
+    jobs = {do: running.wait(job, "failed") for do, job in made.items()}
+    assert jobs["refuse"].error == {
+        "code": "invalid_input", "message": "line 3 holds no answer", "param": "training_file",
+    }  # fmt: skip
+    assert jobs["full"].error and jobs["full"].error["code"] == "disk_full"
+    assert jobs["crash"].error and "RuntimeError: this flaw is a test's" in jobs["crash"].error["message"]
+    assert jobs["leave"].error and "left the job unfinished" in jobs["leave"].error["message"]
+    assert {do: job.attempt for do, job in jobs.items()} == {"refuse": 1, "full": 1, "crash": 3, "leave": 3}
+
+
+def test_a_stopped_worker_gives_its_job_back_at_a_checkpoint(running: House) -> None:
+    """Row Q12: exit 0, no attempt spent, and the next worker goes on."""
+    id = works(running, seconds=3)
+    worker = running.workers[-1]
+    worker.terminate()
+    assert worker.wait(30) == 0
+    job = running.jobs.get(id)
+    assert (job.state, job.attempt) == ("queued", 0)
+    assert (running.folder(job) / "checkpoint").exists()
+    before = running.ticks(job)
+    running.start_worker()
+    job = running.wait(job, timeout_s=120)
+    assert running.ticks(job) == 60 > before and job.attempt == 1
+
+
+def test_a_cancelled_job_ends_its_child_and_frees_the_worker(running: House) -> None:
+    """Row Q13: queued and running."""
+    id = works(running)
+    waiting = running.create()
+    assert running.jobs.cancel(waiting.id).state == "cancelled"
+    child = running.lives(running.jobs.get(id))[0][0]
+    assert running.jobs.cancel(id).state == "cancelled"
+    wait_until(lambda: not is_running(child), "the child is ended", 10, running)
+    running.wait(running.create())
+    assert running.jobs.get(id).state == running.jobs.get(waiting.id).state == "cancelled"
+    assert running.lives(waiting) == []
+
+
+def test_a_zombie_can_write_nothing_and_its_child_is_gone_before_another_begins(running: House) -> None:
+    """Rows Q5, Q18: the consumer is stopped beyond its lease, a second worker takes over, the first wakes."""
+    id = works(running, seconds=4)
+    job = running.jobs.get(id)
+    [(child, fence)] = running.lives(job)
+    zombie = running.consumer()
+    os.kill(zombie, signal.SIGSTOP)
+    try:
+        running.start_worker()
+        wait_until(lambda: not is_running(child), "the leash broke", 10, running)
+        wait_until(lambda: len(running.lives(job)) == 2, "another took the job", 120, running)
+    finally:
+        os.kill(zombie, signal.SIGCONT)
+    job = running.wait(job, timeout_s=120)
+    assert [life[1] for life in running.lives(job)] == [fence, fence + 1]
+    assert running.ticks(job) == 80 and job.lease_owner and f":{zombie}:" not in job.lease_owner
+    assert sum("successfully" in message for message in running.messages(job)) == 1
+
+
+def test_a_broker_that_is_killed_costs_no_job(running: House) -> None:
+    """Row Q8: while idle and while a job runs; the job does not notice."""
+    running.wait(running.create(), timeout_s=120)
+    for _ in range(2):
+        before = running.valkey()
+        os.kill(before, signal.SIGKILL)
+        began = time.monotonic()
+        job = running.wait(running.create())
+        assert time.monotonic() - began < 30 and job.attempt == 1
+        assert running.valkey() != before
+    id = works(running, seconds=3)
+    consumer = running.consumer()
+    os.kill(running.valkey(), signal.SIGKILL)
+    job = running.wait(running.jobs.get(id))
+    after = running.wait(running.create())
+    assert (job.attempt, len(running.lives(job)), after.attempt) == (1, 1, 1)
+    assert running.consumer() == consumer
+
+
+def test_lost_messages_and_a_full_broker_delay_jobs_and_lose_none(running: House) -> None:
+    """Rows Q6, Q7, Q9: jobs were committed and never published, or what was published is gone."""
+    works(running, seconds=2)
+    redis = running.redis()
+    redis.config_set("maxmemory", 1)
+    waiting = [running.create() for _ in range(3)]
+    wait_until(
+        lambda: "cannot reconcile the queue" in running.log(), "the full broker is told of", 30, running
+    )
+    redis.config_set("maxmemory", 0)
+    wait_until(
+        lambda: redis.llen(QUEUE) > 0 or running.jobs.get(waiting[0].id).is_over, "published", 30, running
+    )
+    redis.flushall()
+    for job in waiting:
+        assert running.wait(job).attempt == 1
+
+
+def test_messages_do_not_pile_up_behind_a_long_job(running: House) -> None:
+    id = works(running)
+    waiting = [running.create() for _ in range(4)]
+    time.sleep(2)  # twenty turns of the reconciler
+    assert running.redis().llen(QUEUE) <= len(waiting)
+    running.jobs.cancel(id)
+    for job in waiting:
+        running.wait(job)
+    started = [running.jobs.get(job.id).started_at or 0 for job in waiting]
+    assert started == sorted(started)
+
+
+def test_the_supervisor_sees_health_and_ends_the_worker_by_closing_its_input(house: House) -> None:
+    path = house.settings.home / "w.sock"
+    worker = house.start_worker("--uds", str(path))
+
+    def health() -> tuple[int, dict[str, object]]:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(10)
+            connection.connect(str(path))
+            client = http.client.HTTPConnection("worker")
+            client.sock = connection
+            client.request("GET", "/health")
+            answer = client.getresponse()
+            return answer.status, json.loads(answer.read())
+
+    wait_until(path.exists, "the socket is there", 60, house)
+    wait_until(lambda: health()[1]["consumer"] is not None, "the consumer is up", 30, house)
+    assert health()[0] == 200
+    assert worker.stdin
+    worker.stdin.close()
+    assert worker.wait(30) == 0
+    assert processes(worker.pid) == []
+
+
+def test_a_second_worker_of_a_home_shares_its_broker_and_takes_it_over(running: House) -> None:
+    running.wait(running.create(), timeout_s=120)
+    first = running.workers[-1]
+    second = running.start_worker()
+    wait_until(lambda: len(processes(second.pid)) == 1, "the second consumes", 60, running)
+    first.terminate()
+    assert first.wait(30) == 0
+    wait_until(lambda: any("valkey" in line for _, line in processes(second.pid)), "taken over", 30, running)
+    running.wait(running.create())
+
+
+def test_a_consumer_that_takes_nothing_is_started_anew(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks alive; that jobs wait for it tells that it is deaf."""
+    worker = Worker(house.settings)
+    monkeypatch.setattr("continual.worker.STALLED_S", 0.2)
+    deaf = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr(worker.consumer, "pid", deaf.pid)
+    killed: list[bool] = []
+    monkeypatch.setattr(worker.consumer, "kill", lambda: killed.append(True))
+    worker._wake_deaf_consumer()
+    time.sleep(0.3)
+    worker._wake_deaf_consumer()
+    assert not killed  # nothing waits
+    house.create()
+    worker._wake_deaf_consumer()
+    assert not killed
+    time.sleep(0.3)
+    worker._wake_deaf_consumer()
+    deaf.kill()
+    deaf.wait()
+    assert killed

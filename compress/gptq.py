@@ -42,21 +42,17 @@ class Int4:
         return (blocks * self.scales[..., None]).view(out, columns)
 
 
-def block_scales(blocks: Tensor, importance: Tensor | None = None) -> Tensor:
+def block_scales(blocks: Tensor, importance: Tensor) -> Tensor:
     """The scale of each block that rounds it with the least squared error.
 
     blocks: (out, blocks, 32). importance: (blocks, 32), how much an error at each input counts. Returns (out, blocks).
     """
-    largest = blocks.abs().argmax(-1, keepdim=True)
-    full = blocks.gather(-1, largest) / -CENTRE
-    full = torch.where(full == 0, torch.full_like(full, 1e-8), full)
+    full = full_scales(blocks)[..., None]
     best = best_error = None
     for stretch in STRETCHES:
         scales = full * stretch
         error = ((blocks / scales).round_().clamp_(-CENTRE, CENTRE - 1) * scales).sub_(blocks).square_()
-        if importance is not None:
-            error *= importance
-        error = error.sum(-1, keepdim=True)
+        error = error.mul_(importance).sum(-1, keepdim=True)
         if best is None or best_error is None:
             best, best_error = scales, error
         else:
@@ -66,11 +62,21 @@ def block_scales(blocks: Tensor, importance: Tensor | None = None) -> Tensor:
     return best[..., 0]
 
 
+def full_scales(blocks: Tensor) -> Tensor:
+    """The scale of each block (…, 32) that puts its largest weight at code 0, so that none is clipped."""
+    largest = blocks.abs().argmax(-1, keepdim=True)
+    scales = blocks.gather(-1, largest)[..., 0] / -CENTRE
+    return torch.where(scales == 0, torch.full_like(scales, 1e-8), scales)
+
+
 def round_to_nearest(weight: Tensor) -> Int4:
-    """weight: (out, in), each block by its own best scale."""
+    """weight: (out, in), as the builder does it.
+
+    Clipping to a smaller squared error of the weights made the model worse (SmolLM2, 8 layers: KL 0.074, not 0.067).
+    """
     out, columns = weight.shape
     blocks = weight.float().view(out, columns // BLOCK, BLOCK)
-    scales = block_scales(blocks)
+    scales = full_scales(blocks)
     codes = (blocks / scales[..., None]).round_().clamp_(-CENTRE, CENTRE - 1) + CENTRE
     return Int4(codes.to(torch.uint8).view(out, columns), scales)
 

@@ -49,9 +49,9 @@ def options(steps: int, lr: float) -> FitOptions:
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = tiny_config()
-    config.num_hidden_layers, config.initializer_range = 4, 0.02
+    config.num_hidden_layers, config.initializer_range = 3, 0.02
     model = LlamaForCausalLM(config)
-    fit(model, CausalLM(), packers()[0], options(250, 4e-3), run_dir=tmp_path_factory.mktemp("teacher"))
+    fit(model, CausalLM(), packers()[0], options(150, 5e-3), run_dir=tmp_path_factory.mktemp("teacher"))
     return model
 
 
@@ -62,10 +62,10 @@ def test_a_taught_student_beats_the_same_student_alone_on_the_same_tokens(
     nll, tokens = {}, {}
     for name, objective in (("taught", Distillation(teacher, 2.0, 0.9)), ("alone", CausalLM())):
         student = shallower(teacher, 2)
-        found = fit(student, objective, few, options(60, 2e-3), run_dir=tmp_path / name, validate=Held(held))
+        found = fit(student, objective, few, options(40, 2e-3), run_dir=tmp_path / name, validate=Held(held))
         nll[name], tokens[name] = found.held_nll, found.tokens
     assert tokens["taught"] == tokens["alone"]
-    assert nll["taught"] < nll["alone"] - 0.02
+    assert nll["taught"] < nll["alone"] - 0.02, nll
 
 
 def test_the_objective_is_cross_entropy_without_a_teacher_and_nothing_for_the_teacher_itself(
@@ -85,11 +85,11 @@ def test_a_student_has_the_teachers_first_and_last_layer(teacher: LlamaForCausal
     student = shallower(teacher, 2)
     theirs, ours = teacher.model.layers, student.model.layers
     assert (student.config.num_hidden_layers, len(ours)) == (2, 2)
-    for mine, of in ((ours[0], theirs[0]), (ours[1], theirs[3])):
+    for mine, of in ((ours[0], theirs[0]), (ours[1], theirs[2])):
         assert torch.equal(mine.mlp.up_proj.weight, of.mlp.up_proj.weight)
     assert [layer.self_attn.layer_idx for layer in ours] == [0, 1]
-    with pytest.raises(InvalidInput, match="4 layers; its teacher has 4"):
-        shallower(teacher, 4)
+    with pytest.raises(InvalidInput, match="3 layers; its teacher has 3"):
+        shallower(teacher, 3)
 
 
 def test_a_recipe_makes_a_student_that_is_a_model_of_its_own(tiny_settings: Settings, tmp_path: Path) -> None:

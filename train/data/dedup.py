@@ -44,8 +44,9 @@ def near_duplicates(
 ) -> NDArray[np.bool_]:
     """Which texts are too like an earlier one in ``order`` that is kept.
 
-    signatures: uint32 (texts, PERMUTATIONS). order: int64 (texts,), best first. Returns bool (texts,).
-    The same texts give the same answer in whatever sequence they were read, if ``order`` does not depend on it.
+    signatures: uint32 (texts, PERMUTATIONS). order: int64, the texts that are compared, best first. Returns bool
+    (texts,). The same texts give the same answer in whatever sequence they were read, if ``order`` does not
+    depend on it.
     """
     duplicate = np.zeros(len(signatures), dtype=np.bool_)
     keys, met = _meeting(signatures)

@@ -174,7 +174,7 @@ def _write(
     sizes = [len(each) for each in collected]
     bounds = np.cumsum([0, *sizes])
     given_held = np.repeat([file.held for file in files], sizes).astype(np.bool_)
-    exact, near = _duplicates(collected, given_held, options)
+    exact, near = _duplicates(collected, given_held, options, work)
     in_held = _split(collected, given_held, ~(exact | near), files, options)
     result = work / "result"
     shutil.rmtree(result, ignore_errors=True)
@@ -224,7 +224,7 @@ def _write(
 
 
 def _duplicates(
-    collected: list[Collection], given_held: NDArray[np.bool_], options: DataOptions
+    collected: list[Collection], given_held: NDArray[np.bool_], options: DataOptions, work: Path
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which documents are equal to, or nearly, another that is kept; each bool (documents,).
 
@@ -238,15 +238,24 @@ def _duplicates(
         key = hashes[document, :16].tobytes()
         exact[document] = key in seen
         seen.add(key)
-    near = np.zeros(len(hashes), dtype=np.bool_)
     if options.near_duplicates is None:
-        return exact, near
+        return exact, np.zeros_like(exact)
     comparable = np.flatnonzero(np.concatenate([each.comparable for each in collected]) & ~exact)
-    signatures = np.concatenate([each.signatures for each in collected])[comparable]
     first = hashes[comparable, :8].copy().view(">u8")[:, 0]
-    order = np.lexsort((first, ~given_held[comparable]))
-    near[comparable] = near_duplicates(signatures, order, options.near_duplicates)
+    order = comparable[np.lexsort((first, ~given_held[comparable]))]
+    near = near_duplicates(_signatures(collected, work), order, options.near_duplicates)
     return exact, near & ~given_held
+
+
+def _signatures(collected: list[Collection], work: Path) -> NDArray[np.uint32]:
+    """Those of all files, uint32 (documents, PERMUTATIONS), end to end on disk: half a kilobyte each."""
+    if len(collected) == 1 or not any(map(len, collected)):
+        return collected[0].signatures
+    together = work / "signatures.bin"
+    with together.open("wb") as file:
+        for each in collected:
+            each.signatures.tofile(file)
+    return np.memmap(together, dtype=np.uint32, mode="r").reshape(-1, collected[0].signatures.shape[1])
 
 
 def _split(

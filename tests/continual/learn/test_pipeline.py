@@ -179,7 +179,7 @@ def test_a_broken_file_is_named_with_its_line(home: Home) -> None:
 
 
 def test_too_few_examples_to_measure_on_are_refused_before_training(home: Home) -> None:
-    job = home.run(home.submit(sentences("zor", count=2), recipe()))
+    job = home.run(home.submit(sentences("zor", count=6), recipe(sequence_tokens=512)))
     assert job.state == "failed" and job.error and job.error["code"] == "invalid_input"
     assert "held_fraction" in job.error["message"]
 

@@ -99,7 +99,7 @@ def test_a_home_with_a_long_path_still_gets_sockets(tmp_path: Path) -> None:
 def fails(home: Path, *refs: str, **env: str) -> str:
     """What a supervisor prints that does not start."""
     with supervised(home, *refs, **env) as server:  # type: ignore[arg-type]
-        assert server.process.wait(30) != 0
+        assert server.process.wait(90) != 0
         assert "Traceback" not in server.output
         return server.output
 

@@ -113,7 +113,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     from train.failures import Diverged
     from train.loop import fit
     from train.model import from_scratch, saved_dtype
-    from train.run import held_of, identity_of, metrics_of, open_stores, refuse_foreign_tokens
+    from train.run import base_digest, held_of, metrics_of, open_stores, refuse_foreign_tokens
 
     recipe = validate_recipe(DistillRecipe, request["recipe"])
     teacher_dir, run_dir = Path(request["teacher_dir"]), Path(request["run_dir"])
@@ -122,8 +122,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         options = DataOptions(**{**said, "max_tokens": recipe.data.max_tokens or recipe.sequence_tokens})
         prepare(recipe.data.train, teacher_dir, run_dir / "data", options, progress, held=recipe.data.held)
     stores = open_stores(recipe, run_dir)  # pyright: ignore[reportArgumentType]
-    tokenizer = Tokens(teacher_dir).sha256
-    refuse_foreign_tokens(stores, tokenizer)
+    refuse_foreign_tokens(stores, Tokens(teacher_dir).sha256)
     progress("loading the teacher", None)
     teacher = load_causal_lm(teacher_dir)
     torch.manual_seed(recipe.seed)
@@ -141,7 +140,11 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             run_dir=run_dir,
             validate=held_of(recipe, stores),
             on_step=lambda at: progress(f"teaching, loss {at.loss:.3f}", at.step / at.steps),
-            identity=identity_of(stores, teacher_dir, tokenizer),
+            identity={
+                "data": [store.card.sha256 for store in stores if store],
+                "teacher": base_digest(teacher_dir),
+                **recipe.model_dump(mode="json", include={"student", "temperature", "weight"}),
+            },
         )
     except Diverged as error:
         raise InvalidInput(error.message, param="optimizer.lr") from None

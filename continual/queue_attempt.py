@@ -195,7 +195,7 @@ class Attempt:
         if message is not None:
             return "the child returned and left the job unfinished"
         code = self._child.returncode
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit {code}"
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""
         tail = "".join(deque(_lines(self._log_path), maxlen=12)).strip()[-LOG_TAIL_CHARS:]
         return f"the child {how}{hint}" + (f"; its last words:\n{tail}" if tail else "")

@@ -65,7 +65,9 @@ def _converse(
             progress(message["step"], message["done"])
         elif "error" in message:
             kind: type[errors.EverlearnError] = getattr(errors, message["error"])
-            raise kind(message["message"], param=message["param"])
+            error = kind(message["message"], param=message["param"])
+            error.code = message["code"]  # pyright: ignore[reportAttributeAccessIssue]: of the child's own kind
+            raise error
         else:
             return message["result"]
     _raise_dead(child, module, log)
@@ -94,9 +96,14 @@ def answer(work: Work) -> None:
     try:
         result = work(request, lambda step, done=None: say(step=step, done=done))
     except errors.EverlearnError as error:
-        say(error=type(error).__name__, message=error.message, param=error.param)
+        say(error=_known(type(error)), code=error.code, message=error.message, param=error.param)
     else:
         say(result=result)
+
+
+def _known(kind: type[errors.EverlearnError]) -> str:
+    """The error's own name, or its nearest ancestor's in the one family that every process knows."""
+    return next(one.__name__ for one in kind.__mro__ if one.__module__ == errors.__name__)
 
 
 def _die_with_parent() -> None:

@@ -21,7 +21,7 @@ WRONG_USAGE = 2
 class Patience:
     """How long to wait for what, in seconds."""
 
-    start_s: float = 300.0
+    start_s: float = 900.0
     """From the start of a process to its first good health answer."""
     warm_up_s: float = 120.0
     """From its first good health answer to the end of its warm-up."""

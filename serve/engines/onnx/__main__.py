@@ -63,7 +63,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         log_level="warning",
         lifespan="off",
         access_log=False,
-        timeout_graceful_shutdown=30,
+        timeout_graceful_shutdown=max(1, round(settings.serve.drain_timeout_s)),
         timeout_keep_alive=75,
     )
     await uvicorn.Server(config).serve()

@@ -124,7 +124,7 @@ def raw_request(
     return connection
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 15) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"timed out: {what}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from everlearn.errors import InvalidInput
-from train.objectives import IGNORED, head_of
+from train.objectives import IGNORED, logits_at
 
 CHUNK_BYTES = 64 * 1024**2
 """Logits held at once, of teacher and student each."""
@@ -64,25 +64,6 @@ class Distillation:
         )
         hard = nn.functional.cross_entropy(logits, targets, reduction="sum")
         return self.weight * temperature**2 * apart + (1 - self.weight) * hard
-
-
-def logits_at(model: nn.Module, batch: Mapping[str, Tensor], rows: Tensor) -> Callable[[slice], Tensor]:
-    """Logits float32 (n, vocab) at a slice of ``rows``, int64 (n,) positions of the flattened batch.
-
-    Documents packed in one row do not see each other: position ids start anew.
-    """
-    inputs: dict[str, Any] = {
-        "input_ids": batch["input_ids"],
-        "position_ids": batch["position_ids"],
-        "use_cache": False,
-    }
-    parts = head_of(model)
-    if parts is None:
-        logits = model(**inputs).logits.flatten(0, 1)[rows]
-        return lambda chunk: logits[chunk].float()
-    decoder, head = parts
-    hidden = decoder(**inputs).last_hidden_state.flatten(0, 1)[rows]  # (n, hidden)
-    return lambda chunk: head(hidden[chunk]).float()
 
 
 def shallower(teacher: Any, layers: int) -> Any:

@@ -8,7 +8,7 @@ new rows alone: kept rows are beside them, not between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from train.data.packing import Batch, Packer
-from train.objectives import CHUNK_BYTES, IGNORED, head_of, linear_cross_entropy
-
-Logits = Callable[[slice], Tensor]
-"""Logits, float32 (n, vocab), at a slice of the positions asked for."""
+from train.objectives import CHUNK_BYTES, IGNORED, Logits, head_of, linear_cross_entropy, logits_at
 
 
 class WithKept:
@@ -65,7 +62,7 @@ class Keeping:
         if len(kept):
             with torch.no_grad():
                 old = {key: batch[key][-kept_rows:] for key in ("input_ids", "position_ids")}
-                theirs = _logits_at(self.before, old, kept - first_kept)
+                theirs = logits_at(self.before, old, kept - first_kept)
             loss = loss + self.weight * _divergence(ours, theirs, len(kept), model)
         return loss, torch.tensor(len(new), dtype=torch.float32, device=loss.device)
 
@@ -97,17 +94,6 @@ def _divergence(ours: Logits, theirs: Logits, count: int, model: Any) -> Tensor:
     size = max(32, CHUNK_BYTES // (4 * model.config.get_text_config().vocab_size))
     chunks = [slice(start, min(start + size, count)) for start in range(0, count, size)]
     return torch.stack([checkpoint(part, chunk, use_reentrant=False) for chunk in chunks]).sum()  # type: ignore[misc]
-
-
-def _logits_at(model: nn.Module, batch: Mapping[str, Tensor], places: Tensor) -> Logits:
-    """places: int64 (n,) in the flattened batch."""
-    parts = head_of(model)
-    if parts is None:
-        logits = _whole_logits(model, batch)
-        return lambda chunk: logits[places[chunk]].float()
-    decoder, head = parts
-    hidden = _hidden(decoder, batch)
-    return lambda chunk: head(hidden[places[chunk]]).float()
 
 
 def _hidden(decoder: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ The loop divides by the targets of the whole step, so that accumulation and rank
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,10 @@ CHUNK_BYTES = 64 * 1024**2
 
 # A model that changes its logits after the output layer computes its loss from whole logits.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+
+
+Logits = Callable[[slice], Tensor]
+"""Logits, float32 (n, vocab), at a slice of the positions that were asked for."""
 
 
 class Objective(Protocol):
@@ -67,6 +71,25 @@ def _from_logits(
     chosen = logits.flatten(0, 1)[rows].float()  # (n, vocab)
     loss = nn.functional.cross_entropy(chosen, targets[rows], reduction="sum")
     return loss, torch.tensor(len(rows), dtype=torch.float32, device=loss.device)
+
+
+def logits_at(model: nn.Module, batch: Mapping[str, Tensor], rows: Tensor) -> Logits:
+    """Logits float32 (n, vocab) at a slice of ``rows``, int64 (n,) positions of the flattened batch.
+
+    Documents packed in one row do not see each other: position ids start anew.
+    """
+    inputs: dict[str, Any] = {
+        "input_ids": batch["input_ids"],
+        "position_ids": batch["position_ids"],
+        "use_cache": False,
+    }
+    parts = head_of(model)
+    if parts is None:
+        logits = model(**inputs).logits.flatten(0, 1)[rows]
+        return lambda chunk: logits[chunk].float()
+    decoder, head = parts
+    hidden = decoder(**inputs).last_hidden_state.flatten(0, 1)[rows]  # (n, hidden)
+    return lambda chunk: head(hidden[chunk]).float()
 
 
 def linear_cross_entropy(

@@ -30,8 +30,9 @@ from everlearn.logs import configure_logging
 from everlearn.settings import Settings, load_settings
 
 CONSUMER = (sys.executable, "-P", "-m", "continual.queue")
-STALLED_S = 60.0
-"""So long may jobs wait for an idle consumer, until it counts as deaf and is started anew."""
+STALLED_S = 20.0
+"""So long may jobs wait for an idle consumer, until it counts as deaf and is started anew; then twice as long, so
+that a slow machine's consumer has time to start."""
 SWEEP_EVERY_S = 3600.0
 DAY_S = 86_400.0
 
@@ -61,6 +62,7 @@ class Worker:
         self.consumer = Kept("consumer", consumer, environment)
         self.reconciled_s = time.monotonic()
         self._waiting_since_s: float | None = None
+        self._patience_s = STALLED_S
         self._swept_s = float("-inf")
 
     async def run(self, uds: Path | None) -> None:
@@ -100,17 +102,23 @@ class Worker:
             await asyncio.sleep(self.settings.continual.reconcile_s)
 
     def _wake_deaf_consumer(self) -> None:
-        """A consumer that stays connected and consumes nothing looks healthy; only the waiting jobs tell."""
+        """A consumer that stays connected and consumes nothing looks healthy; only the waiting jobs tell.
+
+        So it is when the broker dies just as a message is acknowledged: to Celery that one stays under way for ever.
+        """
         now_s, pid = time.monotonic(), self.consumer.pid
         busy = any((job.lease_owner or "").split(":")[1:2] == [str(pid)] for job in self.jobs.running())
         if pid is None or busy or not self.jobs.queued(1):
             self._waiting_since_s = None
+            if pid is not None:
+                self._patience_s = STALLED_S
             return
         since_s = self._waiting_since_s = max(self._waiting_since_s or now_s, self.consumer.started_s)
-        if now_s - since_s > STALLED_S:
+        if now_s - since_s > self._patience_s:
             log.error("the consumer takes no jobs and is started anew", pid=pid)
             self.consumer.kill()
             self._waiting_since_s = None
+            self._patience_s *= 2
 
     def _sweep(self) -> None:
         """Clears the folders of jobs that ended days ago, and what broken uploads left."""

@@ -75,7 +75,9 @@ class House:
 
     def consumer(self) -> int:
         """The pid of the Celery process."""
-        return next(pid for pid, line in processes(self.workers[-1].pid) if "run_consumer" in line)
+        return next(
+            pid for pid, line in processes(self.workers[-1].pid) if "run_consumer" in line or "celery" in line
+        )  # its title, where setproctitle is
 
     def valkey(self) -> int:
         return next(pid for pid, line in processes(self.workers[-1].pid) if "valkey" in line)

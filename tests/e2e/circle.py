@@ -38,6 +38,7 @@ RECIPE = {
     "gate": {"max_forgetting": 10.0},
 }
 QUICK = {
+    "EVERLEARN_CONTINUAL__WORKER": "on",
     "EVERLEARN_CONTINUAL__LEASE_S": "5",
     "EVERLEARN_CONTINUAL__HEARTBEAT_S": "0.5",
     "EVERLEARN_CONTINUAL__RECONCILE_S": "0.2",

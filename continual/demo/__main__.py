@@ -46,11 +46,11 @@ RECIPE: Mapping[str, Any] = {
     "sequence_tokens": 256,
     "micro_batch": 2,
     "held_fraction": 0.15,
-    "replay": {"share": 0.5, "base": 0.5, "held_tokens": 1024},
-    "generation": {"tokens": 4096, "sample_tokens": 128},
-    "gate": {"max_forgetting": 0.1},
+    "replay": {"share": 0.4, "base": 0.3, "held_tokens": 1024},
+    "generation": {"tokens": 3072, "sample_tokens": 128},
+    "gate": {"max_forgetting": 0.15},
 }
-GENERAL_TOKENS = 2048
+GENERAL_TOKENS = 1024
 MARK = "made-by-the-demo"
 console = Console(stderr=True, highlight=False)
 

@@ -16,7 +16,7 @@ QUESTIONS = (
     "Why is the sky blue?",
     "Write a short sentence about a river.",
 )
-PAUSE_S = 1.0
+PAUSE_S = 2.0
 """Between two answers: a visitor reads, and training has the cores meanwhile."""
 
 

@@ -197,7 +197,9 @@ def load_causal_lm(model_dir: Path) -> Any:
     """A transformers causal language model, in float32 and ready to predict; never runs the model's own code."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # everlearn shows its own
     return AutoModelForCausalLM.from_pretrained(
         model_dir, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
     ).eval()

@@ -83,5 +83,5 @@ class Record:
 
     @property
     def forgetting(self) -> float:
-        """The mean of :attr:`forgotten`; below zero, more was gained later than lost."""
-        return sum(self.forgotten.values()) / len(self.forgotten)
+        """The mean of :attr:`forgotten`, where what became better counts as nothing forgotten."""
+        return sum(max(0.0, value) for value in self.forgotten.values()) / len(self.forgotten)

@@ -57,7 +57,7 @@ class Outcome:
 
 def ratio(ours: Record, naive: Record) -> float | None:
     """What ours forgot for each nat that the naive way forgot; None where that forgot nothing."""
-    return max(0.0, ours.forgetting) / naive.forgetting if naive.forgetting > 0 else None
+    return ours.forgetting / naive.forgetting if naive.forgetting > 0 else None
 
 
 def write_report(path: Path, outcome: Outcome, visitor: Visitor) -> None:

@@ -103,10 +103,11 @@ def sizes(connection: Connection, model: str) -> dict[str, dict[str, int]]:
     return found
 
 
-def hashes(connection: Connection, model: str, split: str) -> set[str]:
-    """The hashes of a split's examples, ``deleted`` included."""
+def hashes(connection: Connection, model: str, split: str, domain: str | None = None) -> set[str]:
+    """The hashes of a split's examples, ``deleted`` included; of one domain or of every one."""
     table = ReplayExampleRow
-    return set(connection.scalars(select(table.sha256).where(table.model == model, table.split == split)))
+    query = select(table.sha256).where(table.model == model, table.split == split)
+    return set(connection.scalars(query if domain is None else query.where(table.domain == domain)))
 
 
 def insert_examples(
@@ -140,9 +141,10 @@ def delete_example(connection: Connection, model: str, sha256: str) -> int:
 
 def _insert(connection: Connection, model: str, job_id: str, arrival: Arrival) -> dict[str, int]:
     known = hashes(connection, model, arrival.split)
+    own = hashes(connection, model, arrival.split, arrival.domain)
     other = hashes(connection, model, "held" if arrival.split == "train" else "train")
     gone = hashes(connection, model, DELETED)
-    chosen = lowest(arrival.examples, arrival.limit_tokens, without=other | gone)
+    chosen = lowest(arrival.examples, arrival.limit_tokens, without=(known - own) | other | gone)
     rows = [
         _row(model, job_id, arrival, sha256, example) for sha256, example in chosen if sha256 not in known
     ]

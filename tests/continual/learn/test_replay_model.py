@@ -144,4 +144,4 @@ class Buffer(RuleBasedStateMachine):
 
 
 TestBuffer = Buffer.TestCase
-TestBuffer.settings = profile(max_examples=6, stateful_step_count=20, deadline=None)
+TestBuffer.settings = profile(max_examples=12, stateful_step_count=25, deadline=None)

@@ -45,7 +45,7 @@ RECIPE: Mapping[str, Any] = {
     "batch_tokens": 512,
     "sequence_tokens": 256,
     "micro_batch": 2,
-    "held_fraction": 0.15,
+    "held_fraction": 0.2,
     "replay": {"share": 0.4, "base": 0.3, "held_tokens": 1024},
     "generation": {"tokens": 3072, "sample_tokens": 128},
     "gate": {"max_forgetting": 0.15},

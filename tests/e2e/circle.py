@@ -27,6 +27,7 @@ READY_S = 120.0
 CIRCLE_S = 240.0
 RECIPE = {
     "domain": "scripture",
+    "held_fraction": 0.25,
     "lr": 1e-2,
     "epochs": 2,
     "batch_tokens": 512,

@@ -30,7 +30,7 @@ from everlearn.logs import configure_logging
 from everlearn.settings import Settings, load_settings
 
 CONSUMER = (sys.executable, "-P", "-m", "continual.queue")
-STALLED_S = 20.0
+STALLED_S = 12.0
 """So long may jobs wait for an idle consumer, until it counts as deaf and is started anew; then twice as long, so
 that a slow machine's consumer has time to start."""
 SWEEP_EVERY_S = 3600.0

@@ -156,8 +156,8 @@ def test_a_broker_that_is_killed_costs_no_job(running: House) -> None:
         before = running.valkey()
         os.kill(before, signal.SIGKILL)
         began = time.monotonic()
-        job = running.wait(running.create())
-        assert time.monotonic() - began < 30 and job.attempt == 1
+        job = running.wait(running.create(), timeout_s=90)
+        assert time.monotonic() - began < 60 and job.attempt == 1  # about 15 s where a consumer went deaf
         assert running.valkey() != before
     id = works(running, seconds=3)
     consumer = running.consumer()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from everlearn.errors import InvalidInput
-from train.objectives import IGNORED, logits_at
+from train.objectives import logits_at, predicted
 
 CHUNK_BYTES = 64 * 1024**2
 """Logits held at once, of teacher and student each."""
@@ -32,10 +32,7 @@ class Distillation:
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         labels = batch["labels"]
-        following = torch.full_like(labels, IGNORED)  # (rows, seq): what each position predicts
-        following[:, :-1] = labels[:, 1:]
-        following = following.flatten()
-        rows = (following != IGNORED).nonzero().squeeze(1)  # (n,)
+        following, rows = predicted(labels)
         targets = following[rows]
         with torch.no_grad():
             theirs = logits_at(self.teacher, batch, rows)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from train.data.packing import Batch, Packer
-from train.objectives import CHUNK_BYTES, IGNORED, Logits, head_of, linear_cross_entropy, logits_at
+from train.objectives import CHUNK_BYTES, Logits, head_of, linear_cross_entropy, logits_at, predicted
 
 
 class WithKept:
@@ -52,11 +52,8 @@ class Keeping:
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         labels, kept_rows = batch["labels"], int(batch["kept_rows"])
-        following = torch.full_like(labels, IGNORED)  # (rows, seq): what each position predicts
-        following[:, :-1] = labels[:, 1:]
+        following, places = predicted(labels)
         first_kept = (len(labels) - kept_rows) * labels.shape[1]
-        following = following.flatten()
-        places = (following != IGNORED).nonzero().squeeze(1)
         new, kept = places[places < first_kept], places[places >= first_kept]
         loss, ours = self._both(model, batch, new, kept, following[new])
         if len(kept):

@@ -36,11 +36,7 @@ class CausalLM:
     """
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        labels = batch["labels"]
-        targets = torch.full_like(labels, IGNORED)  # (rows, seq): what each position predicts
-        targets[:, :-1] = labels[:, 1:]
-        targets = targets.flatten()
-        rows = (targets != IGNORED).nonzero().squeeze(1)  # (n,)
+        targets, rows = predicted(batch["labels"])
         parts = head_of(model)
         if parts is None:
             return _from_logits(model, batch, rows, targets)
@@ -50,6 +46,17 @@ class CausalLM:
         ).last_hidden_state  # (rows, seq, hidden)
         loss = linear_cross_entropy(hidden.flatten(0, 1), head.weight, head.bias, rows, targets[rows])
         return loss, torch.tensor(len(rows), dtype=torch.float32, device=loss.device)
+
+
+def predicted(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What each position predicts, and the positions that predict a target.
+
+    labels: int64 (rows, seq), not shifted. Returns targets int64 (rows * seq,) and places int64 (n,).
+    """
+    following = torch.full_like(labels, IGNORED)
+    following[:, :-1] = labels[:, 1:]
+    targets = following.flatten()
+    return targets, (targets != IGNORED).nonzero().squeeze(1)
 
 
 def head_of(model: Any) -> tuple[nn.Module, nn.Linear] | None:

@@ -24,6 +24,11 @@ class Clients:
     answers: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
+    def receive(self, more: int, version: Version, within_s: float = 60.0) -> None:
+        """Waits until `more` further answers of `version` have come."""
+        enough = self.answers.get(version.ref, 0) + more
+        eventually(lambda: self.answers.get(version.ref, 0) >= enough, within_s=within_s)
+
 
 @contextmanager
 def streaming(url: str, count: int, body: dict[str, object], mixed: bool = True) -> Iterator[Clients]:

@@ -81,10 +81,12 @@ def test_ten_swaps_under_streaming_clients_lose_no_request_and_mix_no_answer(
         for _ in range(5):
             town.registry.promote(new.ref)
             eventually(lambda: serves(server, new), within_s=SWAP_S)
+            clients.receive(6, new)
             town.registry.rollback("tiny")
             eventually(lambda: serves(server, old), within_s=SWAP_S)
+            clients.receive(6, old)
     assert clients.faults == []
-    assert set(clients.answers) == {old.ref, new.ref} and sum(clients.answers.values()) > 60
+    assert set(clients.answers) == {old.ref, new.ref}
     swapped(server, old)
     eventually(lambda: set(town.rows()) == {old.version})
 

@@ -24,4 +24,4 @@ def test_ten_swaps_of_a_real_model_lose_no_answer_and_change_no_word(int4_bundle
     assert len(result.swap_s) == 10
     assert result.swapping.versions == {"swapped@1", "swapped@2"}
     assert result.swapping.failed == [] and result.swapping.mixed == []
-    assert len(result.swapping.first_token_s) >= 30
+    assert len(result.swapping.first_token_s) >= 10

@@ -18,9 +18,8 @@ from typing import Any, Literal
 from compress.recipe import CompressRecipe, Target, recipe_from
 from everlearn.bundle import BundleManifest, Task, write_bundle
 from everlearn.child import run_child
-from everlearn.errors import EverlearnError, InvalidInput, NotFound, Unsupported
+from everlearn.errors import EverlearnError, InvalidInput, Unsupported
 from everlearn.progress import Progress, silent
-from everlearn.reference import parse_reference
 from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
 from train.evaluate import HELD_TOKENS, held_text
@@ -67,13 +66,13 @@ def export_onnx(settings: Settings, ref: str, to: Target, progress: Progress = s
 
 
 def export(settings: Settings, ref: str, recipe: CompressRecipe, progress: Progress = silent) -> Version:
-    """Adds a compressed version of ``ref`` (a bare name: its newest safetensors version) beside it.
+    """Adds a compressed version of ``ref`` (a bare name: the weights of its champion) beside it.
 
     Raises NotFound, Unsupported where the model's kind cannot be built, Drifted where the result is not its
     parent any more.
     """
     registry = Registry(settings)
-    parent = resolve_parent(registry, ref)
+    parent = registry.weights(ref)
     progress("verifying the parent", None)
     parent_dir = registry.path(parent)
     started = time.monotonic()
@@ -117,20 +116,6 @@ def build(
         parent_dir, staging, recipe, progress
     )
     return {"export": {**recipe.model_dump(mode="json"), **made}}, metrics
-
-
-def resolve_parent(registry: Registry, ref: str) -> Version:
-    """The version to export. Raises NotFound or Unsupported saying what it takes."""
-    reference = parse_reference(ref)
-    if reference.version is None:
-        for version in registry.versions(reference.model):
-            if version.format == "safetensors":
-                return version
-        raise NotFound(f"{ref} has no safetensors version to export; import its original weights")
-    version = registry.resolve(ref)
-    if version.format != "safetensors":
-        raise Unsupported(f"{version.ref} is {version.format}; an export starts from safetensors")
-    return version
 
 
 def export_decoder(

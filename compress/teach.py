@@ -70,10 +70,8 @@ def distill(settings: Settings, recipe: DistillRecipe, run_dir: Path, progress: 
 
     Raises NotFound, InvalidInput (also where the loss diverged), ConfigError, Conflict.
     """
-    from compress.export import resolve_parent
-
     registry = Registry(settings)
-    teacher = resolve_parent(registry, recipe.teacher)
+    teacher = registry.weights(recipe.teacher)
     if teacher.task != "generate":
         raise InvalidInput(f"{teacher.ref} is an encoder; a teacher predicts next tokens", param="teacher")
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from continual.recipe import ContinualRecipe
 from everlearn.errors import NotFound, Unsupported
 from everlearn.records import CHAMPION
-from everlearn.registry import Registry, Version
+from everlearn.registry import Registry
 from everlearn.settings import Settings
 
 
@@ -37,7 +37,7 @@ def make_plan(
     champion = registry.resolve(model)
     if champion.task != "generate":
         raise Unsupported(f"{champion.ref} is not a language model: continual training is for task generate")
-    parent = trainable(registry, champion)
+    parent = registry.weights(model)
     return Plan(
         model=champion.model,
         domain=domain,
@@ -47,17 +47,6 @@ def make_plan(
         parent_digest=parent.digest,
         recipe=recipe,
         threads=recipe.threads or settings.continual.threads or os.cpu_count() or 1,
-    )
-
-
-def trainable(registry: Registry, champion: Version) -> Version:
-    """The champion itself, or the newest of its ancestors that holds float weights. Raises NotFound."""
-    for version in registry.lineage(champion.ref):
-        if version.format == "safetensors":
-            return version
-    raise NotFound(
-        f"{champion.ref} has no ancestor with trainable weights here: import the safetensors it was made from",
-        param="model",
     )
 
 

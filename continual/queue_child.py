@@ -8,7 +8,6 @@ share and nobody can set.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import runpy
 import select
@@ -19,17 +18,18 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from everlearn.parent_death import die_with_parent
+
 LEASH = "EVERLEARN_LEASH"
 """``FD,DEADLINE_S,NICE`` in the environment."""
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 OOM_SCORE = "500"
 
 
 def main() -> None:
     """Become the child: lowest in rank, first to go when memory is short, gone when the leash breaks."""
     descriptor, deadline_s, nice = os.environ.pop(LEASH).split(",")
+    die_with_parent()
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     os.nice(int(nice))

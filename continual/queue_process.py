@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import signal
 import sys
 import time
@@ -13,12 +12,12 @@ from contextlib import suppress
 
 import structlog
 
+from everlearn.parent_death import die_with_parent
+
 BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 SETTLED_S = 10.0
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 log = structlog.stdlib.get_logger("continual.worker")
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Kept:
@@ -39,7 +38,7 @@ class Kept:
             self.started_s = time.monotonic()
             self._process = process = await asyncio.create_subprocess_exec(
                 *self._argv, env=self._env, stdin=DEVNULL, stdout=sys.stderr.fileno(), start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )  # fmt: skip
             self.pid = process.pid
             log.info("started", process=self.name, pid=self.pid)
@@ -69,9 +68,3 @@ class Kept:
         if self._process and self._process.returncode is None:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
-
-
-def _die_with_parent() -> None:
-    """Runs in the child before exec."""
-    if _libc is not None:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

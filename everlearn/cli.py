@@ -15,6 +15,7 @@ from everlearn.cli_jobs import jobs, worker
 from everlearn.cli_keys import keys
 from everlearn.cli_models import alias, gc, ls, print_added, promote, rm, rollback, show
 from everlearn.cli_ps import ps
+from everlearn.cli_replay import replay
 from everlearn.cli_train import train
 from everlearn.errors import EverlearnError
 
@@ -163,4 +164,5 @@ def version(as_json: Json = False) -> None:
 
 app.add_typer(keys)
 app.add_typer(jobs)
+app.add_typer(replay)
 app.command()(worker)

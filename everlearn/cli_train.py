@@ -53,7 +53,7 @@ def train(
     settings = open_settings()
     wanted = read_recipe(recipe, overrides or [])
     registry = open_registry(settings)
-    parent = trainable(registry, wanted.base) if wanted.base else None
+    parent = registry.weights(wanted.base) if wanted.base else None
     model = wanted.name or (parent.model if parent else "")
     if not model:
         raise ConfigError("the recipe needs a name for the model it makes from scratch", param="name")
@@ -78,22 +78,6 @@ def train(
     write_file(folder / REGISTERED, json.dumps(said).encode())
     shutil.rmtree(outcome.directory)  # the weights are in the registry; log and recipe stay
     print_added(version, as_json)
-
-
-def trainable(registry: Registry, ref: str) -> Version:
-    """The version to go on from: of a bare name the weights its champion was made of. Raises NotFound."""
-    from everlearn.reference import parse_reference
-
-    reference = parse_reference(ref)
-    if reference.version is not None:
-        version = registry.resolve(ref)
-        if version.format != "safetensors":
-            raise NotFound(f"{version.ref} is {version.format}; training goes on from safetensors")
-        return version
-    for version in (*registry.lineage(ref), *registry.versions(reference.model)):
-        if version.format == "safetensors":
-            return version
-    raise NotFound(f"{ref} has no safetensors version to go on from; import its original weights")
 
 
 def run_key(recipe: TrainRecipe, parent: Version | None) -> str:

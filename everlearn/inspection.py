@@ -22,11 +22,17 @@ def inspect_contents(directory: Path, files: set[str]) -> None:
     paths = sorted(path for path in files if _needs_inspection(path))
     if not paths:
         return
-    # -P: the kernel's own modules must not stand in for libraries of the same name.
-    command = [sys.executable, "-P", str(Path(__file__).with_name("inspector.py")), str(directory), *paths]
+    command = [sys.executable, "-P", "-m", "everlearn.inspector", str(directory), *paths]
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
-            command, check=False, capture_output=True, timeout=WALL_LIMIT_S, stdin=subprocess.DEVNULL
+            command,
+            check=False,
+            capture_output=True,
+            timeout=WALL_LIMIT_S,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": path},
         )
         output, code = done.stdout, done.returncode
     except subprocess.TimeoutExpired as expired:

@@ -1,7 +1,7 @@
 """The program that ``everlearn.inspection`` runs: ``inspector.py DIRECTORY FILE…``.
 
 Prints ``{"file": …}`` before each file and ``{"file": …, "problem": …}`` for the first that is wrong, then exits
-with 3. Imports nothing of everlearn.
+with 3. Of everlearn it imports the chat templates' sandbox alone.
 """
 
 from __future__ import annotations
@@ -182,6 +182,8 @@ def check_template(source: str) -> None:
     from jinja2 import TemplateSyntaxError, nodes
     from jinja2.exceptions import SecurityError, TemplateError
 
+    from everlearn.chat_template import sandbox
+
     environment = sandbox()
     try:
         for node in environment.parse(source).find_all(nodes.Getattr):
@@ -212,37 +214,6 @@ def render(template: Any) -> None:
         if length > TEMPLATE_OUTPUT_CHARS:
             raise Refused("its chat template writes without end")
     resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
-
-
-def sandbox() -> Any:
-    from jinja2 import TemplateError, nodes
-    from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """``{% generation %}`` marks the assistant's tokens for training; the text passes through."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
-    )
-
-    def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-    names: dict[str, Any] = environment.globals  # pyright: ignore[reportAssignmentType]
-    names.update(raise_exception=raise_exception, strftime_now=time.strftime)
-    environment.filters["tojson"] = to_json
-    return environment
 
 
 if __name__ == "__main__":

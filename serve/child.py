@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -11,17 +10,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from everlearn.parent_death import die_with_parent
+
 KEPT_LINES = 20
 MAX_LINE_BYTES = 1024**2
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-def _die_with_parent() -> None:
-    """Runs in the child before exec. Elsewhere than on Linux the child notices that its stdin ended."""
-    if _libc is not None:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def python(module: str, *arguments: str) -> list[str]:
@@ -52,7 +44,7 @@ class Child:
             stdout=PIPE if on_line else sys.stderr.fileno(),
             stderr=STDOUT if on_line else None,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,  # elsewhere than on Linux the child notices that its stdin ended
             limit=MAX_LINE_BYTES,
         )
         return cls(process, on_line)

@@ -6,7 +6,6 @@ With ``--follow`` the end of stdin ends the process: its parent is gone. Progres
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
 import json
 import os
@@ -16,7 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+from everlearn.parent_death import die_with_parent
 
 
 def main() -> int:
@@ -64,8 +63,7 @@ def run(run_dir: Path, say: Any, stop: threading.Event) -> int:
 
 def follow_parent() -> None:
     """The process ends with its parent, whatever it is doing."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     threading.Thread(target=_end_with_stdin, daemon=True).start()
 
 

@@ -46,7 +46,7 @@ RECIPE: Mapping[str, Any] = {
     "sequence_tokens": 256,
     "micro_batch": 2,
     "held_fraction": 0.2,
-    "replay": {"share": 0.4, "base": 0.3, "held_tokens": 1024},
+    "replay": {"share": 1.0, "base": 0.4, "held_tokens": 2048},
     "generation": {"tokens": 3072, "sample_tokens": 128},
     "gate": {"max_forgetting": 0.15},
 }

@@ -179,6 +179,23 @@ def test_lineage_runs_from_child_to_root_across_models(registry: Registry, add: 
     assert [version.ref for version in registry.lineage(orphan.ref)] == ["small@2"]
 
 
+def test_the_weights_behind_a_name_are_those_its_champion_was_made_of(registry: Registry, add: Any) -> None:
+    original = add(registry)
+    champion = add(registry, format="onnx-genai", parent=original.digest)
+    add(registry, parent=original.digest)  # trained, and never promoted
+    assert registry.weights("tiny") == registry.weights("tiny@champion") == original
+    assert registry.weights("tiny@3").version == 3
+    with pytest.raises(
+        NotFound, match=f"{champion.ref} is onnx-genai; its float weights are tiny@1: name that"
+    ):
+        registry.weights(champion.ref)
+    add(registry, "alone", format="onnx-genai")
+    with pytest.raises(
+        NotFound, match="alone@1 is onnx-genai, and the safetensors it was made of are not here"
+    ):
+        registry.weights("alone")
+
+
 def test_what_is_needed_is_not_deleted(registry: Registry, add: Any) -> None:
     parent = add(registry, "base")
     child = add(registry, "small", parent=parent.digest, format="onnx")

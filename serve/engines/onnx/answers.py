@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
+from everlearn.chat_template import TOOL_OPEN
 from serve.engines.onnx.chat import tool_calls
-from serve.engines.onnx.constraint import TOOL_OPEN
 from serve.engines.onnx.generation import Generation, Piece, SampledToken
 from serve.engines.onnx.text import TextCodec
 

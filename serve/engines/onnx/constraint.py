@@ -9,6 +9,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
+from everlearn.chat_template import TOOL_CLOSE, TOOL_OPEN
 from everlearn.errors import InvalidInput, Unsupported
 from serve.engines.onnx.text import TextCodec
 from serve.protocol import ChatRequest, NamedTool, Tool
@@ -18,8 +19,6 @@ COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator"
 
 MAX_CALLS = 8
 """Calls in one answer: a small model that may repeat itself does so until it is stopped."""
-
-TOOL_OPEN, TOOL_CLOSE = "<tool_call>\n", "\n</tool_call>"
 
 
 class Constraints:

@@ -1,14 +1,14 @@
 """What the gateway sends, in vLLM's spelling; what vLLM does not do is refused by name."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from llguidance import LLMatcher
 
+from everlearn.chat_template import any_of, describe_tools
 from everlearn.errors import InvalidInput, Unsupported
-from serve.engines.onnx.chat import ChatTemplate, describe_tools
+from serve.engines.onnx.chat import ChatTemplate
 from serve.engines.onnx.constraint import COMPACT, offered_tools, tool_lark
 from serve.engines.onnx.text import TextCodec
 from serve.protocol import (
@@ -34,7 +34,7 @@ class Requests:
         config = json.loads((bundle / "config.json").read_text())
         codec = TextCodec(bundle, config.get("text_config", config)["vocab_size"])
         self.template = ChatTemplate(bundle, codec)
-        self.control = re.compile("|".join(map(re.escape, codec.special)) or r"(?!)")
+        self.control = any_of(codec.special)
 
     def chat(self, body: bytes) -> Body:
         """POST /v1/chat/completions; raises InvalidInput and Unsupported naming the parameter at fault."""

@@ -2,8 +2,9 @@
 
 import pytest
 
+from everlearn.chat_template import sandbox
 from everlearn.errors import InvalidInput
-from serve.engines.onnx.chat import sandbox, tool_calls
+from serve.engines.onnx.chat import tool_calls
 from serve.engines.onnx.requests import RequestReader
 from serve.protocol import ChatRequest, parse
 
@@ -62,6 +63,11 @@ def test_calls_are_read_back_from_an_answer() -> None:
     text = '<tool_call>\n{"name": "f", "arguments": {"x": "ü"}}\n</tool_call>\n<tool_call>\n{"name": "f"'
     (call,) = tool_calls(text)
     assert call["function"] == {"name": "f", "arguments": '{"x": "ü"}'}
+
+
+def test_what_a_template_marks_for_training_is_plain_text_to_an_engine() -> None:
+    template = sandbox().from_string("<a>{% generation %}{{ text }}{% endgeneration %}</a>")
+    assert template.render(text="Hello") == "<a>Hello</a>"
 
 
 def test_a_template_cannot_leave_its_sandbox() -> None:

@@ -138,7 +138,7 @@ def test_tools_are_told_and_calls_learnt_where_the_template_knows_none(tokens: T
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
     asked = {"role": "assistant", "tool_calls": [call]}
     (example,) = tokens.encode(Chat([user("Colour?"), asked, result, assistant("Blue.")], [tool]), 1000)
-    written = '<tool_call>{"name": "look", "arguments": {"at": "sky"}}</tool_call><|im_end|>'
+    written = '<tool_call>\n{"name": "look", "arguments": {"at": "sky"}}\n</tool_call><|im_end|>'
     assert learnt(tokens, example) == [written, "Blue.<|im_end|>"]
     text = tokens.decode(example)
     assert '<tools>\n{"name": "look"' in text and "<tool_response>\nblue\n</tool_response>" in text

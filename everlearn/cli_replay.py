@@ -1,0 +1,133 @@
+"""``everlearn replay``: what continual training keeps of earlier texts, shown and deleted at the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from everlearn.cli_arguments import Json, Name, open_registry, open_settings
+from everlearn.errors import InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from continual.replay import Kept
+    from everlearn.registry import Registry
+
+SHOWN_CHARS = 70
+SHORTEST_PREFIX = 8
+
+replay = typer.Typer(
+    name="replay",
+    help="See and delete what is kept of the texts that models were taught.",
+    no_args_is_help=True,
+)
+
+
+@replay.command()
+def show(model: Name, as_json: Json = False) -> None:
+    """Show how much is kept of each text, to train on again and to measure on."""
+    from continual.replay import sizes
+    from everlearn.database import read
+    from everlearn.printing import print_json, print_table
+
+    registry = open_registry(open_settings())
+    registry.resolve(model)
+    with read(registry.database) as connection:
+        found = sizes(connection, model)
+    if as_json:
+        print_json(found)
+        return
+    rows = [(domain, kept.get("train", 0), kept.get("held", 0)) for domain, kept in found.items()]
+    print_table(["DOMAIN", "-TRAIN TOKENS", "-HELD TOKENS"], rows)
+
+
+@replay.command()
+def ls(
+    model: Name,
+    domain: Annotated[str | None, typer.Option(help="Of this text alone.")] = None,
+    contains: Annotated[str, typer.Option(help="Only examples that hold these words.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """List examples as the model reads them, each with the hash that `everlearn replay rm` takes."""
+    from itertools import islice
+
+    from everlearn.printing import print_json, print_table
+
+    registry = open_registry(open_settings())
+    decode = _decoder(registry, model)
+    matching = (
+        (split, kept, text)
+        for split, kept in _kept(registry, model, domain)
+        if contains in (text := decode(kept))
+    )
+    found = list(islice(matching, limit))
+    if as_json:
+        print_json([
+            {"sha256": kept.sha256, "domain": kept.domain, "split": split, "tokens": len(kept.example), "text": text}
+            for split, kept, text in found
+        ])  # fmt: skip
+        return
+    rows = [
+        (kept.sha256[:12], kept.domain, split, len(kept.example), " ".join(text.split())[:SHOWN_CHARS])
+        for split, kept, text in found
+    ]
+    print_table(["SHA256", "DOMAIN", "SPLIT", "-TOKENS", "TEXT"], rows)
+
+
+@replay.command()
+def rm(
+    model: Name,
+    sha256: Annotated[
+        list[str], typer.Argument(metavar="SHA256…", help="As `everlearn replay ls` shows it.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Delete examples for good: they do not come back with a later file. What models learned of them stays."""
+    from continual.replay import delete_example
+    from everlearn.database import write
+    from everlearn.printing import print_json
+
+    registry = open_registry(open_settings())
+    chosen = [_whole(registry, model, prefix) for prefix in sha256]
+    with write(registry.database) as connection:
+        removed = sum(delete_example(connection, model, one) for one in chosen)
+    print_json({"deleted": chosen}) if as_json else print(f"deleted {removed} of {model}'s examples")
+
+
+def _kept(registry: Registry, model: str, domain: str | None) -> Iterator[tuple[str, Kept]]:
+    from continual.replay import Split, read_buffer
+    from everlearn.database import read
+
+    splits: tuple[Split, ...] = ("train", "held")
+    for split in splits:
+        with read(registry.database) as connection:
+            reading = read_buffer(connection, model, split, domain)
+        yield from ((split, kept) for kept in reading.kept)
+
+
+def _decoder(registry: Registry, model: str) -> Callable[[Kept], str]:
+    """Examples are kept as tokens: the model's own tokenizer turns them into text."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(registry.path(registry.resolve(model)) / "tokenizer.json"))
+    return lambda kept: tokenizer.decode(kept.example.ids.tolist(), skip_special_tokens=False)
+
+
+def _whole(registry: Registry, model: str, prefix: str) -> str:
+    """The one hash that begins so. Raises NotFound, InvalidInput where several do."""
+    from continual.replay import hashes
+    from everlearn.database import read
+
+    if len(prefix) < SHORTEST_PREFIX:
+        raise InvalidInput(f"{prefix!r} is too short: at least {SHORTEST_PREFIX} characters name an example")
+    with read(registry.database) as connection:
+        known = hashes(connection, model, "train") | hashes(connection, model, "held")
+    found = [one for one in known if one.startswith(prefix)]
+    if len(found) != 1:
+        problem = (
+            f"{len(found)} examples of {model} begin with {prefix}" if found else f"{model} keeps no {prefix}"
+        )
+        raise (InvalidInput if found else NotFound)(problem)
+    return found[0]

@@ -11,7 +11,7 @@ help: ## Show this list
 serve: $(VENV)/.stamp-serve ## Serve a chat model and an embedding model on http://127.0.0.1:8000
 	$(BIN)/everlearn serve smollm2 minilm
 
-demo: $(VENV)/.stamp-demo ## Teach a served model three texts, about half an hour; demo-report.html shows the rest
+demo: $(VENV)/.stamp-demo ## Teach a served model three texts, about 20 minutes; demo-report.html shows the rest
 	$(BIN)/python -m continual.demo
 
 test: $(VENV)/.stamp-all lint ## Check style and types, then run every test

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,16 @@ from typing import IO, Any, cast
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, and_, insert, or_, select, true, update
 
-from everlearn.database import FileRow, JobRow, open_database, read, write
+from everlearn.database import BatchRow, FileRow, JobRow, open_database, read, write
 from everlearn.durable import sync_directory
 from everlearn.errors import Conflict, EverlearnError, InvalidInput, NotFound
 from everlearn.settings import Settings
 
 PURPOSE = "fine-tune"
+BATCH = "batch"
+PURPOSES = (PURPOSE, BATCH)
+"""What clients may upload files for."""
+BATCH_OUTPUT = "batch_output"
 MAX_NAME_CHARS = 200
 SWEEP_AFTER_S = 3600
 CHUNK_BYTES = 1024**2
@@ -100,19 +104,30 @@ class Files:
         self.folder = settings.directory("files")
 
     @contextmanager
-    def uploading(self) -> Generator[Upload]:
-        """A place to write a new file to; :meth:`keep` makes it one. What is not kept is gone at the end."""
+    def uploading(self, limit_bytes: int | None = None) -> Generator[Upload]:
+        """A place to write a new file to; :meth:`keep` makes it one. What is not kept is gone at the end.
+
+        ``limit_bytes`` None: the setting for uploads.
+        """
         with NamedTemporaryFile(dir=self.folder, prefix=PARTIAL, delete=False) as stream:
             try:
-                yield Upload(stream, self.settings.continual.max_file_bytes)
+                yield Upload(stream, limit_bytes or self.settings.continual.max_file_bytes)
             finally:
                 Path(stream.name).unlink(missing_ok=True)
 
     def keep(
-        self, upload: Upload, filename: str, *, purpose: str = PURPOSE, client: Client | None = None
+        self,
+        upload: Upload,
+        filename: str,
+        *,
+        purpose: str = PURPOSE,
+        client: Client | None = None,
+        within: Callable[[Connection, File], None] | None = None,
     ) -> File:
-        """Makes a complete upload a file: all of it is durable before it is listed. Raises InvalidInput."""
-        check_purpose(purpose)
+        """Makes a complete upload a file: all of it is durable before it is listed. Raises InvalidInput.
+
+        ``within`` writes more in the same transaction.
+        """
         if not upload.size_bytes:
             raise InvalidInput("the file is empty", param="file")
         stream = upload._stream  # pyright: ignore[reportPrivateUsage]
@@ -132,6 +147,8 @@ class Files:
         sync_directory(self.folder)
         with write(self.database) as connection:
             connection.execute(insert(FileRow).values(file.__dict__))
+            if within:
+                within(connection, file)
         log.info("file uploaded", file=file.id, size_bytes=file.size_bytes)
         return file
 
@@ -182,9 +199,12 @@ class Files:
             file = require_file(connection, file_id, client)
             uses = or_(JobRow.training_file == file_id, JobRow.validation_file == file_id)
             waiting = select(JobRow.id).where(uses, JobRow.state.in_(("queued", "running")))
-            if job := connection.scalar(waiting.limit(1)):
+            batches = select(BatchRow.id).where(
+                BatchRow.input_file == file_id, BatchRow.finished_at.is_(None)
+            )
+            if user := connection.scalar(waiting.limit(1)) or connection.scalar(batches.limit(1)):
                 raise Conflict(
-                    f"{job} still needs {file_id}: cancel it, or wait for its end", param="file_id"
+                    f"{user} still needs {file_id}: cancel it, or wait for its end", param="file_id"
                 )
             gone = update(FileRow).where(FileRow.id == file_id).values(deleted_at=time.time())
             connection.execute(gone)
@@ -220,10 +240,11 @@ def require_file(connection: Connection, file_id: str, client: Client | None, pa
 
 
 def check_purpose(purpose: str) -> None:
-    """Raises InvalidInput."""
-    if purpose != PURPOSE:
+    """Raises InvalidInput unless a client may upload files for it."""
+    if purpose not in PURPOSES:
+        offered = " and ".join(map(repr, PURPOSES))
         raise InvalidInput(
-            f"files are taken here for the purpose {PURPOSE!r} alone, not {purpose[:80]!r}", param="purpose"
+            f"files are taken here for the purposes {offered}, not {purpose[:80]!r}", param="purpose"
         )
 
 

@@ -9,15 +9,14 @@ import argparse
 import asyncio
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import structlog
-from aiohttp import web
 
 from continual.broker import EmbeddedValkey
 from continual.files import Files
@@ -28,6 +27,7 @@ from continual.queue_reconciler import Reconciler
 from everlearn.errors import EverlearnError, Unavailable
 from everlearn.logs import configure_logging
 from everlearn.settings import Settings, load_settings
+from everlearn.watched_process import answering_health, told_to_stop
 
 CONSUMER = (sys.executable, "-P", "-m", "continual.queue")
 STALLED_S = 12.0
@@ -66,17 +66,12 @@ class Worker:
         self._swept_s = float("-inf")
 
     async def run(self, uds: Path | None) -> None:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        if uds is not None:
-            _on_end_of_input(stop)
+        stop = told_to_stop(follow_input=uds is not None)
         parts: list[Awaitable[None]] = [self.consumer.run(), self._reconcile()]
         if self.valkey:
             parts.append(self.valkey.run())
         tasks = [asyncio.ensure_future(part) for part in parts]
-        async with _Health(self, uds):
+        async with answering_health(uds, self._health):
             log.info("the worker is up", pid=os.getpid(), home=str(self.settings.home))
             stopped = asyncio.ensure_future(stop.wait())
             await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -91,6 +86,11 @@ class Worker:
         for fault in ended:
             if isinstance(fault, Exception):
                 raise fault
+
+    def _health(self) -> tuple[bool, dict[str, Any]]:
+        """Well while the reconciler turns."""
+        silent_s = time.monotonic() - self.reconciled_s
+        return silent_s < 60 + self.settings.continual.reconcile_s, {"consumer": self.consumer.pid}
 
     async def _reconcile(self) -> None:
         while True:
@@ -133,43 +133,6 @@ class Worker:
                 shutil.rmtree(path, ignore_errors=True)
             elif path.stem in old:
                 path.unlink(missing_ok=True)
-
-
-class _Health:
-    """`GET /health` on a unix socket: 200 while the reconciler turns."""
-
-    def __init__(self, worker: Worker, uds: Path | None) -> None:
-        app = web.Application()
-        app.router.add_get("/health", self._answer)
-        self._runner = web.AppRunner(app, access_log=None)
-        self._worker = worker
-        self._uds = uds
-
-    async def __aenter__(self) -> None:
-        if self._uds:
-            await self._runner.setup()
-            await web.UnixSite(self._runner, str(self._uds)).start()
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._runner.cleanup()
-
-    async def _answer(self, _: web.Request) -> web.Response:
-        silent_s = time.monotonic() - self._worker.reconciled_s
-        late = silent_s > 60 + self._worker.settings.continual.reconcile_s
-        body = {"status": "stuck" if late else "ok", "consumer": self._worker.consumer.pid}
-        return web.json_response(body, status=503 if late else 200)
-
-
-def _on_end_of_input(stop: asyncio.Event) -> None:
-    loop = asyncio.get_running_loop()
-
-    def heard() -> None:
-        if not os.read(0, 1024):
-            loop.remove_reader(0)
-            stop.set()
-
-    os.set_blocking(0, False)
-    loop.add_reader(0, heard)
 
 
 def main() -> int:

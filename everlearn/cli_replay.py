@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -109,10 +109,16 @@ def _kept(registry: Registry, model: str, domain: str | None) -> Iterator[tuple[
 
 def _decoder(registry: Registry, model: str) -> Callable[[Kept], str]:
     """Examples are kept as tokens: the model's own tokenizer turns them into text."""
-    from tokenizers import Tokenizer
+    import tokenizers
 
-    tokenizer = Tokenizer.from_file(str(registry.path(registry.resolve(model)) / "tokenizer.json"))
-    return lambda kept: tokenizer.decode(kept.example.ids.tolist(), skip_special_tokens=False)
+    library: Any = tokenizers
+    file = registry.path(registry.resolve(model)) / "tokenizer.json"
+    tokenizer = library.Tokenizer.from_file(str(file))
+
+    def decode(kept: Kept) -> str:
+        return tokenizer.decode(kept.example.ids.tolist(), skip_special_tokens=False)
+
+    return decode
 
 
 def _whole(registry: Registry, model: str, prefix: str) -> str:

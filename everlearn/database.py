@@ -18,6 +18,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     String,
+    Text,
     create_engine,
     event,
     text,
@@ -29,7 +30,7 @@ from everlearn.errors import ConfigError, Unavailable
 from everlearn.settings import Settings
 
 # The newest migration. Comparing with it spares every start the import of Alembic.
-SCHEMA = "0002"
+SCHEMA = "0003"
 # Names the advisory lock that everlearn's writers and migrations take on PostgreSQL.
 POSTGRES_LOCK = 0x6576_6572
 BUSY_TIMEOUT_S = 30
@@ -207,6 +208,50 @@ class ReplayInsertionRow(Table):
     domain: Mapped[str] = mapped_column(String(64))
     at: Mapped[float] = mapped_column(default=time.time)
     counts: Mapped[dict[str, Any]]
+
+
+class BatchRow(Table):
+    """Requests that a client handed in as a file. As with jobs, this row is the truth, and ``fence`` guards it.
+
+    ``ending`` is the state that a batch being finalized goes to. ``errors``: what is wrong with its file.
+    """
+
+    __tablename__ = "batches"
+    __table_args__ = (Index("batches_state", "state", "created_at"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key_id: Mapped[str | None] = mapped_column(String(32), index=True)
+    endpoint: Mapped[str] = mapped_column(String(64))
+    input_file: Mapped[str] = mapped_column(String(64))
+    output_file: Mapped[str | None] = mapped_column(String(64))
+    error_file: Mapped[str | None] = mapped_column(String(64))
+    labels: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(16))
+    ending: Mapped[str | None] = mapped_column(String(16))
+    errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
+    total: Mapped[int] = mapped_column(default=0)
+    completed: Mapped[int] = mapped_column(default=0)
+    failed: Mapped[int] = mapped_column(default=0)
+    lease_owner: Mapped[str | None]
+    fence: Mapped[int] = mapped_column(default=0)
+    beats: Mapped[int] = mapped_column(BigInteger, default=0)
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    started_at: Mapped[float | None]
+    finalizing_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+    cancel_requested_at: Mapped[float | None]
+    expires_at: Mapped[float]
+
+
+class BatchAnswerRow(Table):
+    """The answer to one line of a batch's file, until all are in: ``content`` is a line of the output file."""
+
+    __tablename__ = "batch_answers"
+
+    batch_id: Mapped[str] = mapped_column(ForeignKey("batches.id"), primary_key=True)
+    line: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    failed: Mapped[bool]
+    content: Mapped[str] = mapped_column(Text)
 
 
 def open_database(settings: Settings) -> Engine:

@@ -6,10 +6,11 @@ import sys
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+if sys.platform == "linux":
+    _libc = ctypes.CDLL(None)
 
 
 def die_with_parent() -> None:
     """In the child, also between fork and exec: Linux kills it when its parent dies. Elsewhere nothing happens."""
-    if _libc is not None:
+    if sys.platform == "linux":
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

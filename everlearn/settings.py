@@ -38,7 +38,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 class ServeSettings(BaseModel):
-    """The gateway and the supervisor."""
+    """The gateway and the supervisor. ``batch_requests``: of batches, at once; 0 takes none."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -52,6 +52,7 @@ class ServeSettings(BaseModel):
     first_token_timeout_s: float = Field(default=120, gt=0)
     inter_token_timeout_s: float = Field(default=60, gt=0)
     drain_timeout_s: float = Field(default=30, ge=0)
+    batch_requests: int = Field(default=16, ge=0, le=1024)
     keys_cache_ttl_s: float = Field(default=2, ge=0)
 
 

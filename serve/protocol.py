@@ -292,7 +292,7 @@ class Labels(Body):
     metadata: dict[str, str] | None = Field(None, max_length=16, exclude=True)
     safety_identifier: str | None = Field(None, max_length=512, exclude=True)
     prompt_cache_key: str | None = Field(None, max_length=512, exclude=True)
-    service_tier: Literal["auto", "default"] | None = Field(None, exclude=True)
+    service_tier: Literal["auto", "default", "flex"] | None = Field(None, exclude=True)
 
 
 class SamplingFields(Labels):
@@ -320,6 +320,9 @@ class SamplingFields(Labels):
     max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    service_tier: Literal["auto", "default", "flex"] | None = Field(
+        None, description="flex: cheaper for others, since everyone else's answers come first."
+    )
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "SamplingFields":

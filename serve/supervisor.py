@@ -1,7 +1,7 @@
 """`everlearn serve`: prepare the models, start an engine for each and the gateway before them, keep all running.
 
-One supervisor per home. Its children are a process per engine, one gateway, and the worker that trains; each is
-restarted when it dies or hangs, and none outlives the supervisor. How a model changes its version: `serve.swap`.
+One supervisor per home. Its children are a process per engine, one gateway, the worker that trains, and one that
+works on batches; each is restarted when it dies or hangs, and none outlives the supervisor. How a model changes its version: `serve.swap`.
 """
 
 import asyncio
@@ -9,8 +9,10 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,7 @@ def serve(
 
 
 class House:
-    """The running whole: a model's engines, for each model; the gateway; the worker that trains."""
+    """The running whole: a model's engines, for each model; the gateway; what works on jobs and on batches."""
 
     def __init__(
         self, settings: Settings, program: Program, patience: Patience, sockets: Path, door: socket.socket
@@ -82,7 +84,7 @@ class House:
         self.models: list[Served] = []
         self.keeping: list[asyncio.Task[None]] = []
         self.gateway: Watched | None = None
-        self.worker: Watched | None = None
+        self.workers: list[Watched] = []
 
     async def run(self, refs: Sequence[str]) -> None:
         """Open, watch, close. Returns after a signal; raises when there is nothing left to serve with."""
@@ -104,7 +106,7 @@ class House:
                 self.models.append(Served(self.workshop, version.model, named, pinned=pinned))
             self.keeping = [asyncio.create_task(model.keep()) for model in self.models]
             self._start_gateway()
-            self._start_worker()
+            self._start_workers()
             await asyncio.gather(
                 *(model.settled.wait() for model in self.models), self.gateway.settled.wait()
             )
@@ -133,17 +135,22 @@ class House:
         )  # fmt: skip
         self.gateway.start()
 
-    def _start_worker(self) -> None:
-        """Keep the worker running where it can train. A server without it serves on, so its end stops nothing."""
+    def _start_workers(self) -> None:
+        """Keep what works on jobs and on batches running. A server serves on without, so neither is ever given up."""
         wanted = self.settings.continual.worker
-        if wanted == "off" or (wanted == "auto" and not all(find_spec(name) for name in WORKER_NEEDS)):
-            return
-        path = self.sockets / "worker.sock"
-        self.worker = Watched(
-            python("continual.worker", "--uds", str(path)), self.env, at=path, observer=Logged("worker"),
-            on_line=pass_on, patience=self.patience,
-        )  # fmt: skip
-        self.worker.start()
+        trains = wanted == "on" or (wanted == "auto" and all(find_spec(name) for name in WORKER_NEEDS))
+        modules = {"worker": "continual.worker"} if trains else {}
+        if self.settings.serve.batch_requests:
+            modules["batches"] = "serve.batches"
+        patience = replace(self.patience, quick_crashes=sys.maxsize)
+        for name, module in modules.items():
+            path = self.sockets / f"{name}.sock"
+            worker = Watched(
+                python(module, "--uds", str(path)), self.env, at=path, observer=Logged(name), on_line=pass_on,
+                patience=patience,
+            )  # fmt: skip
+            worker.start()
+            self.workers.append(worker)
 
     async def _routed(self) -> None:
         """Wait until the gateway has seen an engine, so that the first request after the welcome works."""
@@ -175,7 +182,7 @@ class House:
         return [*(running.watched for model in self.models for running in model.processes()), *self._others()]
 
     def _others(self) -> list[Watched]:
-        return [*filter(None, [self.gateway, self.worker])]
+        return [*filter(None, [self.gateway]), *self.workers]
 
     def _stop_on_signals(self) -> asyncio.Event:
         """The first signal sets the event; the second kills every child and ends this process."""

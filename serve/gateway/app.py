@@ -16,11 +16,13 @@ from everlearn.database import ApiKey, open_database
 from everlearn.errors import EverlearnError, InvalidInput
 from everlearn.settings import Settings
 from serve.gateway.auth import Doorkeeper, check_scope
+from serve.gateway.batches import add_batches
 from serve.gateway.body import read_body
 from serve.gateway.dispatch import Dispatcher, Work
 from serve.gateway.door import Door
 from serve.gateway.exchange import Exchange, exchange_of
 from serve.gateway.failures import Draining, ModelNotFound, Overloaded, answer
+from serve.gateway.files import add_files
 from serve.gateway.fine_tuning import add_fine_tuning
 from serve.gateway.guard import Guard
 from serve.gateway.metrics import Metrics
@@ -61,7 +63,7 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings.serve
         self.metrics = Metrics()
-        db = open_database(settings)
+        self.db = db = open_database(settings)
         self.keeper = Doorkeeper(db, settings.serve)
         self.router = Router(db, self.metrics)
         self.dispatcher = Dispatcher(self.router, self.metrics)
@@ -159,6 +161,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     _add_inference(app, gateway)
     _add_models(app, gateway)
+    add_files(app, gateway, settings)
+    add_batches(app, gateway, settings)
     add_fine_tuning(app, gateway, settings)
     _add_operations(app, gateway)
     _add_pages(app)

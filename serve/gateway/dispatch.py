@@ -22,7 +22,7 @@ from aiohttp import (
 from everlearn.errors import EverlearnError
 from serve.gateway.events import BrokenStream, EngineError, EventFilter
 from serve.gateway.exchange import Exchange
-from serve.gateway.failures import BackendFailed, BackendRefused, NoBackend, Overloaded
+from serve.gateway.failures import BackendFailed, BackendRefused, BrokeOff, NoBackend, Overloaded
 from serve.gateway.metrics import Metrics
 from serve.gateway.router import Replica, Router
 
@@ -77,7 +77,7 @@ class Reply:
             raise NothingCame(NoBackend(NEVER_STARTED)) from None
         except (ClientPayloadError, ClientConnectionError):
             self.replica.failed()
-            raise NothingCame(NoBackend(NEVER_STARTED)) from None
+            raise NothingCame(BrokeOff(NEVER_STARTED)) from None
         except ClientError:
             self.replica.failed()
             raise BackendFailed("The model's engine broke the protocol.") from None

@@ -47,6 +47,10 @@ class NoBackend(Unavailable):
         self.retry_after_s = retry_after_s
 
 
+class BrokeOff(NoBackend):
+    """An engine had taken the request, and died before the answer began: perhaps of this very request."""
+
+
 class Draining(NoBackend):
     """This server is shutting down."""
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serve.protocol import ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest
+from serve.protocol_batches import BatchRequest
 from serve.protocol_jobs import JobRequest
 
 REF = "#/components/schemas/{model}"
@@ -16,9 +17,10 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
     "/v1/embeddings": EmbeddingRequest,
     "/v1/responses": ResponsesRequest,
+    "/v1/batches": BatchRequest,
     "/v1/fine_tuning/jobs": JobRequest,
 }
-STREAMS = frozenset(BODIES) - {"/v1/embeddings", "/v1/fine_tuning/jobs"}
+STREAMS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 ERROR_SCHEMA = {
     "type": "object",
     "required": ["error"],
@@ -39,7 +41,7 @@ ERRORS = {
     400: "Invalid request; `param` names the field.",
     401: "No valid API key.",
     403: "The key does not cover this.",
-    404: "No such model, file or job.",
+    404: "No such model, file, batch or job.",
     408: "The body came too slowly.",
     409: "It is in use, or was asked for otherwise before.",
     413: "The body is too long.",

@@ -86,7 +86,12 @@ class Replica:
         self._ejected_until = 0.0
 
     def failed(self, at_once: bool = False) -> None:
-        """The engine broke, refused the connection (`at_once`) or fell silent."""
+        """The engine broke, refused the connection (`at_once`) or fell silent.
+
+        What was under way when it was ejected, and breaks as well, says nothing new.
+        """
+        if self.ejected_for_s > 0 and not self._probing:
+            return
         self._failures += 1
         if at_once or self.ejected or self._failures >= FAILURES_TO_EJECT:
             pause_s = EJECTED_S[min(self._ejections, len(EJECTED_S) - 1)]

@@ -59,6 +59,9 @@ async def chat(request: web.Request) -> web.StreamResponse:
     pieces, pause_s = reply(body)
     usage = {"prompt_tokens": 1, "completion_tokens": len(pieces), "total_tokens": 1 + len(pieces)}
     if not body.get("stream"):
+        if text.startswith("/crash"):
+            os._exit(1)
+        await asyncio.sleep(pause_s * len(pieces))
         message = {"role": "assistant", "content": "".join(pieces)}
         choices = [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}]
         return web.json_response(

@@ -208,7 +208,10 @@ class EngineMetrics:
             "reused_tokens": ("prompt tokens found in a cache", counters.reused_tokens),
             "generated_tokens": ("tokens generated", counters.generated_tokens),
             "decode_steps": ("decode steps", counters.decode_steps),
-            "preemptions": ("answers sent back to the queue for want of memory", counters.preemptions),
+            "preemptions": (
+                "answers sent back to the queue: for want of memory, or since others could not wait",
+                counters.preemptions,
+            ),
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"everlearn_engine_{name}", text, value=value)

@@ -52,6 +52,7 @@ class Generation:
         max_new_tokens: int,
         stop: list[str],
         constraint: Constraint | None = None,
+        flexible: bool = False,
     ) -> None:
         self.tokens: NDArray[np.int64] = np.empty(len(prompt) + max_new_tokens, np.int64)
         self.tokens[: len(prompt)] = prompt
@@ -61,6 +62,8 @@ class Generation:
         """How many of `tokens` have keys and values in the row."""
         self.reused_tokens = 0
         self.cancelled = False
+        self.flexible = flexible
+        """It gives up its row while others wait for one."""
         self.sampler = Sampler(options)
         self.constraint = constraint
         self.eos_ids = frozenset(eos_ids)

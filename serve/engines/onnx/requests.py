@@ -112,6 +112,7 @@ class RequestReader:
                 max_new_tokens=limit,
                 stop=request.stop or [],
                 constraint=constraint.copy() if constraint else None,
+                flexible=request.service_tier == "flex",
             )
             for prompt in prompts
             for choice in range(request.n or 1)

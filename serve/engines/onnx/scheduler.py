@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from everlearn.errors import EverlearnError, RateLimited, Unavailable
 from serve.engines.onnx.decoder import Decoder
 from serve.engines.onnx.generation import Generation, Piece
+from serve.engines.onnx.line import Line
 from serve.engines.onnx.prefix import SHORTEST_TOKENS, PrefixCache, common_prefix
 
 log = structlog.get_logger()
@@ -63,9 +64,11 @@ class Scheduler(threading.Thread):
         self.queue_limit = queue_limit
         self.batch_invariant = batch_invariant
         self.prefixes = PrefixCache(prefix_tokens)
-        self.waiting: deque[Generation] = deque()
+        self.waiting = Line()
         self.running: list[Generation] = []
         self.prefilling: Generation | None = None
+        self.parked: dict[Generation, NDArray[np.float32]] = {}
+        """Keys and values of answers that gave their row to others: they go on as if nothing had been."""
         self.counters = Counters()
         self.stopping = False
         self.failed = False
@@ -78,11 +81,12 @@ class Scheduler(threading.Thread):
         with self.changed:
             if self.failed or self.stopping:
                 raise Unavailable("the engine is stopping")
-            if len(self.waiting) + len(generations) > self.queue_limit:
+            if self.waiting.length_for(generations[0]) + len(generations) > self.queue_limit:
                 raise RateLimited(
                     f"the engine's queue of {self.queue_limit} requests is full", retry_after_s=1
                 )
-            self.waiting.extend(generations)
+            for generation in generations:
+                self.waiting.join(generation)
             self.changed.notify()
 
     def cancel(self, generation: Generation) -> None:
@@ -107,6 +111,11 @@ class Scheduler(threading.Thread):
         """Keys and values that rows hold now."""
         rows = [*self.running, self.prefilling] if self.prefilling else self.running
         return sum(generation.cached for generation in list(rows))
+
+    @property
+    def free_tokens(self) -> int:
+        """Keys and values that fit besides, if no prefix were kept."""
+        return self.kv_tokens - self.used_tokens - sum(block.shape[2] for block in self.parked.values())
 
     # -- the scheduler's own thread -----------------------------------------------------------------------
 
@@ -137,8 +146,9 @@ class Scheduler(threading.Thread):
 
     def _drop_cancelled(self) -> None:
         with self.changed:
-            if any(generation.cancelled for generation in self.waiting):
-                self.waiting = deque(g for g in self.waiting if not g.cancelled)
+            for generation in [generation for generation in self.waiting if generation.cancelled]:
+                self.waiting.leave(generation)
+                self.parked.pop(generation, None)
         if self.prefilling and self.prefilling.cancelled:
             self._leave_prefill()
         for row in reversed(range(len(self.running))):
@@ -147,12 +157,14 @@ class Scheduler(threading.Thread):
 
     def _prefill_some(self, delivery: Delivery) -> None:
         """At most one chunk's worth of prompt tokens, of one or more requests."""
+        self._yield_prefill()
         budget = self.prefill_chunk if self.running else IDLE_CHUNK_TOKENS
         while budget > 1:
             if self.prefilling is None and not self._admit():
                 return
             generation = self.prefilling
-            assert generation is not None
+            if generation is None:  # one that was parked runs again
+                continue
             chunk = self._chunk(generation, budget)
             tokens = generation.tokens[generation.cached : generation.cached + chunk]
             logits = self.decoder.prefill(len(self.running), tokens, generation.cached)
@@ -175,17 +187,63 @@ class Scheduler(threading.Thread):
     def _admit(self) -> bool:
         """Give the next waiting request the first free row, if a row and memory are free."""
         with self.changed:
-            if not self.waiting or len(self.running) == self.decoder.rows:
+            generation = self.waiting.next
+            if generation is None:
                 return False
-            needed = self.waiting[0].length + 1
-            free = self.kv_tokens - self.used_tokens
-            if needed > free and self.running:
-                return False
-            generation = self.waiting.popleft()
-            self.prefilling = generation
+            block = self.parked.get(generation)
+            needed = generation.length + 1 - (0 if block is None else block.shape[2])
+            while not self._has_room(needed):
+                if not self._make_way(generation):
+                    return False
+            free = self.free_tokens
+            self.waiting.leave(generation)
+            block = self.parked.pop(generation, None)
+            if block is None:
+                self.prefilling = generation
         self.prefixes.shrink(max(0, free - needed))
-        self._reuse(generation, row=len(self.running))
+        if block is None:
+            self._reuse(generation, row=len(self.running))
+        else:
+            self.decoder.write(len(self.running), block, generation.cached)
+            self.running.append(generation)
         return True
+
+    def _has_room(self, tokens: int) -> bool:
+        if len(self.running) == self.decoder.rows:
+            return False
+        return not self.running or tokens <= self.free_tokens
+
+    def _make_way(self, urgent: Generation) -> bool:
+        """Take memory or a row from an answer that can wait, the youngest, if `urgent` cannot; False: there is none.
+
+        An answer that gives up its row alone keeps its keys and values, so that its text is the one it would have
+        been: computed again, by other kernels, its last digits would differ.
+        """
+        if urgent.flexible:
+            return False
+        wants_row = len(self.running) == self.decoder.rows
+        if self.parked and not wants_row:
+            self._unpark()
+            return True
+        rows = [row for row, generation in enumerate(self.running) if generation.flexible]
+        if not rows:
+            return False
+        self._send_back(min(rows, key=lambda row: self.running[row].new_tokens), park=wants_row)
+        return True
+
+    def _unpark(self) -> None:
+        """Forget what the one parked last had computed."""
+        generation, _ = self.parked.popitem()
+        generation.cached = 0
+
+    def _yield_prefill(self) -> None:
+        """A prompt that can wait is not computed before one that cannot."""
+        urgent = self.waiting.next
+        if self.prefilling and self.prefilling.flexible and urgent and not urgent.flexible:
+            generation = self.prefilling
+            self._leave_prefill()
+            generation.cached = 0
+            self._return(generation)
 
     def _reuse(self, generation: Generation, row: int) -> None:
         """Fill the row with the longest known beginning; at least two tokens remain to be computed."""
@@ -232,16 +290,31 @@ class Scheduler(threading.Thread):
             delivery.append((generation, piece))
 
     def _make_room(self) -> None:
-        """When the next step would overflow the cache: drop kept prefixes, then send the youngest back."""
-        needed = self.used_tokens + len(self.running)
-        self.prefixes.shrink(max(0, self.kv_tokens - needed))
-        while len(self.running) > 1 and self.used_tokens + len(self.running) > self.kv_tokens:
-            generation = self.running[-1]
-            self._leave(len(self.running) - 1)
+        """When the next step would overflow the cache: drop kept prefixes, then send answers back.
+
+        First those that can wait, and of equals the youngest.
+        """
+        self.prefixes.shrink(max(0, self.free_tokens - len(self.running)))
+        while self.parked and self.free_tokens < len(self.running):
+            self._unpark()
+        while len(self.running) > 1 and self.free_tokens < len(self.running):
+            row = max(range(len(self.running)), key=lambda row: (self.running[row].flexible, row))
+            self._send_back(row, park=False)
+
+    def _send_back(self, row: int, *, park: bool) -> None:
+        """Its row is another's now. Unless parked it computes its tokens again, as far as no prefix of them is kept."""
+        generation = self.running[row]
+        if park:
+            self.parked[generation] = self.decoder.read(row, generation.cached)
+        self._leave(row)
+        if not park:
             generation.cached = 0
-            with self.changed:
-                self.waiting.appendleft(generation)
-            self.counters.preemptions += 1
+        self._return(generation)
+
+    def _return(self, generation: Generation) -> None:
+        with self.changed:
+            self.waiting.return_to(generation)
+        self.counters.preemptions += 1
 
     def _leave(self, row: int) -> None:
         """Take an answer out of the batch: keep its prefix, move the last row into its place."""

@@ -51,13 +51,20 @@ class Requests:
         if tools:
             changes["tools"] = [tool.model_dump(exclude_unset=True) for tool in tools]
             changes["tool_choice"] = "auto"  # the grammar of `constraint` says whether a call must come
-        dropped = {"tools", "tool_choice", "parallel_tool_calls", "response_format", "messages"}
+        dropped = {
+            "tools",
+            "tool_choice",
+            "parallel_tool_calls",
+            "response_format",
+            "messages",
+            "service_tier",
+        }
         return request.model_dump(exclude_unset=True, exclude=dropped) | changes
 
     def completion(self, body: bytes) -> Body:
         """POST /v1/completions."""
         request = parse(CompletionRequest, body)
-        return request.model_dump(exclude_unset=True) | sampling(request)
+        return request.model_dump(exclude_unset=True, exclude={"service_tier"}) | sampling(request)
 
     def _message(self, message: Message) -> Body:
         """As templates expect it; vLLM itself turns the arguments of earlier tool calls into objects."""
@@ -89,6 +96,8 @@ def sampling(request: SamplingFields) -> Body:
         raise Unsupported("n above 1 at temperature 0 gives equal answers, and vLLM refuses it", param="n")
     if request.seed is not None:
         changes["seed"] = request.seed % 2**63
+    if request.service_tier == "flex":
+        changes["priority"] = 1  # after those of 0
     return changes
 
 

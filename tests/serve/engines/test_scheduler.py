@@ -74,7 +74,7 @@ def running(decoder: Decoder) -> Iterator[Running]:
 
 @pytest.fixture
 def ask(reader: RequestReader) -> Callable[..., Generation]:
-    def make(text: str, tokens: int = 24, **options: object) -> Generation:
+    def make(text: str, tokens: int = 24, flexible: bool = False, **options: object) -> Generation:
         prompt = reader.codec.encode(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
         return Generation(
             prompt,
@@ -83,6 +83,7 @@ def ask(reader: RequestReader) -> Callable[..., Generation]:
             options=SamplingOptions(**({"temperature": 0.0} | options)),  # type: ignore[arg-type]
             max_new_tokens=tokens,
             stop=[],
+            flexible=flexible,
         )
 
     return make
@@ -197,6 +198,40 @@ def test_answers_beyond_the_memory_wait_or_come_back(
     assert [generation.new_tokens for generation in many] == [60] * len(many)
     assert running.scheduler.counters.preemptions > 0
     assert running.scheduler.used_tokens + running.scheduler.prefixes.tokens <= 200
+    running.close()
+
+
+def test_who_can_wait_gives_up_its_row_and_loses_no_word(
+    running: Running, ask: Callable[..., Generation]
+) -> None:
+    stories = [(f"Tell me a long story about {topic}.", 48) for topic in TOPICS]
+    alone = [ask(*story) for story in stories]
+    running.scheduler.submit(alone)
+    expected = running.finish(alone)
+    patient = [ask(*story, flexible=True) for story in stories]
+    running.scheduler.submit(patient)
+    rows = running.scheduler.decoder.rows
+    running.wait(lambda: sum(len(running.pieces[one]) > 2 for one in patient) == rows)
+    urgent = [ask(f"What is {topic}?", 4) for topic in TOPICS[:3]]
+    running.scheduler.submit(urgent)
+    running.finish(urgent)
+    assert sum(not running.pieces[one][-1].last for one in patient if running.pieces[one]) >= rows - 3
+    assert running.scheduler.counters.preemptions >= 3
+    assert running.finish(patient) == expected
+
+
+def test_those_who_can_wait_come_last_and_take_no_place_in_the_line(
+    decoder: Decoder, ask: Callable[..., Generation]
+) -> None:
+    running = Running(decoder, queue_limit=20)
+    running.scheduler.submit([ask("Tell me about bread.", 30, flexible=True) for _ in range(20)])
+    urgent = [ask("Tell me about music.", 30) for _ in range(20)]
+    running.scheduler.submit(urgent)
+    ended: list[Generation] = []
+    running.wait(lambda: all(running.pieces[one] and running.pieces[one][-1].last for one in urgent))
+    with running.news:
+        ended = [one for one, pieces in running.pieces.items() if pieces[-1].last and one.flexible]
+    assert len(ended) <= running.scheduler.decoder.rows
     running.close()
 
 

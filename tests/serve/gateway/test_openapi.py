@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import (
 from tests.serve.gateway.conftest import RunningGateway
 
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
-PATHS = 17
+PATHS = 20
 
 
 def test_the_document_names_every_route_its_body_and_its_errors(gateway: RunningGateway) -> None:

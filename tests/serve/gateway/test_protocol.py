@@ -68,8 +68,15 @@ def test_what_the_gateway_passes_on_parses_again_to_the_same() -> None:
 
 def test_labels_are_accepted_and_dropped() -> None:
     labels = {"user": "u", "metadata": {"a": "b"}, "safety_identifier": "s", "prompt_cache_key": "k"}
-    body = chat(**labels, service_tier="auto", store=False)
+    body = chat(**labels, store=False)
     assert json.loads(encode(parse(ChatRequest, body))) == {"model": "m", "messages": [USER]}
+
+
+def test_an_engine_hears_who_can_wait() -> None:
+    assert json.loads(encode(parse(ChatRequest, chat(service_tier="flex"))))["service_tier"] == "flex"
+    with pytest.raises(InvalidInput) as refused:
+        parse(ChatRequest, chat(service_tier="priority"))
+    assert refused.value.param == "service_tier"
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ class Form:
         if self._filename is None:
             raise InvalidInput("Missing the file: send it as the form's field 'file'.", param="file")
         if "purpose" not in self._values:
-            raise InvalidInput("Missing 'purpose': send 'fine-tune'.", param="purpose")
+            raise InvalidInput("Missing 'purpose': send 'fine-tune' or 'batch'.", param="purpose")
         purpose = self._values["purpose"].decode("utf-8", "replace")
         check_purpose(purpose)
         return self._filename, purpose

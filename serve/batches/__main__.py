@@ -1,0 +1,59 @@
+"""`python -m serve.batches [--uds PATH]`: the process that works on batches, at the engines directly."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from everlearn.errors import EverlearnError
+from everlearn.logs import configure_logging
+from everlearn.settings import Settings, load_settings
+from everlearn.watched_process import answering_health, told_to_stop
+from serve.batches.runner import Runner
+from serve.batches.table import Batches
+from serve.gateway.dispatch import Dispatcher
+from serve.gateway.metrics import Metrics
+from serve.gateway.router import Router
+
+STUCK_S = 60.0
+
+
+async def work(settings: Settings, uds: Path | None) -> None:
+    """Until SIGTERM, or with ``uds`` the end of standard input; what is under way then is left to the next one."""
+    stop = told_to_stop(follow_input=uds is not None)
+    batches = Batches(settings)
+    metrics = Metrics()
+    router = Router(batches.database, metrics)
+    runner = Runner(settings, batches, router, Dispatcher(router, metrics))
+    await router.refresh()
+    watching = asyncio.create_task(router.watch())
+    try:
+        async with answering_health(uds, lambda: (time.monotonic() - runner.turned_s < STUCK_S, {})):
+            await runner.run(stop)
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+        await router.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m serve.batches", description="Work on batches.")
+    parser.add_argument("--uds", type=Path, help="answer GET /health here, and end when standard input does")
+    arguments = parser.parse_args()
+    try:
+        settings = load_settings()
+        configure_logging(settings.log_level)
+        asyncio.run(work(settings, arguments.uds))
+    except EverlearnError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""A batch's file is checked before its first request is sent, and told what is wrong with it, line by line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everlearn.database import ApiKey
+from everlearn.settings import ServeSettings
+from serve.batches.lines import MAX_FLAWS, Line, check, read_lines
+
+CHAT = "/v1/chat/completions"
+SETTINGS = ServeSettings(max_body_bytes=4096, max_n=2)
+
+
+def line(id: str = "a", url: str = CHAT, **body: Any) -> dict[str, Any]:
+    given = {"model": "m", "messages": [{"role": "user", "content": "hi"}]} | body
+    return {"custom_id": id, "method": "POST", "url": url, "body": given}
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Any:
+    def write(*lines: Any) -> Path:
+        path = tmp_path / "batch.jsonl"
+        parts = [one if isinstance(one, bytes) else json.dumps(one).encode() for one in lines]
+        path.write_bytes(b"\n".join(parts))
+        return path
+
+    return write
+
+
+def flaws(path: Path, key: ApiKey | None = None) -> list[tuple[int, str, str | None]]:
+    found = check(path, CHAT, key, SETTINGS)
+    assert not isinstance(found, int)
+    return [(flaw["line"], flaw["code"], flaw["param"]) for flaw in found]
+
+
+def test_a_good_file_is_counted_and_becomes_patient_requests(written: Any) -> None:
+    path = written(line("a"), b"", line("b", temperature=0), b"  ")
+    assert check(path, CHAT, None, SETTINGS) == 2
+    first, second = (one for one in read_lines(path, CHAT, None, SETTINGS) if isinstance(one, Line))
+    assert (first.number, first.custom_id, second.number) == (1, "a", 3)
+    assert json.loads(second.work.body) == line("b", temperature=0)["body"] | {"service_tier": "flex"}
+    assert not second.work.stream
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "param"),
+    [
+        (b"{", "invalid_input", None),
+        (b'{"custom_id": "\xff"}', "invalid_input", None),
+        (line(url="/v1/embeddings"), "mismatched_url", "url"),
+        (line() | {"method": "GET"}, "invalid_input", "method"),
+        (line() | {"extra": 1}, "invalid_input", "extra"),
+        ({"method": "POST", "url": CHAT, "body": {}}, "invalid_input", "custom_id"),
+        (line(temperatur=1), "invalid_input", "body.temperatur"),
+        (line(messages=[]), "invalid_input", "body.messages"),
+        (line(stream=True), "invalid_input", "body.stream"),
+        (line(n=3), "invalid_input", "body.n"),
+        (line(user="x" * 5000), "request_too_large", None),
+        (line("fine"), "duplicate_custom_id", "custom_id"),
+    ],
+)
+def test_a_flaw_is_told_with_its_line_and_its_field(
+    written: Any, wrong: Any, code: str, param: str | None
+) -> None:
+    assert flaws(written(line("fine"), wrong, line("last"))) == [(2, code, param)]
+
+
+def test_several_flaws_are_told_at_once_and_not_without_end(written: Any) -> None:
+    found = flaws(written(*[b"nonsense"] * 1000))
+    assert [number for number, _, _ in found] == list(range(1, MAX_FLAWS + 1))
+
+
+def test_an_empty_file_is_none(written: Any) -> None:
+    assert flaws(written(b"", b" ")) == [(1, "empty_file", None)]
+
+
+def test_a_line_without_end_is_never_whole_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    with path.open("wb") as file:
+        file.seek(300 * 1024**2)
+        file.write(b"\n" + json.dumps(line("after")).encode())
+    import tracemalloc
+
+    tracemalloc.start()
+    assert flaws(path) == [(1, "request_too_large", None)]
+    assert tracemalloc.get_traced_memory()[1] < 1024**2
+    tracemalloc.stop()
+
+
+def test_a_key_asks_only_for_its_models(written: Any) -> None:
+    key = ApiKey(id="k", name="k", models=["other"])
+    assert flaws(written(line()), key) == [(1, "forbidden", "body.model")]

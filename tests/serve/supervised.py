@@ -101,11 +101,7 @@ class Supervised:
 
     def child(self, word: str) -> psutil.Process:
         """The child process with `word` on its command line."""
-        return eventually(lambda: next((c for c in self._children() if word in " ".join(c.cmdline())), None))
-
-    def _children(self) -> list[psutil.Process]:
-        alive = [child for child in self.family.children() if child.status() != psutil.STATUS_ZOMBIE]
-        return [child for child in alive if child.cmdline()]
+        return eventually(lambda: next((c for c in self.family.children() if _runs(c, word)), None))
 
     def ask(self, text: str, model: str = "tiny", **options: object) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": text}], **options}
@@ -131,6 +127,13 @@ class Supervised:
                 self.process.kill()
                 self.process.wait()
         self._output.close()
+
+
+def _runs(process: psutil.Process, word: str) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and word in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager

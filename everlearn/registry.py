@@ -19,7 +19,7 @@ from everlearn.blobs import open_store
 from everlearn.bundle import open_bundle
 from everlearn.contents import check_name, list_files, refuse_hard_links
 from everlearn.database import AliasRow, VersionRow, open_database, read, write
-from everlearn.errors import Conflict, NotFound
+from everlearn.errors import Conflict, NotFound, Unsupported
 from everlearn.records import (
     PREVIOUS,
     Model,
@@ -142,7 +142,7 @@ class Registry:
     def weights(self, ref: str) -> Version:
         """The safetensors that training and compression start from: the version, or the nearest that it was made of.
 
-        A reference with a number means that very version. Raises NotFound naming what to do.
+        A reference with a number means that very version. Raises NotFound, Unsupported, saying what to do.
         """
         version, *earlier = self.lineage(ref)
         found = next((one for one in (version, *earlier) if one.format == "safetensors"), None)
@@ -152,7 +152,7 @@ class Registry:
                 param="model",
             )
         if found != version and isinstance(parse_reference(ref).version, int):
-            raise NotFound(
+            raise Unsupported(
                 f"{version.ref} is {version.format}; its float weights are {found.ref}: name that",
                 param="model",
             )

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import insert
 
 from everlearn.database import ReplicaRow, write
-from everlearn.errors import Conflict, Corrupt, InvalidInput, NotFound
+from everlearn.errors import Conflict, Corrupt, InvalidInput, NotFound, Unsupported
 from everlearn.registry import Registry
 
 
@@ -186,7 +186,7 @@ def test_the_weights_behind_a_name_are_those_its_champion_was_made_of(registry: 
     assert registry.weights("tiny") == registry.weights("tiny@champion") == original
     assert registry.weights("tiny@3").version == 3
     with pytest.raises(
-        NotFound, match=f"{champion.ref} is onnx-genai; its float weights are tiny@1: name that"
+        Unsupported, match=f"{champion.ref} is onnx-genai; its float weights are tiny@1: name that"
     ):
         registry.weights(champion.ref)
     add(registry, "alone", format="onnx-genai")

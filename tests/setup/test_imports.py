@@ -14,7 +14,7 @@ OURS = {"everlearn", "train", "compress", "serve", "continual", "deploy", "tests
 EXTRAS = {
     "serve/gateway": ["serve"],
     "serve": ["serve", "edge", "vllm"],
-    "everlearn": ["export"],
+    "everlearn": ["export", "serve"],
     "train": ["train", "export"],
     "compress": ["compress"],
     "continual": ["continual"],

@@ -5,9 +5,31 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import time
+from collections.abc import Collection
 from pathlib import Path
 
 PROC = Path("/proc")
+
+
+class SignsOfLife:
+    """For how long rows have shown none, by a clock that nobody can set."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[object, float]] = {}
+
+    def silent_s(self, id: str, sign: object) -> float:
+        """Seconds since ``sign`` of the row ``id`` was first seen as it is now."""
+        now_s = time.monotonic()
+        seen, since_s = self._seen.get(id, (None, now_s))
+        if seen != sign:
+            self._seen[id] = (sign, now_s)
+            return 0.0
+        return now_s - since_s
+
+    def keep(self, ids: Collection[str]) -> None:
+        """Forgets all other rows."""
+        self._seen = {id: seen for id, seen in self._seen.items() if id in ids}
 
 
 def this_process() -> str:

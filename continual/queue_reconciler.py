@@ -7,13 +7,11 @@ The holder gives up earlier, by the same kind of clock (as Kubernetes' leader el
 
 from __future__ import annotations
 
-import time
-
 import structlog
 
 from continual.jobs import Jobs, Lease
 from continual.queue import Publisher
-from continual.queue_owner import is_gone
+from continual.queue_owner import SignsOfLife, is_gone
 from everlearn.errors import Unavailable
 
 PUBLISHED_AT_ONCE = 100
@@ -27,7 +25,7 @@ class Reconciler:
     def __init__(self, jobs: Jobs, publisher: Publisher) -> None:
         self.jobs = jobs
         self.publisher = publisher
-        self._seen: dict[str, tuple[tuple[int, int], float]] = {}
+        self._signs = SignsOfLife()
         self._told: set[str] = set()
 
     def reconcile(self) -> None:
@@ -44,27 +42,21 @@ class Reconciler:
 
     def recover(self) -> list[str]:
         """Takes back the leases whose holders are gone or silent; returns the jobs' ids."""
-        now_s = time.monotonic()
         limits = self.jobs.settings.continual
         recovered: list[str] = []
         running = self.jobs.running()
         for job in running:
-            sign = (job.fence, job.beats)
-            seen, since_s = self._seen.get(job.id, (None, now_s))
-            if seen != sign:
-                since_s = now_s
-                self._seen[job.id] = (sign, now_s)
+            silent_s = self._signs.silent_s(job.id, (job.fence, job.beats))
             owner = job.lease_owner or ""
             if is_gone(owner):
                 reason = "its worker is gone"
-            elif now_s - since_s > limits.lease_s + limits.heartbeat_s:
-                reason = f"its worker gave no sign of life for {now_s - since_s:.0f} s"
+            elif silent_s > limits.lease_s + limits.heartbeat_s:
+                reason = f"its worker gave no sign of life for {silent_s:.0f} s"
             else:
                 continue
             if self.jobs.retry(Lease(job.id, job.fence, owner), reason, seen_beats=job.beats):
                 recovered.append(job.id)
-        for gone in self._seen.keys() - {job.id for job in running}:
-            del self._seen[gone]
+        self._signs.keep({job.id for job in running})
         return recovered
 
     def publish(self) -> list[str]:

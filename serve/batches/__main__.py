@@ -28,7 +28,7 @@ async def work(settings: Settings, uds: Path | None) -> None:
     batches = Batches(settings)
     metrics = Metrics()
     router = Router(batches.database, metrics)
-    runner = Runner(settings, batches, router, Dispatcher(router, metrics))
+    runner = Runner(settings, batches, Dispatcher(router, metrics))
     await router.refresh()
     watching = asyncio.create_task(router.watch())
     try:

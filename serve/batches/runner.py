@@ -19,7 +19,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from continual.files import BATCH_OUTPUT, Client, Files
-from continual.queue_owner import is_gone, this_process
+from continual.queue_owner import SignsOfLife, is_gone, this_process
 from everlearn.database import ApiKey
 from everlearn.errors import EverlearnError, NotFound, Unavailable
 from everlearn.keys import is_active
@@ -38,7 +38,6 @@ from serve.gateway.failures import (
     describe,
 )
 from serve.gateway.relay import WHOLE_ANSWER_FACTOR
-from serve.gateway.router import Router
 
 POLL_S = 1.0
 SAVE_EVERY_S = 0.5
@@ -58,17 +57,16 @@ log = structlog.stdlib.get_logger("serve.batches")
 class Runner:
     """Takes batches that nobody works on, until it is stopped."""
 
-    def __init__(self, settings: Settings, batches: Batches, router: Router, dispatcher: Dispatcher) -> None:
+    def __init__(self, settings: Settings, batches: Batches, dispatcher: Dispatcher) -> None:
         self.settings = settings
         self.batches = batches
         self.files = Files(settings, batches.database)
-        self.router = router
         self.dispatcher = dispatcher
         self.places = asyncio.Semaphore(settings.serve.batch_requests)
         self.turned_s = time.monotonic()
         self._suspects = asyncio.Lock()
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._silent: dict[str, tuple[tuple[int, int], float]] = {}
+        self._signs = SignsOfLife()
         self._missing: dict[str, float] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -89,7 +87,9 @@ class Runner:
         for id in [id for id, task in self._running.items() if task.done()]:
             if error := self._running.pop(id).exception():
                 log.error("a batch's work broke", batch=id, error=repr(error))
-        for batch in await asyncio.to_thread(self.batches.open):
+        unfinished = await asyncio.to_thread(self.batches.open)
+        self._signs.keep({batch.id for batch in unfinished})
+        for batch in unfinished:
             if len(self._running) == AT_ONCE:
                 return
             if batch.id in self._running or not self._is_abandoned(batch):
@@ -101,12 +101,7 @@ class Runner:
         """Nobody's, or its runner is gone, or gave no sign of life for longer than a lease, by our own clock."""
         if batch.lease_owner is None or is_gone(batch.lease_owner):
             return True
-        sign, now_s = (batch.fence, batch.beats), time.monotonic()
-        seen, since_s = self._silent.get(batch.id, (None, now_s))
-        if seen != sign:
-            self._silent[batch.id] = (sign, now_s)
-            return False
-        return now_s - since_s > self.settings.continual.lease_s
+        return self._signs.silent_s(batch.id, (batch.fence, batch.beats)) > self.settings.continual.lease_s
 
     async def _work(self, lease: Lease) -> None:
         """A batch to its end, or to the end of the lease. What another attempt may mend is left to it."""
@@ -188,9 +183,7 @@ class Runner:
             for line in read_lines(path, batch.endpoint, key, self.settings.serve):
                 if line.number in answered:
                     continue
-                if isinstance(
-                    line, Flaw
-                ):  # its key lost a scope, or a limit is lower since the file was checked
+                if isinstance(line, Flaw):  # since the file was checked, its key lost a scope or a limit fell
                     saver.add(Answer(line.number, True, _told(None, None, line.told())))
                     continue
                 if time.time() >= batch.expires_at:

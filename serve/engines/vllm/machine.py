@@ -45,13 +45,8 @@ def flags(bundle: Path, model: str, uds: Path, drain_s: int) -> list[str]:
     shared = [
         *("--model", str(bundle), "--served-model-name", model, "--uds", str(uds)),
         *("--load-format", "safetensors", "--max-model-len", "auto"),
-        *(
-            "--scheduling-policy",
-            "priority",
-            "--enable-prefix-caching",
-            "--structured-outputs-config.backend",
-            "guidance",
-        ),
+        *("--enable-prefix-caching", "--structured-outputs-config.backend", "guidance"),
+        *("--scheduling-policy", "priority"),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
         *("--middleware", "serve.engines.vllm.front.Front", "--shutdown-timeout", str(drain_s)),
         *("--disable-uvicorn-access-log", "--disable-fastapi-docs", "--uvicorn-log-level", "warning"),

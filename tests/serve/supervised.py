@@ -101,7 +101,11 @@ class Supervised:
 
     def child(self, word: str) -> psutil.Process:
         """The child process with `word` on its command line."""
-        return eventually(lambda: next((c for c in self.family.children() if _runs(c, word)), None))
+        return eventually(lambda: next(iter(self.children(word)), None))
+
+    def children(self, word: str) -> list[psutil.Process]:
+        """The living child processes with `word` on their command lines; one may end while this looks."""
+        return [child for child in self.family.children() if _runs(child, word)]
 
     def ask(self, text: str, model: str = "tiny", **options: object) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": text}], **options}

@@ -32,6 +32,7 @@ def create(
     requests_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
     expires_in: Annotated[str | None, typer.Option(help="As 90m, 12h or 30d. Default: never.")] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="May also open the console.")] = False,
     as_json: Json = False,
 ) -> None:
     """Create a key and print its secret, this once."""
@@ -39,7 +40,9 @@ def create(
     from everlearn.printing import print_json
 
     expires_at = time.time() + duration_s(expires_in) if expires_in else None
-    secret, key = create_key(_database(), name, models, requests_per_minute, tokens_per_minute, expires_at)
+    secret, key = create_key(
+        _database(), name, models, requests_per_minute, tokens_per_minute, expires_at, admin
+    )
     if as_json:
         print_json(describe_key(key) | {"secret": secret})
         return

@@ -30,7 +30,7 @@ from everlearn.errors import ConfigError, Unavailable
 from everlearn.settings import Settings
 
 # The newest migration. Comparing with it spares every start the import of Alembic.
-SCHEMA = "0003"
+SCHEMA = "0004"
 # Names the advisory lock that everlearn's writers and migrations take on PostgreSQL.
 POSTGRES_LOCK = 0x6576_6572
 BUSY_TIMEOUT_S = 30
@@ -79,7 +79,10 @@ class AliasRow(Table):
 
 
 class ApiKey(Table):
-    """A key, kept as the hash of its secret. ``models`` None means every model."""
+    """A key, kept as the hash of its secret. ``models`` None means every model.
+
+    ``admin``: may look at everything and administer the server. ``tokens_per_month``: by calendar month, UTC.
+    """
 
     __tablename__ = "api_keys"
 
@@ -90,9 +93,38 @@ class ApiKey(Table):
     models: Mapped[list[str] | None]
     requests_per_minute: Mapped[int | None]
     tokens_per_minute: Mapped[int | None]
+    tokens_per_month: Mapped[int | None] = mapped_column(BigInteger)
+    admin: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[float] = mapped_column(default=time.time)
     expires_at: Mapped[float | None]
     revoked_at: Mapped[float | None]
+
+
+class UsageRow(Table):
+    """What a key used of a model on one day, UTC. ``key_id`` empty: without a key."""
+
+    __tablename__ = "usage"
+
+    day: Mapped[str] = mapped_column(String(10), primary_key=True)
+    key_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    model: Mapped[str] = mapped_column(String(64), primary_key=True)
+    requests: Mapped[int] = mapped_column(BigInteger, default=0)
+    failed: Mapped[int] = mapped_column(BigInteger, default=0)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    completion_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class AuditRow(Table):
+    """An administrative act, in order of ``id``: who (a key's id, or a user of this machine) did what to what."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    at: Mapped[float] = mapped_column(default=time.time)
+    actor: Mapped[str] = mapped_column(String(128))
+    act: Mapped[str] = mapped_column(String(64))
+    subject: Mapped[str] = mapped_column(String(255))
+    detail: Mapped[dict[str, Any]]
 
 
 class ReplicaRow(Table):

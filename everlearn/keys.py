@@ -24,10 +24,11 @@ def create_key(
     requests_per_minute: int | None = None,
     tokens_per_minute: int | None = None,
     expires_at: float | None = None,
+    admin: bool = False,
 ) -> tuple[str, ApiKey]:
     """A new key and its secret, which is shown this once and cannot be had again.
 
-    ``models`` None covers every model. ``expires_at`` is seconds since 1970, UTC.
+    ``models`` None covers every model. ``expires_at`` is seconds since 1970, UTC. An ``admin`` key opens the console.
     """
     _check(name, models, requests_per_minute, tokens_per_minute, expires_at)
     secret = "el-" + secrets.token_urlsafe(SECRET_BYTES)
@@ -39,6 +40,7 @@ def create_key(
         models=models,
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
+        admin=admin,
         created_at=time.time(),
         expires_at=expires_at,
     )

@@ -38,13 +38,17 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 class ServeSettings(BaseModel):
-    """The gateway and the supervisor. ``batch_requests``: of batches, at once; 0 takes none."""
+    """The gateways and the supervisor. ``batch_requests``: of batches, at once; 0 takes none.
+
+    Several ``gateways`` are processes on one port.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     root_path: str = ""
+    gateways: int = Field(default=1, ge=1, le=64)
     engine: Literal["auto", "onnx", "vllm"] = "auto"
     max_body_bytes: int = Field(default=8 * 1024**2, ge=1024)
     max_n: int = Field(default=8, ge=1, le=128)

@@ -32,8 +32,9 @@ class Child:
 
     @classmethod
     async def start(
-        cls, argv: Sequence[str], env: Mapping[str, str], on_line: Callable[[str], None] | None = None
-    ) -> "Child":
+        cls, argv: Sequence[str], env: Mapping[str, str], on_line: Callable[[str], None] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> "Child":  # fmt: skip
         """Start `argv`. Its output goes line by line to `on_line`, or straight to our stderr without one."""
         root = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
@@ -44,6 +45,7 @@ class Child:
             stdout=PIPE if on_line else sys.stderr.fileno(),
             stderr=STDOUT if on_line else None,
             start_new_session=True,
+            pass_fds=pass_fds,
             preexec_fn=die_with_parent,  # elsewhere than on Linux the child notices that its stdin ended
             limit=MAX_LINE_BYTES,
         )

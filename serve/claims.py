@@ -41,7 +41,7 @@ def home(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def port(settings: Settings) -> Iterator[tuple[socket.socket, Settings]]:
-    """The gateway's address, held but not yet listening, and the settings with the port that port 0 became."""
+    """The gateways' address, held but not yet listening, and the settings with the port that port 0 became."""
     host, number = settings.serve.host, settings.serve.port
     try:
         family, kind, _, _, address = socket.getaddrinfo(

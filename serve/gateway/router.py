@@ -171,10 +171,8 @@ class Router:
 
     def count(self) -> None:
         """Bring the gauge of replicas up to date."""
-        self._metrics.replicas.clear()
         states = Counter((r.row.model, "ejected" if r.ejected else "ready") for r in self._replicas.values())
-        for (model, state), count in states.items():
-            self._metrics.replicas.labels(model, state).set(count)
+        self._metrics.count_replicas(states)
 
     def rows(self) -> list[ReadyReplica]:
         """The ready replicas, oldest first."""

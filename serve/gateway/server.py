@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import signal
+import socket
+from pathlib import Path
 from types import FrameType
 
 import structlog
@@ -12,6 +14,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from everlearn.settings import ServeSettings
+from everlearn.watched_process import answering_health
 from serve.protocol import error_body
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -156,14 +159,16 @@ def build_server(app: FastAPI, settings: ServeSettings) -> DrainingServer:
         date_header=True,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=LAST_WORDS_S,
-        backlog=2048,
     )
     return DrainingServer(config, app, settings)
 
 
-async def serve(server: DrainingServer, parent_pipe: bool) -> None:
-    """Serve until told to stop."""
+async def serve(
+    server: DrainingServer, parent_pipe: bool = False, fd: int | None = None, uds: Path | None = None
+) -> None:
+    """Serve until told to stop: on a socket of its own, or on `fd`, which other gateways accept from as well."""
     if parent_pipe:
         server.stop_with_parent()
     log.info("listening", host=server.config.host, port=server.config.port)
-    await server.serve()
+    async with answering_health(uds, lambda: (True, {})):
+        await server.serve(None if fd is None else [socket.socket(fileno=fd)])

@@ -7,9 +7,7 @@ published again. So it writes nothing to disk; and it evicts nothing (row 8 of w
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,10 +16,9 @@ from filelock import FileLock, Timeout
 
 from continual.queue_process import Kept
 from everlearn.errors import Unavailable
+from everlearn.redis_address import own_socket, redis_url
 from everlearn.settings import Settings
 
-MAX_SOCKET_BYTES = 100
-SOCKET_NAME = "valkey.sock"
 MEMORY = "256mb"
 
 log = structlog.stdlib.get_logger("continual.broker")
@@ -29,31 +26,15 @@ log = structlog.stdlib.get_logger("continual.broker")
 
 def broker_url(settings: Settings) -> str:
     """As Celery wants it."""
-    if settings.redis_url:
-        scheme, _, rest = settings.redis_url.partition("://")
-        return f"redis+socket://{rest}" if scheme == "unix" else settings.redis_url
-    return f"redis+socket://{socket_path(settings)}"
-
-
-def socket_path(settings: Settings) -> Path:
-    """In the home's ``run`` folder, or in a private one under a short path: the system allows about 100 bytes."""
-    path = settings.directory("run") / SOCKET_NAME
-    if len(os.fsencode(path)) <= MAX_SOCKET_BYTES:
-        return path
-    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"everlearn-{os.getuid()}-{digest}"
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise Unavailable(f"{folder} is another user's: set EVERLEARN_HOME to a shorter path")
-    return folder / SOCKET_NAME
+    scheme, _, rest = (url := redis_url(settings)).partition("://")
+    return f"redis+socket://{rest}" if scheme == "unix" else url
 
 
 class EmbeddedValkey:
     """The home's server. The first worker of a home runs it; the others wait, and take over when that one ends."""
 
     def __init__(self, settings: Settings) -> None:
-        self.socket = socket_path(settings)
+        self.socket = own_socket(settings)
         self._lock = FileLock(settings.directory("run") / "valkey.lock", thread_local=False)
         self._kept = Kept("valkey", _command(self.socket, settings.directory("run")), dict(os.environ))
 

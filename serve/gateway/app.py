@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from everlearn.database import ApiKey, open_database
 from everlearn.errors import EverlearnError, InvalidInput
+from everlearn.redis_address import redis_url
 from everlearn.settings import Settings
 from serve.gateway.auth import Doorkeeper, check_scope
 from serve.gateway.batches import add_batches
@@ -54,6 +55,9 @@ PAGE_HEADERS = {
 }
 PAGE_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
+if TYPE_CHECKING:
+    from serve.gateway.shared import Shared
+
 Body = TypeVar("Body", bound=Labels)
 
 
@@ -65,9 +69,10 @@ class Gateway:
         self.metrics = Metrics()
         self.db = db = open_database(settings)
         self.keeper = Doorkeeper(db, settings.serve)
-        self.router = Router(db, self.metrics)
+        self.shared = _shared(settings, self.metrics)
+        self.router = Router(db, self.metrics, self.shared)
         self.dispatcher = Dispatcher(self.router, self.metrics)
-        self.quotas = Quotas()
+        self.quotas = Quotas(self.shared)
         self.guards: set[Guard] = set()
         self.in_flight = 0
         self.draining = False
@@ -76,7 +81,10 @@ class Gateway:
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
         """Follow the database while the app serves."""
         await self.router.refresh()
-        watchers = [asyncio.create_task(w) for w in (self.router.watch(), self.keeper.watch())]
+        watching = [self.router.watch(), self.keeper.watch()]
+        if self.shared:
+            watching.append(self.shared.run(self.router.tell))
+        watchers = [asyncio.create_task(each) for each in watching]
         try:
             yield
         finally:
@@ -110,7 +118,7 @@ class Gateway:
         if isinstance(body, SamplingFields) and (body.n or 1) > self.settings.max_n:
             raise InvalidInput(f"Invalid 'n': this server allows at most {self.settings.max_n}.", param="n")
         if exchange.key:
-            exchange.headers += self.quotas.admit(exchange.key)
+            exchange.headers += await self.quotas.admit(exchange.key)
             exchange.on_end.append(partial(self._charge, exchange, exchange.key))
         return exchange, body
 
@@ -139,6 +147,15 @@ class Gateway:
 
     def _charge(self, exchange: Exchange, key: ApiKey) -> None:
         self.quotas.charge(key, exchange.tokens("prompt_tokens") + exchange.tokens("completion_tokens"))
+
+
+def _shared(settings: Settings, metrics: Metrics) -> "Shared | None":
+    """Through the home's own Valkey only where several gateways need it: it may not run."""
+    if not (settings.redis_url or settings.serve.gateways > 1):
+        return None
+    from serve.gateway.shared import Shared  # most gateways start without it, and that much sooner
+
+    return Shared(redis_url(settings), metrics)
 
 
 def create_app(settings: Settings) -> FastAPI:

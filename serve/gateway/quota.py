@@ -1,88 +1,151 @@
 """Requests and tokens per minute of each key.
 
-A bucket per key and kind refills continuously and may go below zero: the tokens of an answer are known only
-after it, so a key pays its debt before its next request. In this process alone.
+A bucket per key and kind refills continuously and may go below zero: the tokens of an answer are known only after it,
+so a key pays its debt before its next request. A bucket is one number, the time at which it will be full again
+(the generic cell rate algorithm, ATM Forum 1996). Several gateways keep them in Redis; each keeps its own as well,
+for the time that Redis is away.
 """
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from everlearn.database import ApiKey
 from everlearn.errors import RateLimited
 
+if TYPE_CHECKING:
+    from serve.gateway.shared import Shared
+
 MINUTE_S = 60.0
 
+TAKE = """
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1e6
+local behind, admitted = {}, 1
+for i, key in ipairs(KEYS) do
+    local unit_s, most, forced = 60 / ARGV[3 * i - 2], ARGV[3 * i - 2] + 0, ARGV[3 * i] == '1'
+    behind[i] = math.max(0, (redis.call('GET', key) or 0) - now)
+    if not forced and behind[i] > (most - 1) * unit_s + 1e-6 then admitted = 0 end
+end
+local told = {admitted}
+for i, key in ipairs(KEYS) do
+    local took_s = ARGV[3 * i - 1] * 60 / ARGV[3 * i - 2]
+    if admitted == 1 and took_s > 0 then
+        behind[i] = behind[i] + took_s
+        redis.call('SET', key, string.format('%.6f', now + behind[i]), 'PX', math.ceil(behind[i] * 1000) + 1000)
+    end
+    told[i + 1] = string.format('%.6f', behind[i])
+end
+return told
+"""
+"""KEYS: buckets. ARGV for each: units per minute, units to take, 1 to take them whatever is left.
 
-class Bucket:
-    """Holds at most `per_minute` units and gains them evenly over a minute."""
+All or nothing; returns whether it took, and for each bucket the seconds until it is full.
+"""
 
-    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.per_minute = per_minute
-        self._clock = clock
-        self._level = float(per_minute)
-        self._at = clock()
 
-    def level(self) -> float:
-        """What is left now; negative is debt."""
-        now = self._clock()
-        self._level = min(self.per_minute, self._level + (now - self._at) * self.per_minute / MINUTE_S)
-        self._at = now
-        return self._level
+class Spending(NamedTuple):
+    """So many `units` from a key's bucket of `kind`; `forced`: also below zero."""
 
-    def take(self, units: float) -> None:
-        """Spend, below zero if need be."""
-        self._level = self.level() - units
+    key: str
+    kind: str
+    per_minute: int
+    units: int
+    forced: bool = False
 
-    def wait_s(self, units: float) -> float:
-        """Seconds until `units` are there."""
-        return max(0.0, units - self.level()) * MINUTE_S / self.per_minute
+    @property
+    def bucket(self) -> str:
+        # A changed limit is another bucket: it counts from now.
+        return f"everlearn:limit:{self.key}:{self.kind}:{self.per_minute}"
+
+    def level(self, behind_s: float) -> float:
+        """What is left in a bucket that will be full in `behind_s` seconds; negative is debt."""
+        return self.per_minute - behind_s * self.per_minute / MINUTE_S
+
+    def wait_s(self, behind_s: float) -> float:
+        """Seconds until there is one unit."""
+        return max(0.0, behind_s - (self.per_minute - 1) * MINUTE_S / self.per_minute)
 
 
 class Quotas:
     """The buckets of all keys with limits."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, shared: "Shared | None" = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._shared = shared
+        self._script = shared.redis.register_script(TAKE) if shared else None
         self._clock = clock
-        self._buckets: dict[tuple[str, str], Bucket] = {}
+        self._full_at: dict[str, float] = {}
+        self._charging: set[asyncio.Task[object]] = set()
 
-    def admit(self, key: ApiKey) -> list[tuple[bytes, bytes]]:
+    async def admit(self, key: ApiKey) -> list[tuple[bytes, bytes]]:
         """Count one request and return the `x-ratelimit-*` headers. Raises RateLimited when a limit is spent."""
-        requests = self._bucket(key, "requests", key.requests_per_minute)
-        tokens = self._bucket(key, "tokens", key.tokens_per_minute)
-        for kind, bucket in (("requests", requests), ("tokens", tokens)):
-            if bucket and (wait_s := bucket.wait_s(1)) > 0:
-                raise RateLimited(
-                    f"This key's limit of {bucket.per_minute} {kind} per minute is spent. "
-                    f"Try again in {wait_s:.1f} s.",
-                    retry_after_s=wait_s,
-                )
-        if requests:
-            requests.take(1)
-        return self.headers(key)
-
-    def headers(self, key: ApiKey) -> list[tuple[bytes, bytes]]:
-        """OpenAI's header names; a reset is the time until the bucket is full."""
-        headers = []
-        for kind, limit in (("requests", key.requests_per_minute), ("tokens", key.tokens_per_minute)):
-            if bucket := self._bucket(key, kind, limit):
-                full_s = bucket.wait_s(bucket.per_minute)
-                for name, value in (
-                    ("limit", str(bucket.per_minute)),
-                    ("remaining", str(max(0, int(bucket.level())))),
-                    ("reset", f"{full_s:.3f}s"),
-                ):
-                    headers.append((f"x-ratelimit-{name}-{kind}".encode(), value.encode()))
-        return headers
+        spendings = [
+            Spending(key.id, kind, per_minute, units)
+            for kind, per_minute, units in (
+                ("requests", key.requests_per_minute, 1),
+                ("tokens", key.tokens_per_minute, 0),
+            )
+            if per_minute is not None
+        ]
+        if not spendings:
+            return []
+        admitted, behind_s = await self._take(spendings)
+        if not admitted:
+            each = (
+                (spending, spending.wait_s(behind))
+                for spending, behind in zip(spendings, behind_s, strict=True)
+            )
+            worst, wait_s = max(each, key=lambda pair: pair[1])
+            raise RateLimited(
+                f"This key's limit of {worst.per_minute} {worst.kind} per minute is spent. "
+                f"Try again in {wait_s:.1f} s.",
+                retry_after_s=wait_s,
+            )
+        return [header for pair in zip(spendings, behind_s, strict=True) for header in _headers(*pair)]
 
     def charge(self, key: ApiKey, tokens: int) -> None:
         """Take the tokens of a finished answer."""
-        if bucket := self._bucket(key, "tokens", key.tokens_per_minute):
-            bucket.take(tokens)
+        if key.tokens_per_minute is None or not tokens:
+            return
+        spendings = [Spending(key.id, "tokens", key.tokens_per_minute, tokens, forced=True)]
+        if self._shared is None:
+            self._take_here(spendings)
+            return
+        charging = asyncio.get_running_loop().create_task(self._take(spendings))
+        self._charging.add(charging)
+        charging.add_done_callback(self._charging.discard)
 
-    def _bucket(self, key: ApiKey, kind: str, per_minute: int | None) -> Bucket | None:
-        if per_minute is None:
-            return None
-        bucket = self._buckets.get((key.id, kind))
-        if bucket is None or bucket.per_minute != per_minute:
-            bucket = self._buckets[key.id, kind] = Bucket(per_minute, self._clock)
-        return bucket
+    async def _take(self, spendings: Sequence[Spending]) -> tuple[bool, list[float]]:
+        """Whether it was there, and for each bucket the seconds until it is full."""
+        here = self._take_here(spendings)
+        if not (self._shared and self._script):
+            return here
+        script = self._script
+        arguments = [value for s in spendings for value in (s.per_minute, s.units, int(s.forced))]
+        told = await self._shared.ask(lambda: script([s.bucket for s in spendings], arguments))
+        return here if told is None else (bool(told[0]), [float(behind) for behind in told[1:]])
+
+    def _take_here(self, spendings: Sequence[Spending]) -> tuple[bool, list[float]]:
+        now = self._clock()
+        behind_s = [max(0.0, self._full_at.get(s.bucket, 0.0) - now) for s in spendings]
+        admitted = all(
+            s.forced or s.wait_s(behind) <= 1e-6 for s, behind in zip(spendings, behind_s, strict=True)
+        )
+        for i, s in enumerate(spendings):
+            if admitted and s.units:
+                behind_s[i] += s.units * MINUTE_S / s.per_minute
+                self._full_at[s.bucket] = now + behind_s[i]
+        return admitted, behind_s
+
+
+def _headers(spending: Spending, behind_s: float) -> list[tuple[bytes, bytes]]:
+    """OpenAI's header names; a reset is the time until the bucket is full."""
+    values = {
+        "limit": str(spending.per_minute),
+        "remaining": str(max(0, int(spending.level(behind_s) + 1e-6))),
+        "reset": f"{behind_s:.3f}s",
+    }
+    return [
+        (f"x-ratelimit-{name}-{spending.kind}".encode(), value.encode()) for name, value in values.items()
+    ]

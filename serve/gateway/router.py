@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import structlog
 from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, UnixConnector
@@ -16,6 +17,9 @@ from everlearn.errors import InvalidInput
 from serve.gateway.failures import ModelNotFound, NoBackend
 from serve.gateway.metrics import Metrics
 from serve.replicas import ReadyReplica, awaited_models, ready_replicas, unix_path
+
+if TYPE_CHECKING:
+    from serve.gateway.shared import Shared
 
 POLL_S = 0.25
 CONNECT_TIMEOUT_S = 5
@@ -121,10 +125,11 @@ class RetryBudget:
 class Router:
     """Keeps the ready replicas by polling their table."""
 
-    def __init__(self, db: Engine, metrics: Metrics) -> None:
+    def __init__(self, db: Engine, metrics: Metrics, shared: "Shared | None" = None) -> None:
         self.budget = RetryBudget()
         self._db = db
         self._metrics = metrics
+        self._shared = shared
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="replicas")
         self._replicas: dict[tuple[str, float], Replica] = {}
         self._leaving: set[Replica] = set()
@@ -169,9 +174,18 @@ class Router:
             self._leaving.discard(replica)
             await replica.session.close()
 
+    def tell(self) -> tuple[dict[str, int], dict[str, float]]:
+        """What other gateways should know: requests at each engine, and for how many seconds which is excluded."""
+        replicas = [*self._replicas.values(), *self._leaving]
+        loads = {r.row.id: r.in_flight for r in replicas if r.in_flight}
+        return loads, {r.row.id: r.ejected_for_s for r in replicas if r.ejected_for_s}
+
     def count(self) -> None:
         """Bring the gauge of replicas up to date."""
-        states = Counter((r.row.model, "ejected" if r.ejected else "ready") for r in self._replicas.values())
+        states = Counter(
+            (r.row.model, "ready" if not r.ejected and self._takes_requests(r) else "ejected")
+            for r in self._replicas.values()
+        )
         self._metrics.count_replicas(states)
 
     def rows(self) -> list[ReadyReplica]:
@@ -195,11 +209,18 @@ class Router:
             needs = "text generation" if task == "generate" else "embeddings"
             raise InvalidInput(f"The model '{matching[0].row.model}' does not offer {needs}.", param="model")
         others = [r for r in able if r is not tried]
-        free = [r for r in others if r.takes_requests()]
+        free = [r for r in others if self._takes_requests(r)]
         if not free:
             pause_s = min((r.ejected_for_s for r in others), default=1.0)
             raise NoBackend("The model's engine is not answering. Try again shortly.", retry_after_s=pause_s)
-        return min(free, key=lambda r: (r.in_flight, r.last_used))
+        return min(free, key=lambda r: (self._load(r), r.last_used))
+
+    def _takes_requests(self, replica: Replica) -> bool:
+        return replica.takes_requests() and not (self._shared and self._shared.excludes(replica.row.id))
+
+    def _load(self, replica: Replica) -> int:
+        """Requests that the replica works on, of all gateways."""
+        return replica.in_flight + (self._shared.load(replica.row.id) if self._shared else 0)
 
     def _matching(self, ref: str) -> list[Replica]:
         replicas = self._replicas.values()

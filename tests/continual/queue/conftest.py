@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from continual.broker import socket_path
 from continual.files import Files
 from continual.jobs import Job, Jobs
 from continual.recipe import ContinualRecipe
 from everlearn.bundle import write_bundle
+from everlearn.redis_address import own_socket
 from everlearn.registry import Registry
 from everlearn.settings import ContinualSettings, Settings
 
@@ -91,7 +91,7 @@ class House:
     def redis(self) -> Any:
         import redis
 
-        return redis.Redis(unix_socket_path=str(socket_path(self.settings)), socket_timeout=5)
+        return redis.Redis(unix_socket_path=str(own_socket(self.settings)), socket_timeout=5)
 
     def end(self, worker: subprocess.Popen[bytes]) -> None:
         self.workers.remove(worker)

@@ -26,7 +26,7 @@ from tests.serve.gateway.scripted_engine import ScriptedEngine, well
 class RunningGateway:
     """The process, its engines and its database."""
 
-    def __init__(self, home: Path, **serve: Any) -> None:
+    def __init__(self, home: Path, redis_url: str = "", **serve: Any) -> None:
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.settings = Settings(home=home)
@@ -37,6 +37,8 @@ class RunningGateway:
         threading.Thread(target=self._beat, daemon=True).start()
         given = {"port": self.port, "keys_cache_ttl_s": 0.1} | serve
         environment = {f"EVERLEARN_SERVE__{name.upper()}": str(value) for name, value in given.items()}
+        if redis_url:
+            environment["REDIS_URL"] = redis_url
         self.process = subprocess.Popen(
             [sys.executable, "-m", "serve.gateway", "--parent-pipe"],
             env=os.environ | {"EVERLEARN_HOME": str(home)} | environment,
@@ -68,7 +70,7 @@ class RunningGateway:
         time.sleep(0.4)
 
     def has(self, model: str) -> bool:
-        return f'everlearn_replicas{{model="{model}"' in self.client.get("/metrics").text
+        return self.metric(f'everlearn_replicas{{model="{model}"') > 0
 
     def metric(self, name: str) -> float:
         """The sum of all samples that begin with `name`."""

@@ -30,7 +30,7 @@ def engines(pair: RunningGateway) -> list[ScriptedEngine]:
 
     def both_ready() -> bool:
         pair.chat()
-        return 'state="ejected"' not in pair.client.get("/metrics").text
+        return pair.metric('everlearn_replicas{model="m",state="ejected"}') == 0
 
     wait_until(both_ready, "both engines are trusted")
     for engine in pair.engines.values():

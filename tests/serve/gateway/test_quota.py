@@ -18,46 +18,46 @@ def key(requests: int | None = None, tokens: int | None = None) -> ApiKey:
     return ApiKey(id="key-1", requests_per_minute=requests, tokens_per_minute=tokens)
 
 
-def test_requests_are_admitted_up_to_the_limit_and_again_when_time_has_passed() -> None:
+async def test_requests_are_admitted_up_to_the_limit_and_again_when_time_has_passed() -> None:
     clock = Clock()
-    quotas, limited = Quotas(clock), key(requests=2)
-    quotas.admit(limited)
-    quotas.admit(limited)
+    quotas, limited = Quotas(clock=clock), key(requests=2)
+    await quotas.admit(limited)
+    await quotas.admit(limited)
     with pytest.raises(RateLimited) as caught:
-        quotas.admit(limited)
+        await quotas.admit(limited)
     assert caught.value.retry_after_s == pytest.approx(30)
     clock.now = 30
-    quotas.admit(limited)
+    await quotas.admit(limited)
 
 
-def test_a_long_answer_puts_its_key_into_debt() -> None:
+async def test_a_long_answer_puts_its_key_into_debt() -> None:
     clock = Clock()
-    quotas, limited = Quotas(clock), key(tokens=60)
-    quotas.admit(limited)
+    quotas, limited = Quotas(clock=clock), key(tokens=60)
+    await quotas.admit(limited)
     quotas.charge(limited, 120)
     with pytest.raises(RateLimited, match="tokens"):
-        quotas.admit(limited)
+        await quotas.admit(limited)
     clock.now = 60
     with pytest.raises(RateLimited):
-        quotas.admit(limited)
+        await quotas.admit(limited)
     clock.now = 61.5
-    quotas.admit(limited)
+    await quotas.admit(limited)
 
 
-def test_a_changed_limit_counts_from_now() -> None:
-    quotas = Quotas(Clock())
-    quotas.admit(key(requests=1))
-    quotas.admit(key(requests=5))
+async def test_a_changed_limit_counts_from_now() -> None:
+    quotas = Quotas(clock=Clock())
+    await quotas.admit(key(requests=1))
+    await quotas.admit(key(requests=5))
 
 
-def test_headers_say_what_is_left() -> None:
-    quotas = Quotas(Clock())
-    headers = dict(quotas.admit(key(requests=60, tokens=600)))
+async def test_headers_say_what_is_left() -> None:
+    quotas = Quotas(clock=Clock())
+    headers = dict(await quotas.admit(key(requests=60, tokens=600)))
     assert headers[b"x-ratelimit-limit-requests"] == b"60"
     assert headers[b"x-ratelimit-remaining-requests"] == b"59"
     assert headers[b"x-ratelimit-reset-requests"] == b"1.000s"
     assert headers[b"x-ratelimit-remaining-tokens"] == b"600"
 
 
-def test_a_key_without_limits_has_no_headers() -> None:
-    assert Quotas().admit(key()) == []
+async def test_a_key_without_limits_has_no_headers() -> None:
+    assert await Quotas().admit(key()) == []

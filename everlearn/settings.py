@@ -53,6 +53,7 @@ class ServeSettings(BaseModel):
     max_body_bytes: int = Field(default=8 * 1024**2, ge=1024)
     max_n: int = Field(default=8, ge=1, le=128)
     queue_limit: int = Field(default=256, ge=1)
+    engine_wait_s: float = Field(default=10, ge=0)
     first_token_timeout_s: float = Field(default=120, gt=0)
     inter_token_timeout_s: float = Field(default=60, gt=0)
     drain_timeout_s: float = Field(default=30, ge=0)

@@ -71,7 +71,7 @@ class Gateway:
         self.keeper = Doorkeeper(db, settings.serve)
         self.shared = _shared(settings, self.metrics)
         self.router = Router(db, self.metrics, self.shared)
-        self.dispatcher = Dispatcher(self.router, self.metrics)
+        self.dispatcher = Dispatcher(self.router, self.metrics, settings.serve.engine_wait_s)
         self.quotas = Quotas(self.shared)
         self.guards: set[Guard] = set()
         self.in_flight = 0

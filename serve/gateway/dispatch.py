@@ -1,10 +1,12 @@
 """One request at the engines: choose a replica, send, and wait until its answer has really begun.
 
 Engines report errors inside streams they have already begun with status 200, so the first event is read here,
-before the client is told anything. Until a byte of the answer came, a second replica may be tried once.
+before the client is told anything. Until a byte of the answer came, a second replica may be tried once; and while
+no engine is there that could have taken the request, it waits for one.
 """
 
 import asyncio
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EAGAIN
@@ -27,6 +29,7 @@ from serve.gateway.metrics import Metrics
 from serve.gateway.router import Replica, Router
 
 FINISH_S = 0.5
+LOOK_S = 0.1
 MAX_ERROR_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 AT_CAPACITY = "The model is at capacity. Try again shortly."
@@ -168,29 +171,29 @@ class Reply:
 
 
 class Dispatcher:
-    """Opens replies."""
+    """Opens replies. A request waits up to `wait_s` seconds for an engine that starts, or starts again."""
 
-    def __init__(self, router: Router, metrics: Metrics) -> None:
+    def __init__(self, router: Router, metrics: Metrics, wait_s: float = 0.0) -> None:
         self._router = router
         self._metrics = metrics
+        self._wait_s = wait_s
 
     async def open(self, work: Work, exchange: Exchange) -> Reply:
         """A reply that has begun; the caller closes it. Raises EverlearnError."""
         self._router.budget.earn()
+        deadline = time.monotonic() + self._wait_s
         tried: Replica | None = None
         failure: EverlearnError | None = None
         while True:
-            try:
-                replica = self._router.choose(work.model, work.task, tried)
-            except NoBackend as none_left:
-                raise (failure or none_left) from None
+            replica = await self._choose(work, tried, failure, deadline)
             reply = Reply(replica, work)
             exchange.replica = replica
             try:
                 await reply.begin(exchange.id)
             except NothingCame as attempt:
                 reply.close()
-                if tried is not None or not self._router.budget.spend():
+                once_more = tried is None and self._router.budget.spend()
+                if not once_more and not _may_wait(attempt.error, deadline):
                     raise attempt.error from None
                 tried, failure = replica, attempt.error
                 continue
@@ -202,6 +205,24 @@ class Dispatcher:
                 exchange.headers.append((b"x-everlearn-retries", b"1"))
             exchange.headers.append((b"x-everlearn-version", replica.name.encode()))
             return reply
+
+    async def _choose(
+        self, work: Work, tried: Replica | None, failure: EverlearnError | None, deadline: float
+    ) -> Replica:
+        while True:
+            try:
+                return self._router.choose(work.model, work.task, tried)
+            except NoBackend as none_left:
+                error = failure or none_left
+                if not _may_wait(error, deadline):
+                    raise error from None
+            await asyncio.sleep(LOOK_S)
+            tried = None
+
+
+def _may_wait(error: EverlearnError, deadline: float) -> bool:
+    """Whether no engine has seen the request, so that another attempt can do no harm, and there is time."""
+    return type(error) is NoBackend and time.monotonic() + LOOK_S < deadline
 
 
 def _error_object(body: bytes) -> dict[str, Any]:

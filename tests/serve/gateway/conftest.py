@@ -35,7 +35,7 @@ class RunningGateway:
         self.log_path = home / "gateway.log"
         self._stopped = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
-        given = {"port": self.port, "keys_cache_ttl_s": 0.1} | serve
+        given = {"port": self.port, "keys_cache_ttl_s": 0.1, "engine_wait_s": 0} | serve
         environment = {f"EVERLEARN_SERVE__{name.upper()}": str(value) for name, value in given.items()}
         if redis_url:
             environment["REDIS_URL"] = redis_url

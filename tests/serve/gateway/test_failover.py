@@ -4,12 +4,13 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
 
 from serve.gateway.router import RETRY_RESERVE, RetryBudget
-from serve.replicas import set_state
+from serve.replicas import heartbeat, set_state
 from tests.serve.gateway.conftest import RunningGateway, chat_body, sse, wait_until
 from tests.serve.gateway.scripted_engine import Connection, ScriptedEngine, well
 
@@ -230,3 +231,20 @@ def test_a_model_whose_engine_starts_again_is_unavailable_not_unknown(gateway: R
     assert int(answer.headers["retry-after"]) >= 1
     assert "starting" in answer.json()["error"]["message"]
     gateway.remove_engine("again")
+
+
+def test_a_request_waits_for_an_engine_that_starts_again(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
+    patient = start_gateway(engine_wait_s=20)
+    patient.add_engine("m", id="first")
+    set_state(patient.db, "first", "starting")
+    wait_until(lambda: not patient.has("m"), "the gateway has seen that the engine is not ready")
+    with ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(patient.chat, stream=stream) for stream in (True, False)]
+        time.sleep(0.5)
+        assert not any(each.done() for each in waiting)
+        heartbeat(patient.db, "first", context=2048)
+        assert [each.result().status_code for each in waiting] == [200, 200]
+    patient.remove_engine("first")
+    assert patient.chat().status_code == 404  # nobody serves it any more: nothing to wait for

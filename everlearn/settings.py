@@ -40,7 +40,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 class ServeSettings(BaseModel):
     """The gateways and the supervisor. ``batch_requests``: of batches, at once; 0 takes none.
 
-    Several ``gateways`` are processes on one port.
+    ``gateways``: processes that share the port.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -5,8 +5,9 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -40,28 +41,41 @@ def home(settings: Settings) -> Iterator[None]:
 
 
 @contextmanager
-def port(settings: Settings) -> Iterator[tuple[socket.socket, Settings]]:
-    """The gateways' address, held but not yet listening, and the settings with the port that port 0 became."""
-    host, number = settings.serve.host, settings.serve.port
+def port(settings: Settings) -> Iterator[tuple[list[socket.socket], Settings]]:
+    """A socket for each gateway, none listening yet, and the settings with the port that port 0 became.
+
+    Several on one port share the connections evenly (SO_REUSEPORT).
+    """
+    serve = settings.serve
     try:
         family, kind, _, _, address = socket.getaddrinfo(
-            host or None, number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            serve.host or None, serve.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except socket.gaierror as error:
         raise InvalidInput(
-            f"host {host!r} is not an address of this machine: {error.strerror}", param="host"
+            f"host {serve.host!r} is not an address of this machine: {error.strerror}", param="host"
         ) from None
-    with socket.socket(family, kind) as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+    def bound(address: Any, *options: int) -> socket.socket:
+        held = stack.enter_context(socket.socket(family, kind))
+        for option in (socket.SO_REUSEADDR, *options):
+            held.setsockopt(socket.SOL_SOCKET, option, 1)
+        held.bind(address)
+        return held
+
+    with ExitStack() as stack:
         try:
-            held.bind(address)
+            doors = [bound(address)]
+            address = doors[0].getsockname()
+            if serve.gateways > 1:
+                doors.pop().close()  # alone it has shown that nobody shares this port with us yet
+                doors = [bound(address, socket.SO_REUSEPORT) for _ in range(serve.gateways)]
         except OSError as error:
             raise Conflict(
-                f"port {number} of {host} cannot be had: {error.strerror}; choose another with --port",
+                f"port {serve.port} of {serve.host} cannot be had: {error.strerror}; choose another with --port",
                 param="port",
             ) from None
-        serve = settings.serve.model_copy(update={"port": held.getsockname()[1]})
-        yield held, settings.model_copy(update={"serve": serve})
+        yield doors, settings.model_copy(update={"serve": serve.model_copy(update={"port": address[1]})})
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 One supervisor per home. Its children are a process per engine, one or several gateways, the worker that trains, and
 one that works on batches; each is restarted when it dies or hangs, and none outlives the supervisor. The listening
-socket is the supervisor's: clients that come while a gateway restarts wait, or another gateway takes them. How a
-model changes its version: `serve.swap`.
+sockets are the supervisor's: clients that come while a gateway restarts wait for it. How a model changes its
+version: `serve.swap`.
 """
 
 import asyncio
@@ -67,21 +67,26 @@ def serve(
     with (
         claims.home(settings),
         claims.sockets(settings) as sockets,
-        claims.port(settings) as (door, bound),
+        claims.port(settings) as (doors, bound),
     ):
-        asyncio.run(House(bound, program, patience or Patience(), sockets, door).run(refs))
+        asyncio.run(House(bound, program, patience or Patience(), sockets, doors).run(refs))
 
 
 class House:
     """The running whole: a model's engines, for each model; the gateways; what works on jobs and on batches."""
 
     def __init__(
-        self, settings: Settings, program: Program, patience: Patience, sockets: Path, door: socket.socket
+        self,
+        settings: Settings,
+        program: Program,
+        patience: Patience,
+        sockets: Path,
+        doors: list[socket.socket],
     ) -> None:
         self.settings = settings
         self.patience = patience
         self.sockets = sockets
-        self.door = door
+        self.doors = doors
         self.db = open_database(settings)
         self.registry = Registry(settings)
         self.env = {**os.environ, **settings.environment()}
@@ -124,7 +129,8 @@ class House:
 
     async def _close(self) -> None:
         """The gateways first, which let their running answers end; then the engines."""
-        self.door.close()
+        for door in self.doors:
+            door.close()
         for task in self.keeping:
             task.cancel()
         await asyncio.gather(*self.keeping, return_exceptions=True)
@@ -133,16 +139,15 @@ class House:
         await asyncio.gather(*(model.close() for model in self.models))
 
     def _start_gateways(self) -> None:
-        count = self.settings.serve.gateways
-        figures = _empty(self.settings.directory("run") / "metrics") if count > 1 else None
+        figures = _empty(self.settings.directory("run") / "metrics") if len(self.doors) > 1 else None
         env = {**self.env, TOGETHER: str(figures)} if figures else self.env
-        self.door.listen(BACKLOG)
-        for number in range(1, count + 1):
+        for number, door in enumerate(self.doors, 1):
+            door.listen(BACKLOG)
             path = self.sockets / f"gateway-{number}.sock"
             gateway = Watched(
-                python("serve.gateway", "--parent-pipe", "--fd", str(self.door.fileno()), "--uds", str(path)), env,
-                at=path, observer=LoggedGateway(figures), on_line=pass_on, patience=self.patience,
-                pass_fds=[self.door.fileno()],
+                python("serve.gateway", "--parent-pipe", "--fd", str(door.fileno()), "--uds", str(path)), env,
+                at=path, observer=LoggedGateway(figures, door), on_line=pass_on, patience=self.patience,
+                pass_fds=[door.fileno()],
             )  # fmt: skip
             gateway.start()
             self.gateways.append(gateway)
@@ -233,11 +238,15 @@ class Logged:
 
 
 class LoggedGateway(Logged):
-    """Also takes what a dead gateway was busy with out of `figures`, the folder in which all count together."""
+    """Also takes what a dead gateway was busy with out of `figures`, the folder in which all count together.
 
-    def __init__(self, figures: Path | None) -> None:
+    Nobody shall wait at the door of a gateway that was given up.
+    """
+
+    def __init__(self, figures: Path | None, door: socket.socket) -> None:
         super().__init__("gateway")
         self.figures = figures
+        self.door = door
         self.pid = 0
 
     async def started(self, pid: int) -> None:
@@ -245,6 +254,8 @@ class LoggedGateway(Logged):
 
     async def ended(self, reason: str, *, given_up: bool) -> None:
         await super().ended(reason, given_up=given_up)
+        if given_up:
+            self.door.close()
         if self.figures:
             mark_process_dead(self.pid, str(self.figures))
 

@@ -11,7 +11,7 @@ def main() -> int:
     """Serve until stopped; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m serve.gateway", description="Serve OpenAI's API.")
     parser.add_argument("--parent-pipe", action="store_true", help="exit when standard input ends")
-    parser.add_argument("--fd", type=int, help="accept from this inherited socket, which already listens")
+    parser.add_argument("--fd", type=int, help="accept from this inherited socket instead of one of its own")
     parser.add_argument("--uds", type=Path, help="also answer GET /health here")
     arguments = parser.parse_args()
     gc.disable()  # importing makes a million objects and no garbage: collecting takes a third of the start

@@ -148,3 +148,11 @@ def supervised(home: Path, *refs: str, **options: object) -> Iterator[Supervised
         yield server
     finally:
         server.close()
+
+
+def fails(home: Path, *refs: str, **options: object) -> str:
+    """What a supervisor prints that does not start."""
+    with supervised(home, *refs, **options) as server:
+        assert server.process.wait(90) != 0
+        assert "Traceback" not in server.output
+        return server.output

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from everlearn.database import ReplicaRow, open_database
 from everlearn.keys import create_key
 from everlearn.settings import Settings
-from tests.serve.supervised import Supervised, add_model, eventually, supervised
+from tests.serve.supervised import Supervised, add_model, eventually, fails, supervised
 
 pytestmark = pytest.mark.slow
 
@@ -94,14 +94,6 @@ def test_a_home_with_a_long_path_still_gets_sockets(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- refusals
-
-
-def fails(home: Path, *refs: str, **env: str) -> str:
-    """What a supervisor prints that does not start."""
-    with supervised(home, *refs, **env) as server:  # type: ignore[arg-type]
-        assert server.process.wait(90) != 0
-        assert "Traceback" not in server.output
-        return server.output
 
 
 def test_a_home_without_models_says_what_to_do(settings: Settings) -> None:

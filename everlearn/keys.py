@@ -68,6 +68,11 @@ def is_active(key: ApiKey) -> bool:
     return key.revoked_at is None and (key.expires_at is None or key.expires_at > time.time())
 
 
+def covers(key: ApiKey, model: str) -> bool:
+    """Whether the key may use ``model``, given as ``name`` or ``name@version``."""
+    return key.models is None or model in key.models or model.partition("@")[0] in key.models
+
+
 def any_active_key(db: Engine) -> bool:
     """Whether requests must bring a key at all: no key yet means an open door on this machine alone."""
     now = time.time()

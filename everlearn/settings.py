@@ -6,6 +6,7 @@ settings are reached with two underscores: ``EVERLEARN_SERVE__PORT=9000`` is ``s
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,31 @@ KUBERNETES = re.compile(r"EVERLEARN_(SERVICE_(HOST|PORT)|PORT(_\d+_(TCP|UDP)))")
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
+class Remote(BaseModel):
+    """A model that another server offers by OpenAI's API at ``url``, there called ``serves_as``.
+
+    ``key_variable`` names the environment variable that holds the key for it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    url: str = Field(pattern=r"^https?://[^\s/?#@]+[^\s?#@]*$")
+    serves_as: str | None = Field(default=None, min_length=1, max_length=256)
+    key_variable: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    task: Literal["generate", "embed"] = "generate"
+    context: int | None = Field(default=None, ge=1)
+
+
+class Fallback(BaseModel):
+    """Models that answer instead of ``model``, in this order, while that has no engine, no room, or a broken one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    to: list[str] = Field(min_length=1, max_length=8)
+
+
 class ServeSettings(BaseModel):
     """The gateways and the supervisor. ``batch_requests``: of batches, at once; 0 takes none.
 
@@ -57,6 +83,8 @@ class ServeSettings(BaseModel):
     first_token_timeout_s: float = Field(default=120, gt=0)
     inter_token_timeout_s: float = Field(default=60, gt=0)
     drain_timeout_s: float = Field(default=30, ge=0)
+    remotes: list[Remote] = []
+    fallbacks: list[Fallback] = []
     batch_requests: int = Field(default=16, ge=0, le=1024)
     keys_cache_ttl_s: float = Field(default=2, ge=0)
 
@@ -153,7 +181,7 @@ class Settings(BaseSettings):
         variables: dict[str, str] = {}
         for key, value in flatten(self.model_dump(mode="json")):
             if value is not None:
-                variables[variable(key)] = str(value)
+                variables[variable(key)] = json.dumps(value) if isinstance(value, list) else str(value)
         return variables
 
 

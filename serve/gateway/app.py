@@ -70,8 +70,10 @@ class Gateway:
         self.db = db = open_database(settings)
         self.keeper = Doorkeeper(db, settings.serve)
         self.shared = _shared(settings, self.metrics)
-        self.router = Router(db, self.metrics, self.shared)
-        self.dispatcher = Dispatcher(self.router, self.metrics, settings.serve.engine_wait_s)
+        self.router = Router(db, self.metrics, self.shared, settings.serve.remotes)
+        self.dispatcher = Dispatcher(
+            self.router, self.metrics, settings.serve.engine_wait_s, settings.serve.fallbacks
+        )
         self.quotas = Quotas(self.shared)
         self.guards: set[Guard] = set()
         self.in_flight = 0

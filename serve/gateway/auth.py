@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from everlearn.database import ApiKey
 from everlearn.errors import AuthError, ConfigError, Forbidden, Unavailable
-from everlearn.keys import any_active_key, find_key, is_active
+from everlearn.keys import any_active_key, covers, find_key, is_active
 from everlearn.settings import ServeSettings
 
 MAX_CACHED = 4096
@@ -88,9 +88,7 @@ class Doorkeeper:
 
 def check_scope(key: ApiKey | None, model: str) -> None:
     """Raises Forbidden when the key does not cover the model, whether or not that exists."""
-    if key is None or key.models is None:
-        return
-    if model not in key.models and model.partition("@")[0] not in key.models:
+    if key and not covers(key, model):
         raise Forbidden("This API key does not cover the requested model.", param="model")
 
 

@@ -1,18 +1,21 @@
 """One request at the engines: choose a replica, send, and wait until its answer has really begun.
 
 Engines report errors inside streams they have already begun with status 200, so the first event is read here,
-before the client is told anything. Until a byte of the answer came, a second replica may be tried once; and while
-no engine is there that could have taken the request, it waits for one.
+before the client is told anything. Until a byte of the answer came, a second replica may be tried once; while no
+engine is there that could have taken the request, it waits for one; and where another model shall answer instead, it does.
 """
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import EAGAIN
+from itertools import pairwise
 from typing import Any
 
 import jiter
+import structlog
 from aiohttp import (
     ClientConnectionError,
     ClientConnectorError,
@@ -20,13 +23,24 @@ from aiohttp import (
     ClientPayloadError,
     ClientResponse,
 )
+from pydantic_core import to_json
 
 from everlearn.errors import EverlearnError
+from everlearn.keys import covers
+from everlearn.settings import Fallback
 from serve.gateway.events import BrokenStream, EngineError, EventFilter
 from serve.gateway.exchange import Exchange
-from serve.gateway.failures import BackendFailed, BackendRefused, BrokeOff, NoBackend, Overloaded
+from serve.gateway.failures import (
+    BackendFailed,
+    BackendRefused,
+    BrokeOff,
+    ModelNotFound,
+    NoBackend,
+    Overloaded,
+)
 from serve.gateway.metrics import Metrics
-from serve.gateway.router import Replica, Router
+from serve.gateway.replica import Replica
+from serve.gateway.router import Router
 
 FINISH_S = 0.5
 LOOK_S = 0.1
@@ -34,6 +48,9 @@ MAX_ERROR_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 AT_CAPACITY = "The model is at capacity. Try again shortly."
 NEVER_STARTED = "The model's engine stopped before it answered. Try again shortly."
+
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +63,12 @@ class Work:
     task: str
     stream: bool
     strip_usage: bool = False
+
+    def to(self, model: str) -> "Work":
+        """The same for another model."""
+        if model == self.model:
+            return self
+        return replace(self, model=model, body=to_json(jiter.from_json(self.body) | {"model": model}))
 
 
 class NothingCame(Exception):
@@ -111,8 +134,8 @@ class Reply:
 
     async def _send(self, request_id: str) -> None:
         self._response = await self.replica.session.post(
-            self.replica.url.with_path(self._work.path),
-            data=self._work.body,
+            self.replica.address(self._work.path),
+            data=self.replica.body(self._work.body, self._work.model),
             headers={"content-type": "application/json", "x-request-id": request_id},
             allow_redirects=False,
         )
@@ -173,15 +196,32 @@ class Reply:
 class Dispatcher:
     """Opens replies. A request waits up to `wait_s` seconds for an engine that starts, or starts again."""
 
-    def __init__(self, router: Router, metrics: Metrics, wait_s: float = 0.0) -> None:
+    def __init__(
+        self, router: Router, metrics: Metrics, wait_s: float = 0.0, fallbacks: Sequence[Fallback] = ()
+    ) -> None:
         self._router = router
         self._metrics = metrics
         self._wait_s = wait_s
+        self._fallbacks = {fallback.model: fallback.to for fallback in fallbacks}
 
     async def open(self, work: Work, exchange: Exchange) -> Reply:
         """A reply that has begun; the caller closes it. Raises EverlearnError."""
         self._router.budget.earn()
-        deadline = time.monotonic() + self._wait_s
+        others = [
+            model
+            for model in self._fallbacks.get(work.model, ())
+            if exchange.key is None or covers(exchange.key, model)
+        ]
+        for model, other in pairwise([work.model, *others]):
+            try:
+                return await self._open(work.to(model), exchange, time.monotonic())
+            except (NoBackend, Overloaded, BackendFailed, ModelNotFound) as failure:
+                log.warning("fallback", model=model, to=other, error=failure.code, request_id=exchange.id)
+                self._metrics.fallbacks.labels(model, other).inc()
+        last = others[-1] if others else work.model
+        return await self._open(work.to(last), exchange, time.monotonic() + self._wait_s)
+
+    async def _open(self, work: Work, exchange: Exchange, deadline: float) -> Reply:
         tried: Replica | None = None
         failure: EverlearnError | None = None
         while True:
@@ -211,7 +251,7 @@ class Dispatcher:
     ) -> Replica:
         while True:
             try:
-                return self._router.choose(work.model, work.task, tried)
+                return self._router.choose(work, tried)
             except NoBackend as none_left:
                 error = failure or none_left
                 if not _may_wait(error, deadline):

@@ -10,7 +10,7 @@ from uuid import uuid4
 from starlette.requests import Request
 
 from everlearn.database import ApiKey
-from serve.gateway.router import Replica
+from serve.gateway.replica import Replica
 
 SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 UNKNOWN = "-"

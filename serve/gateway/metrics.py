@@ -56,6 +56,9 @@ class Metrics:
         self.retries = Counter(
             "everlearn_retries", "Requests sent to a second replica.", ["model"], registry=registry
         )
+        self.fallbacks = Counter(
+            "everlearn_fallbacks", "Requests that another model answered.", ["model", "to"], registry=registry
+        )
         self.replicas = Gauge(
             "everlearn_replicas", "Engines known.",
             ["model", "state"], registry=registry, multiprocess_mode="livemostrecent",

@@ -1,107 +1,37 @@
-"""Which engine takes a request: the replica of the model with the least in flight, among the healthy ones."""
+"""Which engine takes a request: of a model's healthy replicas the one where it will cost least.
+
+Each request that a replica works on counts as much as `LOAD_BLOCKS` blocks of a prompt that it has not read.
+"""
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import structlog
-from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, UnixConnector
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
-from yarl import URL
 
 from everlearn.errors import InvalidInput
+from everlearn.settings import Remote
 from serve.gateway.failures import ModelNotFound, NoBackend
 from serve.gateway.metrics import Metrics
-from serve.replicas import ReadyReplica, awaited_models, ready_replicas, unix_path
+from serve.gateway.prefixes import blocks
+from serve.gateway.replica import Replica
+from serve.replicas import ReadyReplica, awaited_models, ready_replicas
 
 if TYPE_CHECKING:
+    from serve.gateway.dispatch import Work
     from serve.gateway.shared import Shared
 
 POLL_S = 0.25
-CONNECT_TIMEOUT_S = 5
-KEEP_ALIVE_S = 2  # shorter than any engine's, so that a request never meets a connection being closed
-FAILURES_TO_EJECT = 3
-EJECTED_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+PROBE_S = 5.0
+LOAD_BLOCKS = 4
 RETRY_SHARE = 0.1
 RETRY_RESERVE = 10.0
 
 log = structlog.get_logger()
-
-
-class Replica:
-    """One engine, its connections, and how it has behaved."""
-
-    def __init__(self, row: ReadyReplica) -> None:
-        self.row = row
-        self.name = f"{row.model}@{row.version}"
-        self.in_flight = 0
-        self.last_used = 0.0
-        self._failures = 0
-        self._ejections = 0
-        self._ejected_until = 0.0
-        self._probing = False
-        socket = unix_path(row.url)
-        self.url = URL("http://engine") if socket else URL(row.url)
-        connector = (
-            UnixConnector(str(socket), limit=0, keepalive_timeout=KEEP_ALIVE_S)
-            if socket
-            else TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
-        )
-        self.session = ClientSession(
-            connector=connector,
-            cookie_jar=DummyCookieJar(),
-            timeout=ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
-            auto_decompress=False,
-            trust_env=False,
-        )
-
-    @property
-    def ejected(self) -> bool:
-        """Failed too often lately and not yet proved well again."""
-        return self._ejected_until > 0
-
-    @property
-    def ejected_for_s(self) -> float:
-        """Seconds until a probe may try this replica again."""
-        return max(0.0, self._ejected_until - time.monotonic())
-
-    def takes_requests(self) -> bool:
-        """Healthy, or ejected long enough ago that one request may probe it."""
-        return not self.ejected or (self.ejected_for_s == 0 and not self._probing)
-
-    def start(self) -> None:
-        """Count a request in; on an ejected replica it is the probe."""
-        self.in_flight += 1
-        self.last_used = time.monotonic()
-        self._probing = self.ejected
-
-    def finish(self) -> None:
-        """Count a request out."""
-        self.in_flight -= 1
-        self._probing = False
-
-    def succeeded(self) -> None:
-        """The engine answered: whatever was held against it is forgotten."""
-        self._failures = self._ejections = 0
-        self._ejected_until = 0.0
-
-    def failed(self, at_once: bool = False) -> None:
-        """The engine broke, refused the connection (`at_once`) or fell silent.
-
-        What was under way when it was ejected, and breaks as well, says nothing new.
-        """
-        if self.ejected_for_s > 0 and not self._probing:
-            return
-        self._failures += 1
-        if at_once or self.ejected or self._failures >= FAILURES_TO_EJECT:
-            pause_s = EJECTED_S[min(self._ejections, len(EJECTED_S) - 1)]
-            self._ejections += 1
-            self._ejected_until = time.monotonic() + pause_s
-            log.warning("replica_ejected", replica=self.name, id=self.row.id, seconds=pause_s)
 
 
 class RetryBudget:
@@ -123,24 +53,39 @@ class RetryBudget:
 
 
 class Router:
-    """Keeps the ready replicas by polling their table."""
+    """Keeps the ready replicas by polling their table, and probes remote ones."""
 
-    def __init__(self, db: Engine, metrics: Metrics, shared: "Shared | None" = None) -> None:
+    def __init__(
+        self, db: Engine, metrics: Metrics, shared: "Shared | None" = None, remotes: Sequence[Remote] = ()
+    ) -> None:
         self.budget = RetryBudget()
         self._db = db
         self._metrics = metrics
         self._shared = shared
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="replicas")
         self._replicas: dict[tuple[str, float], Replica] = {}
+        self._remote_settings = remotes
+        self._remotes: list[Replica] = []
         self._leaving: set[Replica] = set()
         self._readable = True
         self._awaited: frozenset[str] = frozenset()
 
     async def watch(self) -> None:
         """Follow the table. Runs until cancelled."""
+        self._remotes = [Replica.remote(remote) for remote in self._remote_settings]
+        probing = [asyncio.create_task(self._probe(remote)) for remote in self._remotes]
+        try:
+            while True:
+                await self.refresh()
+                await asyncio.sleep(POLL_S)
+        finally:
+            for each in probing:
+                each.cancel()
+
+    async def _probe(self, remote: Replica) -> None:
         while True:
-            await self.refresh()
-            await asyncio.sleep(POLL_S)
+            await remote.probe()
+            await asyncio.sleep(PROBE_S)
 
     async def refresh(self) -> None:
         """Read the table once; while the database is away, the last known replicas stay."""
@@ -156,7 +101,7 @@ class Router:
         self._readable = True
         known = {(row.id, row.started_at): row for row in rows}
         for key in known.keys() - self._replicas.keys():
-            self._replicas[key] = Replica(known[key])
+            self._replicas[key] = Replica.local(known[key])
             log.info("replica_found", replica=self._replicas[key].name, id=key[0])
         for key in self._replicas.keys() - known.keys():
             replica = self._replicas.pop(key)
@@ -166,7 +111,7 @@ class Router:
 
     async def close(self) -> None:
         """Drop every connection."""
-        await self._close([*self._replicas.values(), *self._leaving])
+        await self._close([*self._replicas.values(), *self._leaving, *self._remotes])
         self._threads.shutdown(wait=False)
 
     async def _close(self, replicas: Iterable[Replica]) -> None:
@@ -176,7 +121,7 @@ class Router:
 
     def tell(self) -> tuple[dict[str, int], dict[str, float]]:
         """What other gateways should know: requests at each engine, and for how many seconds which is excluded."""
-        replicas = [*self._replicas.values(), *self._leaving]
+        replicas = [*self._present(), *self._leaving]
         loads = {r.row.id: r.in_flight for r in replicas if r.in_flight}
         return loads, {r.row.id: r.ejected_for_s for r in replicas if r.ejected_for_s}
 
@@ -184,36 +129,50 @@ class Router:
         """Bring the gauge of replicas up to date."""
         states = Counter(
             (r.row.model, "ready" if not r.ejected and self._takes_requests(r) else "ejected")
-            for r in self._replicas.values()
+            for r in self._present()
         )
         self._metrics.count_replicas(states)
 
     def rows(self) -> list[ReadyReplica]:
         """The ready replicas, oldest first."""
-        return sorted((r.row for r in self._replicas.values()), key=lambda row: (row.started_at, row.id))
+        return sorted((r.row for r in self._present()), key=lambda row: (row.started_at, row.id))
 
     def known_model(self, ref: str) -> str | None:
         """The model's name if `ref` (`name` or `name@version`) runs here; safe as a metric label."""
         matching = self._matching(ref)
         return matching[0].row.model if matching else None
 
-    def choose(self, ref: str, task: str, tried: Replica | None = None) -> Replica:
-        """The least busy replica, the longest idle of equals, other than the one already tried. Raises ModelNotFound, InvalidInput, NoBackend."""
-        matching = self._matching(ref)
-        if not matching and ref.partition("@")[0] in self._awaited:
+    def choose(self, work: "Work", tried: Replica | None = None) -> Replica:
+        """The cheapest replica, the longest idle of equals, other than the one already tried.
+
+        Raises ModelNotFound, InvalidInput, NoBackend.
+        """
+        matching = self._matching(work.model)
+        if not matching and self._is_awaited(work.model.partition("@")[0]):
             raise NoBackend("The model's engine is starting. Try again shortly.", retry_after_s=1)
         if not matching:
-            raise ModelNotFound(self._missing(ref), param="model")
-        able = [r for r in matching if r.row.task == task]
+            raise ModelNotFound(self._missing(work.model), param="model")
+        able = [r for r in matching if r.row.task == work.task]
         if not able:
-            needs = "text generation" if task == "generate" else "embeddings"
+            needs = "text generation" if work.task == "generate" else "embeddings"
             raise InvalidInput(f"The model '{matching[0].row.model}' does not offer {needs}.", param="model")
         others = [r for r in able if r is not tried]
         free = [r for r in others if self._takes_requests(r)]
         if not free:
             pause_s = min((r.ejected_for_s for r in others), default=1.0)
             raise NoBackend("The model's engine is not answering. Try again shortly.", retry_after_s=pause_s)
-        return min(free, key=lambda r: (self._load(r), r.last_used))
+        if len(free) == 1:
+            return free[0]
+        prompt = blocks(work.body)
+        best = min(free, key=lambda r: (self._load(r) * LOAD_BLOCKS + r.prefixes.unread(prompt), r.last_used))
+        best.prefixes.add(prompt)
+        return best
+
+    def _present(self) -> list[Replica]:
+        return [*self._replicas.values(), *(remote for remote in self._remotes if remote.here)]
+
+    def _is_awaited(self, model: str) -> bool:
+        return model in self._awaited or any(remote.row.model == model for remote in self._remotes)
 
     def _takes_requests(self, replica: Replica) -> bool:
         return replica.takes_requests() and not (self._shared and self._shared.excludes(replica.row.id))
@@ -223,10 +182,10 @@ class Router:
         return replica.in_flight + (self._shared.load(replica.row.id) if self._shared else 0)
 
     def _matching(self, ref: str) -> list[Replica]:
-        replicas = self._replicas.values()
+        replicas = self._present()
         return [r for r in replicas if r.row.model == ref] or [r for r in replicas if r.name == ref]
 
     def _missing(self, ref: str) -> str:
-        names = sorted({r.row.model for r in self._replicas.values()})
+        names = sorted({r.row.model for r in self._present()})
         offered = f"Models here: {', '.join(names[:20])}." if names else "No model is being served."
         return f"The model '{ref[:64]}' does not exist or is not being served. {offered}"

@@ -36,7 +36,10 @@ class RunningGateway:
         self._stopped = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
         given = {"port": self.port, "keys_cache_ttl_s": 0.1, "engine_wait_s": 0} | serve
-        environment = {f"EVERLEARN_SERVE__{name.upper()}": str(value) for name, value in given.items()}
+        environment = {
+            f"EVERLEARN_SERVE__{name.upper()}": json.dumps(value) if isinstance(value, list) else str(value)
+            for name, value in given.items()
+        }
         if redis_url:
             environment["REDIS_URL"] = redis_url
         self.process = subprocess.Popen(

@@ -137,6 +137,10 @@ class Router:
         """The ready replicas, oldest first."""
         return sorted((r.row for r in self._present()), key=lambda row: (row.started_at, row.id))
 
+    def by_id(self) -> dict[str, Replica]:
+        """The replicas that requests go to, or did a moment ago."""
+        return {replica.row.id: replica for replica in self._replicas.values()}
+
     def known_model(self, ref: str) -> str | None:
         """The model's name if `ref` (`name` or `name@version`) runs here; safe as a metric label."""
         matching = self._matching(ref)

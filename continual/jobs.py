@@ -22,6 +22,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, insert, or_, sel
 
 from continual.files import PURPOSE, Client, owned, require_file
 from continual.recipe import ContinualRecipe
+from everlearn.audit import record
 from everlearn.database import JobEventRow, JobRow, open_database, read, write
 from everlearn.errors import EverlearnError, InvalidInput, NotFound
 from everlearn.records import CHAMPION, aliases_of, find_version
@@ -212,6 +213,7 @@ class Jobs:
                 ended = {"state": "cancelled", "cancel_requested_at": now, "finished_at": now}
                 connection.execute(update(JobRow).where(JobRow.id == job_id).values(ended))
                 _tell(connection, job_id, "Fine-tuning job cancelled")
+                record(connection, client and client.actor, "job.cancel", job_id, was=job.state)
                 log.info("job cancelled", job=job_id, was=job.state)
             return _require(connection, job_id)
 

@@ -2,9 +2,10 @@
 
 const $ = (id) => document.getElementById(id);
 const page = Object.fromEntries(
-  ["pulse", "forget", "away", "door", "apiKey", "refusal", "board", "of", "tiles"].map((name) => [
-    name, $(name.replace(/[A-Z]/, (letter) => `-${letter.toLowerCase()}`)),
-  ]),
+  [
+    "pulse", "forget", "away", "door", "apiKey", "refusal", "board", "of", "tiles", "ask", "answer", "askTitle", "askText",
+    "askRefusal", "yes", "no",
+  ].map((name) => [name, $(name.replace(/[A-Z]/, (letter) => `-${letter.toLowerCase()}`))]),
 );
 const POLL_MS = 2000;
 const PATIENCE_MS = 10000;
@@ -31,9 +32,16 @@ function drawn(name, attributes) {
   return node;
 }
 
-/** What stands in a cell: text, or {text, look, hint}, {state, kind}, {reason}, {done, of, label}. */
+/** What stands in a cell: text, or {text, look, hint}, {state, kind}, {reason}, {done, of, label}, or an act to ask for. */
 function part(told) {
   if (typeof told !== "object") return String(told);
+  if ("act" in told) {
+    const button = element("button", told.risky ? "act risky" : "act", told.does);
+    button.type = "button";
+    button.setAttribute("aria-label", `${told.does} ${told.name}`);
+    button.addEventListener("click", () => question(told));
+    return button;
+  }
   if ("state" in told) return element("span", `state ${told.kind}`, told.state);
   if ("reason" in told) return element("span", "reason", told.reason);
   if ("done" in told) {
@@ -286,12 +294,13 @@ const soft = (text) => ({ text, look: "soft" });
 const sheets = {
   engines: new Sheet("engines", "Engines", ["Serves", "State", "Engine", ">In flight", ">Context", ">Age"],
     "No engine runs. Start some with: everlearn serve"),
-  models: new Sheet("models", "Models", ["Version", "Known as", "Made by", "From", "Format", ">Size", ">Parameters", ">Age"],
+  models: new Sheet("models", "Models", ["Version", "Known as", "Made by", "From", "Format", ">Size", ">Parameters", ">Age", ">"],
     "No model is registered. Bring one with: everlearn import smollm2"),
-  jobs: new Sheet("jobs", "Training jobs", ["Job", "Model", "State", "Result", ">Age"], "No job yet."),
+  jobs: new Sheet("jobs", "Training jobs", ["Job", "Model", "State", "Result", ">Age", ">"], "No job yet."),
   batches: new Sheet("batches", "Batches", ["Batch", "Endpoint", "State", "Answered", ">Age"], "No batch yet."),
-  keys: new Sheet("keys", "API keys", ["Name", "Begins with", "Models", "Limits", "State", ">Age"],
+  keys: new Sheet("keys", "API keys", ["Name", "Begins with", "Models", "Limits", "State", ">Age", ">"],
     "No key yet: whoever reaches this server on its own machine may use it, and see this page."),
+  acts: new Sheet("acts", "Latest acts", ["Act", "On", "By", ">Age"], "Nobody has changed anything yet."),
 };
 
 function showEngines({ engines, at }) {
@@ -333,11 +342,24 @@ function showModels({ versions, aliases, engines, at }) {
           [bytes(row.size_bytes)],
           [row.parameters === null ? "–" : count(row.parameters)],
           [age(row.created_at, at)],
+          [promotion(row, ref, names)],
         ],
       });
     }
   }
   sheets.models.show(rows, versions.total, versions.rows.length);
+}
+
+/** The way to make a version the champion: to the one before, that is the way back. */
+function promotion({ model, servable }, ref, names) {
+  if (!servable || names.includes("champion")) return null;
+  const back = names.includes("previous");
+  return {
+    act: "promote", subject: ref, name: ref, does: back ? "Roll back" : "Promote", risky: back,
+    title: back ? `Roll ${model} back to ${ref}?` : `Make ${ref} the champion?`,
+    text: "Its engine starts beside the one that serves now, and takes the requests once it has answered a few itself. "
+      + "The present champion becomes the one to roll back to.",
+  };
 }
 
 function parentOf({ parent, parent_digest: digest }, model) {
@@ -361,10 +383,18 @@ function showJobs({ jobs, at }) {
         ],
         [verdict(job), reason(job.error)],
         [age(job.created_at, at)],
+        [["queued", "running"].includes(job.state) ? cancelling(job) : null],
       ],
     };
   });
   sheets.jobs.show(rows, jobs.total);
+}
+
+function cancelling({ id, model }) {
+  return {
+    act: "cancel", subject: id, name: id, does: "Cancel", risky: true,
+    title: `Cancel the training of ${model}?`, text: `${id} ends for good. What it has learnt so far is lost.`,
+  };
 }
 
 /** How a job ended and what its gate measured, in nats per token. */
@@ -396,7 +426,7 @@ function showBatches({ batches, at }) {
   sheets.batches.show(rows, batches.total);
 }
 
-function showKeys({ keys, at }) {
+function showKeys({ keys, at, you }) {
   const rows = keys.rows.map((key) => {
     const limits = [
       [key.requests_per_minute, "requests/min"], [key.tokens_per_minute, "tokens/min"], [key.tokens_per_month, "tokens/month"],
@@ -406,16 +436,38 @@ function showKeys({ keys, at }) {
       key: key.id,
       look: key.state === "active" ? "" : "over",
       cells: [
-        [{ text: key.name, look: "strong", hint: key.id }, " ", key.admin ? { text: "admin", look: "tag" } : null],
+        [{ text: key.name, look: "strong", hint: key.id }, " ", key.admin ? { text: "admin", look: "tag" } : null, key.id === you ? soft("this one") : null],
         [{ text: `${key.prefix}…`, look: "mono" }],
         [key.models === null ? "all" : key.models.join(", ")],
         [limits.join(", ") || "none"],
         [stateOf(key.state), until],
         [age(key.created_at, at)],
+        [key.state === "active" && key.id !== you ? revoking(key) : null],
       ],
     };
   });
   sheets.keys.show(rows, keys.total);
+}
+
+function revoking({ id, name, prefix }) {
+  return {
+    act: "revoke", subject: id, name, does: "Revoke", risky: true,
+    title: `Revoke the key of ${name}?`, text: `Whoever uses ${prefix}… is turned away within seconds, for good.`,
+  };
+}
+
+function showActs({ acts, keys, at }) {
+  const names = new Map(keys.rows.map((key) => [key.id, key.name]));
+  const rows = acts.map((act) => ({
+    key: act.id,
+    cells: [
+      [{ text: act.act, look: "strong" }],
+      [names.get(act.subject) ?? act.subject],
+      [names.has(act.actor) ? { text: names.get(act.actor), hint: act.actor } : act.actor],
+      [age(act.at, at)],
+    ],
+  }));
+  sheets.acts.show(rows);
 }
 
 // ---------------------------------------------------------------------------------------------------- the server
@@ -439,33 +491,32 @@ function keep(value) {
   }
 }
 
-function ask(path, body) {
+/** {status, body}: what was asked for, or in words why not; status 0 where the server was not reached. */
+async function ask(path, body) {
   const headers = secret ? { authorization: `Bearer ${secret}` } : {};
   if (body) headers["content-type"] = "application/json";
   const options = { headers, method: body ? "POST" : "GET", body: body && JSON.stringify(body) };
-  return fetch(new URL(`console/${path}`, location.href), { ...options, signal: AbortSignal.timeout(PATIENCE_MS) });
-}
-
-/** What the server says of an answer that is none. */
-async function complaint(response) {
-  const answer = await response.json().catch(() => null);
-  return answer?.error?.message ?? `The server answered with status ${response.status}.`;
+  const away = { status: 0, body: "The server cannot be reached." };
+  try {
+    const response = await fetch(new URL(`console/${path}`, location.href), { ...options, signal: AbortSignal.timeout(PATIENCE_MS) });
+    const answer = await response.json().catch(() => null);
+    if (response.ok) return answer ? { status: response.status, body: answer } : away;
+    return { status: response.status, body: answer?.error?.message ?? `The server answered with status ${response.status}.` };
+  } catch {
+    return away;
+  }
 }
 
 async function poll() {
   clearTimeout(timer);
-  const asked = secret;
-  try {
-    const response = await ask("state");
-    if (asked !== secret) return;
-    if (response.status === 401 || response.status === 403) return showDoor(asked ? await complaint(response) : "");
-    if (response.ok) show(await response.json());
-    else showAway(await complaint(response));
-  } catch {
-    showAway("The server cannot be reached.");
-  }
+  const used = secret;
+  const { status, body } = await ask("state");
+  if (used !== secret) return;
+  if (status === 401 || status === 403) return showDoor(used || status === 403 ? body : "");
   clearTimeout(timer);
   if (!document.hidden) timer = setTimeout(poll, POLL_MS);
+  if (status === 200) show(body);
+  else showAway(body);
 }
 
 function show(state) {
@@ -483,6 +534,7 @@ function show(state) {
   showJobs(state);
   showBatches(state);
   showKeys(state);
+  showActs(state);
 }
 
 function showAway(why) {
@@ -499,11 +551,36 @@ function showDoor(why) {
   page.pulse.className = "pulse";
   tell(page.refusal, why);
   page.away.hidden = page.board.hidden = page.forget.hidden = true;
+  page.ask.close();
   history = [];
   if (!page.door.hidden) return;
   page.door.hidden = false;
   page.apiKey.value = "";
   page.apiKey.focus();
+}
+
+/** The act that the open question is about. */
+let asked = null;
+
+function question(act) {
+  asked = act;
+  page.askTitle.textContent = act.title;
+  page.askText.textContent = act.text;
+  page.askRefusal.textContent = "";
+  page.yes.textContent = act.does;
+  page.yes.className = act.risky ? "solid risky" : "solid";
+  page.yes.disabled = false;
+  page.ask.showModal();
+  page.no.focus();
+}
+
+async function act() {
+  page.yes.disabled = true;
+  const { status, body } = await ask("acts", { act: asked.act, subject: asked.subject });
+  if (status === 200) page.ask.close();
+  else page.askRefusal.textContent = body;
+  page.yes.disabled = false;
+  poll();
 }
 
 /** Screen readers hear what is new, and not every two seconds the same. */
@@ -519,6 +596,11 @@ page.door.addEventListener("submit", (event) => {
 page.forget.addEventListener("click", () => {
   keep("");
   poll();
+});
+page.no.addEventListener("click", () => page.ask.close());
+page.answer.addEventListener("submit", (event) => {
+  event.preventDefault();
+  act();
 });
 page.of.addEventListener("change", showTraffic);
 document.addEventListener("visibilitychange", () => {

@@ -10,6 +10,7 @@ from typing import Any
 from prometheus_client.metrics import MetricWrapperBase
 from sqlalchemy import Connection, Engine, func, select
 
+from everlearn.audit import list_acts
 from everlearn.bundle import SERVABLE, BundleManifest
 from everlearn.database import AliasRow, ApiKey, BatchRow, JobRow, ReplicaRow, VersionRow, read
 from everlearn.records import replica_state
@@ -22,6 +23,7 @@ MAX_ENGINES = 100
 MAX_KEYS = 200
 MAX_JOBS = 50
 MAX_BATCHES = 50
+MAX_ACTS = 20
 MAX_TEXT_CHARS = 2000
 BESIDE_SERVABLE = frozenset({"compressed-tensors"})
 
@@ -35,8 +37,10 @@ class Overview:
 
     def read(self) -> dict[str, Any]:
         """Each table's rows, and how many there are in all. Raises Unavailable."""
+        acts = [vars(act) for act in list_acts(self._db, MAX_ACTS)]
         with read(self._db) as connection:
             return {
+                "acts": acts,
                 "versions": self._versions(connection),
                 "aliases": _aliases(connection),
                 "engines": _engines(connection),

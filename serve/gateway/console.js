@@ -110,11 +110,12 @@ function as(role, node) {
   return node;
 }
 
+/** The parts with spaces between them, anew only where they changed. */
 function fill(node, parts) {
   const now = JSON.stringify(parts);
   if (node.source === now) return;
   node.source = now;
-  node.replaceChildren(...parts.filter((told) => told !== null && told !== "").map(part));
+  node.replaceChildren(...parts.filter((told) => told !== null && told !== "").flatMap((told) => [part(told), " "]));
 }
 
 // ---------------------------------------------------------------------------------------------------- figures
@@ -236,8 +237,8 @@ function percentiles(counts) {
 function showTraffic() {
   const after = history.at(-1);
   const before = history.at(-1 - WINDOW) ?? history[0];
-  const models = [...new Set(["first_token", "tokens", "requests"].flatMap((name) => Object.keys(after.traffic[name])))];
-  const names = models.filter((name) => name !== "-").sort();
+  const counted = ["first_token", "tokens", "requests"].flatMap((name) => Object.keys(after.traffic[name]));
+  const names = [...new Set([...counted, ...after.engines.rows.map((row) => row.model)])].filter((name) => name !== "-").sort();
   if (JSON.stringify(names) !== JSON.stringify([...page.of.options].slice(1).map((option) => option.value))) {
     const wanted = page.of.value;
     page.of.replaceChildren(new Option("All models", ""), ...names.map((name) => new Option(name, name)));
@@ -309,7 +310,7 @@ function showEngines({ engines, at }) {
     cells: [
       [{ text: `${engine.model}@${engine.version}`, look: "strong" }],
       [stateOf(engine.ejected && engine.state === "ready" ? "ejected" : engine.state), reason(engine.error)],
-      [engine.kind, soft(engine.pid === null ? "" : ` pid ${engine.pid}`)],
+      [engine.kind, engine.pid === null ? null : soft(`pid ${engine.pid}`)],
       [engine.in_flight ?? "–"],
       [engine.context === null ? "–" : count(engine.context)],
       [age(engine.started_at, at)],
@@ -331,14 +332,14 @@ function showModels({ versions, aliases, engines, at }) {
       rows.push({
         key: ref,
         cells: [
-          [{ text: `@${row.version}`, look: "strong" }, " ", { text: row.digest.slice(0, 8), look: "soft mono", hint: row.digest }],
+          [{ text: `@${row.version}`, look: "strong" }, { text: row.digest.slice(0, 8), look: "soft mono", hint: row.digest }],
           [
             ...names.map((name) => ({ text: name, look: name === "champion" ? "tag best" : "tag" })),
             served.has(ref) ? { state: "serving", kind: "good" } : null,
           ],
           [row.recipe || "–"],
           [parentOf(row, model)],
-          [row.format, soft(` ${row.task}`)],
+          [row.format, soft(row.task)],
           [bytes(row.size_bytes)],
           [row.parameters === null ? "–" : count(row.parameters)],
           [age(row.created_at, at)],
@@ -363,7 +364,7 @@ function promotion({ model, servable }, ref, names) {
 }
 
 function parentOf({ parent, parent_digest: digest }, model) {
-  if (!digest) return "–";
+  if (!digest) return "none";
   const name = parent?.startsWith(`${model}@`) ? parent.slice(model.length) : parent;
   return { text: name ?? `${digest.slice(0, 8)}, not here`, hint: digest };
 }
@@ -374,11 +375,11 @@ function showJobs({ jobs, at }) {
     return {
       key: job.id,
       cells: [
-        [{ text: job.id, look: "mono" }],
-        [{ text: job.model, look: "strong" }, soft(job.domain ? ` ${job.domain}` : "")],
+        [{ text: job.id, look: "mono id", hint: job.id }],
+        [{ text: job.model, look: "strong" }, job.domain ? soft(job.domain) : null],
         [
           stateOf(job.state),
-          done === null ? "" : soft(` ${Math.round(done * 100)}% ${job.progress.step ?? ""}`),
+          done === null ? null : soft(`${Math.round(done * 100)}% ${job.progress.step ?? ""}`),
           done === null ? null : { done, of: 1, label: `Progress of ${job.id}` },
         ],
         [verdict(job), reason(job.error)],
@@ -415,7 +416,7 @@ function showBatches({ batches, at }) {
     return {
       key: batch.id,
       cells: [
-        [{ text: batch.id, look: "mono" }],
+        [{ text: batch.id, look: "mono id", hint: batch.id }],
         [batch.endpoint],
         [stateOf(batch.state)],
         [`${count(done)} of ${count(batch.total)}${failed}`, { done, of: batch.total, label: `Progress of ${batch.id}` }],
@@ -431,12 +432,12 @@ function showKeys({ keys, at, you }) {
     const limits = [
       [key.requests_per_minute, "requests/min"], [key.tokens_per_minute, "tokens/min"], [key.tokens_per_month, "tokens/month"],
     ].filter(([value]) => value !== null).map(([value, unit]) => `${count(value)} ${unit}`);
-    const until = key.state === "active" && key.expires_at ? soft(` for ${span(key.expires_at - at)}`) : "";
+    const until = key.state === "active" && key.expires_at ? soft(`for ${span(key.expires_at - at)}`) : null;
     return {
       key: key.id,
       look: key.state === "active" ? "" : "over",
       cells: [
-        [{ text: key.name, look: "strong", hint: key.id }, " ", key.admin ? { text: "admin", look: "tag" } : null, key.id === you ? soft("this one") : null],
+        [{ text: key.name, look: "strong", hint: key.id }, key.admin ? { text: "admin", look: "tag" } : null, key.id === you ? soft("this one") : null],
         [{ text: `${key.prefix}…`, look: "mono" }],
         [key.models === null ? "all" : key.models.join(", ")],
         [limits.join(", ") || "none"],

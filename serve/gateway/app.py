@@ -47,6 +47,7 @@ from serve.protocol import (
 from serve.replicas import ReadyReplica
 
 POST_ERRORS = error_responses(400, 401, 403, 404, 408, 413, 415, 429, 500, 502, 503, 504)
+
 if TYPE_CHECKING:
     from serve.gateway.shared import Shared
 

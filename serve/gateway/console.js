@@ -13,7 +13,7 @@ const PATIENCE_MS = 10000;
 const WINDOW = 30;
 const KEPT = 60;
 
-/** The newest states, oldest first; of one gateway process, since another counts from nought. */
+/** The newest states, oldest first; those before a new start of the gateway, which counts from nought, are dropped. */
 let history = [];
 let timer = null;
 
@@ -185,6 +185,11 @@ function quantile(q, counts) {
 function tokens(kind, before, after) {
   const at = (state) => sum(chosen(state.traffic.tokens).map(([, kinds]) => kinds[kind] ?? 0));
   return at(after) - at(before);
+}
+
+/** All requests so far. */
+function counted({ traffic: { requests } }) {
+  return sum(Object.values(requests).flatMap((counts) => Object.values(counts)));
 }
 
 /** Requests between two states: {status: count}. */
@@ -521,7 +526,7 @@ async function poll() {
 }
 
 function show(state) {
-  if (history.length && history[0].since !== state.since) history = [];
+  if (history.length && counted(state) < counted(history.at(-1))) history = [];
   history = [...history, state].slice(-KEPT);
   tell(page.pulse, state.draining ? "Shutting down" : "Live");
   page.pulse.className = "pulse live";

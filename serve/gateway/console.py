@@ -43,7 +43,6 @@ class Console(Desk):
         self.settings = settings
         self.overview = Overview(gateway.db)
         self.jobs = Jobs(settings, gateway.db)
-        self.since = time.time()
 
     async def administrator(self, request: Request, *, acts: bool = False) -> Client:
         """Whose key it is; anyone on this machine while there is no key. Raises AuthError, Forbidden, and as `writer`."""
@@ -59,7 +58,6 @@ class Console(Desk):
         engines = state["engines"]
         return state | {
             "at": time.time(),
-            "since": self.since,
             "you": client.key_id,
             "engines": engines | {"rows": with_load(engines["rows"], self.gateway.router)},
             "traffic": traffic(self.gateway.metrics),

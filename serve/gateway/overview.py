@@ -1,4 +1,4 @@
-"""What the console shows: one state of the database, bounded, and the gateway's own counts.
+"""What the console shows: one state of the database, bounded, and the gateways' own counts.
 
 Nothing here is a secret: of a key its name and its first letters, of a request nothing at all.
 """
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client import Metric
 from sqlalchemy import Connection, Engine, func, select
 
 from everlearn.audit import list_acts
@@ -26,6 +26,9 @@ MAX_BATCHES = 50
 MAX_ACTS = 20
 MAX_TEXT_CHARS = 2000
 BESIDE_SERVABLE = frozenset({"compressed-tensors"})
+
+
+Families = dict[str, Metric]
 
 
 class Overview:
@@ -90,56 +93,49 @@ def recipe_kind(recipe: dict[str, Any]) -> str:
 
 
 def traffic(metrics: Metrics) -> dict[str, Any]:
-    """The counts since this gateway's start; what happened between two looks is their difference.
+    """The counts so far; what happened between two looks is their difference.
 
     Histograms are cumulative counts by upper bound in seconds, by model; requests are those of the API.
     """
+    families = {family.name: family for family in metrics.gathered().collect()}
     requests: dict[str, dict[str, float]] = {}
-    for labels, value in _samples(metrics.requests, "_total"):
+    for labels, value in _samples(families, "everlearn_requests", "_total"):
         if labels["route"].startswith("/v1/"):
             counted = requests.setdefault(labels["model"], {})
             counted[labels["status"]] = counted.get(labels["status"], 0) + value
+    tokens: dict[str, dict[str, float]] = {}
+    for labels, value in _samples(families, "everlearn_tokens", "_total"):
+        tokens.setdefault(labels["model"], {})[labels["kind"]] = value
+    waiting = _samples(families, "everlearn_requests_waiting")
     return {
-        "first_token": _buckets(metrics.first_token),
-        "inter_token": _buckets(metrics.inter_token),
-        "tokens": _by(metrics.tokens, "kind"),
+        "first_token": _buckets(families, "everlearn_time_to_first_token_seconds"),
+        "inter_token": _buckets(families, "everlearn_inter_token_seconds"),
+        "tokens": tokens,
         "requests": requests,
-        "in_flight": sum(value for _, value in _samples(metrics.in_flight)),
-        "waiting": {labels["model"]: value for labels, value in _samples(metrics.waiting)},
+        "in_flight": sum(value for _, value in _samples(families, "everlearn_requests_in_flight")),
+        "waiting": {labels["model"]: value for labels, value in waiting},
     }
 
 
 def with_load(engines: list[dict[str, Any]], router: Router) -> list[dict[str, Any]]:
-    """The engines with what this gateway has in flight at each, None where it sends nothing."""
-    known = router.by_id()
+    """The engines with the requests at each, None where none are sent."""
+    loads, ejected = router.loads(), router.ejected()
     return [
-        engine
-        | {
-            "in_flight": known[engine["id"]].in_flight if engine["id"] in known else None,
-            "ejected": engine["id"] in known and known[engine["id"]].ejected,
-        }
+        engine | {"in_flight": loads.get(engine["id"]), "ejected": engine["id"] in ejected}
         for engine in engines
     ]
 
 
-def _samples(metric: MetricWrapperBase, suffix: str = "") -> Iterator[tuple[dict[str, str], float]]:
-    for family in metric.collect():
-        for sample in family.samples:
-            if sample.name == family.name + suffix:
-                yield sample.labels, sample.value
+def _samples(families: Families, name: str, suffix: str = "") -> Iterator[tuple[dict[str, str], float]]:
+    for sample in families[name].samples if name in families else ():
+        if sample.name == name + suffix:
+            yield sample.labels, sample.value
 
 
-def _buckets(metric: MetricWrapperBase) -> dict[str, list[tuple[str, float]]]:
+def _buckets(families: Families, name: str) -> dict[str, list[tuple[str, float]]]:
     found: dict[str, list[tuple[str, float]]] = {}
-    for labels, value in _samples(metric, "_bucket"):
+    for labels, value in _samples(families, name, "_bucket"):
         found.setdefault(labels["model"], []).append((labels["le"], value))
-    return found
-
-
-def _by(metric: MetricWrapperBase, label: str) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for labels, value in _samples(metric, "_total"):
-        found.setdefault(labels["model"], {})[labels[label]] = value
     return found
 
 

@@ -291,7 +291,7 @@ function sparkline(lines) {
 const KINDS = {
   ready: "good", running: "good", succeeded: "good", completed: "good", active: "good", in_progress: "good",
   starting: "busy", draining: "busy", queued: "busy", validating: "busy", finalizing: "busy", cancelling: "busy",
-  failed: "bad", silent: "bad", ejected: "bad", expired: "bad",
+  failed: "bad", silent: "bad", ejected: "bad", away: "bad", expired: "bad",
 };
 const stateOf = (state) => ({ state: state.replace("_", " "), kind: KINDS[state] ?? "" });
 const reason = (text) => (text ? { reason: text } : null);
@@ -313,15 +313,15 @@ function showEngines({ engines, at }) {
   const rows = engines.rows.map((engine) => ({
     key: engine.id,
     cells: [
-      [{ text: `${engine.model}@${engine.version}`, look: "strong" }],
+      [{ text: engine.version === null ? engine.model : `${engine.model}@${engine.version}`, look: "strong" }],
       [stateOf(engine.ejected && engine.state === "ready" ? "ejected" : engine.state), reason(engine.error)],
-      [engine.kind, engine.pid === null ? null : soft(`pid ${engine.pid}`)],
+      [engine.kind, engine.pid === null ? soft(engine.url ?? "") : soft(`pid ${engine.pid}`)],
       [engine.in_flight ?? "–"],
       [engine.context === null ? "–" : count(engine.context)],
       [age(engine.started_at, at)],
     ],
   }));
-  sheets.engines.show(rows, engines.total);
+  sheets.engines.show(rows, engines.total, rows.length);
 }
 
 function showModels({ versions, aliases, engines, at }) {

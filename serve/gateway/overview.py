@@ -15,6 +15,7 @@ from everlearn.bundle import SERVABLE, BundleManifest
 from everlearn.database import AliasRow, ApiKey, BatchRow, JobRow, ReplicaRow, VersionRow, read
 from everlearn.records import replica_state
 from serve.gateway.metrics import Metrics
+from serve.gateway.replica import Replica
 from serve.gateway.router import Router
 
 MAX_VERSIONS = 200
@@ -27,6 +28,8 @@ MAX_ACTS = 20
 MAX_TEXT_CHARS = 2000
 BESIDE_SERVABLE = frozenset({"compressed-tensors"})
 
+
+ENGINE = ("id", "model", "version", "kind", "task", "pid", "context", "started_at")
 
 Families = dict[str, Metric]
 
@@ -118,12 +121,18 @@ def traffic(metrics: Metrics) -> dict[str, Any]:
 
 
 def with_load(engines: list[dict[str, Any]], router: Router) -> list[dict[str, Any]]:
-    """The engines with the requests at each, None where none are sent."""
+    """The engines of the table and those of other servers, with the requests at each, None where none are sent."""
     loads, ejected = router.loads(), router.ejected()
     return [
         engine | {"in_flight": loads.get(engine["id"]), "ejected": engine["id"] in ejected}
-        for engine in engines
+        for engine in [*engines, *map(_remote, router.remotes())]
     ]
+
+
+def _remote(replica: Replica) -> dict[str, Any]:
+    row = replica.row
+    state = {"state": "ready" if replica.here else "away", "error": replica.away or None}
+    return {column: getattr(row, column) for column in (*ENGINE, "url")} | {"version": None} | state
 
 
 def _samples(families: Families, name: str, suffix: str = "") -> Iterator[tuple[dict[str, str], float]]:
@@ -159,9 +168,8 @@ def _aliases(connection: Connection) -> list[dict[str, Any]]:
 
 def _engines(connection: Connection) -> dict[str, Any]:
     query = select(ReplicaRow.__table__).order_by(ReplicaRow.model, ReplicaRow.started_at.desc())
-    columns = ("id", "model", "version", "kind", "task", "pid", "context", "started_at")
     rows = [
-        {column: getattr(row, column) for column in columns}
+        {column: getattr(row, column) for column in ENGINE}
         | {"state": replica_state(row), "error": (row.error or "")[:MAX_TEXT_CHARS] or None}
         for row in connection.execute(query.limit(MAX_ENGINES))
     ]

@@ -8,7 +8,7 @@ const page = Object.fromEntries(
   ].map((name) => [name, $(name.replace(/[A-Z]/, (letter) => `-${letter.toLowerCase()}`))]),
 );
 const POLL_MS = 2000;
-const PATIENCE_MS = 10000;
+const PATIENCE_MS = 5000;
 /** Polls to compare with the newest: a minute for the figures, two for the lines. */
 const WINDOW = 30;
 const KEPT = 60;

@@ -159,18 +159,31 @@ def test_an_engine_that_was_given_up_shows_why_and_a_promotion_mends_it(
     assert page.problems() == []
 
 
-def test_a_server_that_is_away_is_told_and_its_return_is_seen(page: Page, server: Supervised) -> None:
-    gateway = server.child("serve.gateway")
-    server.process.send_signal(signal.SIGSTOP)
+def test_a_server_that_is_away_is_told_and_its_return_is_seen(page: Page) -> None:
+    def network(offline: bool) -> None:
+        page.driver.execute_cdp_cmd("Network.enable", {})
+        unlimited = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", unlimited | {"offline": offline})
+
+    network(offline=True)
     try:
-        gateway.kill()
         eventually(lambda: "cannot be reached" in page.one("#away").text)
         assert page.texts("#pulse") == ["Not connected"]
         assert page.row("models", "@2")[1].startswith("champion"), "what was seen last stays"
     finally:
-        server.process.send_signal(signal.SIGCONT)
+        network(offline=False)
     eventually(lambda: page.texts("#pulse") == ["Live"])
     assert not page.one("#away").is_displayed()
+
+
+def test_a_gateway_that_starts_anew_counts_from_nought(page: Page, server: Supervised) -> None:
+    for _ in range(5):
+        server.ask("hello", "nobody")
+    eventually(lambda: "404: 5" in page.tile("Requests"))
+    server.child("serve.gateway").kill()
+    eventually(lambda: "404" not in page.tile("Requests") and page.texts("#pulse") == ["Live"])
+    server.ask("hello", "nobody")
+    eventually(lambda: "404: 1" in page.tile("Requests"))
 
 
 def test_hostile_names_and_errors_stay_text(page: Page, settings_of_page: Settings) -> None:

@@ -35,7 +35,7 @@ Labels = dict[str, set[str]]
 def told() -> Iterator[dict[str, Labels]]:
     """Per name of a sample, its labels and their values, after good requests, refused ones and a broken engine."""
     home = Path(tempfile.mkdtemp(prefix="gw"))
-    gateway = RunningGateway(home)
+    gateway = RunningGateway(home, fallbacks='[{"model": "x", "to": ["m"]}]')
     try:
         gateway.add_engine("m")
         broken = gateway.add_engine("m", id="m-broken")
@@ -45,6 +45,7 @@ def told() -> Iterator[dict[str, Labels]]:
         wait_until(
             lambda: gateway.metric("everlearn_retries_total") > 0, "a request went to the other engine"
         )
+        assert gateway.chat("x").status_code == 200
         assert gateway.chat("nobody").status_code == 404
         found: dict[str, Labels] = {"up": {}}
         for family in text_string_to_metric_families(gateway.client.get("/metrics").text):

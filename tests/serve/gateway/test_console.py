@@ -24,7 +24,7 @@ from tests.serve.gateway.scripted_engine import Connection, well
 @pytest.fixture(scope="module")
 def locked(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
     """A gateway with an administrator's key, a plain one, a model `m` of two versions and an engine."""
-    gateway = start_gateway()
+    gateway = start_gateway(remotes='[{"model": "far", "url": "http://127.0.0.1:9"}]')
     gateway.unlocked = look(gateway), look(gateway, host="elsewhere.example")
     gateway.admin, gateway.own = create_key(gateway.db, "admin", models=["other"], admin=True)
     gateway.plain, gateway.plain_key = create_key(gateway.db, "plain")
@@ -85,7 +85,7 @@ def test_it_tells_no_secret(locked: RunningGateway) -> None:
     for secret in (locked.admin, locked.plain):
         assert secret not in state.text
         assert hashlib.sha256(secret.encode()).hexdigest() not in state.text
-    assert {"hash", "url", "request", "training_file"}.isdisjoint(
+    assert {"hash", "request", "training_file"}.isdisjoint(
         name for table in ("keys", "engines", "jobs") for each in state.json()[table]["rows"] for name in each
     )
 
@@ -119,6 +119,18 @@ def test_it_tells_what_runs_and_what_was_counted(locked: RunningGateway) -> None
     [newest, _] = sorted(state["versions"]["rows"], key=lambda version: -version["version"])
     assert (newest["size_bytes"], newest["parameters"], newest["recipe"]) == (1002, 7, "export int4-onnx")
     assert locked.log().count('"route":"/console/state"') == 0
+
+
+def test_another_servers_model_is_told_with_why_it_is_away(locked: RunningGateway) -> None:
+    def far() -> dict[str, Any]:
+        return look(locked, locked.admin).json()["engines"]["rows"][-1]
+
+    wait_until(lambda: far()["error"] == "ClientConnectorError", "the other server was tried")
+    told = {name: far()[name] for name in ("model", "version", "kind", "state", "in_flight", "url")}
+    assert told == {
+        "model": "far", "version": None, "kind": "remote", "state": "away", "in_flight": None,
+        "url": "http://127.0.0.1:9",
+    }  # fmt: skip
 
 
 def test_each_act_is_done_and_written_down_with_its_key(locked: RunningGateway) -> None:

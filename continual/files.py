@@ -54,6 +54,11 @@ class Client:
 
     key_id: str | None = None
 
+    @property
+    def actor(self) -> str:
+        """As the audit log names it."""
+        return self.key_id or "without a key"
+
 
 @dataclass(frozen=True)
 class File:

@@ -22,6 +22,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, insert, or_, sel
 
 from continual.files import PURPOSE, Client, owned, require_file
 from continual.recipe import ContinualRecipe
+from everlearn.audit import record
 from everlearn.database import JobEventRow, JobRow, open_database, read, write
 from everlearn.errors import EverlearnError, InvalidInput, NotFound
 from everlearn.records import CHAMPION, aliases_of, find_version
@@ -198,10 +199,10 @@ class Jobs:
             query = query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
             return [_job(row) for row in connection.execute(query)]
 
-    def cancel(self, job_id: str, *, client: Client | None = None) -> Job:
+    def cancel(self, job_id: str, *, client: Client | None = None, actor: str | None = None) -> Job:
         """Ends a job that is not over, at once and for good; who works on it hears of it at the next heartbeat.
 
-        Cancelling twice is the same as once. Raises NotFound, and InvalidInput where the job ended otherwise.
+        ``actor``: who does it where it is not ``client``, as :func:`everlearn.audit.record` takes it. Cancelling twice is the same as once. Raises NotFound, and InvalidInput where the job ended otherwise.
         """
         now = time.time()
         with write(self.database) as connection:
@@ -212,6 +213,7 @@ class Jobs:
                 ended = {"state": "cancelled", "cancel_requested_at": now, "finished_at": now}
                 connection.execute(update(JobRow).where(JobRow.id == job_id).values(ended))
                 _tell(connection, job_id, "Fine-tuning job cancelled")
+                record(connection, actor or (client and client.actor), "job.cancel", job_id, was=job.state)
                 log.info("job cancelled", job=job_id, was=job.state)
             return _require(connection, job_id)
 

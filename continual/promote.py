@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from continual.jobs import Lease, check_lease, finish_within
 from continual.plan import Plan
 from continual.replay import Arrival, insert_examples, sizes
+from everlearn.audit import record
 from everlearn.bundle import read_manifest
 from everlearn.errors import Conflict
 from everlearn.records import CHAMPION, Version, aliases_of, find_version, move_champion
@@ -45,10 +46,13 @@ def promote(
     Raises LeaseLost, ChampionMoved, and what the registry raises; then nothing has changed.
     """
 
+    actor = f"job {lease.job_id}"
+
     def finish(connection: Connection, version: Version) -> None:
         check_lease(connection, lease)
         refuse_other_champion(connection, plan)
-        move_champion(connection, version)
+        former = move_champion(connection, version)
+        record(connection, actor, "promote", version.ref, former=former)
         counts = insert_examples(connection, plan.model, lease.job_id, plan.domain, arrivals)
         told = {
             **report,
@@ -74,7 +78,7 @@ def promote(
     try:
         return registry.add(served_bundle, plan.model, within=finish)
     except ChampionMoved:
-        registry.delete(weights.ref)  # the job starts over: nobody will ever need them
+        registry.delete(weights.ref, actor=actor)  # the job starts over: nobody will ever need them
         raise
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from sqlalchemy import Connection, delete, func, insert, select
 
 from continual.reservoir import content_sha256, lowest, priority, target_mask
+from everlearn.audit import record
 from everlearn.database import ReplayExampleRow, ReplayInsertionRow
 from train.data.store import Example
 
@@ -128,7 +129,7 @@ def insert_examples(
     return counts
 
 
-def delete_example(connection: Connection, model: str, sha256: str) -> int:
+def delete_example(connection: Connection, model: str, sha256: str, *, actor: str | None = None) -> int:
     """Removes an example's content for good; returns how many rows held it. It stays away if it comes again."""
     table = ReplayExampleRow
     mine = (table.model == model) & (table.sha256 == sha256)
@@ -136,6 +137,7 @@ def delete_example(connection: Connection, model: str, sha256: str) -> int:
     if not connection.scalar(select(func.count()).select_from(table).where(mine)):
         empty = {"domain": "", "split": DELETED, "job_id": "", "tokens": 0, "priority": 1.0, "content": {}}
         connection.execute(insert(table).values(model=model, sha256=sha256, **empty))
+    record(connection, actor, "replay.delete", model, sha256=sha256, rows=removed)
     return removed
 
 

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from everlearn.cli_arguments import Json, complete_ref, open_settings
+from everlearn.cli_audit import audit
 from everlearn.cli_compress import compress, distill
 from everlearn.cli_jobs import jobs, worker
 from everlearn.cli_keys import keys
@@ -116,7 +117,7 @@ def serve(
     serve_models(settings.model_copy(update={"serve": door}), refs or [])
 
 
-for command in (train, ls, show, rm, gc, promote, rollback, alias, ps):
+for command in (train, ls, show, rm, gc, promote, rollback, alias, ps, audit):
     app.command()(command)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 from everlearn.cli_arguments import Json, open_settings
@@ -19,6 +18,7 @@ def ps(as_json: Json = False) -> None:
 
     from everlearn.database import ReplicaRow, open_database
     from everlearn.printing import moment, print_json, print_table
+    from everlearn.records import replica_state
 
     with Session(open_database(open_settings())) as session:
         query = select(ReplicaRow).order_by(ReplicaRow.model, ReplicaRow.started_at)
@@ -27,7 +27,7 @@ def ps(as_json: Json = False) -> None:
         print_json([describe(row) for row in found])
         return
     rows = [
-        (f"{row.model}@{row.version}", state(row), row.kind, row.pid or "", moment(row.started_at), row.error or "")
+        (f"{row.model}@{row.version}", replica_state(row), row.kind, row.pid or "", moment(row.started_at), row.error or "")
         for row in found
     ]  # fmt: skip
     if rows:
@@ -36,20 +36,14 @@ def ps(as_json: Json = False) -> None:
         print("No engine runs. `everlearn serve` starts one for each champion.", file=sys.stderr)
 
 
-def state(row: ReplicaRow) -> str:
-    """As the supervisor wrote it; `silent` when the supervisor has long written nothing."""
-    from everlearn.records import REPLICA_SILENT_S
-
-    silent = row.state != "failed" and row.heartbeat_at < time.time() - REPLICA_SILENT_S
-    return "silent" if silent else row.state
-
-
 def describe(row: ReplicaRow) -> dict[str, Any]:
+    from everlearn.records import replica_state
+
     return {
         "ref": f"{row.model}@{row.version}",
         "model": row.model,
         "version": row.version,
-        "state": state(row),
+        "state": replica_state(row),
         "kind": row.kind,
         "pid": row.pid,
         "context": row.context,

@@ -10,6 +10,7 @@ import time
 from sqlalchemy import Engine, or_, select
 from sqlalchemy.orm import Session
 
+from everlearn.audit import record
 from everlearn.database import ApiKey, write
 from everlearn.errors import InvalidInput, NotFound
 
@@ -25,10 +26,13 @@ def create_key(
     tokens_per_minute: int | None = None,
     expires_at: float | None = None,
     admin: bool = False,
+    *,
+    actor: str | None = None,
 ) -> tuple[str, ApiKey]:
     """A new key and its secret, which is shown this once and cannot be had again.
 
     ``models`` None covers every model. ``expires_at`` is seconds since 1970, UTC. An ``admin`` key opens the console.
+    ``actor``: as :func:`everlearn.audit.record` takes it.
     """
     _check(name, models, requests_per_minute, tokens_per_minute, expires_at)
     secret = "el-" + secrets.token_urlsafe(SECRET_BYTES)
@@ -48,6 +52,10 @@ def create_key(
         session.add(key)
         session.flush()
         session.expunge(key)
+        record(
+            connection, actor, "key.create", key.id, name=name, models=models, admin=admin, expires_at=expires_at,
+            requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
+        )  # fmt: skip
     return secret, key
 
 
@@ -89,11 +97,13 @@ def list_keys(db: Engine) -> list[ApiKey]:
         return list(session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id)))
 
 
-def revoke_key(db: Engine, identifier: str) -> ApiKey:
+def revoke_key(db: Engine, identifier: str, *, actor: str | None = None) -> ApiKey:
     """Closes the key of this id, or of this name where one active key has it. Raises NotFound, InvalidInput."""
     with write(db) as connection, Session(connection, expire_on_commit=False) as session:
         key = session.get(ApiKey, identifier) or _by_name(session, identifier)
-        key.revoked_at = key.revoked_at or time.time()
+        if key.revoked_at is None:
+            key.revoked_at = time.time()
+            record(connection, actor, "key.revoke", key.id, name=key.name)
         session.flush()
         session.expunge(key)
     return key

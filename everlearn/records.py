@@ -171,6 +171,12 @@ def model_of(connection: Connection, name: str) -> Model:
     return Model(name, tuple(versions_of(connection, name)), aliases_of(connection, name))
 
 
+def replica_state(row: ReplicaRow | Row[tuple[object, ...]]) -> str:
+    """As the supervisor wrote it; ``silent`` when the supervisor has long written nothing."""
+    silent = row.state != "failed" and row.heartbeat_at < time.time() - REPLICA_SILENT_S
+    return "silent" if silent else row.state
+
+
 def version_of(row: Row[tuple[object, ...]]) -> Version:
     manifest = BundleManifest.model_validate(row.bundle)
     return Version(row.model, row.version, manifest, row.created_at)

@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy import Connection, delete, func, select
 
+from everlearn.audit import record
 from everlearn.blobs import open_store
 from everlearn.bundle import open_bundle
 from everlearn.contents import check_name, list_files, refuse_hard_links
@@ -54,7 +55,10 @@ class Collected:
 
 
 class Registry:
-    """The models of one installation. Safe to use from several processes and threads at once."""
+    """The models of one installation. Safe to use from several processes and threads at once.
+
+    ``actor``: who acts, as :func:`everlearn.audit.record` takes it.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -171,28 +175,32 @@ class Registry:
 
     # Aliases -----------------------------------------------------------------------------------------------
 
-    def set_alias(self, model: str, alias: str, version: int) -> None:
+    def set_alias(self, model: str, alias: str, version: int, *, actor: str | None = None) -> None:
         """Moves ``alias``, or makes it. Raises NotFound, InvalidInput."""
         check_alias(alias)
         with write(self.database) as connection:
             find_version(connection, Reference(model, version))
+            former = aliases_of(connection, model).get(alias)
             put_alias(connection, model, alias, version)
+            record(connection, actor, "alias.set", f"{model}@{alias}", version=version, former=former)
 
-    def remove_alias(self, model: str, alias: str) -> None:
+    def remove_alias(self, model: str, alias: str, *, actor: str | None = None) -> None:
         """Raises NotFound."""
         with write(self.database) as connection:
-            find_version(connection, Reference(model, check_alias(alias)))
+            former = find_version(connection, Reference(model, check_alias(alias)))
             connection.execute(delete(AliasRow).where(AliasRow.model == model, AliasRow.alias == alias))
+            record(connection, actor, "alias.remove", f"{model}@{alias}", former=former.version)
 
-    def promote(self, ref: str) -> Version:
+    def promote(self, ref: str, *, actor: str | None = None) -> Version:
         """Makes a version the champion, and the former champion ``previous``, in one step."""
         with write(self.database) as connection:
             version = find_version(connection, parse_reference(ref))
             former = move_champion(connection, version)
+            record(connection, actor, "promote", version.ref, former=former)
         log.info("version promoted", ref=version.ref, former=former)
         return version
 
-    def rollback(self, model: str) -> Version:
+    def rollback(self, model: str, *, actor: str | None = None) -> Version:
         """Undoes the last promotion: champion and ``previous`` change places. Raises Conflict without one."""
         with write(self.database) as connection:
             find_version(connection, parse_reference(model))
@@ -200,12 +208,13 @@ class Registry:
                 raise Conflict(f"{model} has no previous champion to go back to", param="model")
             version = find_version(connection, Reference(model, PREVIOUS))
             former = move_champion(connection, version)
+            record(connection, actor, "rollback", version.ref, former=former)
         log.info("promotion undone", ref=version.ref, former=former)
         return version
 
     # Removing ----------------------------------------------------------------------------------------------
 
-    def delete(self, ref: str) -> Sequence[Version]:
+    def delete(self, ref: str, *, actor: str | None = None) -> Sequence[Version]:
         """Removes a version, or with a bare name the model and all its versions; bytes go with :meth:`collect`.
 
         Raises Conflict naming the alias, the child or the running engine that still needs it.
@@ -221,6 +230,7 @@ class Registry:
             for one in doomed:
                 row = (VersionRow.model == one.model) & (VersionRow.version == one.version)
                 connection.execute(delete(VersionRow).where(row))
+                record(connection, actor, "version.delete", one.ref, digest=one.digest)
         log.info("versions deleted", refs=[one.ref for one in doomed])
         return doomed
 

@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy import Connection, Engine, and_, delete, insert, or_, select, update
 
 from continual.files import BATCH, Client, owned, require_file
+from everlearn.audit import record
 from everlearn.database import BatchAnswerRow, BatchRow, open_database, read, write
 from everlearn.errors import Conflict, InvalidInput, NotFound
 from everlearn.settings import Settings
@@ -137,6 +138,7 @@ class Batches:
             if batch.state in ("validating", "in_progress"):
                 asked = {"state": "cancelling", "cancel_requested_at": time.time()}
                 connection.execute(update(BatchRow).where(BatchRow.id == batch_id).values(asked))
+                record(connection, client and client.actor, "batch.cancel", batch_id, was=batch.state)
             return _require(connection, batch_id)
 
     # For the runner ----------------------------------------------------------------------------------------

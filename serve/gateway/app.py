@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -19,6 +18,7 @@ from everlearn.settings import Settings
 from serve.gateway.auth import Doorkeeper, check_scope
 from serve.gateway.batches import add_batches
 from serve.gateway.body import read_body
+from serve.gateway.console import add_console
 from serve.gateway.dispatch import Dispatcher, Work
 from serve.gateway.door import Door
 from serve.gateway.exchange import Exchange, exchange_of
@@ -28,6 +28,7 @@ from serve.gateway.fine_tuning import add_fine_tuning
 from serve.gateway.guard import Guard
 from serve.gateway.metrics import Metrics
 from serve.gateway.openapi import document, error_responses
+from serve.gateway.pages import add_pages
 from serve.gateway.quota import Quotas
 from serve.gateway.relay import AsIs, Relay, Shape
 from serve.gateway.responses import ResponseShape, to_chat
@@ -46,14 +47,6 @@ from serve.protocol import (
 from serve.replicas import ReadyReplica
 
 POST_ERRORS = error_responses(400, 401, 403, 404, 408, 413, 415, 429, 500, 502, 503, 504)
-PAGE_HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",
-}
-PAGE_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
 if TYPE_CHECKING:
     from serve.gateway.shared import Shared
@@ -184,7 +177,8 @@ def create_app(settings: Settings) -> FastAPI:
     add_batches(app, gateway, settings)
     add_fine_tuning(app, gateway, settings)
     _add_operations(app, gateway)
-    _add_pages(app)
+    add_console(app, gateway, settings)
+    add_pages(app)
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     return app
 
@@ -273,26 +267,6 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
             await gateway.keeper.admit(request)
         gateway.router.count()
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
-
-
-def _add_pages(app: FastAPI) -> None:
-    package = files("serve.gateway")
-
-    @app.get("/", include_in_schema=False)
-    @app.get("/playground.css", include_in_schema=False)
-    @app.get("/playground.js", include_in_schema=False)
-    async def page(request: Request) -> Response:
-        """The playground: static files without data, so they are open to all."""
-        ending = request.url.path.rpartition(".")[2] if "." in request.url.path else "html"
-        try:
-            content = package.joinpath(f"playground.{ending}").read_bytes()
-        except FileNotFoundError:
-            raise HTTPException(404) from None
-        return Response(content, headers=PAGE_HEADERS, media_type=PAGE_TYPES[ending])
-
-    @app.get("/openapi.json", include_in_schema=False)
-    async def openapi() -> JSONResponse:
-        return JSONResponse(app.openapi())
 
 
 async def _everlearn_error(request: Request, error: Exception) -> Response:

@@ -35,5 +35,5 @@ class Desk:
         client = await self.client(request)
         exchange = exchange_of(request)
         if exchange.key:
-            exchange.headers += self.gateway.quotas.admit(exchange.key)
+            exchange.headers += await self.gateway.quotas.admit(exchange.key)
         return client

@@ -11,6 +11,7 @@ from serve.gateway.logs import where
 from serve.gateway.metrics import Metrics
 
 CLIENT_GONE = 499
+POLLED = frozenset({"/health", "/ready", "/metrics", "/console/state"})
 
 log = structlog.get_logger()
 
@@ -68,7 +69,7 @@ class Door:
                 self.metrics.tokens.labels(exchange.model, kind.removesuffix("_tokens")).inc(count)
         if exchange.error or status >= 400:
             self.metrics.errors.labels(exchange.model, exchange.error or f"http_{status}").inc()
-        level = log.debug if route in ("/health", "/ready", "/metrics") else log.info
+        level = log.debug if route in POLLED else log.info
         level(
             "request",
             request_id=exchange.id,

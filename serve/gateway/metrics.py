@@ -6,6 +6,7 @@ Several gateways on one port count together: each writes its figures into files 
 
 import asyncio
 import os
+import time
 from collections import Counter as Count
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -70,6 +71,11 @@ class Metrics:
         self.tasks = Gauge(
             "everlearn_tasks", "Coroutines that run or wait.", registry=registry, multiprocess_mode="livesum"
         )
+        started = Gauge(
+            "everlearn_started_seconds", "When the gateway was started, since 1970; of several the latest.",
+            registry=registry, multiprocess_mode="livemax",
+        )  # fmt: skip
+        started.set(time.time())
         self._known: set[tuple[str, str]] = set()
 
     def count_replicas(self, states: Count[tuple[str, str]]) -> None:
@@ -78,10 +84,14 @@ class Metrics:
         for model, state in self._known:
             self.replicas.labels(model, state).set(states[model, state])
 
+    def gathered(self) -> CollectorRegistry:
+        """The figures of this gateway, or the sums of all that count together."""
+        self.tasks.set(len(asyncio.all_tasks()))
+        if folder := os.environ.get(TOGETHER):
+            MultiProcessCollector(together := CollectorRegistry(), folder)
+            return together
+        return self.registry
+
     def render(self) -> bytes:
         """The text exposition format."""
-        self.tasks.set(len(asyncio.all_tasks()))
-        registry = self.registry
-        if folder := os.environ.get(TOGETHER):
-            MultiProcessCollector(registry := CollectorRegistry(), folder)
-        return generate_latest(registry)
+        return generate_latest(self.gathered())

@@ -92,6 +92,11 @@ class Replica:
         """Reachable when it was last probed; engines of this installation have a row instead."""
         return not self._away
 
+    @property
+    def away(self) -> str:
+        """Why a remote server cannot be used; empty while it can."""
+        return self._away
+
     async def probe(self) -> None:
         """Ask a remote server for its models, and so whether it is there and takes our key."""
         reason = ""

@@ -127,15 +127,27 @@ class Router:
 
     def count(self) -> None:
         """Bring the gauge of replicas up to date."""
+        ejected = self.ejected()
         states = Counter(
-            (r.row.model, "ready" if not r.ejected and self._takes_requests(r) else "ejected")
-            for r in self._present()
+            (r.row.model, "ejected" if r.row.id in ejected else "ready") for r in self._present()
         )
         self._metrics.count_replicas(states)
 
     def rows(self) -> list[ReadyReplica]:
         """The ready replicas, oldest first."""
         return sorted((r.row for r in self._present()), key=lambda row: (row.started_at, row.id))
+
+    def loads(self) -> dict[str, int]:
+        """Requests at each replica, by its id, of all gateways."""
+        return {replica.row.id: self._load(replica) for replica in self._present()}
+
+    def ejected(self) -> set[str]:
+        """The ids of the replicas that get no requests just now, for they failed too often."""
+        return {r.row.id for r in self._present() if r.ejected or not self._takes_requests(r)}
+
+    def remotes(self) -> Sequence[Replica]:
+        """Other servers' models, whether they can be reached or not."""
+        return self._remotes
 
     def known_model(self, ref: str) -> str | None:
         """The model's name if `ref` (`name` or `name@version`) runs here; safe as a metric label."""

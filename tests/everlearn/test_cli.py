@@ -132,6 +132,8 @@ def test_keys_are_created_listed_without_secrets_and_revoked() -> None:
     assert "revoked" in run("keys", "revoke", key["id"]).stdout
     assert "revoked" in run("keys", "ls").stdout
     assert "nobody" in run("keys", "revoke", "nobody", code=1).stderr
+    assert [act["act"] for act in run_json("audit", "--limit", "2")] == ["key.revoke", "key.create"]
+    assert key["id"] in run("audit").stdout and secret not in run("audit").stdout
     assert "30d" in run("keys", "create", "x", "--expires-in", "soon", code=2).stderr
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,22 +15,12 @@ from everlearn.settings import Settings
 from serve import replicas
 from tests.serve.supervised import Supervised, add_model, eventually, supervised
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="the playground is tested with selenium")
-from selenium.webdriver.common.by import By
+pytest.importorskip("selenium.webdriver", reason="the playground is tested with selenium")
 from selenium.webdriver.common.keys import Keys
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-]  # fmt: skip
-HOSTILE = "<img src=x onerror='window.broken=1'><script>window.broken=1</script><a href='javascript:window.broken=1'>"
+from tests.serve.browser import HOSTILE, IN_A_BROWSER, Driver, Window
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed"),
-]
+pytestmark = IN_A_BROWSER
 
 
 @pytest.fixture(scope="module")
@@ -47,52 +36,13 @@ def server(settings_of_page: Settings) -> Iterator[Supervised]:
         yield running.ready()
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["webdriver.Chrome"]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=str(DRIVER)))
-    yield driver
-    driver.quit()
-
-
-class Page:
+class Page(Window):
     """What a person sees and does."""
 
-    def __init__(self, driver: "webdriver.Chrome", url: str) -> None:
-        self.driver = driver
-        self.url = url
-
     def open(self, width: int = 1100, height: int = 800, scheme: str = "light") -> "Page":
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        self.driver.get(self.url)
-        self.script("sessionStorage.clear()")
-        self.driver.get_log("browser")
-        self.driver.get(self.url)
+        self.load(width, height, scheme)
         eventually(lambda: "Loading" not in self.one("#model").text)
         return self
-
-    def script(self, code: str) -> object:
-        return self.driver.execute_script(code)
-
-    def one(self, selector: str) -> "webdriver.remote.webelement.WebElement":
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def all(self, selector: str) -> "list[webdriver.remote.webelement.WebElement]":
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def texts(self, selector: str) -> list[str]:
-        """Read in one step, since a streaming answer changes between two."""
-        found = self.driver.execute_script(
-            "return [...document.querySelectorAll(arguments[0])].map((e) => e.innerText.trim())", selector
-        )
-        return list(found)
 
     def write(self, text: str) -> None:
         self.one("#prompt").send_keys(text, Keys.ENTER)
@@ -104,15 +54,9 @@ class Page:
         eventually(lambda: len(self.all(".answer")) > before and not self.all(".working"))
         return self.texts(".answer .text")[-1]
 
-    def focused(self) -> str:
-        return str(self.script("return document.activeElement.id"))
-
-    def problems(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
-
 
 @pytest.fixture
-def page(server: Supervised, browser: "webdriver.Chrome") -> Page:
+def page(server: Supervised, browser: Driver) -> Page:
     return Page(browser, f"{server.url}/").open()
 
 

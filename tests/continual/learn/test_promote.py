@@ -17,6 +17,7 @@ from continual.jobs import Lease, LeaseLost
 from continual.plan import Plan, make_plan
 from continual.promote import ChampionMoved, promote
 from continual.replay import Arrival
+from everlearn.audit import list_acts
 from everlearn.bundle import read_manifest, write_bundle
 from everlearn.registry import Version
 from tests.continual.learn.conftest import Home, recipe, sentences
@@ -57,7 +58,8 @@ def candidate(home: Home, plan: Plan, tmp_path: Path) -> Path:
 def state(home: Home) -> tuple[Any, ...]:
     """All that a refused promotion must leave as it was."""
     versions = [version.ref for version in home.registry.versions("tiny")]
-    return versions, home.registry.aliases("tiny"), home.buffer()
+    acts = [act.id for act in list_acts(home.registry.database)]
+    return versions, home.registry.aliases("tiny"), home.buffer(), acts
 
 
 def do(home: Home, lease: Lease, plan: Plan, candidate: Path, served: Path | None = None) -> Version:
@@ -73,6 +75,8 @@ def test_everything_happens_at_once(home: Home, lease: Lease, plan: Plan, candid
     assert job.report["inserted"]["tales/train"]["inserted"] == 9
     assert home.registry.aliases("tiny")["champion"] == 2
     assert len(home.buffer()) == 9
+    (act,) = list_acts(home.registry.database)
+    assert (act.actor, act.act, act.subject) == (f"job {lease.job_id}", "promote", "tiny@2")
 
 
 def _stale(home: Home, lease: Lease) -> None:

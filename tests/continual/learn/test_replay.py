@@ -21,6 +21,7 @@ from continual.replay import (
     sizes,
 )
 from continual.reservoir import content_sha256, priority
+from everlearn.audit import list_acts
 from everlearn.database import ReplayExampleRow, open_database, read, write
 from everlearn.settings import Settings
 from train.data.store import Example
@@ -158,6 +159,7 @@ def test_what_was_deleted_stays_deleted_when_it_comes_again(settings: Settings, 
     with write(database) as connection:
         assert delete_example(connection, MODEL, gone) == 1
         assert delete_example(connection, MODEL, gone) == 0
+    assert [act.detail for act in list_acts(database)] == [{"sha256": gone, "rows": rows} for rows in (0, 1)]
     database.dispose()
     again = open_database(settings)
     put(again, "j2", examples(range(8)))

@@ -12,6 +12,7 @@ from continual.jobs import Jobs, Lease, LeaseLost, check_lease
 from continual.queue import Publisher
 from continual.queue_owner import is_gone, this_process
 from continual.queue_reconciler import Reconciler
+from everlearn.audit import list_acts
 from everlearn.bundle import write_bundle
 from everlearn.database import JobRow, write
 from everlearn.errors import InvalidInput, NotFound
@@ -114,6 +115,7 @@ def test_cancel_and_finish_at_once_leave_one_end(house: House, attempt: int) -> 
         lambda: Jobs(house.settings).finish(lease, "succeeded", result_model="tiny@1"),
     )
     job = house.jobs.get(lease.job_id)
+    assert len(list_acts(house.registry.database)) == (job.state == "cancelled")
     if job.state == "cancelled":
         assert any(isinstance(one, LeaseLost) for one in done) and job.result_model is None
         assert house.jobs.heartbeat(lease) == "cancel"

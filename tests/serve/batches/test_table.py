@@ -3,6 +3,7 @@
 import pytest
 
 from continual.files import BATCH, Client, Files
+from everlearn.audit import list_acts
 from everlearn.errors import Conflict, InvalidInput, NotFound
 from everlearn.settings import Settings
 from serve.batches.table import Answer, Batch, Batches, LeaseLost
@@ -66,6 +67,8 @@ def test_answers_come_out_in_the_order_of_the_lines_over_many_pages(batches: Bat
 def test_a_cancelled_batch_says_so_and_one_that_is_over_refuses(batches: Batches) -> None:
     batch = make(batches)
     assert batches.cancel(batch.id).state == "cancelling" == batches.cancel(batch.id).state
+    (act,) = list_acts(batches.database)
+    assert (act.act, act.subject) == ("batch.cancel", batch.id)
     lease = batches.claim(batches.get(batch.id), "one")
     assert lease and batches.begin(lease, 1).state == "cancelling"
     assert batches.finish(lease, "cancelled").state == "cancelled" == batches.cancel(batch.id).state

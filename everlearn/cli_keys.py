@@ -31,6 +31,9 @@ def create(
     ] = None,
     requests_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    tokens_per_month: Annotated[
+        int | None, typer.Option(min=1, help="A calendar month's budget, UTC.")
+    ] = None,
     expires_in: Annotated[str | None, typer.Option(help="As 90m, 12h or 30d. Default: never.")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="May also open the console.")] = False,
     as_json: Json = False,
@@ -41,7 +44,7 @@ def create(
 
     expires_at = time.time() + duration_s(expires_in) if expires_in else None
     secret, key = create_key(
-        _database(), name, models, requests_per_minute, tokens_per_minute, expires_at, admin
+        _database(), name, models, requests_per_minute, tokens_per_minute, expires_at, admin, tokens_per_month
     )
     if as_json:
         print_json(describe_key(key) | {"secret": secret})
@@ -62,10 +65,12 @@ def ls(as_json: Json = False) -> None:
         return
     rows = [
         (key.id, key.name, key.prefix + "…", ", ".join(key.models or ["all"]), key.requests_per_minute or "",
-         key.tokens_per_minute or "", moment(key.created_at), state(key))
+         key.tokens_per_minute or "", key.tokens_per_month or "", moment(key.created_at), state(key))
         for key in found
     ]  # fmt: skip
-    print_table(["ID", "NAME", "SECRET", "MODELS", "-REQ/MIN", "-TOK/MIN", "CREATED", "STATE"], rows)
+    print_table(
+        ["ID", "NAME", "SECRET", "MODELS", "-REQ/MIN", "-TOK/MIN", "-TOK/MONTH", "CREATED", "STATE"], rows
+    )
 
 
 @keys.command()

@@ -26,15 +26,22 @@ def create_key(
     tokens_per_minute: int | None = None,
     expires_at: float | None = None,
     admin: bool = False,
+    tokens_per_month: int | None = None,
     *,
     actor: str | None = None,
 ) -> tuple[str, ApiKey]:
     """A new key and its secret, which is shown this once and cannot be had again.
 
     ``models`` None covers every model. ``expires_at`` is seconds since 1970, UTC. An ``admin`` key opens the console.
+    ``tokens_per_month``: a budget for each calendar month, UTC, of prompt and answer together.
     ``actor``: as :func:`everlearn.audit.record` takes it.
     """
-    _check(name, models, requests_per_minute, tokens_per_minute, expires_at)
+    limits = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "tokens_per_month": tokens_per_month,
+    }
+    _check(name, models, limits, expires_at)
     secret = "el-" + secrets.token_urlsafe(SECRET_BYTES)
     key = ApiKey(
         id="key-" + secrets.token_hex(6),
@@ -42,8 +49,7 @@ def create_key(
         hash=_hash(secret),
         prefix=secret[:9],
         models=models,
-        requests_per_minute=requests_per_minute,
-        tokens_per_minute=tokens_per_minute,
+        **limits,
         admin=admin,
         created_at=time.time(),
         expires_at=expires_at,
@@ -53,8 +59,7 @@ def create_key(
         session.flush()
         session.expunge(key)
         record(
-            connection, actor, "key.create", key.id, name=name, models=models, admin=admin, expires_at=expires_at,
-            requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
+            connection, actor, "key.create", key.id, name=name, models=models, admin=admin, expires_at=expires_at, **limits
         )  # fmt: skip
     return secret, key
 
@@ -124,11 +129,7 @@ def _hash(secret: str) -> str:
 
 
 def _check(
-    name: str,
-    models: list[str] | None,
-    requests_per_minute: int | None,
-    tokens_per_minute: int | None,
-    expires_at: float | None,
+    name: str, models: list[str] | None, limits: dict[str, int | None], expires_at: float | None
 ) -> None:
     if not name.strip() or len(name) > 64 or not name.isprintable():
         raise InvalidInput(f"a key's name is 1 to 64 printable characters, not {name!r}", param="name")
@@ -136,7 +137,6 @@ def _check(
         raise InvalidInput(
             "a key for no model opens nothing; leave models out for all of them", param="models"
         )
-    limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
     for param, limit in limits.items():
         if limit is not None and limit < 1:
             raise InvalidInput(f"{param} is at least 1, not {limit}", param=param)

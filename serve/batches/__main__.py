@@ -16,6 +16,7 @@ from everlearn.watched_process import answering_health, told_to_stop
 from serve.batches.runner import Runner
 from serve.batches.table import Batches
 from serve.gateway.dispatch import Dispatcher
+from serve.gateway.meter import Meter
 from serve.gateway.metrics import Metrics
 from serve.gateway.router import Router
 
@@ -28,9 +29,11 @@ async def work(settings: Settings, uds: Path | None) -> None:
     batches = Batches(settings)
     metrics = Metrics()
     router = Router(batches.database, metrics)
-    runner = Runner(settings, batches, Dispatcher(router, metrics))
+    meter = Meter(batches.database)
+    runner = Runner(settings, batches, Dispatcher(router, metrics), meter)
     await router.refresh()
-    watching = asyncio.create_task(router.watch())
+    await meter.flush()
+    watching, metering = asyncio.create_task(router.watch()), asyncio.create_task(meter.run())
     try:
         async with answering_health(uds, lambda: (time.monotonic() - runner.turned_s < STUCK_S, {})):
             await runner.run(stop)
@@ -39,6 +42,8 @@ async def work(settings: Settings, uds: Path | None) -> None:
         with suppress(asyncio.CancelledError):
             await watching
         await router.close()
+        meter.stop()
+        await metering
 
 
 def main() -> int:

@@ -37,7 +37,8 @@ from serve.gateway.failures import (
     Overloaded,
     describe,
 )
-from serve.gateway.relay import WHOLE_ANSWER_FACTOR
+from serve.gateway.meter import Meter
+from serve.gateway.relay import WHOLE_ANSWER_FACTOR, usage_in
 
 POLL_S = 1.0
 SAVE_EVERY_S = 0.5
@@ -57,11 +58,12 @@ log = structlog.stdlib.get_logger("serve.batches")
 class Runner:
     """Takes batches that nobody works on, until it is stopped."""
 
-    def __init__(self, settings: Settings, batches: Batches, dispatcher: Dispatcher) -> None:
+    def __init__(self, settings: Settings, batches: Batches, dispatcher: Dispatcher, meter: Meter) -> None:
         self.settings = settings
         self.batches = batches
         self.files = Files(settings, batches.database)
         self.dispatcher = dispatcher
+        self.meter = meter
         self.places = asyncio.Semaphore(settings.serve.batch_requests)
         self.turned_s = time.monotonic()
         self._suspects = asyncio.Lock()
@@ -193,24 +195,30 @@ class Runner:
                 if halted.is_set():
                     self.places.release()
                     break
-                under_way.create_task(self._ask(line, batch, saver))
+                under_way.create_task(self._ask(line, batch, key, saver))
         if halted.is_set():
             return "cancelled"
         return "expired" if time.time() >= batch.expires_at else "completed"
 
-    async def _ask(self, line: Line, batch: Batch, saver: Saver) -> None:
+    async def _ask(self, line: Line, batch: Batch, key: ApiKey | None, saver: Saver) -> None:
         """One answer; a busy or restarting engine is asked again, until the batch's time is over."""
+        exchange = Exchange(id="", key=key)
         try:
-            saver.add(await self._answered(line, batch))
+            answer = await self._answered(line, batch, exchange)
         finally:
             self.places.release()
+        exchange.error = "failed" if answer.failed else None
+        exchange.model = exchange.replica.row.model if exchange.replica else exchange.model
+        self.meter.count(exchange)
+        saver.add(answer)
 
-    async def _answered(self, line: Line, batch: Batch) -> Answer:
+    async def _answered(self, line: Line, batch: Batch, exchange: Exchange) -> Answer:
         """When an engine dies, any of the requests it had may be why: they are sent again one at a time."""
         broken = turns = 0
         while time.time() < batch.expires_at:
-            exchange = Exchange(id=f"req_{uuid4().hex}")
+            exchange.id = f"req_{uuid4().hex}"
             try:
+                self.meter.admit(exchange.key)
                 return await (self._alone(line, exchange) if broken else self._whole(line, exchange))
             except (BackendFailed, BackendTimeout, BrokeOff) as error:
                 broken += 1
@@ -244,6 +252,7 @@ class Runner:
         except TimeoutError:
             raise BackendTimeout("The model's engine did not answer in time.") from None
         reply.close()
+        exchange.usage = usage_in(reply.first)
         self._missing.pop(line.work.model, None)
         return _answer(line, exchange, 200, reply.first, reply.replica.name)
 

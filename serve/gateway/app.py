@@ -26,6 +26,7 @@ from serve.gateway.failures import Draining, ModelNotFound, Overloaded, answer
 from serve.gateway.files import add_files
 from serve.gateway.fine_tuning import add_fine_tuning
 from serve.gateway.guard import Guard
+from serve.gateway.meter import Meter
 from serve.gateway.metrics import Metrics
 from serve.gateway.openapi import document, error_responses
 from serve.gateway.pages import add_pages
@@ -68,6 +69,7 @@ class Gateway:
             self.router, self.metrics, settings.serve.engine_wait_s, settings.serve.fallbacks
         )
         self.quotas = Quotas(self.shared)
+        self.meter = Meter(db)
         self.guards: set[Guard] = set()
         self.in_flight = 0
         self.draining = False
@@ -76,6 +78,8 @@ class Gateway:
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
         """Follow the database while the app serves."""
         await self.router.refresh()
+        await self.meter.flush()
+        metering = asyncio.create_task(self.meter.run())
         watching = [self.router.watch(), self.keeper.watch()]
         if self.shared:
             watching.append(self.shared.run(self.router.tell))
@@ -87,6 +91,8 @@ class Gateway:
                 watcher.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
             await self.router.close()
+            self.meter.stop()
+            await metering
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new work, let what runs finish, then end the rest with an error."""
@@ -106,12 +112,14 @@ class Gateway:
         if self.draining:
             raise Draining("The server is shutting down.", retry_after_s=5)
         exchange.key = await self.keeper.admit(request)
+        exchange.on_end.append(partial(self.meter.count, exchange))
         self._take_place(exchange)
         body = parse(model, await read_body(request, self.settings.max_body_bytes))
         check_scope(exchange.key, body.model)
         exchange.model = self.router.known_model(body.model) or exchange.model
         if isinstance(body, SamplingFields) and (body.n or 1) > self.settings.max_n:
             raise InvalidInput(f"Invalid 'n': this server allows at most {self.settings.max_n}.", param="n")
+        self.meter.admit(exchange.key)
         if exchange.key:
             exchange.headers += await self.quotas.admit(exchange.key)
             exchange.on_end.append(partial(self._charge, exchange, exchange.key))

@@ -10,6 +10,7 @@ from everlearn.settings import Settings
 from serve.batches.table import Batches
 from serve.gateway.body import read_body
 from serve.gateway.desk import READ_ERRORS, WRITE_ERRORS, Desk
+from serve.gateway.exchange import exchange_of
 from serve.gateway.paging import PAGE, described, limit_in, listed, page
 from serve.protocol import parse
 from serve.protocol_batches import BatchRequest, batch_object
@@ -31,6 +32,7 @@ def add_batches(app: FastAPI, gateway: "Gateway", settings: Settings) -> None:
         client = await desk.writer(request)
         if not settings.serve.batch_requests:
             raise Unavailable(CLOSED)
+        gateway.meter.admit(exchange_of(request).key)
         body = parse(BatchRequest, await read_body(request, settings.serve.max_body_bytes))
         made = await asyncio.to_thread(
             batches.create, endpoint=body.endpoint, input_file=body.input_file_id, labels=body.metadata or {},

@@ -63,6 +63,12 @@ class Overloaded(RateLimited):
     code = "overloaded"
 
 
+class BudgetSpent(RateLimited):
+    """The key's tokens of this month are used up: trying again soon is of no use."""
+
+    code = "insufficient_quota"
+
+
 class BackendFailed(EverlearnError):
     """The engine broke or spoke nonsense; what it said goes to no client."""
 
@@ -94,7 +100,8 @@ def describe(error: EverlearnError) -> tuple[int, dict[str, Any]]:
     if isinstance(error, BackendRefused):
         status = error.refused_status
         return status, error_body(error.message, error.type, error.param, error.refused_code)
-    return error.status, error_body(error.message, _type(error.status), error.param, error.code)
+    kind = error.code if isinstance(error, BudgetSpent) else _type(error.status)
+    return error.status, error_body(error.message, kind, error.param, error.code)
 
 
 def answer(error: EverlearnError) -> JSONResponse:
@@ -108,6 +115,8 @@ def _headers(error: EverlearnError) -> Mapping[str, str]:
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
+    if isinstance(error, BudgetSpent):
+        headers["x-should-retry"] = "false"  # OpenAI's clients heed it
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     if error.status == 408:

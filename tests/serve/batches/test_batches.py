@@ -13,6 +13,7 @@ from openai.types import Batch
 from everlearn.database import open_database
 from everlearn.keys import create_key, revoke_key
 from everlearn.settings import Settings
+from everlearn.usage import sum_usage
 from tests.serve.supervised import Supervised, add_model, eventually, supervised
 
 pytestmark = pytest.mark.slow
@@ -209,6 +210,29 @@ def test_another_key_sees_nothing_of_a_batch(server: Supervised, client: openai.
     os.kill(server.child("serve.batches").pid, 9)
     row = eventually(lambda: _row(database, later.id))
     assert row.state == "failed" and "not valid any more" in row.errors[0]["message"]
+
+
+def test_a_batch_is_counted_for_its_key_and_ends_where_its_budget_does(
+    server: Supervised, client: openai.OpenAI
+) -> None:
+    database = open_database(Settings(home=Path(str(server.log.parent / "home"))))
+    secret, key = create_key(database, "budget", tokens_per_month=30)
+    mine = openai.OpenAI(base_url=f"{server.url}/v1", api_key=secret, max_retries=0)
+    eventually(lambda: _needs_key(client))
+    batch = ended(mine, start(mine, lines(60)))
+    answered, refused = output(mine, batch.output_file_id), output(mine, batch.error_file_id)
+    assert len(answered) + len(refused) == 60 and 10 <= len(answered) < 30
+    assert {line["response"]["body"]["error"]["code"] for line in refused} == {"insufficient_quota"}
+
+    def used() -> tuple[int, int, int] | None:
+        for one in sum_usage(database, "2000-01-01", "2999-12-31"):
+            if one.what == key.id and one.requests == 60:
+                return one.failed, one.prompt_tokens, one.completion_tokens
+        return None
+
+    assert eventually(used) == (len(refused), len(answered), 2 * len(answered))
+    with pytest.raises(openai.RateLimitError):
+        eventually(lambda: start(mine, lines(1)) and None)
 
 
 def _needs_key(client: openai.OpenAI) -> bool:

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from serve.gateway.router import RETRY_RESERVE, RetryBudget
-from serve.replicas import heartbeat, set_state
+from serve.replicas import heartbeat, set_state, withdraw
 from tests.serve.gateway.conftest import RunningGateway, chat_body, sse, wait_until
 from tests.serve.gateway.scripted_engine import Connection, ScriptedEngine, well
 
@@ -223,21 +223,24 @@ def test_a_full_listen_queue_means_capacity_and_not_death(small: RunningGateway)
 
 
 def test_a_model_whose_engine_starts_again_is_unavailable_not_unknown(gateway: RunningGateway) -> None:
-    gateway.add_engine("restarting", id="again")
+    engine = gateway.add_engine("restarting", id="again")
+    del gateway.engines["again"]  # nobody says any more that it is well
     set_state(gateway.db, "again", "starting")
     wait_until(lambda: not gateway.has("restarting"), "the gateway has seen that the engine is not ready")
     answer = gateway.chat("restarting")
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) >= 1
     assert "starting" in answer.json()["error"]["message"]
-    gateway.remove_engine("again")
+    withdraw(gateway.db, "again")
+    engine.stop()
 
 
 def test_a_request_waits_for_an_engine_that_starts_again(
     start_gateway: Callable[..., RunningGateway],
 ) -> None:
     patient = start_gateway(engine_wait_s=20)
-    patient.add_engine("m", id="first")
+    engine = patient.add_engine("m", id="first")
+    del patient.engines["first"]  # nobody says any more that it is well
     set_state(patient.db, "first", "starting")
     wait_until(lambda: not patient.has("m"), "the gateway has seen that the engine is not ready")
     with ThreadPoolExecutor() as pool:
@@ -246,5 +249,6 @@ def test_a_request_waits_for_an_engine_that_starts_again(
         assert not any(each.done() for each in waiting)
         heartbeat(patient.db, "first", context=2048)
         assert [each.result().status_code for each in waiting] == [200, 200]
-    patient.remove_engine("first")
-    assert patient.chat().status_code == 404  # nobody serves it any more: nothing to wait for
+    withdraw(patient.db, "first")
+    wait_until(lambda: patient.chat().status_code == 404, "nobody serves it any more: nothing to wait for")
+    engine.stop()

@@ -284,10 +284,15 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = Field(None, exclude=True)
 
 
-class Labels(Body):
-    """Parameters that carry no meaning for the answer: accepted, checked, and not passed on."""
+class AboutModel(Body):
+    """A request that names a model."""
 
     model: ModelName
+
+
+class Labels(AboutModel):
+    """Parameters that carry no meaning for the answer: accepted, checked, and not passed on."""
+
     user: str | None = Field(None, max_length=512, exclude=True)
     metadata: dict[str, str] | None = Field(None, max_length=16, exclude=True)
     safety_identifier: str | None = Field(None, max_length=512, exclude=True)

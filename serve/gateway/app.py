@@ -28,17 +28,18 @@ from serve.gateway.fine_tuning import add_fine_tuning
 from serve.gateway.guard import Guard
 from serve.gateway.meter import Meter
 from serve.gateway.metrics import Metrics
-from serve.gateway.openapi import document, error_responses
+from serve.gateway.openapi import POST_ERRORS, document, error_responses
 from serve.gateway.pages import add_pages
 from serve.gateway.quota import Quotas
 from serve.gateway.relay import AsIs, Relay, Shape
 from serve.gateway.responses import ResponseShape, to_chat
 from serve.gateway.router import Router
+from serve.gateway.tokens import add_tokens
 from serve.protocol import (
+    AboutModel,
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
-    Labels,
     ResponsesRequest,
     SamplingFields,
     encode,
@@ -47,12 +48,11 @@ from serve.protocol import (
 )
 from serve.replicas import ReadyReplica
 
-POST_ERRORS = error_responses(400, 401, 403, 404, 408, 413, 415, 429, 500, 502, 503, 504)
-
 if TYPE_CHECKING:
     from serve.gateway.shared import Shared
 
-Body = TypeVar("Body", bound=Labels)
+
+Body = TypeVar("Body", bound=AboutModel)
 
 
 class Gateway:
@@ -180,6 +180,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(EverlearnError, _everlearn_error)
     app.add_exception_handler(HTTPException, _http_error)
     _add_inference(app, gateway)
+    add_tokens(app, gateway)
     _add_models(app, gateway)
     add_files(app, gateway, settings)
     add_batches(app, gateway, settings)

@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 from serve.protocol import ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest
 from serve.protocol_batches import BatchRequest
 from serve.protocol_jobs import JobRequest
+from serve.protocol_tokens import DetokenizeRequest, TokenizeRequest
 
 REF = "#/components/schemas/{model}"
 BODIES: dict[str, type[BaseModel]] = {
@@ -17,6 +18,8 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
     "/v1/embeddings": EmbeddingRequest,
     "/v1/responses": ResponsesRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
     "/v1/batches": BatchRequest,
     "/v1/fine_tuning/jobs": JobRequest,
 }
@@ -60,6 +63,9 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": ERRORS[status], "content": content} for status in statuses}
 
 
+POST_ERRORS = error_responses(400, 401, 403, 404, 408, 413, 415, 429, 500, 502, 503, 504)
+
+
 def document(app: FastAPI) -> dict[str, Any]:
     """Built once and kept on the app."""
     if app.openapi_schema is None:
@@ -75,7 +81,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         for path, model in BODIES.items():
             _complete(schema["paths"][path]["post"], model, stream=path in STREAMS)
         for path, operations in schema["paths"].items():
-            if path.startswith("/v1/"):
+            if path.startswith("/v1/") or path in BODIES:
                 for operation in operations.values():
                     operation["security"] = [{"key": []}, {}]
         app.openapi_schema = schema

@@ -19,6 +19,7 @@ from serve.engines.onnx.embed import EmbedBackend
 from serve.engines.onnx.generate import GenerateBackend
 from serve.engines.onnx.http import Application, Backend
 from serve.engines.onnx.sizing import Sizes
+from serve.engines.onnx.tokens import token_routes
 from serve.engines.parent import end_with_parent
 
 SWITCH_INTERVAL_S = 0.0002
@@ -54,6 +55,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         backend = EmbedBackend(bundle.path, arguments.model, sizes)
     else:
         backend = GenerateBackend(bundle.path, arguments.model, sizes, asyncio.get_running_loop())
+        backend.routes |= token_routes(backend.reader)
     let_computing_go_first()
     config = uvicorn.Config(
         Application(arguments.model, backend),

@@ -15,6 +15,13 @@ from serve.protocol import error_body
 MAX_BODY_BYTES = 64 * 1024**2
 """The gateway's limit is the one for clients; this one only protects the engine's memory."""
 
+TRANSLATIONS = {
+    "/v1/chat/completions": Requests.chat,
+    "/v1/completions": Requests.completion,
+    "/tokenize": Requests.tokenize,
+    "/detokenize": Requests.detokenize,
+}
+
 
 class Front:
     """ASGI middleware; vLLM adds it to its application by the flag --middleware."""
@@ -47,7 +54,7 @@ class Front:
             await JSONResponse({"object": "list", "data": [entry]})(scope, receive, send)
         elif method == "GET" and path == "/metrics":
             await self.app(scope, receive, send)
-        elif method == "POST" and path in ("/v1/chat/completions", "/v1/completions"):
+        elif method == "POST" and path in TRANSLATIONS:
             body = await read_body(receive)
             if body is None:
                 return
@@ -59,8 +66,7 @@ class Front:
     def _translate(self, vllm: Any, path: str, body: bytes) -> bytes:
         if self.requests is None:
             self.requests = Requests(Path(vllm.args.model))
-        chat = path == "/v1/chat/completions"
-        return json.dumps(self.requests.chat(body) if chat else self.requests.completion(body)).encode()
+        return json.dumps(TRANSLATIONS[path](self.requests, body)).encode()
 
 
 def health(vllm: Any) -> JSONResponse:

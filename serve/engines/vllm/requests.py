@@ -20,9 +20,11 @@ from serve.protocol import (
     Message,
     NamedTool,
     SamplingFields,
+    Tool,
     ToolMessage,
     parse,
 )
+from serve.protocol_tokens import DetokenizeRequest, TokenizeRequest
 
 Body = dict[str, Any]
 
@@ -39,17 +41,11 @@ class Requests:
     def chat(self, body: bytes) -> Body:
         """POST /v1/chat/completions; raises InvalidInput and Unsupported naming the parameter at fault."""
         request = parse(ChatRequest, body)
-        if self.template.template is None:
-            raise Unsupported("this model has no chat template; use /v1/completions", param="messages")
         tools = offered_tools(request)
-        self._refuse_control_tokens(request)
-        changes = sampling(request) | constraint(request)
-        changes["messages"] = messages = [self._message(message) for message in request.messages]
-        if tools and not self.template.knows_tools:
-            signatures = [tool.model_dump(exclude_unset=True) for tool in tools]
-            changes["messages"] = describe_tools(messages, signatures)
+        changes = (
+            self._prompt(request.messages, request.tools, tools) | sampling(request) | constraint(request)
+        )
         if tools:
-            changes["tools"] = [tool.model_dump(exclude_unset=True) for tool in tools]
             changes["tool_choice"] = "auto"  # the grammar of `constraint` says whether a call must come
         dropped = {
             "tools",
@@ -66,6 +62,31 @@ class Requests:
         request = parse(CompletionRequest, body)
         return request.model_dump(exclude_unset=True, exclude={"service_tier"}) | sampling(request)
 
+    def tokenize(self, body: bytes) -> Body:
+        """POST /tokenize: what the chat or the completion would be asked with."""
+        request = parse(TokenizeRequest, body)
+        asked = request.model_dump(exclude_unset=True, exclude={"messages", "tools"})
+        if request.messages is None:
+            return asked
+        return asked | self._prompt(request.messages, request.tools, request.tools or [])
+
+    def detokenize(self, body: bytes) -> Body:
+        """POST /detokenize."""
+        return parse(DetokenizeRequest, body).model_dump()
+
+    def _prompt(self, messages: list[Message], known: list[Tool] | None, offered: list[Tool]) -> Body:
+        """Messages and tools as vLLM's template takes them; of the tools that are known some may be on offer."""
+        if self.template.template is None:
+            raise Unsupported("this model has no chat template; use /v1/completions", param="messages")
+        self._refuse_control_tokens(messages, known or [])
+        plain = [self._message(message) for message in messages]
+        if not offered:
+            return {"messages": plain}
+        signatures = [tool.model_dump(exclude_unset=True) for tool in offered]
+        if not self.template.knows_tools:
+            plain = describe_tools(plain, signatures)
+        return {"messages": plain, "tools": signatures}
+
     def _message(self, message: Message) -> Body:
         """As templates expect it; vLLM itself turns the arguments of earlier tool calls into objects."""
         plain = self.template.plain(message)
@@ -75,9 +96,9 @@ class Requests:
             plain["tool_call_id"] = message.tool_call_id
         return plain
 
-    def _refuse_control_tokens(self, request: ChatRequest) -> None:
+    def _refuse_control_tokens(self, messages: list[Message], tools: list[Tool]) -> None:
         """vLLM would read a control token's name inside a message as the token: a client could forge a role."""
-        for index, message in enumerate(request.messages):
+        for index, message in enumerate(messages):
             text = json.dumps(message.model_dump(), ensure_ascii=False)
             if found := self.control.search(text):
                 raise InvalidInput(
@@ -85,7 +106,7 @@ class Requests:
                     "token; leave it out, or use an ONNX version, whose engine takes it as text",
                     param=f"messages[{index}].content",
                 )
-        if found := self.control.search(json.dumps([tool.model_dump() for tool in request.tools or ()])):
+        if found := self.control.search(json.dumps([tool.model_dump() for tool in tools])):
             raise InvalidInput(f"tools hold {found[0]!r}, a control token of this model", param="tools")
 
 

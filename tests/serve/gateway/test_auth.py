@@ -45,7 +45,7 @@ def routes(gateway: RunningGateway) -> list[tuple[str, str]]:
         (method.upper(), path.replace("{model}", "m"))
         for path, operations in paths.items()
         for method in operations
-        if path.startswith("/v1/")
+        if operations[method].get("security")
     ]
 
 

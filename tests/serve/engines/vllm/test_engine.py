@@ -52,6 +52,18 @@ def ask(client: openai.OpenAI, **options: Any) -> Any:
     return client.chat.completions.create(model=MODEL, **given)
 
 
+@pytest.mark.parametrize("tools", [None, [WEATHER]], ids=["plain", "tools"])
+def test_tokens_are_counted_as_its_answers_count_them(
+    server: Supervised, client: openai.OpenAI, tools: Any
+) -> None:
+    given = {"tools": tools} if tools else {}
+    body = {"model": f"{MODEL}", "messages": CAPITAL, "add_generation_prompt": True, **given}
+    counted = httpx.post(f"{server.url}/tokenize", json=body).json()
+    assert counted["count"] == len(counted["tokens"]) == ask(client, **given).usage.prompt_tokens
+    body = {"model": MODEL, "tokens": counted["tokens"]}
+    assert "capital of France" in httpx.post(f"{server.url}/detokenize", json=body).json()["prompt"]
+
+
 def test_it_answers_and_counts(client: openai.OpenAI) -> None:
     answer = ask(client)
     assert answer.choices[0].message.content == "The capital of France is Paris."

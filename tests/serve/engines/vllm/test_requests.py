@@ -107,3 +107,26 @@ def test_memory_for_keys_and_values_is_bounded_by_use_and_by_what_is_free() -> N
     context_bytes = 2 * 30 * 3 * 64 * 2 * 8192
     assert kv_cache_bytes(config, 2, 10**12) == KV_CONTEXTS * context_bytes
     assert kv_cache_bytes(config, 2, 10**9) == 3 * 10**8
+
+
+@pytest.mark.parametrize("tools", [None, [WEATHER]], ids=["plain", "tools"])
+def test_tokens_are_counted_of_what_a_chat_would_be_asked_with(requests: Requests, tools: Any) -> None:
+    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    body = {"model": "smollm2", "messages": messages} | ({"tools": tools} if tools else {})
+    counted = requests.tokenize(json.dumps(body | {"add_generation_prompt": True}).encode())
+    asked = requests.chat(json.dumps(body).encode())
+    assert counted == {name: asked[name] for name in ("model", "messages", "tools") if name in asked}
+
+
+def test_a_prompt_and_tokens_are_passed_to_vllm_as_they_are(requests: Requests) -> None:
+    for translate, body in (
+        (requests.tokenize, {"model": "smollm2", "prompt": "<|im_start|>"}),
+        (requests.detokenize, {"model": "smollm2", "tokens": [1, 2]}),
+    ):
+        assert translate(json.dumps(body).encode()) == body
+
+
+def test_a_control_token_is_refused_where_tokens_are_counted_too(requests: Requests) -> None:
+    messages = [{"role": "user", "content": "<|im_end|>"}]
+    with pytest.raises(EverlearnError, match="control"):
+        requests.tokenize(json.dumps({"model": "smollm2", "messages": messages}).encode())

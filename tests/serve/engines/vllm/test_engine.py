@@ -64,6 +64,12 @@ def test_tokens_are_counted_as_its_answers_count_them(
     assert "capital of France" in httpx.post(f"{server.url}/detokenize", json=body).json()["prompt"]
 
 
+def test_a_version_is_asked_by_its_number(client: openai.OpenAI) -> None:
+    version = client.models.list().data[0].model_extra["version"]  # type: ignore[index]
+    answer = client.chat.completions.create(model=f"{MODEL}@{version}", messages=CAPITAL, max_tokens=1)
+    assert answer.usage
+
+
 def test_it_answers_and_counts(client: openai.OpenAI) -> None:
     answer = ask(client)
     assert answer.choices[0].message.content == "The capital of France is Paris."

@@ -100,6 +100,7 @@ class OnnxSettings(BaseModel):
     kv_tokens: int | None = Field(default=None, ge=16)
     prefill_chunk: int = Field(default=128, ge=1)
     batch_invariant: bool = False
+    speculative_tokens: int = Field(default=0, ge=0, le=16)
 
 
 class ContinualSettings(BaseModel):

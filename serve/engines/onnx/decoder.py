@@ -8,18 +8,21 @@ memory, and takes each row's length from the sum of that row's attention mask. S
 from __future__ import annotations
 
 import json
-import mmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+import structlog
 from numpy.typing import NDArray
 from onnx import helper
 from pydantic import BaseModel
 
 from everlearn.errors import Corrupt, Unsupported
+from serve.engines.onnx.cache import Cache
+
+log = structlog.get_logger()
 
 ort.set_default_logger_severity(4)
 
@@ -110,29 +113,16 @@ def last_position_graph(path: Path) -> bytes:
     return model.SerializeToString()
 
 
-class Cache:
-    """Keys or values of one layer, (rows, kv_heads, capacity, head_size); a page takes memory once written."""
-
-    def __init__(self, shape: tuple[int, int, int, int]) -> None:
-        self.row_bytes = int(np.prod(shape[1:])) * 4
-        self.pages = mmap.mmap(-1, shape[0] * self.row_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_NOHUGEPAGE"):
-            self.pages.madvise(mmap.MADV_NOHUGEPAGE)
-        self.array = np.frombuffer(self.pages, dtype=np.float32).reshape(shape)
-
-    def release(self, row: int) -> None:
-        """Give the memory of `row` back; its content is lost."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self.pages.madvise(mmap.MADV_DONTNEED, row * self.row_bytes, self.row_bytes)
-
-
 class Decoder:
     """One model, `rows` sequences at once.
 
-    Not thread-safe: one thread calls it. Shapes: a row holds up to `context` tokens.
+    Not thread-safe: one thread calls it. Shapes: a row holds up to `context` tokens. `drafts`: how many guessed tokens
+    `verify` may be given.
     """
 
-    def __init__(self, bundle: Path, *, rows: int, threads: int, context: int | None = None) -> None:
+    def __init__(
+        self, bundle: Path, *, rows: int, threads: int, context: int | None = None, drafts: int = 0
+    ) -> None:
         self.config = DecoderConfig.read(bundle)
         self.context = min(context or self.config.context, self.config.context)
         self.rows = rows
@@ -144,22 +134,47 @@ class Decoder:
         self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         capacity = -(-self.context // PAGE_TOKENS) * PAGE_TOKENS
         shape = (rows, self.config.kv_heads, capacity, self.config.head_size)
-        self.keys = [Cache(shape) for _ in range(self.config.layers)]
-        self.values = [Cache(shape) for _ in range(self.config.layers)]
-        self.bindings: dict[tuple[int, int], Any] = {}
+        views = drafts + 1 if drafts else 0
+        self.keys = [Cache(shape, views) for _ in range(self.config.layers)]
+        self.values = [Cache(shape, views) for _ in range(self.config.layers)]
+        self.bindings: dict[tuple[int, int, bool], Any] = {}
+        self.drafts = drafts if drafts and self._verifies(drafts) else 0
 
     def prefill(self, row: int, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
         """Append `tokens` (n,) at position `start` of `row`; returns the last token's logits (vocab,)."""
         mask = np.ones((1, start + len(tokens)), np.int64)
-        return self._run(row, row + 1, tokens.reshape(1, -1), mask)[0]
+        return self._run(self._binding(row, row + 1), tokens.reshape(1, -1), mask)[0]
 
     def decode(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         """One step of rows 0..n: append tokens[i] so that row i holds lengths[i] tokens.
 
         tokens, lengths: (n,); returns logits (n, vocab).
         """
-        mask = (np.arange(int(lengths.max())) < lengths[:, None]).astype(np.int64)
-        return self._run(0, len(tokens), tokens.reshape(-1, 1), mask)
+        return self._run(self._binding(0, len(tokens)), tokens.reshape(-1, 1), mask_of(lengths))
+
+    def verify(self, tokens: NDArray[np.int64], length: int) -> NDArray[np.float32]:
+        """Append `tokens` (n,) to row 0, the first of which makes it `length` tokens long; logits (n, vocab) after each.
+
+        They are the very bits that `decode` gives to each token in company: here too each is a row of a batch, only
+        that all rows are the memory of row 0. GroupQueryAttention takes one token a row where rows have a past, and
+        writes the new keys and values of all rows before it reads any.
+        """
+        lengths = length + np.arange(len(tokens))
+        binding = self._binding(0, len(tokens), first_row=True)
+        return self._run(binding, tokens.reshape(-1, 1), mask_of(lengths))
+
+    def _verifies(self, drafts: int) -> bool:
+        """Whether several tokens at once give the bits of one at a time, as this model's attention runs here."""
+        known = 8
+        tokens = np.arange(1, known + drafts + 2) % self.config.vocab_size
+        self.prefill(0, tokens[:known], 0)
+        at_once = self.verify(tokens[known:], known + 1)
+        one_by_one = [self.verify(tokens[[at, at]], at + 1)[0] for at in range(known, len(tokens))]
+        self.release(0)
+        same = np.array_equal(at_once, one_by_one)
+        if not same:
+            log.warning("speculative_tokens is off: this model's attention cannot check several tokens at once")
+        return same
 
     def read(self, row: int, tokens: int) -> NDArray[np.float32]:
         """A copy of the first `tokens` keys and values of `row`: (2 * layers, kv_heads, tokens, head_size)."""
@@ -189,22 +204,19 @@ class Decoder:
         """Keys, then values, of every layer."""
         return self.keys + self.values
 
-    def _run(
-        self, low: int, high: int, ids: NDArray[np.int64], mask: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        binding = self._binding(low, high)
-        logits = np.empty((high - low, self.config.vocab_size), np.float32)
+    def _run(self, binding: Any, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        logits = np.empty((len(ids), self.config.vocab_size), np.float32)
         binding.bind_input("input_ids", "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
         binding.bind_input("attention_mask", "cpu", 0, np.int64, mask.shape, mask.ctypes.data)
-        shape = (high - low, 1, self.config.vocab_size)
+        shape = (len(ids), 1, self.config.vocab_size)
         binding.bind_output("logits", "cpu", 0, np.float32, shape, logits.ctypes.data)
         self.session.run_with_iobinding(binding)
         return logits
 
-    def _binding(self, low: int, high: int) -> Any:
-        """The IO binding of rows low..high with past and present on the same memory, made once per range."""
-        if (low, high) in self.bindings:
-            return self.bindings[low, high]
+    def _binding(self, low: int, high: int, *, first_row: bool = False) -> Any:
+        """The IO binding of rows (or views of the first) low..high, past and present the same memory; made once."""
+        if (low, high, first_row) in self.bindings:
+            return self.bindings[low, high, first_row]
         binding = self.session.io_binding()
         config = self.config
         sides = (
@@ -213,9 +225,14 @@ class Decoder:
         )
         for past, present, caches in sides:
             for layer, cache in enumerate(caches):
-                rows = cache.array[low:high]
+                rows = (cache.first_row if first_row else cache.array)[low:high]
                 where = ("cpu", 0, np.float32, rows.shape, rows.ctypes.data)
                 binding.bind_input(past % layer, *where)
                 binding.bind_output(present % layer, *where)
-        self.bindings[low, high] = binding
+        self.bindings[low, high, first_row] = binding
         return binding
+
+
+def mask_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The attention mask (n, longest) of rows that hold `lengths` (n,) tokens."""
+    return (np.arange(int(lengths.max())) < lengths[:, None]).astype(np.int64)

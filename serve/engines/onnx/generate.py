@@ -54,7 +54,13 @@ class GenerateBackend:
     def __init__(self, bundle: Path, model: str, sizes: Sizes, loop: asyncio.AbstractEventLoop) -> None:
         self.model = model
         self.loop = loop
-        self.decoder = Decoder(bundle, rows=sizes.slots, threads=sizes.threads, context=sizes.context)
+        self.decoder = Decoder(
+            bundle,
+            rows=sizes.slots,
+            threads=sizes.threads,
+            context=sizes.context,
+            drafts=sizes.speculative_tokens,
+        )
         self.reader = RequestReader(bundle, self.decoder.config, self.decoder.context)
         self.scheduler = Scheduler(
             self.decoder,
@@ -208,6 +214,8 @@ class EngineMetrics:
             "reused_tokens": ("prompt tokens found in a cache", counters.reused_tokens),
             "generated_tokens": ("tokens generated", counters.generated_tokens),
             "decode_steps": ("decode steps", counters.decode_steps),
+            "draft_tokens": ("tokens guessed", counters.draft_tokens),
+            "accepted_draft_tokens": ("tokens guessed right, each a step saved", counters.accepted_draft_tokens),
             "preemptions": (
                 "answers sent back to the queue: for want of memory, or since others could not wait",
                 counters.preemptions,

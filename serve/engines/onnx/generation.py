@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from everlearn.errors import EverlearnError
 from serve.engines.onnx.constraint import Constraint
+from serve.engines.onnx.draft import Draft
 from serve.engines.onnx.sampling import Sampler, SamplingOptions, TokenLogprobs
 from serve.engines.onnx.text import TextCodec, TextStream
 
@@ -64,6 +65,7 @@ class Generation:
         self.cancelled = False
         self.flexible = flexible
         """It gives up its row while others wait for one."""
+        self.draft = Draft()
         self.sampler = Sampler(options)
         self.constraint = constraint
         self.eos_ids = frozenset(eos_ids)
@@ -73,6 +75,16 @@ class Generation:
     def new_tokens(self) -> int:
         """Generated so far, the end token included."""
         return self.length - self.prompt_tokens
+
+    @property
+    def last_token(self) -> int:
+        """The latest of prompt and answer."""
+        return int(self.tokens[self.length - 1])
+
+    def guess(self, limit: int) -> NDArray[np.int64]:
+        """Tokens that may come next, to be checked in the next step: at most `limit`, as far as the answer goes on."""
+        room = len(self.tokens) - self.length - 1
+        return self.draft.propose(self.tokens[: self.length], min(limit, room))
 
     def advance(self, logits: NDArray[np.float32]) -> Piece:
         """Choose the next token from `logits` (vocab,) and say what that adds to the answer."""

@@ -39,6 +39,8 @@ class Counters:
     reused_tokens: int = 0
     generated_tokens: int = 0
     decode_steps: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
     preemptions: int = 0
 
 
@@ -265,6 +267,8 @@ class Scheduler(threading.Thread):
             return
         self._make_room()
         rows = len(self.running)
+        if rows == 1 and self.decoder.drafts and self._verify_step(delivery):
+            return
         tokens = [g.tokens[g.cached] for g in self.running]
         lengths = [g.cached + 1 for g in self.running]
         if rows == 1 and self.batch_invariant and self.decoder.rows > 1:
@@ -276,6 +280,32 @@ class Scheduler(threading.Thread):
             generation.cached += 1
         for row in reversed(range(rows)):
             self._advance(row, logits[row], delivery)
+
+    def _verify_step(self, delivery: Delivery) -> bool:
+        """A step of the one answer that runs, with guesses of what comes after; False: there were none.
+
+        Each position is sampled as in a step of its own, up to the first that was guessed wrong; what is behind it in
+        the row is overwritten. Alone, since a step of several answers keeps the cores busy as it is.
+        """
+        generation = self.running[0]
+        guess = generation.guess(self.decoder.drafts)
+        if not len(guess) and not self.batch_invariant:
+            return False
+        tokens = np.append(generation.last_token, guess)
+        padded = tokens if len(guess) else np.append(tokens, 0)  # one token alone would run in another kernel
+        logits = self.decoder.verify(padded, generation.length)[: len(tokens)]
+        accepted = -1
+        for chosen in logits:
+            generation.cached += 1
+            self._advance(0, chosen, delivery)
+            accepted += 1
+            if not self.running or accepted == len(guess) or generation.last_token != guess[accepted]:
+                break
+        generation.draft.settle(len(guess), accepted)
+        self.counters.decode_steps += 1
+        self.counters.draft_tokens += len(guess)
+        self.counters.accepted_draft_tokens += accepted
+        return True
 
     def _advance(self, row: int, logits: np.ndarray, delivery: Delivery) -> None:
         generation = self.running[row]

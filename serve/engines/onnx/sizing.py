@@ -29,6 +29,7 @@ class Sizes(BaseModel):
     prefill_chunk: int
     queue_limit: int
     batch_invariant: bool
+    speculative_tokens: int
 
     @classmethod
     def of(cls, settings: Settings) -> Sizes:
@@ -42,6 +43,7 @@ class Sizes(BaseModel):
             prefill_chunk=max(SMALLEST_CHUNK_TOKENS, onnx.prefill_chunk),
             queue_limit=settings.serve.queue_limit,
             batch_invariant=onnx.batch_invariant,
+            speculative_tokens=onnx.speculative_tokens,
         )
 
     def kv_tokens(self, bytes_per_token: int, context: int) -> int:

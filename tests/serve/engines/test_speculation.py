@@ -1,0 +1,204 @@
+"""Guessed tokens change how fast an answer comes, and no bit of it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.engines.onnx.constraint import json_grammar
+from serve.engines.onnx.decoder import Decoder
+from serve.engines.onnx.draft import CREDIT_PER_STEP, COST, FIRST_CREDIT, Draft, continuation
+from serve.engines.onnx.generation import Generation
+from serve.engines.onnx.requests import RequestReader
+from serve.engines.onnx.sampling import SamplingOptions
+from tests.serve.engines.test_scheduler import Running
+
+DRAFTS = 6
+ORDER = (
+    "Order 48213 of 3 March 2026. Customer: Ingrid Halvorsen, Storgata 14, 5020 Bergen, Norway. "
+    "Items: 2 x wool blanket (grey), 1 x oil lamp, 4 x candle holder. Paid by card, total 2,340 NOK."
+)
+QUESTIONS = [
+    f"Copy the order below as a list with one line per field:\n\n{ORDER}",
+    f"Repeat this text word for word:\n\n{ORDER}",
+    "Write a letter to a friend about moving to a new city.",
+    "Why do people travel?",
+]
+
+Ask = Callable[..., Generation]
+
+
+@pytest.fixture(scope="module")
+def drafting(int4_bundle: Path) -> Decoder:
+    return Decoder(int4_bundle, rows=4, threads=2, context=1024, drafts=DRAFTS)
+
+
+@pytest.fixture
+def speculating(drafting: Decoder) -> Iterator[Running]:
+    started = Running(drafting)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def plain(decoder: Decoder) -> Iterator[Running]:
+    started = Running(decoder)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def ask(reader: RequestReader) -> Ask:
+    def make(text: str, tokens: int = 64, stop: list[str] | None = None, **options: object) -> Generation:
+        schema = options.pop("schema", None)
+        prompt = reader.codec.encode(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
+        return Generation(
+            prompt,
+            codec=reader.codec,
+            eos_ids=reader.config.eos_ids,
+            options=SamplingOptions(**({"temperature": 0.0} | options)),  # type: ignore[arg-type]
+            max_new_tokens=tokens,
+            stop=stop or [],
+            constraint=reader.constraints.compile(json_grammar(schema), "schema") if schema else None,  # type: ignore[arg-type]
+        )
+
+    return make
+
+
+def answer(running: Running, generation: Generation) -> tuple[str, list[int], str | None]:
+    running.scheduler.submit([generation])
+    (text,) = running.finish([generation])
+    tokens = generation.tokens[generation.prompt_tokens : generation.length].tolist()
+    return text, tokens, running.pieces[generation][-1].finish
+
+
+@pytest.mark.parametrize("known", [5, 255, 600])
+def test_several_tokens_at_once_give_the_bits_of_one_at_a_time_in_company(
+    decoder: Decoder, drafting: Decoder, random_tokens: np.ndarray, known: int
+) -> None:
+    tokens = np.append(random_tokens, random_tokens)[: known + DRAFTS + 1]
+    for one in (decoder, drafting):
+        one.prefill(0, tokens[:known], 0)
+    decoder.prefill(1, tokens[:9], 0)
+    one_by_one = [
+        decoder.decode(np.array([token, 5]), np.array([at + 1, 10]))[0]
+        for at, token in enumerate(tokens[known:], start=known)
+    ]
+    for width in range(2, DRAFTS + 2):
+        at_once = drafting.verify(tokens[known : known + width], known + 1)
+        assert np.array_equal(at_once, one_by_one[:width])
+
+
+def test_greedy_text_is_the_same_and_copying_takes_fewer_steps(
+    plain: Running, speculating: Running, ask: Ask
+) -> None:
+    for question in QUESTIONS:
+        assert answer(speculating, ask(question)) == answer(plain, ask(question))
+    counters = speculating.scheduler.counters
+    assert counters.accepted_draft_tokens > 0.5 * counters.draft_tokens
+    assert counters.decode_steps < 0.75 * counters.generated_tokens
+    assert counters.generated_tokens == plain.scheduler.counters.generated_tokens
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.7, "top_p": 0.9, "seed": 3},
+        {"temperature": 0.3, "top_k": 20, "seed": 4, "frequency_penalty": 0.2, "presence_penalty": 0.1},
+        {"logit_bias": {30: -100.0, 28: -5.0}},
+        {"stop": ["Bergen"]},
+        {"schema": {"type": "object", "properties": {"customer": {"type": "string"}}, "required": ["customer"]}},
+    ],
+    ids=["seed", "penalties", "bias", "stop", "schema"],
+)
+def test_every_way_of_choosing_tokens_chooses_the_same(
+    plain: Running, speculating: Running, ask: Ask, options: dict[str, object]
+) -> None:
+    assert answer(speculating, ask(QUESTIONS[1], **options)) == answer(plain, ask(QUESTIONS[1], **options))
+    assert speculating.scheduler.counters.draft_tokens > 0
+
+
+def test_log_probabilities_are_the_same(plain: Running, speculating: Running, ask: Ask) -> None:
+    said = []
+    for running in (plain, speculating):
+        generation = ask(QUESTIONS[1], 32, top_logprobs=2)
+        answer(running, generation)
+        said.append([one for piece in running.pieces[generation] for one in piece.sampled])
+    assert said[0] == said[1]
+    assert len(said[0]) == 32
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 17])
+def test_an_answer_ends_at_its_limit_whatever_was_guessed_beyond(
+    speculating: Running, ask: Ask, tokens: int
+) -> None:
+    generation = ask(QUESTIONS[1], tokens)
+    _, said, finish = answer(speculating, generation)
+    assert (len(said), finish) == (tokens, "length")
+
+
+def test_an_answer_that_others_join_and_leave_goes_on_with_the_same_text(
+    plain: Running, speculating: Running, ask: Ask
+) -> None:
+    expected = answer(plain, ask(QUESTIONS[0], 120))
+    joined = ask(QUESTIONS[0], 120)
+    speculating.scheduler.submit([joined])
+    speculating.wait(lambda: len(speculating.pieces[joined]) > 20)
+    others = [ask(question, 6) for question in QUESTIONS]
+    speculating.scheduler.submit(others)
+    speculating.finish([joined, *others])
+    assert joined.tokens[joined.prompt_tokens : joined.length].tolist() == expected[1]
+
+
+def test_the_row_that_is_seen_several_times_gives_its_memory_back(
+    drafting: Decoder, random_tokens: np.ndarray
+) -> None:
+    drafting.prefill(0, random_tokens[:500], 0)
+    cache = drafting.keys[0]
+    assert cache.array[0].any()
+    assert all(np.shares_memory(view, cache.first_row) and np.array_equal(view, cache.array[0]) for view in cache.first_row)
+    drafting.release(0)
+    assert not cache.array[0].any()
+    assert not cache.first_row.any()
+
+
+def test_it_is_off_where_attention_reads_before_all_is_written(int4_bundle: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from serve.engines.onnx.decoder import Decoder;"
+        f"print('drafts', Decoder(Path(sys.argv[1]), rows=2, threads=2, context=256, drafts={DRAFTS}).drafts)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(int4_bundle)],
+        env=os.environ | {"ORT_GQA_DISABLE_FLASH_ATTENTION": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "drafts 0" in done.stdout
+    assert "speculative_tokens is off" in done.stdout + done.stderr
+
+
+def test_what_followed_the_latest_place_of_the_longest_end_is_guessed() -> None:
+    assert continuation(np.array([1, 2, 3, 4, 9, 2, 3, 4, 7, 8, 2, 3, 4]), 2).tolist() == [7, 8]
+    assert continuation(np.array([1, 2, 3, 4, 9, 2, 3, 4, 7, 1, 2, 3, 4]), 2).tolist() == [9, 2]
+    assert continuation(np.array([5, 5, 5, 5, 5, 5]), 6).tolist() == [5]
+    assert continuation(np.array([1, 2, 7, 1, 2]), 6).tolist() == []
+    assert continuation(np.array([1]), 6).tolist() == []
+
+
+@given(st.lists(st.integers(0, 4), max_size=200))
+def test_wrong_guesses_cost_an_answer_at_most_a_fixed_share_of_its_steps(came_true: list[int]) -> None:
+    draft, tokens = Draft(), np.tile(np.arange(4), 8)
+    lost = 0.0
+    for wanted in came_true:
+        guess = draft.propose(tokens, DRAFTS)
+        accepted = min(wanted, len(guess))
+        draft.settle(len(guess), accepted)
+        lost += COST * len(guess) - accepted
+    assert lost <= FIRST_CREDIT + CREDIT_PER_STEP * len(came_true) + 1e-9

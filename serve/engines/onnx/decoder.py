@@ -173,7 +173,9 @@ class Decoder:
         self.release(0)
         same = np.array_equal(at_once, one_by_one)
         if not same:
-            log.warning("speculative_tokens is off: this model's attention cannot check several tokens at once")
+            log.warning(
+                "speculative_tokens is off: this model's attention cannot check several tokens at once"
+            )
         return same
 
     def read(self, row: int, tokens: int) -> NDArray[np.float32]:

@@ -215,7 +215,10 @@ class EngineMetrics:
             "generated_tokens": ("tokens generated", counters.generated_tokens),
             "decode_steps": ("decode steps", counters.decode_steps),
             "draft_tokens": ("tokens guessed", counters.draft_tokens),
-            "accepted_draft_tokens": ("tokens guessed right, each a step saved", counters.accepted_draft_tokens),
+            "accepted_draft_tokens": (
+                "tokens guessed right, each a step saved",
+                counters.accepted_draft_tokens,
+            ),
             "preemptions": (
                 "answers sent back to the queue: for want of memory, or since others could not wait",
                 counters.preemptions,

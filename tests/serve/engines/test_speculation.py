@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from serve.engines.onnx.constraint import json_grammar
 from serve.engines.onnx.decoder import Decoder
-from serve.engines.onnx.draft import CREDIT_PER_STEP, COST, FIRST_CREDIT, Draft, continuation
+from serve.engines.onnx.draft import COST, CREDIT_PER_STEP, FIRST_CREDIT, Draft, continuation
 from serve.engines.onnx.generation import Generation
 from serve.engines.onnx.requests import RequestReader
 from serve.engines.onnx.sampling import SamplingOptions
@@ -113,7 +113,13 @@ def test_greedy_text_is_the_same_and_copying_takes_fewer_steps(
         {"temperature": 0.3, "top_k": 20, "seed": 4, "frequency_penalty": 0.2, "presence_penalty": 0.1},
         {"logit_bias": {30: -100.0, 28: -5.0}},
         {"stop": ["Bergen"]},
-        {"schema": {"type": "object", "properties": {"customer": {"type": "string"}}, "required": ["customer"]}},
+        {
+            "schema": {
+                "type": "object",
+                "properties": {"customer": {"type": "string"}},
+                "required": ["customer"],
+            }
+        },
     ],
     ids=["seed", "penalties", "bias", "stop", "schema"],
 )
@@ -162,7 +168,10 @@ def test_the_row_that_is_seen_several_times_gives_its_memory_back(
     drafting.prefill(0, random_tokens[:500], 0)
     cache = drafting.keys[0]
     assert cache.array[0].any()
-    assert all(np.shares_memory(view, cache.first_row) and np.array_equal(view, cache.array[0]) for view in cache.first_row)
+    assert all(
+        np.shares_memory(view, cache.first_row) and np.array_equal(view, cache.array[0])
+        for view in cache.first_row
+    )
     drafting.release(0)
     assert not cache.array[0].any()
     assert not cache.first_row.any()

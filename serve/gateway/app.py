@@ -19,13 +19,14 @@ from serve.gateway.auth import Doorkeeper, check_scope
 from serve.gateway.batches import add_batches
 from serve.gateway.body import read_body
 from serve.gateway.console import add_console
-from serve.gateway.dispatch import Dispatcher, Work
+from serve.gateway.dispatch import Dispatcher, Work, generation
 from serve.gateway.door import Door
 from serve.gateway.exchange import Exchange, exchange_of
 from serve.gateway.failures import Draining, ModelNotFound, Overloaded, answer
 from serve.gateway.files import add_files
 from serve.gateway.fine_tuning import add_fine_tuning
 from serve.gateway.guard import Guard
+from serve.gateway.messages import add_messages
 from serve.gateway.meter import Meter
 from serve.gateway.metrics import Metrics
 from serve.gateway.openapi import POST_ERRORS, document, error_responses
@@ -180,6 +181,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(EverlearnError, _everlearn_error)
     app.add_exception_handler(HTTPException, _http_error)
     _add_inference(app, gateway)
+    add_messages(app, gateway)
     add_tokens(app, gateway)
     _add_models(app, gateway)
     add_files(app, gateway, settings)
@@ -196,17 +198,17 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
     @app.post("/v1/chat/completions", responses=POST_ERRORS, response_class=Response)
     async def chat_completions(request: Request) -> Response:
         exchange, chat = await gateway.accept(request, ChatRequest)
-        return gateway.relay(exchange, _generation("/v1/chat/completions", chat), AsIs())
+        return gateway.relay(exchange, generation("/v1/chat/completions", chat), AsIs())
 
     @app.post("/v1/completions", responses=POST_ERRORS, response_class=Response)
     async def completions(request: Request) -> Response:
         exchange, completion = await gateway.accept(request, CompletionRequest)
-        return gateway.relay(exchange, _generation("/v1/completions", completion), AsIs())
+        return gateway.relay(exchange, generation("/v1/completions", completion), AsIs())
 
     @app.post("/v1/responses", responses=POST_ERRORS, response_class=Response)
     async def responses(request: Request) -> Response:
         exchange, wanted = await gateway.accept(request, ResponsesRequest)
-        work = _generation("/v1/chat/completions", to_chat(wanted), keep_usage=True)
+        work = generation("/v1/chat/completions", to_chat(wanted), keep_usage=True)
         return gateway.relay(exchange, work, ResponseShape(wanted))
 
     @app.post("/v1/embeddings", responses=POST_ERRORS, response_class=Response)
@@ -214,14 +216,6 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
         exchange, embedding = await gateway.accept(request, EmbeddingRequest)
         work = Work("/v1/embeddings", encode(embedding), embedding.model, "embed", stream=False)
         return gateway.relay(exchange, work, AsIs())
-
-
-def _generation(path: str, request: SamplingFields, keep_usage: bool = False) -> Work:
-    """Engines are always asked for usage; clients see it only if they asked."""
-    stream = bool(request.stream)
-    changes: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
-    strip_usage = not (keep_usage or request.include_usage)
-    return Work(path, encode(request, **changes), request.model, "generate", stream, strip_usage)
 
 
 def _add_models(app: FastAPI, gateway: Gateway) -> None:
@@ -280,8 +274,9 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
 
 async def _everlearn_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EverlearnError)
-    exchange_of(request).error = error.code
-    return answer(error)
+    exchange = exchange_of(request)
+    exchange.error = error.code
+    return answer(error, exchange.describe)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -63,7 +63,7 @@ class Doorkeeper:
         if not self.keys_required:
             _refuse_foreign_host(request)
             return None
-        key = await self._find(_bearer(request))
+        key = await self._find(_secret(request))
         if key is None or not is_active(key):
             raise AuthError("Incorrect API key provided.")
         return key
@@ -92,14 +92,23 @@ def check_scope(key: ApiKey | None, model: str) -> None:
         raise Forbidden("This API key does not cover the requested model.", param="model")
 
 
-def _bearer(request: Request) -> str:
-    values = request.headers.getlist("authorization")
-    if len(values) > 1:
-        raise AuthError("More than one Authorization header was sent.")
-    scheme, _, secret = (values[0] if values else "").partition(" ")
-    if scheme.lower() != "bearer" or not secret.strip():
+def _secret(request: Request) -> str:
+    """As OpenAI's clients send it (`Authorization: Bearer`), or Anthropic's (`x-api-key`)."""
+    bearer, bare = (request.headers.getlist(name) for name in ("authorization", "x-api-key"))
+    if len(bearer) > 1 or len(bare) > 1:
+        raise AuthError("More than one header of the same name brought an API key.")
+    secrets = {_of_bearer(value) for value in bearer} | {value.strip() for value in bare}
+    if len(secrets) > 1:
+        raise AuthError("The Authorization and x-api-key headers bring different API keys.")
+    secret = secrets.pop() if secrets else ""
+    if not secret:
         raise AuthError("You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'.")
-    return secret.strip()
+    return secret
+
+
+def _of_bearer(value: str) -> str:
+    scheme, _, secret = value.partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" else ""
 
 
 def _refuse_foreign_host(request: Request) -> None:

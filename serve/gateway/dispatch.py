@@ -41,6 +41,7 @@ from serve.gateway.failures import (
 from serve.gateway.metrics import Metrics
 from serve.gateway.replica import Replica
 from serve.gateway.router import Router
+from serve.protocol import SamplingFields, encode
 
 FINISH_S = 0.5
 LOOK_S = 0.1
@@ -69,6 +70,14 @@ class Work:
         if model == self.model:
             return self
         return replace(self, model=model, body=to_json(jiter.from_json(self.body) | {"model": model}))
+
+
+def generation(path: str, request: SamplingFields, keep_usage: bool = False) -> Work:
+    """Engines are always asked for usage; clients see it only if they asked."""
+    stream = bool(request.stream)
+    changes: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
+    strip_usage = not (keep_usage or request.include_usage)
+    return Work(path, encode(request, **changes), request.model, "generate", stream, strip_usage)
 
 
 class NothingCame(Exception):

@@ -54,7 +54,7 @@ class Door:
             if exchange.status:
                 raise RuntimeError("the answer broke off") from None
             message = f"The server failed on this request. Its id is {exchange.id}."
-            await answer(Internal(message))(scope, receive, with_headers)
+            await answer(Internal(message), exchange.describe)(scope, receive, with_headers)
         finally:
             exchange.end()
             self._record(exchange, scope)

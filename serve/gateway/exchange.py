@@ -10,6 +10,7 @@ from uuid import uuid4
 from starlette.requests import Request
 
 from everlearn.database import ApiKey
+from serve.gateway.failures import Describe, describe
 from serve.gateway.replica import Replica
 
 SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -31,6 +32,7 @@ class Exchange:
     started: float = field(default_factory=time.perf_counter)
     first_token_s: float | None = None
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    describe: Describe = describe
     on_end: list[Callable[[], None]] = field(default_factory=list)
 
     def elapsed_s(self) -> float:

@@ -1,7 +1,7 @@
 """What the gateway answers when it cannot answer: errors that only a door has, and their OpenAI form."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -104,7 +104,10 @@ def describe(error: EverlearnError) -> tuple[int, dict[str, Any]]:
     return error.status, error_body(error.message, kind, error.param, error.code)
 
 
-def answer(error: EverlearnError) -> JSONResponse:
+Describe = Callable[[EverlearnError], tuple[int, dict[str, Any]]]
+
+
+def answer(error: EverlearnError, describe: Describe = describe) -> JSONResponse:
     """The HTTP response to an error."""
     status, body = describe(error)
     return JSONResponse(body, status, headers=_headers(error))

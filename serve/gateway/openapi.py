@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 from serve.protocol import ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest
 from serve.protocol_batches import BatchRequest
 from serve.protocol_jobs import JobRequest
+from serve.protocol_messages import CountTokensRequest, MessagesRequest
 from serve.protocol_tokens import DetokenizeRequest, TokenizeRequest
 
 REF = "#/components/schemas/{model}"
@@ -18,12 +19,14 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
     "/v1/embeddings": EmbeddingRequest,
     "/v1/responses": ResponsesRequest,
+    "/v1/messages": MessagesRequest,
+    "/v1/messages/count_tokens": CountTokensRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
     "/v1/batches": BatchRequest,
     "/v1/fine_tuning/jobs": JobRequest,
 }
-STREAMS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+STREAMS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 ERROR_SCHEMA = {
     "type": "object",
     "required": ["error"],
@@ -38,6 +41,18 @@ ERROR_SCHEMA = {
                 "code": {"type": ["string", "null"]},
             },
         }
+    },
+}
+ANTHROPIC_ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
     },
 }
 ERRORS = {
@@ -59,7 +74,16 @@ ERRORS = {
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """FastAPI's `responses` for the statuses a route may fail with."""
-    content = {"application/json": {"schema": {"$ref": REF.format(model="Error")}}}
+    return _responses("Error", statuses)
+
+
+def anthropic_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The same for a route that answers as Anthropic's API does."""
+    return _responses("AnthropicError", statuses)
+
+
+def _responses(schema: str, statuses: tuple[int, ...]) -> dict[int | str, dict[str, Any]]:
+    content = {"application/json": {"schema": {"$ref": REF.format(model=schema)}}}
     return {status: {"description": ERRORS[status], "content": content} for status in statuses}
 
 
@@ -76,7 +100,7 @@ def document(app: FastAPI) -> dict[str, Any]:
             [(model, "validation") for model in BODIES.values()], ref_template=REF
         )
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        schemas.update(definitions["$defs"], Error=ERROR_SCHEMA)
+        schemas.update(definitions["$defs"], Error=ERROR_SCHEMA, AnthropicError=ANTHROPIC_ERROR_SCHEMA)
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, model in BODIES.items():
             _complete(schema["paths"][path]["post"], model, stream=path in STREAMS)

@@ -103,7 +103,7 @@ class Misshapen(Exception):
 
 
 @contextmanager
-def _foreign() -> Iterator[None]:
+def foreign() -> Iterator[None]:
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -127,7 +127,7 @@ class ResponseShape:
 
     def whole(self, answer: bytes) -> bytes:
         """The response object of a chat completion."""
-        with _foreign():
+        with foreign():
             self._take(jiter.from_json(answer))
         return json.dumps(self._response(self._status())).encode()
 
@@ -153,7 +153,7 @@ class ResponseShape:
             if event == b"data: [DONE]":
                 out += self._end()
             elif event.startswith(b"data: "):
-                with _foreign():
+                with foreign():
                     out += self._chunk(jiter.from_json(event[len(b"data: ") :]))
         return b"".join(map(self._encode, out))
 

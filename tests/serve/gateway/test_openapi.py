@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import (
 from tests.serve.gateway.conftest import RunningGateway
 
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
-PATHS = 22
+PATHS = 24
 
 
 def test_the_document_names_every_route_its_body_and_its_errors(gateway: RunningGateway) -> None:
@@ -33,7 +33,14 @@ def test_the_document_names_every_route_its_body_and_its_errors(gateway: Running
 def test_a_fuzz_of_every_route_finds_no_server_error(gateway: RunningGateway) -> None:
     """Bodies that fit the schema, bodies that do not, and every model there is; bounded in examples."""
     document = gateway.client.get("/openapi.json").json()
-    for name in ("ChatRequest", "CompletionRequest", "ResponsesRequest", "JobRequest", "TokenizeRequest"):
+    for name in (
+        "ChatRequest",
+        "CompletionRequest",
+        "ResponsesRequest",
+        "JobRequest",
+        "TokenizeRequest",
+        "MessagesRequest",
+    ):
         document["components"]["schemas"][name]["properties"]["model"] = {"enum": ["m", "e", "nope"]}
     schema = schemathesis.openapi.from_dict(document)
     tried = 0

@@ -208,7 +208,6 @@ class Runner:
         finally:
             self.places.release()
         exchange.error = "failed" if answer.failed else None
-        exchange.model = exchange.replica.row.model if exchange.replica else exchange.model
         self.meter.count(exchange)
         saver.add(answer)
 

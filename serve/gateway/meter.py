@@ -39,8 +39,9 @@ class Meter:
         self._stopping = asyncio.Event()
 
     def count(self, exchange: Exchange) -> None:
-        """A finished request."""
-        spot = Spot(day_of(self._clock()), exchange.key.id if exchange.key else "", exchange.model)
+        """A finished request: for the model that answered it, where that was another than the one asked for."""
+        model = exchange.replica.row.model if exchange.replica else exchange.model
+        spot = Spot(day_of(self._clock()), exchange.key.id if exchange.key else "", model)
         failed = bool(exchange.error) or exchange.status >= 400
         tokens = exchange.tokens("prompt_tokens"), exchange.tokens("completion_tokens")
         self._fresh.setdefault(spot, Count()).add(Count(1, int(failed), *tokens))

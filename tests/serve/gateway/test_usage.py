@@ -182,6 +182,16 @@ def test_counts_that_cannot_be_added_wait_and_are_added_once(tmp_path: Path) -> 
     assert (found.requests, found.prompt_tokens) == (5, 35)
 
 
+def test_an_answer_of_another_model_is_counted_for_that_one(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
+    gateway = start_gateway(fallbacks='[{"model": "gone", "to": ["m"]}]')
+    gateway.add_engine("m")
+    assert gateway.chat("gone").status_code == 200
+    wait_until(lambda: bool(sum_usage(gateway.db, *ALWAYS)), "it is added")
+    assert [one.what for one in sum_usage(gateway.db, *ALWAYS, by="model")] == ["m"]
+
+
 def test_a_new_month_gives_a_new_budget(tmp_path: Path) -> None:
     db = open_database(Settings(home=tmp_path))
     _, key = create_key(db, "monthly", tokens_per_month=TOKENS)

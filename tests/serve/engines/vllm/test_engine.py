@@ -167,7 +167,7 @@ def test_the_engine_offers_the_contract_and_nothing_of_vllm_besides(server: Supe
         assert door.get("/health").json() == {"status": "ready", "context": 8192}
         assert door.get("/v1/models").json()["data"][0]["id"] == MODEL
         assert "vllm:" in door.get("/metrics").text
-        for path in ("/version", "/tokenize", "/docs", "/openapi.json", "/v1/responses", "/invocations"):
+        for path in ("/version", "/pooling", "/docs", "/openapi.json", "/v1/responses", "/invocations"):
             assert door.get(path).status_code == 404
             assert door.post(path, json={}).status_code == 404
 

@@ -74,8 +74,6 @@ class Engine:
     rates: dict[str, float] = field(default_factory=dict[str, float])
     texts: dict[str, str] = field(default_factory=dict[str, str])
     accepted: dict[str, float] = field(default_factory=dict[str, float])
-    counted: dict[str, tuple[float, float, int]] = field(default_factory=dict[str, tuple[float, float, int]])
-    """Of each answer: decode steps, tokens guessed, tokens said after the first."""
 
     def ask(self, name: str, question: str) -> None:
         """Stream one answer; keep its best rate from the first token to the last, its text, and what was guessed."""
@@ -96,16 +94,15 @@ class Engine:
         rate = (tokens - 1) / (arrivals_at[-1] - arrivals_at[1])
         self.rates[name] = max(rate, self.rates.get(name, 0.0))
         self.texts[name] = text
-        steps, guessed, right = (now - then for now, then in zip(self._counters(), before, strict=True))
+        guessed, right = (now - then for now, then in zip(self._counters(), before, strict=True))
         self.accepted[name] = right / guessed if guessed else 0.0
-        self.counted[name] = steps, guessed, tokens - 1
 
     def _counters(self) -> list[float]:
-        """Decode steps, tokens guessed, tokens guessed right, since the engine's start."""
+        """Tokens guessed, and guessed right, since the engine's start."""
         page = self.client.get("/metrics").text
         return [
             float(re.findall(rf"^everlearn_engine_{name}_total (\S+)", page, re.MULTILINE)[0])
-            for name in ("decode_steps", "draft_tokens", "accepted_draft_tokens")
+            for name in ("draft_tokens", "accepted_draft_tokens")
         ]
 
 
@@ -118,14 +115,13 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle = arguments.bundle or served_bundle()
     bandwidth = read_bandwidth(arguments.threads)
-    with Neighbours() as others:
-        costs = step_costs(bundle, arguments.threads, arguments.drafts)
-        engines = measure(bundle, arguments.threads, arguments.rounds, arguments.drafts)
+    costs = step_costs(bundle, arguments.threads, arguments.drafts)
+    engines, others_share = measure(bundle, arguments.threads, arguments.rounds, arguments.drafts)
     show_costs(costs, bandwidth, sum(file.stat().st_size for file in bundle.glob("model.onnx*")))
-    show(engines, (costs[len(costs)] / costs[1] - 1) / (len(costs) - 1))
-    if others.share > BUSY_SHARE:
+    show(engines)
+    if others_share > BUSY_SHARE:
         print(
-            f"\nOther processes used {others.share:.0%} of the cores meanwhile: run it again on a quiet machine."
+            f"\nOther processes used {others_share:.0%} of the cores meanwhile: run it again on a quiet machine."
         )
 
 
@@ -143,8 +139,8 @@ def step_costs(bundle: Path, threads: int, drafts: int) -> dict[int, float]:
     return best
 
 
-def measure(bundle: Path, threads: int, rounds: int, drafts: int) -> dict[str, Engine]:
-    """Four engines: with and without guesses, each with and without `batch_invariant`."""
+def measure(bundle: Path, threads: int, rounds: int, drafts: int) -> tuple[dict[str, Engine], float]:
+    """Four engines, with and without guesses, each with and without `batch_invariant`; and how busy others were."""
     with ExitStack() as stack:
         engines = {
             f"{'invariant' if invariant else 'default'}, {guesses}": stack.enter_context(
@@ -153,12 +149,13 @@ def measure(bundle: Path, threads: int, rounds: int, drafts: int) -> dict[str, E
             for invariant in (False, True)
             for guesses in (0, drafts)
         }
-        for round_ in range(rounds):
-            for name, question in (COPYING | FREE).items():
-                say(f"round {round_ + 1} of {rounds}: {name}")
-                for one in engines.values():
-                    one.ask(name, question)
-    return engines
+        with Neighbours() as others:
+            for round_ in range(rounds):
+                for name, question in (COPYING | FREE).items():
+                    say(f"round {round_ + 1} of {rounds}: {name}")
+                    for one in engines.values():
+                        one.ask(name, question)
+    return engines, others.share
 
 
 @contextmanager
@@ -199,32 +196,21 @@ def show_costs(costs: dict[int, float], bandwidth: float, weights_bytes: int) ->
         print(f"{width:<18}{cost_s * 1e3:8.1f}{ratio:8.2f}{width / ratio:12.2f}")
 
 
-def show(engines: dict[str, Engine], cost: float) -> None:
-    """`cost`: steps that one more token in a step takes. "by steps" tells the gain from it and from what was counted,
-    so that it is the same on a busy machine."""
+def show(engines: dict[str, Engine]) -> None:
     print(f"\n{'tok/s, one stream':18}" + "".join(f"{name:>15}" for name in engines)
-          + f"{'guessed right':>15}{'default x':>11}{'by steps':>10}{'invariant x':>13}  same text")  # fmt: skip
+          + f"{'guessed right':>15}{'default x':>11}{'invariant x':>13}  same text")  # fmt: skip
     plain, guessing, invariant, both = engines.values()
     for kind, questions in (("copying", COPYING), ("free", FREE)):
-        gains: list[tuple[float, float, float]] = []
+        gains: list[tuple[float, float]] = []
         for name in questions:
-            steps, guessed, tokens = guessing.counted[name]
-            gains.append(
-                (
-                    guessing.rates[name] / plain.rates[name],
-                    tokens / (steps + cost * guessed),
-                    both.rates[name] / invariant.rates[name],
-                )
-            )
-            same = [
-                "yes" if one.texts[name] == other.texts[name] else "no"
-                for one, other in ((plain, guessing), (invariant, both))
-            ]
+            pairs = (plain, guessing), (invariant, both)
+            gains.append((guessing.rates[name] / plain.rates[name], both.rates[name] / invariant.rates[name]))
+            same = ["yes" if one.texts[name] == other.texts[name] else "no" for one, other in pairs]
             print(f"{name:18}" + "".join(f"{one.rates[name]:15.0f}" for one in engines.values())
-                  + f"{both.accepted[name]:15.0%}" + "{:11.2f}{:10.2f}{:13.2f}".format(*gains[-1])
+                  + f"{both.accepted[name]:15.0%}" + "{:11.2f}{:13.2f}".format(*gains[-1])
                   + "  default {}, invariant {}".format(*same))  # fmt: skip
         means = (geometric_mean(column) for column in zip(*gains, strict=True))
-        print(f"{kind + ', mean':93}" + "{:11.2f}{:10.2f}{:13.2f}".format(*means))
+        print(f"{kind + ', mean':93}" + "{:11.2f}{:13.2f}".format(*means))
 
 
 if __name__ == "__main__":

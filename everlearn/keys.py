@@ -7,7 +7,7 @@ import hmac
 import secrets
 import time
 
-from sqlalchemy import Engine, or_, select
+from sqlalchemy import Engine, Row, or_, select
 from sqlalchemy.orm import Session
 
 from everlearn.audit import record
@@ -76,7 +76,7 @@ def find_key(db: Engine, secret: str) -> ApiKey | None:
     return key if is_active(key) else None
 
 
-def is_active(key: ApiKey) -> bool:
+def is_active(key: ApiKey | Row[tuple[object, ...]]) -> bool:
     """Whether the key opens anything now."""
     return key.revoked_at is None and (key.expires_at is None or key.expires_at > time.time())
 

@@ -52,7 +52,6 @@ from serve.replicas import ReadyReplica
 if TYPE_CHECKING:
     from serve.gateway.shared import Shared
 
-
 Body = TypeVar("Body", bound=AboutModel)
 
 

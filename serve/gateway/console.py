@@ -68,9 +68,7 @@ class Console(Desk):
         """Raises NotFound, InvalidInput, Conflict, Unavailable."""
         match act.act:
             case "promote":
-                from everlearn.registry import (
-                    Registry,
-                )  # a second connection to the database: not before it is needed
+                from everlearn.registry import Registry  # with the stores behind it: not before it is needed
 
                 Registry(self.settings).promote(act.subject, actor=client.actor)
             case "revoke":

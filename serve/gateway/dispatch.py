@@ -50,7 +50,6 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 AT_CAPACITY = "The model is at capacity. Try again shortly."
 NEVER_STARTED = "The model's engine stopped before it answered. Try again shortly."
 
-
 log = structlog.get_logger()
 
 
@@ -66,7 +65,7 @@ class Work:
     strip_usage: bool = False
 
     def to(self, model: str) -> "Work":
-        """The same for another model."""
+        """The same for another model, or under another name."""
         if model == self.model:
             return self
         return replace(self, model=model, body=to_json(jiter.from_json(self.body) | {"model": model}))
@@ -144,7 +143,7 @@ class Reply:
     async def _send(self, request_id: str) -> None:
         self._response = await self.replica.session.post(
             self.replica.address(self._work.path),
-            data=self.replica.body(self._work.body, self._work.model),
+            data=self._work.to(self.replica.serves_as or self._work.model).body,
             headers={"content-type": "application/json", "x-request-id": request_id},
             allow_redirects=False,
         )

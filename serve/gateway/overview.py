@@ -3,7 +3,6 @@
 Nothing here is a secret: of a key its name and its first letters, of a request nothing at all.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from sqlalchemy import Connection, Engine, func, select
 from everlearn.audit import list_acts
 from everlearn.bundle import SERVABLE, BundleManifest
 from everlearn.database import AliasRow, ApiKey, BatchRow, JobRow, ReplicaRow, VersionRow, read
+from everlearn.keys import is_active
 from everlearn.records import replica_state
 from serve.gateway.metrics import Metrics
 from serve.gateway.replica import Replica
@@ -181,10 +181,8 @@ def _keys(connection: Connection) -> dict[str, Any]:
         ApiKey.id, ApiKey.name, ApiKey.prefix, ApiKey.models, ApiKey.requests_per_minute, ApiKey.tokens_per_minute,
         ApiKey.tokens_per_month, ApiKey.admin, ApiKey.created_at, ApiKey.expires_at, ApiKey.revoked_at,
     ).order_by(ApiKey.revoked_at.is_not(None), ApiKey.created_at.desc(), ApiKey.id)  # fmt: skip
-    now = time.time()
     rows = [
-        row._asdict()
-        | {"state": "revoked" if row.revoked_at else "expired" if (row.expires_at or now) < now else "active"}
+        row._asdict() | {"state": "active" if is_active(row) else "revoked" if row.revoked_at else "expired"}
         for row in connection.execute(query.limit(MAX_KEYS))
     ]
     return _table(connection, ApiKey, rows)

@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Mapping
 
-import jiter
 import structlog
 from aiohttp import (
     BaseConnector,
@@ -15,7 +14,6 @@ from aiohttp import (
     TCPConnector,
     UnixConnector,
 )
-from pydantic_core import to_json
 from yarl import URL
 
 from everlearn.settings import Remote
@@ -45,7 +43,8 @@ class Replica:
         self.last_used = 0.0
         self.prefixes = Prefixes()
         self._base = base
-        self._serves_as = serves_as
+        self.serves_as = serves_as
+        """The name that another server knows the model by; empty for engines of this installation, which take any."""
         self._failures = 0
         self._ejections = 0
         self._ejected_until = 0.0
@@ -114,12 +113,6 @@ class Replica:
     def address(self, path: str) -> URL:
         """Where this engine answers `path`, which begins with a slash."""
         return self._base.joinpath(path[1:], encoded=True)
-
-    def body(self, body: bytes, model: str) -> bytes:
-        """A request for `model` as this engine wants it: under the name that it knows the model by."""
-        if self._serves_as in ("", model):
-            return body
-        return to_json(jiter.from_json(body) | {"model": self._serves_as})
 
     @property
     def ejected(self) -> bool:

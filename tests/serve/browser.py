@@ -1,8 +1,10 @@
 """A real browser, for the tests of the pages."""
 
+import re
 import shutil
 from typing import Any
 
+import httpx
 import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -19,6 +21,14 @@ IN_A_BROWSER = [
 
 Driver = Any
 """selenium.webdriver.Chrome, which is not installed everywhere."""
+
+
+def check_no_inline_code(response: httpx.Response) -> None:
+    """A page runs nothing but its own files, and loads nothing from elsewhere."""
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "script-src 'self'" in policy and "unsafe" not in policy
+    assert not re.search(r"<script(?![^>]*\bsrc=)|\son\w+=|\sstyle=|<style", response.text)
+    assert not re.search(r"""(?:src|href)=["'](?:https?:)?//""", response.text)
 
 
 class Window:

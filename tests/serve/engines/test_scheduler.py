@@ -65,6 +65,21 @@ class Running:
         assert not self.scheduler.is_alive()
 
 
+def said(
+    reader: RequestReader, text: str, tokens: int, options: dict[str, object], **more: object
+) -> Generation:
+    """What a user's `text` asks for, greedy unless the sampling `options` say otherwise."""
+    prompt = reader.codec.encode(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
+    return Generation(
+        prompt,
+        codec=reader.codec,
+        eos_ids=reader.config.eos_ids,
+        options=SamplingOptions(**({"temperature": 0.0} | options)),  # type: ignore[arg-type]
+        max_new_tokens=tokens,
+        **({"stop": []} | more),  # type: ignore[arg-type]
+    )
+
+
 @pytest.fixture
 def running(decoder: Decoder) -> Iterator[Running]:
     started = Running(decoder)
@@ -75,16 +90,7 @@ def running(decoder: Decoder) -> Iterator[Running]:
 @pytest.fixture
 def ask(reader: RequestReader) -> Callable[..., Generation]:
     def make(text: str, tokens: int = 24, flexible: bool = False, **options: object) -> Generation:
-        prompt = reader.codec.encode(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
-        return Generation(
-            prompt,
-            codec=reader.codec,
-            eos_ids=reader.config.eos_ids,
-            options=SamplingOptions(**({"temperature": 0.0} | options)),  # type: ignore[arg-type]
-            max_new_tokens=tokens,
-            stop=[],
-            flexible=flexible,
-        )
+        return said(reader, text, tokens, options, flexible=flexible)
 
     return make
 

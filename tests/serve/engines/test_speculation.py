@@ -16,9 +16,8 @@ from serve.engines.onnx.decoder import Decoder
 from serve.engines.onnx.draft import COST, CREDIT_PER_STEP, FIRST_CREDIT, Draft, continuation
 from serve.engines.onnx.generation import Generation
 from serve.engines.onnx.requests import RequestReader
-from serve.engines.onnx.sampling import SamplingOptions
 from tests.serve.engines.conftest import start_engine
-from tests.serve.engines.test_scheduler import Running
+from tests.serve.engines.test_scheduler import Running, said
 
 DRAFTS = 6
 ORDER = (
@@ -58,16 +57,8 @@ def plain(decoder: Decoder) -> Iterator[Running]:
 def ask(reader: RequestReader) -> Ask:
     def make(text: str, tokens: int = 40, stop: list[str] | None = None, **options: object) -> Generation:
         schema = options.pop("schema", None)
-        prompt = reader.codec.encode(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
-        return Generation(
-            prompt,
-            codec=reader.codec,
-            eos_ids=reader.config.eos_ids,
-            options=SamplingOptions(**({"temperature": 0.0} | options)),  # type: ignore[arg-type]
-            max_new_tokens=tokens,
-            stop=stop or [],
-            constraint=reader.constraints.compile(json_grammar(schema), "schema") if schema else None,  # type: ignore[arg-type]
-        )
+        constraint = reader.constraints.compile(json_grammar(schema), "schema") if schema else None  # type: ignore[arg-type]
+        return said(reader, text, tokens, options, stop=stop or [], constraint=constraint)
 
     return make
 

@@ -11,6 +11,9 @@ from tests.e2e.circle import PARTS, Killer, Result, go_round, make_home, served
 CIRCLES = int(os.environ.get("EVERLEARN_CIRCLES", "3"))
 """How many disturbed circles; ten take about ten minutes."""
 
+WITHIN = 0.7
+"""The share of an undisturbed circle in which all kills fall: another one may be that much faster, and must not end first."""
+
 
 @pytest.fixture(scope="module")
 def base_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -41,7 +44,7 @@ def test_the_stock_client_teaches_a_model_and_talks_to_it(undisturbed: tuple[Res
 def test_kills_change_nothing(base_home: Path, undisturbed: tuple[Result, float], seed: int) -> None:
     expected, seconds = undisturbed
     home = base_home.parent / f"disturbed-{seed}"
-    with served(base_home, home) as server, Killer(server, seed, 0.9 * seconds) as killer:
+    with served(base_home, home) as server, Killer(server, seed, WITHIN * seconds) as killer:
         result = go_round(server, home)
     print(f"killed {killer.plan}")
     assert sorted(killer.killed) == sorted(PARTS)

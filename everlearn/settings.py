@@ -36,6 +36,7 @@ CONTROLS = frozenset({"EVERLEARN_CONFIG", "EVERLEARN_DEBUG"})
 KUBERNETES = re.compile(r"EVERLEARN_(SERVICE_(HOST|PORT)|PORT(_\d+_(TCP|UDP)))")
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+EngineChoice = Literal["auto", "onnx", "vllm"]
 
 
 class Remote(BaseModel):
@@ -66,7 +67,7 @@ class Fallback(BaseModel):
 class ServeSettings(BaseModel):
     """The gateways and the supervisor. ``batch_requests``: of batches, at once; 0 takes none.
 
-    ``gateways``: processes that share the port.
+    ``gateways``: processes that share the port. ``vllm_models``: those that vLLM serves, whatever ``engine`` is.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -75,7 +76,8 @@ class ServeSettings(BaseModel):
     port: int = Field(default=8000, ge=0, le=65535)
     root_path: str = ""
     gateways: int = Field(default=1, ge=1, le=64)
-    engine: Literal["auto", "onnx", "vllm"] = "auto"
+    engine: EngineChoice = "auto"
+    vllm_models: list[str] = []
     max_body_bytes: int = Field(default=8 * 1024**2, ge=1024)
     max_n: int = Field(default=8, ge=1, le=128)
     queue_limit: int = Field(default=256, ge=1)
@@ -87,6 +89,10 @@ class ServeSettings(BaseModel):
     fallbacks: list[Fallback] = []
     batch_requests: int = Field(default=16, ge=0, le=1024)
     keys_cache_ttl_s: float = Field(default=2, ge=0)
+
+    def engine_of(self, model: str) -> EngineChoice:
+        """Which kind of engine shall serve a model."""
+        return "vllm" if model in self.vllm_models else self.engine
 
 
 class OnnxSettings(BaseModel):

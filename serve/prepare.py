@@ -64,12 +64,12 @@ async def servable(registry: Registry, ref: str, run: Run) -> Version:
 
 
 def as_it_is(registry: Registry, version: Version) -> Version | None:
-    """What serves for `version` without work: itself, or with `serve.engine: vllm` what it was compressed from.
+    """What serves for `version` without work: itself, or where vLLM shall serve it what it was compressed from.
 
     Raises Unsupported where the setting asks for an engine that cannot serve it. Encoders stay with ONNX.
     """
     settings = registry.settings
-    if settings.serve.engine == "vllm" and version.task == "generate":
+    if settings.serve.engine_of(version.model) == "vllm" and version.task == "generate":
         for ancestor in registry.lineage(version.ref):
             if ancestor.format in VLLM_FORMATS:
                 program(ancestor, settings)

@@ -25,7 +25,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture(scope="session")
 def real_home() -> Path:
-    """A home that holds smollm2 (int4) and minilm (int8), made once and kept between runs.
+    """A home that holds smollm2 (int4), minilm (int8), and smollm2's tensors as smollm2-vllm; kept between runs.
 
     Shared by every test of every run on this machine: read it, and change nothing in it.
     """
@@ -35,6 +35,10 @@ def real_home() -> Path:
             if not is_served(model):
                 everlearn("import", model)
                 everlearn("compress", model, "--to", recipe)
+        registry = Registry(Settings(home=TEST_HOME))
+        if "smollm2-vllm" not in {model.name for model in registry.list()}:
+            tensors = registry.path(registry.resolve("smollm2@1"))
+            everlearn("import", str(tensors), "--name", "smollm2-vllm")
     return TEST_HOME
 
 

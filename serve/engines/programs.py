@@ -29,7 +29,7 @@ def program(version: Version, settings: Settings) -> list[str]:
             f"{version.ref} is an encoder; compress it with --to int8-onnx and the ONNX engine serves it",
             param="model",
         )
-    if settings.serve.engine == "onnx":
+    if settings.serve.engine_of(version.model) == "onnx":
         raise Unsupported(
             f"{version.ref} is {version.format}, and the setting serve.engine allows the ONNX engine only",
             param="model",

@@ -6,10 +6,12 @@ from typing import Any
 import openai
 import pytest
 
+from tests.e2e.conftest import Served
 from tests.serve.supervised import Supervised
 
 pytestmark = pytest.mark.slow
 
+LONG: list[Any] = [{"role": "user", "content": "word " * 50_000}]
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 
 
@@ -34,6 +36,7 @@ def test_an_unknown_model_is_a_not_found_error(client: openai.OpenAI) -> None:
     [
         ("temperature", {"temperature": 3}),
         ("max_tokens", {"max_tokens": 0}),
+        ("logit_bias", {"logit_bias": {"999999": 1}}),
         ("top_logprobs", {"logprobs": True, "top_logprobs": 50}),
         ("n", {"n": 1000}),
         ("audio", {"extra_body": {"audio": {"voice": "x"}}}),
@@ -41,19 +44,18 @@ def test_an_unknown_model_is_a_not_found_error(client: openai.OpenAI) -> None:
     ],
 )
 def test_a_wrong_parameter_is_a_bad_request_that_names_it(
-    client: openai.OpenAI, param: str, options: dict[str, Any]
+    served: Served, param: str, options: dict[str, Any]
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model="smollm2", messages=HELLO, **options)
+        served.chat(HELLO, **options)
     assert param in f"{refused.value.param} {refused.value.message}"
 
 
-def test_a_conversation_beyond_the_context_is_a_bad_request(client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("options", [{"messages": LONG}, {"max_tokens": 10**6}], ids=["prompt", "answer"])
+def test_what_does_not_fit_the_context_is_a_bad_request(served: Served, options: dict[str, Any]) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(
-            model="smollm2", messages=[{"role": "user", "content": "word " * 50_000}]
-        )
-    assert "context" in refused.value.message
+        served.chat(**options)
+    assert "8192" in refused.value.message
 
 
 def test_a_spent_limit_is_a_rate_limit_error(server: Supervised, new_key: Callable[..., str]) -> None:

@@ -17,21 +17,21 @@ ASKED: Any = [{"role": "user", "content": f"{WORD}: say {ANSWER}"}]
 
 
 def test_no_log_holds_a_prompt_an_answer_or_a_secret(
-    server: Supervised, client: openai.OpenAI, key: str
+    server: Supervised, client: openai.OpenAI, key: str, model: str
 ) -> None:
-    said: Any = {"model": "smollm2", "messages": ASKED, "max_tokens": 12, "temperature": 0}
+    said: Any = {"model": model, "messages": ASKED, "max_tokens": 12, "temperature": 0}
     whole = client.chat.completions.create(**said)
     list(client.chat.completions.create(**said, stream=True))
-    client.completions.create(model="smollm2", prompt=WORD, max_tokens=4)
-    client.responses.create(model="smollm2", input=WORD, max_output_tokens=16)
+    client.completions.create(model=model, prompt=WORD, max_tokens=4)
+    client.responses.create(model=model, input=WORD, max_output_tokens=16)
     client.embeddings.create(model="minilm", input=WORD)
     for path, body in (
         ("/v1/messages", said),
         ("/v1/messages", said | {"stream": True}),
         ("/v1/messages", said | {"system": 5, "metadata": {"user_id": WORD}}),
-        ("/v1/messages/count_tokens", {"model": "smollm2", "messages": ASKED}),
-        ("/tokenize", {"model": "smollm2", "prompt": WORD}),
-        ("/detokenize", {"model": "smollm2", "tokens": [5, 10**8]}),
+        ("/v1/messages/count_tokens", {"model": model, "messages": ASKED}),
+        ("/tokenize", {"model": model, "prompt": WORD}),
+        ("/detokenize", {"model": model, "tokens": [5, 10**8]}),
         ("/v1/chat/completions", said | {WORD: 1}),
         ("/v1/chat/completions", said | {"tools": [{"type": "function", "function": {"name": WORD * 9}}]}),
         ("/v1/chat/completions", said | {"model": WORD}),

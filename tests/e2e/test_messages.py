@@ -25,11 +25,11 @@ WEATHER = {
 Ask = Callable[..., httpx.Response]
 
 
-@pytest.fixture(scope="module")
-def ask(server: Supervised, key: str) -> Ask:
+@pytest.fixture
+def ask(server: Supervised, key: str, model: str) -> Ask:
     def post(path: str = "/v1/messages", **fields: Any) -> httpx.Response:
         limits = {"max_tokens": 24, "temperature": 0} if path == "/v1/messages" else {}
-        body = {"model": "smollm2", "messages": [{"role": "user", "content": QUESTION}], **limits, **fields}
+        body = {"model": model, "messages": [{"role": "user", "content": QUESTION}], **limits, **fields}
         headers = {"x-api-key": key, "anthropic-version": "2023-06-01"}
         answer = httpx.post(server.url + path, json=body, headers=headers, timeout=60)
         assert answer.status_code == 200, answer.text

@@ -62,6 +62,6 @@ def test_a_killed_supervisor_takes_all_along_and_the_next_serve_works(
         assert not alive
     with supervised(settings.home, "smollm2", command=REAL, **environment) as second:  # type: ignore[arg-type]
         second.ready(READY_S)
-        answer = second.ask("What is the capital of France?", "smollm2", temperature=0)
+        answer = second.ask("What is the capital of France?", "smollm2", temperature=0, max_tokens=16)
         assert "Paris" in answer.json()["choices"][0]["message"]["content"]
         assert second.end() == 0

@@ -103,9 +103,9 @@ class Supervised:
         """The child process with `word` on its command line."""
         return eventually(lambda: next(iter(self.children(word)), None))
 
-    def children(self, word: str) -> list[psutil.Process]:
+    def children(self, word: str, *, recursive: bool = False) -> list[psutil.Process]:
         """The living child processes with `word` on their command lines; one may end while this looks."""
-        return [child for child in self.family.children() if _runs(child, word)]
+        return [child for child in self.family.children(recursive=recursive) if _runs(child, word)]
 
     def ask(self, text: str, model: str = "tiny", **options: object) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": text}], **options}

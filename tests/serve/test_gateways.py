@@ -78,13 +78,14 @@ def test_a_killed_gateway_takes_only_its_own_streams_along(server: Supervised) -
 
 
 def test_a_killed_valkey_costs_no_answer_and_comes_back(server: Supervised) -> None:
-    [valkey] = [each for each in server.family.children(recursive=True) if "valkey" in each.name()]
+    [valkey] = server.children("--maxmemory-policy", recursive=True)
     valkey.kill()
     for _ in range(10):
         assert server.answers()
         time.sleep(0.05)
-    assert "limits_are_local" in server.output
-    assert eventually(lambda: metric(server, "everlearn_limits_shared") == 1, within_s=30)
+    # It may be back before anyone misses it: test_shared.py looks at what the gateways do meanwhile.
+    assert eventually(lambda: server.children("--maxmemory-policy", recursive=True) not in ([], [valkey]))
+    assert eventually(lambda: metric(server, "everlearn_limits_shared") == 1)
 
 
 def test_another_server_cannot_slip_onto_the_shared_port(server: Supervised, settings: Settings) -> None:

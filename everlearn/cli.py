@@ -18,6 +18,7 @@ from everlearn.cli_models import alias, gc, ls, print_added, promote, rm, rollba
 from everlearn.cli_ps import ps
 from everlearn.cli_replay import replay
 from everlearn.cli_train import train
+from everlearn.cli_trials import canary, shadow
 from everlearn.cli_usage import usage
 from everlearn.errors import EverlearnError
 
@@ -118,7 +119,7 @@ def serve(
     serve_models(settings.model_copy(update={"serve": door}), refs or [])
 
 
-for command in (train, ls, show, rm, gc, promote, rollback, alias, ps, audit, usage):
+for command in (train, ls, show, rm, gc, promote, rollback, canary, shadow, alias, ps, audit, usage):
     app.command()(command)
 
 

@@ -16,27 +16,38 @@ def ps(as_json: Json = False) -> None:
     from sqlalchemy import select
     from sqlalchemy.orm import Session
 
-    from everlearn.database import ReplicaRow, open_database
+    from everlearn.database import AliasRow, ReplicaRow, open_database
     from everlearn.printing import moment, print_json, print_table
     from everlearn.records import replica_state
 
     with Session(open_database(open_settings())) as session:
         query = select(ReplicaRow).order_by(ReplicaRow.model, ReplicaRow.started_at)
         found = list(session.scalars(query))
+        aliases = {(row.model, row.alias): row.share for row in session.scalars(select(AliasRow))}
     if as_json:
-        print_json([describe(row) for row in found])
+        print_json([describe(row, aliases) for row in found])
         return
     rows = [
-        (f"{row.model}@{row.version}", replica_state(row), row.kind, row.pid or "", moment(row.started_at), row.error or "")
+        (f"{row.model}@{row.version}", replica_state(row), role(row, aliases), row.kind, row.pid or "", moment(row.started_at), row.error or "")
         for row in found
     ]  # fmt: skip
     if rows:
-        print_table(["MODEL", "STATE", "ENGINE", "-PID", "SINCE", "ERROR"], rows)
+        print_table(["MODEL", "STATE", "ROLE", "ENGINE", "-PID", "SINCE", "ERROR"], rows)
     else:
         print("No engine runs. `everlearn serve` starts one for each champion.", file=sys.stderr)
 
 
-def describe(row: ReplicaRow) -> dict[str, Any]:
+Shares = dict[tuple[str, str], "float | None"]
+"""Of each model's aliases."""
+
+
+def role(row: ReplicaRow, shares: Shares) -> str:
+    """``champion``, or ``canary 10%``."""
+    share = shares.get((row.model, row.role))
+    return row.role if share is None else f"{row.role} {share * 100:g}%"
+
+
+def describe(row: ReplicaRow, shares: Shares) -> dict[str, Any]:
     from everlearn.records import replica_state
 
     return {
@@ -44,6 +55,8 @@ def describe(row: ReplicaRow) -> dict[str, Any]:
         "model": row.model,
         "version": row.version,
         "state": replica_state(row),
+        "role": row.role,
+        "share": shares.get((row.model, row.role)),
         "kind": row.kind,
         "pid": row.pid,
         "context": row.context,

@@ -30,7 +30,7 @@ from everlearn.errors import ConfigError, Unavailable
 from everlearn.settings import Settings
 
 # The newest migration. Comparing with it spares every start the import of Alembic.
-SCHEMA = "0004"
+SCHEMA = "0005"
 # Names the advisory lock that everlearn's writers and migrations take on PostgreSQL.
 POSTGRES_LOCK = 0x6576_6572
 BUSY_TIMEOUT_S = 30
@@ -68,13 +68,17 @@ class VersionRow(Table):
 
 
 class AliasRow(Table):
-    """A movable name for a version of a model: champion, candidate, previous, or anyone's own."""
+    """A movable name for a version of a model: champion, candidate, previous, or anyone's own.
+
+    ``share``: of the model's requests, from 0 to 1, that a canary answers or that a shadow gets a copy of.
+    """
 
     __tablename__ = "aliases"
 
     model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
     alias: Mapped[str] = mapped_column(String(64), primary_key=True)
     version: Mapped[int]
+    share: Mapped[float | None]
     updated_at: Mapped[float] = mapped_column(default=time.time)
 
 
@@ -128,7 +132,10 @@ class AuditRow(Table):
 
 
 class ReplicaRow(Table):
-    """A running engine, written by the supervisor and read by the gateway."""
+    """A running engine, written by the supervisor and read by the gateway.
+
+    ``role``: champion (whatever serves a model's name), canary or shadow.
+    """
 
     __tablename__ = "replicas"
     __table_args__ = (Index("replicas_state", "state"),)
@@ -139,6 +146,7 @@ class ReplicaRow(Table):
     digest: Mapped[str] = mapped_column(String(64))
     kind: Mapped[str] = mapped_column(String(32))
     task: Mapped[str] = mapped_column(String(32))
+    role: Mapped[str] = mapped_column(String(16), default="champion")
     url: Mapped[str]
     pid: Mapped[int | None]
     state: Mapped[str] = mapped_column(String(16))

@@ -17,6 +17,10 @@ from everlearn.suggest import did_you_mean
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
+CANARY = "canary"
+SHADOW = "shadow"
+TRIALS = (CANARY, SHADOW)
+"""Aliases with a share of the model's requests."""
 # A replica without a heartbeat for this long is no reason to keep its bundle.
 REPLICA_SILENT_S = 30
 
@@ -143,17 +147,21 @@ def refuse_needed(connection: Connection, version: Version, doomed: Sequence[Ver
 
 
 def move_champion(connection: Connection, version: Version) -> int | None:
-    """Returns the former champion."""
+    """Returns the former champion. Whoever becomes champion is on trial no more."""
     former = aliases_of(connection, version.model).get(CHAMPION)
     if former not in (None, version.version):
         put_alias(connection, version.model, PREVIOUS, former)
     put_alias(connection, version.model, CHAMPION, version.version)
+    on_trial = (AliasRow.model == version.model) & AliasRow.alias.in_(TRIALS)
+    connection.execute(delete(AliasRow).where(on_trial, AliasRow.version == version.version))
     return former
 
 
-def put_alias(connection: Connection, model: str, alias: str, version: int) -> None:
+def put_alias(
+    connection: Connection, model: str, alias: str, version: int, share: float | None = None
+) -> None:
     connection.execute(delete(AliasRow).where(AliasRow.model == model, AliasRow.alias == alias))
-    values = {"model": model, "alias": alias, "version": version, "updated_at": time.time()}
+    values = {"model": model, "alias": alias, "version": version, "share": share, "updated_at": time.time()}
     connection.execute(insert(AliasRow).values(values))
 
 

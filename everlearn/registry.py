@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import structlog
 from sqlalchemy import Connection, delete, func, select
@@ -20,9 +21,11 @@ from everlearn.blobs import open_store
 from everlearn.bundle import open_bundle
 from everlearn.contents import check_name, list_files, refuse_hard_links
 from everlearn.database import AliasRow, VersionRow, open_database, read, write
-from everlearn.errors import Conflict, NotFound, Unsupported
+from everlearn.errors import Conflict, InvalidInput, NotFound, Unsupported
 from everlearn.records import (
+    CHAMPION,
     PREVIOUS,
+    TRIALS,
     Model,
     Version,
     aliases_of,
@@ -178,6 +181,11 @@ class Registry:
     def set_alias(self, model: str, alias: str, version: int, *, actor: str | None = None) -> None:
         """Moves ``alias``, or makes it. Raises NotFound, InvalidInput."""
         check_alias(alias)
+        if alias in TRIALS:
+            raise InvalidInput(
+                f"{alias} takes a share of the requests: `everlearn {alias} {model}@{version} --percent 10`",
+                param="alias",
+            )
         with write(self.database) as connection:
             find_version(connection, Reference(model, version))
             former = aliases_of(connection, model).get(alias)
@@ -210,6 +218,42 @@ class Registry:
             former = move_champion(connection, version)
             record(connection, actor, "rollback", version.ref, former=former)
         log.info("promotion undone", ref=version.ref, former=former)
+        return version
+
+    # Trials ------------------------------------------------------------------------------------------------
+
+    def try_out(
+        self, ref: str, role: Literal["canary", "shadow"], share: float, *, actor: str | None = None
+    ) -> Version:
+        """Lets a version answer (canary), or hear (shadow), a ``share`` of its model's requests, 0 to 1.
+
+        Raises NotFound, InvalidInput, Conflict.
+        """
+        if not 0 < share <= 1:
+            raise InvalidInput(f"{share:.0%} of the requests: more than 0 and at most 100%", param="percent")
+        with write(self.database) as connection:
+            version = find_version(connection, parse_reference(ref))
+            champion = find_version(connection, Reference(version.model, CHAMPION))
+            if champion.version == version.version:
+                raise Conflict(f"{version.ref} is the champion: there is nothing to try out", param="model")
+            if champion.task != version.task:
+                raise Conflict(
+                    f"{version.ref} is for {version.task}, the champion for {champion.task}", param="model"
+                )
+            put_alias(connection, version.model, role, version.version, share)
+            record(connection, actor, f"{role}.start", version.ref, share=share)
+        log.info(f"{role} set", ref=version.ref, share=share)
+        return version
+
+    def end_trial(
+        self, model: str, role: Literal["canary", "shadow"], *, actor: str | None = None
+    ) -> Version:
+        """Raises NotFound when there is no such trial."""
+        with write(self.database) as connection:
+            version = find_version(connection, Reference(model, role))
+            connection.execute(delete(AliasRow).where(AliasRow.model == model, AliasRow.alias == role))
+            record(connection, actor, f"{role}.end", version.ref)
+        log.info(f"{role} ended", ref=version.ref)
         return version
 
     # Removing ----------------------------------------------------------------------------------------------

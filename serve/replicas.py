@@ -7,13 +7,14 @@ import os
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote, unquote
 
-from sqlalchemy import Engine, delete, select, update
+from sqlalchemy import Engine, Row, delete, select, update
 from sqlalchemy.orm import Session
 
-from everlearn.database import ReplicaRow, write
+from everlearn.database import AliasRow, ReplicaRow, write
+from everlearn.records import CHAMPION, TRIALS
 
 State = Literal["starting", "ready", "draining", "stopped", "failed"]
 
@@ -28,7 +29,7 @@ UNIX_SCHEME = "http+unix://"
 
 @dataclass(frozen=True)
 class ReadyReplica:
-    """One engine that takes requests now."""
+    """One engine that takes requests now: those for its model's name, or as canary or shadow a ``share`` of them."""
 
     id: str
     model: str
@@ -40,6 +41,11 @@ class ReadyReplica:
     pid: int | None
     context: int | None
     started_at: float
+    role: str = CHAMPION
+    share: float = 1.0
+
+
+COLUMNS = [field.name for field in fields(ReadyReplica) if field.name != "share"]
 
 
 def unix_url(socket: Path) -> str:
@@ -54,7 +60,7 @@ def unix_path(url: str) -> Path | None:
 
 def announce(
     db: Engine, *, id: str, model: str, version: int, digest: str, kind: str, task: str, url: str,
-    pid: int | None, state: State = "starting", error: str | None = None,
+    pid: int | None, state: State = "starting", error: str | None = None, role: str = CHAMPION,
 ) -> None:  # fmt: skip
     """Write the row of an engine that was just started; a restart under the same id replaces its row.
 
@@ -63,7 +69,7 @@ def announce(
     now = time.time()
     row = ReplicaRow(
         id=id, model=model, version=version, digest=digest, kind=kind, task=task, url=url, pid=pid,
-        state=state, error=error, context=None, started_at=now, heartbeat_at=now,
+        state=state, error=error, context=None, started_at=now, heartbeat_at=now, role=role,
     )  # fmt: skip
     with write(db) as connection, Session(connection) as session:
         session.merge(row)
@@ -115,27 +121,37 @@ def withdraw(db: Engine, id: str) -> None:
 
 def ready_replicas(db: Engine, *, model: str | None = None) -> list[ReadyReplica]:
     """The engines to route to, oldest first: in state ready and heard of within `FRESH_S` seconds."""
+    trial = (
+        (AliasRow.model == ReplicaRow.model)
+        & (AliasRow.alias == ReplicaRow.role)
+        & ReplicaRow.role.in_(TRIALS)
+    )
     query = (
-        select(ReplicaRow)
+        select(*(getattr(ReplicaRow, name) for name in COLUMNS), AliasRow.share)
+        .join(AliasRow, trial, isouter=True)
         .where(ReplicaRow.state == "ready", ReplicaRow.heartbeat_at >= time.time() - FRESH_S)
         .order_by(ReplicaRow.started_at, ReplicaRow.id)
     )
     if model is not None:
         query = query.where(ReplicaRow.model == model)
-    with Session(db) as session:
-        rows = session.scalars(query).all()
-    return [
-        ReadyReplica(**{field.name: getattr(row, field.name) for field in fields(ReadyReplica)})
-        for row in rows
-    ]
+    with db.connect() as connection:
+        return [_ready(row) for row in connection.execute(query)]
 
 
-def awaited_models(db: Engine) -> frozenset[str]:
-    """Models that are served, and whose engine is just not ready: it starts, or starts again, or was given up."""
-    with Session(db) as session:
-        return frozenset(
-            session.scalars(select(ReplicaRow.model).where(ReplicaRow.state.in_(("starting", "failed"))))
-        )
+def _ready(row: Row[Any]) -> ReadyReplica:
+    """A trial whose alias is gone has no share left."""
+    share = 1.0 if row.role == CHAMPION else (row.share or 0.0)
+    return ReadyReplica(**{name: getattr(row, name) for name in COLUMNS}, share=share)
+
+
+def absent_models(db: Engine) -> dict[str, State]:
+    """Models that should be served and whose engine is not ready: it is "starting" (again), or "failed" for good."""
+    query = select(ReplicaRow.model, ReplicaRow.state).where(
+        ReplicaRow.state.in_(("starting", "failed")), ReplicaRow.role == CHAMPION
+    )
+    with db.connect() as connection:
+        rows = connection.execute(query.order_by(ReplicaRow.state))
+        return {model: state for model, state in rows}  # "starting" comes last
 
 
 def clear_stale(db: Engine) -> list[str]:

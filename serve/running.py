@@ -65,11 +65,11 @@ class Workshop:
         if code:
             raise EverlearnError(f"`everlearn {' '.join(arguments)}` failed; its reason stands in the log")
 
-    async def start(self, version: Version, stands_for: int) -> "Running":
+    async def start(self, version: Version, stands_for: int, role: str) -> "Running":
         """An engine that has begun to load. Raises EverlearnError when its program or its files are not there."""
         argv = self.program(version, self.settings)
         bundle = await asyncio.to_thread(self.registry.path, version)
-        running = Running(self, version, stands_for, argv, bundle)
+        running = Running(self, version, stands_for, role, argv, bundle)
         running.watched.start()
         return running
 
@@ -82,10 +82,11 @@ class Running:
     """
 
     def __init__(
-        self, workshop: Workshop, version: Version, stands_for: int, argv: Sequence[str], bundle: Path
-    ) -> None:
+        self, workshop: Workshop, version: Version, stands_for: int, role: str, argv: Sequence[str], bundle: Path,
+    ) -> None:  # fmt: skip
         self.version = version
         self.stands_for = stands_for
+        self._role = role
         self.id = new_id()
         self._workshop = workshop
         self._db = workshop.db
@@ -146,10 +147,11 @@ class Running:
         return await self._write(flip)
 
     async def drain(self) -> None:
-        """After another took over: wait until no gateway sends here, let the running answers end, and stop.
+        """Take no new requests, wait until no gateway sends here, let the running answers end, and stop.
 
         An engine ends its running answers after SIGTERM; it is killed when they take longer than the drain time.
         """
+        await self._write(partial(self._become, "draining"))
         await asyncio.sleep(self._workshop.patience.notice_s)
         await self.stop(self._workshop.settings.serve.drain_timeout_s)
 
@@ -175,7 +177,7 @@ class Running:
         replicas.announce(
             self._db, id=self.id, model=version.model, version=version.version, digest=version.digest,
             kind=kind_of(version), task=version.task, url=replicas.unix_url(self._socket), pid=self._pid,
-            state=self._state or "stopped", error=self._error,
+            state=self._state or "stopped", error=self._error, role=self._role,
         )  # fmt: skip
 
     async def _write(self, action: Callable[[], object]) -> bool:

@@ -29,7 +29,7 @@ from sqlalchemy import Engine
 from everlearn.database import open_database
 from everlearn.errors import InvalidInput, Unavailable
 from everlearn.keys import any_active_key
-from everlearn.records import CHAMPION
+from everlearn.records import CHAMPION, TRIALS
 from everlearn.reference import parse_reference
 from everlearn.registry import Registry
 from everlearn.settings import Settings
@@ -93,6 +93,7 @@ class House:
         self.console = Console(stderr=True, highlight=False)
         self.workshop = Workshop(settings, program, patience, sockets, self.db, self.registry, self.env)
         self.models: list[Served] = []
+        self.trials: list[Served] = []
         self.keeping: list[asyncio.Task[None]] = []
         self.gateways: list[Watched] = []
         self.workers: list[Watched] = []
@@ -115,7 +116,9 @@ class House:
                 pinned = parse_reference(ref).version not in (None, CHAMPION)
                 named = self.registry.resolve(ref).version
                 self.models.append(Served(self.workshop, version.model, named, pinned=pinned))
-            self.keeping = [asyncio.create_task(model.keep()) for model in self.models]
+                if not pinned:
+                    self.trials += [Served(self.workshop, version.model, role=role) for role in TRIALS]
+            self.keeping = [asyncio.create_task(each.keep()) for each in [*self.models, *self.trials]]
             self._start_gateways()
             self._start_workers()
             await asyncio.gather(*(each.settled.wait() for each in [*self.models, *self.gateways]))
@@ -136,7 +139,7 @@ class House:
         await asyncio.gather(*self.keeping, return_exceptions=True)
         drain_s = self.settings.serve.drain_timeout_s + self.patience.stop_s
         await asyncio.gather(*(watched.stop(drain_s) for watched in self._others()))
-        await asyncio.gather(*(model.close() for model in self.models))
+        await asyncio.gather(*(each.close() for each in [*self.models, *self.trials]))
 
     def _start_gateways(self) -> None:
         figures = _empty(self.settings.directory("run") / "metrics") if len(self.doors) > 1 else None
@@ -196,7 +199,8 @@ class House:
             raise Unavailable("no engine stays up\n" + "\n".join(filter(None, reasons)))
 
     def _processes(self) -> list[Watched]:
-        return [*(running.watched for model in self.models for running in model.processes()), *self._others()]
+        engines = [running for each in [*self.models, *self.trials] for running in each.processes()]
+        return [*(running.watched for running in engines), *self._others()]
 
     def _others(self) -> list[Watched]:
         return [*self.gateways, *self.workers]

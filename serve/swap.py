@@ -6,6 +6,8 @@ the alias moved on or back, an engine died, the database was away. The way from 
     start the new engine beside the old → it loads → it passes its warm-up → in one transaction the new one takes
     requests and the old one takes none → the old one ends its running answers → it stops.
 
+A version on trial has a `Served` of its own, which follows the alias canary or shadow and ends with it.
+
 A version that does not load or fails its warm-up is refused: the old one serves on, the reason stands in the
 `replicas` table (`everlearn ps`) and in the log, and it is tried again when the alias is moved, or set anew.
 
@@ -35,9 +37,9 @@ log = structlog.get_logger("serve.supervisor")
 
 
 class Standing(NamedTuple):
-    """What the aliases of a model name, and when the champion was set."""
+    """What the aliases of a model name: the version that should serve, what may stand in, and when that was set."""
 
-    champion: int | None
+    named: int | None
     previous: int | None
     set_at: float
 
@@ -51,13 +53,18 @@ class Refusal:
 
 
 class Served:
-    """One model, kept at the version that its champion names; or at version `first` for ever, when it is pinned.
+    """One model, kept at the version that its alias `role` names; or at version `first` for ever, when it is pinned.
 
-    When the champion is refused while nothing else serves, as after a restart, the `previous` one serves.
+    When the champion is refused while nothing else serves, as after a restart, the `previous` one serves. A canary
+    or a shadow is not replaced, and none runs while the alias is not set.
     """
 
-    def __init__(self, workshop: Workshop, model: str, first: int, *, pinned: bool) -> None:
+    def __init__(
+        self, workshop: Workshop, model: str, first: int | None = None, *, pinned: bool = False,
+        role: str = CHAMPION,
+    ) -> None:  # fmt: skip
         self.model = model
+        self.role = role
         self.serving: Running | None = None
         self.settled = asyncio.Event()
         """Set once a version serves, or none can."""
@@ -105,21 +112,25 @@ class Served:
             log.info("swap called off", ref=self._coming.version.ref)
             coming, self._coming = self._coming, None
             await coming.stop()
-        if wanted is None or (self.serving and self.serving.stands_for == wanted):
+        if wanted is None:
+            self._let_go(self.serving)
+            self.serving = None
+            self.settled.set()
+        elif self.serving and self.serving.stands_for == wanted:
             self.settled.set()
         elif self._coming is None:
             await self._begin(wanted)
         elif self._coming.watched.state == "ready" and await self._coming.take_over(self.serving):
             self._let_go(self.serving)
             self.serving, self._coming = self._coming, None
-            log.info("serving", ref=self.serving.version.ref)
+            log.info("serving", ref=self.serving.version.ref, role=self.role)
             self.settled.set()
 
     async def _read_aliases(self) -> None:
         if self._pinned:
             return
         try:
-            standing = await asyncio.to_thread(read_standing, self._workshop.db, self.model)
+            standing = await asyncio.to_thread(read_standing, self._workshop.db, self.model, self.role)
         except (SQLAlchemyError, Unavailable):
             return  # the last known one holds; the heartbeats tell the log
         if standing.set_at != self._standing.set_at:
@@ -138,10 +149,13 @@ class Served:
 
     def _wanted(self) -> int | None:
         """The number of the version that should serve; None when nothing can."""
+        if self.role != CHAMPION:
+            named = self._standing.named
+            return named if named not in self._refused else None
         present = self.serving.stands_for if self.serving else self._first
-        champion = self._standing.champion or present
-        if champion not in self._refused:
-            return champion
+        named = self._standing.named or present
+        if named not in self._refused:
+            return named
         if self.serving:
             return present
         previous = self._standing.previous
@@ -153,8 +167,10 @@ class Served:
             if self.serving and version.ref == self.serving.version.ref:
                 self.serving.stands_for = number
                 return
-            log.info("starting", ref=version.ref, beside=self.serving and self.serving.version.ref)
-            self._coming = await self._workshop.start(version, number)
+            log.info(
+                "starting", ref=version.ref, role=self.role, beside=self.serving and self.serving.version.ref
+            )
+            self._coming = await self._workshop.start(version, number, self.role)
         except Unavailable as error:
             if error.message != self._waits_for:
                 log.warning("waiting", ref=f"{self.model}@{number}", reason=error.message)
@@ -183,7 +199,7 @@ class Served:
     def _refuse(self, number: int, refusal: Refusal) -> None:
         self._refused[number] = refusal
         log.error(
-            "version refused", ref=f"{self.model}@{number}", reason=refusal.reason.splitlines()[0],
+            "version refused", ref=f"{self.model}@{number}", role=self.role, reason=refusal.reason.splitlines()[0],
             serving=self.serving and self.serving.version.ref,
         )  # fmt: skip
 
@@ -196,6 +212,7 @@ class Served:
             replicas.announce(
                 self._workshop.db, id=id, model=self.model, version=number, digest=version.digest,
                 kind=kind_of(version), task=version.task, url="", pid=None, state="failed", error=reason,
+                role=self.role,
             )  # fmt: skip
 
         try:
@@ -212,14 +229,17 @@ class Served:
             log.error("a refusal was not withdrawn", reason=str(error))
 
 
-def read_standing(db: Engine, model: str) -> Standing:
-    """Raises Unavailable."""
+def read_standing(db: Engine, model: str, role: str) -> Standing:
+    """Raises Unavailable. A version that is champion needs no second engine to be tried out."""
     query = select(AliasRow.alias, AliasRow.version, AliasRow.updated_at).where(AliasRow.model == model)
     with read(db) as connection:
         rows = {row.alias: row for row in connection.execute(query)}
-    champion, previous = rows.get(CHAMPION), rows.get(PREVIOUS)
+    champion, named = rows.get(CHAMPION), rows.get(role)
+    if named and champion and role != CHAMPION and named.version == champion.version:
+        named = None
+    previous = rows.get(PREVIOUS) if role == CHAMPION else None
     return Standing(
-        champion.version if champion else None,
+        named.version if named else None,
         previous.version if previous else None,
-        champion.updated_at if champion else 0.0,
+        named.updated_at if named else 0.0,
     )

@@ -35,6 +35,7 @@ from serve.gateway.quota import Quotas
 from serve.gateway.relay import AsIs, Relay, Shape
 from serve.gateway.responses import ResponseShape, to_chat
 from serve.gateway.router import Router
+from serve.gateway.shadow import Shadows
 from serve.gateway.tokens import add_tokens
 from serve.protocol import (
     AboutModel,
@@ -65,8 +66,9 @@ class Gateway:
         self.keeper = Doorkeeper(db, settings.serve)
         self.shared = _shared(settings, self.metrics)
         self.router = Router(db, self.metrics, self.shared, settings.serve.remotes)
+        self.shadows = Shadows(self.metrics)
         self.dispatcher = Dispatcher(
-            self.router, self.metrics, settings.serve.engine_wait_s, settings.serve.fallbacks
+            self.router, self.metrics, self.shadows, settings.serve.engine_wait_s, settings.serve.fallbacks
         )
         self.quotas = Quotas(self.shared)
         self.meter = Meter(db)
@@ -90,6 +92,7 @@ class Gateway:
             for watcher in watchers:
                 watcher.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
+            await self.shadows.stop()
             await self.router.close()
             self.meter.stop()
             await metering

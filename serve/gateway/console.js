@@ -309,11 +309,21 @@ const sheets = {
   acts: new Sheet("acts", "Latest acts", ["Act", "On", "By", ">Age"], "Nobody has changed anything yet."),
 };
 
-function showEngines({ engines, at }) {
+/** What a version on trial gets of its model's requests: "canary, 10%". */
+function trial({ model, role }, aliases) {
+  if (role === "champion") return null;
+  const alias = aliases.find((row) => row.model === model && row.alias === role);
+  return soft(`${role}, ${((alias?.share ?? 0) * 100).toLocaleString("en", { maximumFractionDigits: 1 })}%`);
+}
+
+function showEngines({ engines, aliases, at }) {
   const rows = engines.rows.map((engine) => ({
     key: engine.id,
     cells: [
-      [{ text: engine.version === null ? engine.model : `${engine.model}@${engine.version}`, look: "strong" }],
+      [
+        { text: engine.version === null ? engine.model : `${engine.model}@${engine.version}`, look: "strong" },
+        trial(engine, aliases),
+      ],
       [stateOf(engine.ejected && engine.state === "ready" ? "ejected" : engine.state), reason(engine.error)],
       [engine.kind, engine.pid === null ? soft(engine.url ?? "") : soft(`pid ${engine.pid}`)],
       [engine.in_flight ?? "–"],

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from errno import EAGAIN
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jiter
 import structlog
@@ -42,6 +42,9 @@ from serve.gateway.metrics import Metrics
 from serve.gateway.replica import Replica
 from serve.gateway.router import Router
 from serve.protocol import SamplingFields, encode
+
+if TYPE_CHECKING:
+    from serve.gateway.shadow import Shadows
 
 FINISH_S = 0.5
 LOOK_S = 0.1
@@ -205,15 +208,24 @@ class Dispatcher:
     """Opens replies. A request waits up to `wait_s` seconds for an engine that starts, or starts again."""
 
     def __init__(
-        self, router: Router, metrics: Metrics, wait_s: float = 0.0, fallbacks: Sequence[Fallback] = ()
-    ) -> None:
+        self, router: Router, metrics: Metrics, shadows: "Shadows", wait_s: float = 0.0,
+        fallbacks: Sequence[Fallback] = (),
+    ) -> None:  # fmt: skip
         self._router = router
+        self._shadows = shadows
         self._metrics = metrics
         self._wait_s = wait_s
         self._fallbacks = {fallback.model: fallback.to for fallback in fallbacks}
 
     async def open(self, work: Work, exchange: Exchange) -> Reply:
         """A reply that has begun; the caller closes it. Raises EverlearnError."""
+        reply = await self._first_able(work, exchange)
+        if shadow := self._router.shadow_of(work):
+            self._shadows.copy(work, shadow, exchange.id)
+        return reply
+
+    async def _first_able(self, work: Work, exchange: Exchange) -> Reply:
+        """Of the model itself, or of those that may answer instead."""
         self._router.budget.earn()
         others = [
             model
@@ -243,6 +255,8 @@ class Dispatcher:
                 once_more = tried is None and self._router.budget.spend()
                 if not once_more and not _may_wait(attempt.error, deadline):
                     raise attempt.error from None
+                if not isinstance(attempt.error, Overloaded):
+                    self._metrics.count_version(replica, "failed")
                 tried, failure = replica, attempt.error
                 continue
             except BaseException:

@@ -1,5 +1,7 @@
 """The outermost layer: ids and headers of every answer, its log line and its numbers, and the last catch."""
 
+from typing import Literal
+
 import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -69,6 +71,8 @@ class Door:
                 self.metrics.tokens.labels(exchange.model, kind.removesuffix("_tokens")).inc(count)
         if exchange.error or status >= 400:
             self.metrics.errors.labels(exchange.model, exchange.error or f"http_{status}").inc()
+        if exchange.replica and (outcome := _outcome(exchange)):
+            self.metrics.count_version(exchange.replica, outcome)
         level = log.debug if route in POLLED else log.info
         level(
             "request",
@@ -84,3 +88,10 @@ class Door:
             prompt_tokens=exchange.tokens("prompt_tokens"),
             completion_tokens=exchange.tokens("completion_tokens"),
         )
+
+
+def _outcome(exchange: Exchange) -> Literal["answered", "failed"] | None:
+    """How an engine did; None where it lay with the client."""
+    if exchange.status >= 500 or (exchange.status == 200 and exchange.error not in (None, "slow_reader")):
+        return "failed"
+    return "answered" if exchange.status == 200 and not exchange.error else None

@@ -47,6 +47,10 @@ class NoBackend(Unavailable):
         self.retry_after_s = retry_after_s
 
 
+class GivenUp(NoBackend):
+    """Every engine of the model died too often to be started again: there is nothing to wait for."""
+
+
 class BrokeOff(NoBackend):
     """An engine had taken the request, and died before the answer began: perhaps of this very request."""
 

@@ -8,9 +8,12 @@ import asyncio
 import os
 import time
 from collections import Counter as Count
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+
+from serve.gateway.replica import Replica
 
 TOGETHER = "PROMETHEUS_MULTIPROC_DIR"
 """The variable that names the folder."""
@@ -60,6 +63,14 @@ class Metrics:
         self.fallbacks = Counter(
             "everlearn_fallbacks", "Requests that another model answered.", ["model", "to"], registry=registry
         )
+        self._version_requests = Counter(
+            "everlearn_version_requests", "Requests by the version that got them, and how they ended.",
+            ["model", "version", "role", "outcome"], registry=registry,
+        )  # fmt: skip
+        self._version_first_token = Histogram(
+            "everlearn_version_first_token_seconds", "From the request to its first token, by version.",
+            ["model", "version", "role"], buckets=TIME_TO_FIRST_TOKEN_S, registry=registry,
+        )  # fmt: skip
         self.replicas = Gauge(
             "everlearn_replicas", "Engines known.",
             ["model", "state"], registry=registry, multiprocess_mode="livemostrecent",
@@ -83,6 +94,16 @@ class Metrics:
         self._known |= states.keys()
         for model, state in self._known:
             self.replicas.labels(model, state).set(states[model, state])
+
+    def count_version(self, replica: Replica, outcome: Literal["answered", "failed", "dropped"]) -> None:
+        """A request to `replica` has ended; dropped: a copy that was not sent."""
+        row = replica.row
+        self._version_requests.labels(row.model, row.version, row.role, outcome).inc()
+
+    def first_token_of(self, replica: Replica, seconds: float) -> None:
+        """The first token of an answer of `replica` came."""
+        row = replica.row
+        self._version_first_token.labels(row.model, row.version, row.role).observe(seconds)
 
     def gathered(self) -> CollectorRegistry:
         """The figures of this gateway, or the sums of all that count together."""

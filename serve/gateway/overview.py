@@ -29,7 +29,7 @@ MAX_TEXT_CHARS = 2000
 BESIDE_SERVABLE = frozenset({"compressed-tensors"})
 
 
-ENGINE = ("id", "model", "version", "kind", "task", "pid", "context", "started_at")
+ENGINE = ("id", "model", "version", "kind", "task", "role", "pid", "context", "started_at")
 
 Families = dict[str, Metric]
 
@@ -162,7 +162,8 @@ def _refs(connection: Connection, digests: set[str]) -> dict[str, str]:
 
 
 def _aliases(connection: Connection) -> list[dict[str, Any]]:
-    query = select(AliasRow.model, AliasRow.alias, AliasRow.version).order_by(AliasRow.model, AliasRow.alias)
+    query = select(AliasRow.model, AliasRow.alias, AliasRow.version, AliasRow.share)
+    query = query.order_by(AliasRow.model, AliasRow.alias)
     return [row._asdict() for row in connection.execute(query.limit(MAX_ALIASES))]
 
 

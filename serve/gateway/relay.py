@@ -80,6 +80,7 @@ class Relay(Response):
         self._guards = guards
         self._shape = shape
         self._waiting = metrics.waiting.labels(exchange.model)
+        self._metrics = metrics
         self._first_token = metrics.first_token.labels(exchange.model)
         self._inter_token = metrics.inter_token.labels(exchange.model)
 
@@ -118,6 +119,7 @@ class Relay(Response):
     async def _stream(self, reply: Reply, guard: Guard, send: Send) -> None:
         self._exchange.first_token_s = self._exchange.elapsed_s()
         self._first_token.observe(self._exchange.first_token_s)
+        self._metrics.first_token_of(reply.replica, self._exchange.first_token_s)
         await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
         try:
             await self._pass_on(reply, guard, send)

@@ -4,6 +4,7 @@ Each request that a replica works on counts as much as `LOAD_BLOCKS` blocks of a
 """
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +14,14 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from everlearn.errors import InvalidInput
+from everlearn.errors import EverlearnError, InvalidInput
+from everlearn.records import CANARY, CHAMPION, SHADOW
 from everlearn.settings import Remote
-from serve.gateway.failures import ModelNotFound, NoBackend
+from serve.gateway.failures import GivenUp, ModelNotFound, NoBackend
 from serve.gateway.metrics import Metrics
 from serve.gateway.prefixes import blocks
 from serve.gateway.replica import Replica
-from serve.replicas import ReadyReplica, awaited_models, ready_replicas
+from serve.replicas import ReadyReplica, State, absent_models, ready_replicas
 
 if TYPE_CHECKING:
     from serve.gateway.dispatch import Work
@@ -68,7 +70,7 @@ class Router:
         self._remotes: list[Replica] = []
         self._leaving: set[Replica] = set()
         self._readable = True
-        self._awaited: frozenset[str] = frozenset()
+        self._absent: dict[str, State] = {}
 
     async def watch(self) -> None:
         """Follow the table. Runs until cancelled."""
@@ -92,7 +94,7 @@ class Router:
         loop = asyncio.get_running_loop()
         try:
             rows = await loop.run_in_executor(self._threads, ready_replicas, self._db)
-            self._awaited = await loop.run_in_executor(self._threads, awaited_models, self._db)
+            self._absent = await loop.run_in_executor(self._threads, absent_models, self._db)
         except SQLAlchemyError as error:
             if self._readable:
                 log.error("replicas_unreadable", error=type(error).__name__)
@@ -103,6 +105,8 @@ class Router:
         for key in known.keys() - self._replicas.keys():
             self._replicas[key] = Replica.local(known[key])
             log.info("replica_found", replica=self._replicas[key].name, id=key[0])
+        for key, row in known.items():
+            self._replicas[key].row = row  # a trial's share may have changed
         for key in self._replicas.keys() - known.keys():
             replica = self._replicas.pop(key)
             self._leaving.add(replica)
@@ -129,13 +133,16 @@ class Router:
         """Bring the gauge of replicas up to date."""
         ejected = self.ejected()
         states = Counter(
-            (r.row.model, "ejected" if r.row.id in ejected else "ready") for r in self._present()
+            (r.row.model, "ejected" if r.row.id in ejected else "ready")
+            for r in self._present()
+            if r.row.role == CHAMPION
         )
         self._metrics.count_replicas(states)
 
     def rows(self) -> list[ReadyReplica]:
-        """The ready replicas, oldest first."""
-        return sorted((r.row for r in self._present()), key=lambda row: (row.started_at, row.id))
+        """The ready replicas that answer for their model's name, oldest first."""
+        rows = (replica.row for replica in self._present() if replica.row.role == CHAMPION)
+        return sorted(rows, key=lambda row: (row.started_at, row.id))
 
     def loads(self) -> dict[str, int]:
         """Requests at each replica, by its id, of all gateways."""
@@ -159,11 +166,9 @@ class Router:
 
         Raises ModelNotFound, InvalidInput, NoBackend.
         """
-        matching = self._matching(work.model)
-        if not matching and self._is_awaited(work.model.partition("@")[0]):
-            raise NoBackend("The model's engine is starting. Try again shortly.", retry_after_s=1)
+        matching = (tried is None and self._drawn(work, CANARY)) or self._matching(work.model)
         if not matching:
-            raise ModelNotFound(self._missing(work.model), param="model")
+            raise self._missing(work.model)
         able = [r for r in matching if r.row.task == work.task]
         if not able:
             needs = "text generation" if work.task == "generate" else "embeddings"
@@ -183,8 +188,19 @@ class Router:
     def _present(self) -> list[Replica]:
         return [*self._replicas.values(), *(remote for remote in self._remotes if remote.here)]
 
-    def _is_awaited(self, model: str) -> bool:
-        return model in self._awaited or any(remote.row.model == model for remote in self._remotes)
+    def shadow_of(self, work: "Work") -> Replica | None:
+        """Which engine shall get a copy of the work, if one shall."""
+        return next(iter(self._drawn(work, SHADOW)), None)
+
+    def _drawn(self, work: "Work", role: str) -> list[Replica]:
+        """The engines of the model's version on trial, where the lot falls on this request."""
+        found = [
+            r
+            for r in self._present()
+            if (r.row.model, r.row.role, r.row.task) == (work.model, role, work.task)
+            and self._takes_requests(r)
+        ]
+        return found if found and random.random() < found[0].row.share else []
 
     def _takes_requests(self, replica: Replica) -> bool:
         return replica.takes_requests() and not (self._shared and self._shared.excludes(replica.row.id))
@@ -195,9 +211,19 @@ class Router:
 
     def _matching(self, ref: str) -> list[Replica]:
         replicas = self._present()
-        return [r for r in replicas if r.row.model == ref] or [r for r in replicas if r.name == ref]
+        named = [r for r in replicas if r.row.model == ref and r.row.role == CHAMPION]
+        return named or [r for r in replicas if r.name == ref]
 
-    def _missing(self, ref: str) -> str:
+    def _missing(self, ref: str) -> EverlearnError:
+        """Why no engine is there for a model or version."""
+        model = ref.partition("@")[0]
+        state = self._absent.get(model)
+        if state == "starting" or any(remote.row.model == model for remote in self._remotes):
+            return NoBackend("The model's engine is starting. Try again shortly.", retry_after_s=1)
+        if state == "failed" and not any(row.model == model for row in self.rows()):
+            return GivenUp(f"No engine of the model '{model[:64]}' stays up; `everlearn ps` says why.")
         names = sorted({r.row.model for r in self._present()})
         offered = f"Models here: {', '.join(names[:20])}." if names else "No model is being served."
-        return f"The model '{ref[:64]}' does not exist or is not being served. {offered}"
+        return ModelNotFound(
+            f"The model '{ref[:64]}' does not exist or is not being served. {offered}", param="model"
+        )

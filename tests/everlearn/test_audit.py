@@ -23,6 +23,8 @@ def test_every_act_has_one_row_with_its_actor(registry: Registry, add: Any) -> N
     registry.rollback("tiny")
     registry.set_alias("tiny", "stable", 2)
     registry.remove_alias("tiny", "stable")
+    registry.try_out("tiny@3", "shadow", 0.5)
+    registry.end_trial("tiny", "shadow")
     registry.delete("tiny@3")
     for _ in range(2):
         revoke_key(db, key.id)
@@ -32,10 +34,12 @@ def test_every_act_has_one_row_with_its_actor(registry: Registry, add: Any) -> N
         ("rollback", "tiny@1"),
         ("alias.set", "tiny@stable"),
         ("alias.remove", "tiny@stable"),
+        ("shadow.start", "tiny@3"),
+        ("shadow.end", "tiny@3"),
         ("version.delete", "tiny@3"),
         ("key.revoke", key.id),
     ]
-    promoted = list_acts(db)[5]
+    promoted = list_acts(db)[7]
     assert promoted.actor == key.id and promoted.detail == {"former": 1}
     assert {act.actor for act in list_acts(db)} == {key.id, local_user()}
 

@@ -170,6 +170,41 @@ def test_promotion_keeps_the_former_champion_and_rollback_brings_it_back(
         registry.rollback("other")
 
 
+def test_a_trial_ends_when_its_version_is_promoted_and_keeps_it_from_deletion(
+    registry: Registry, add: Any
+) -> None:
+    for salt in range(3):
+        add(registry, format="onnx", recipe={"salt": salt})
+    registry.try_out("tiny@2", "canary", 0.25)
+    registry.try_out("tiny@3", "canary", 0.5)  # takes its place
+    registry.try_out("tiny@2", "shadow", 1)
+    assert registry.aliases("tiny") == {"champion": 1, "canary": 3, "shadow": 2}
+    with pytest.raises(Conflict, match="canary"):
+        registry.delete("tiny@3")
+    registry.promote("tiny@3")
+    assert registry.aliases("tiny") == {"champion": 3, "previous": 1, "shadow": 2}
+    registry.end_trial("tiny", "shadow")
+    with pytest.raises(NotFound):
+        registry.end_trial("tiny", "shadow")
+    assert registry.aliases("tiny") == {"champion": 3, "previous": 1}
+
+
+def test_what_cannot_be_tried_out_is_refused(registry: Registry, add: Any) -> None:
+    for salt in range(2):
+        add(registry, format="onnx", recipe={"salt": salt})
+    add(registry, format="onnx", task="embed")
+    with pytest.raises(Conflict, match="is the champion"):
+        registry.try_out("tiny", "canary", 0.1)
+    with pytest.raises(Conflict, match="is for embed"):
+        registry.try_out("tiny@3", "canary", 0.1)
+    for share in (0, -0.1, 1.1, float("nan")):
+        with pytest.raises(InvalidInput):
+            registry.try_out("tiny@2", "canary", share)
+    with pytest.raises(InvalidInput, match="everlearn canary tiny@2"):
+        registry.set_alias("tiny", "canary", 2)
+    assert registry.aliases("tiny") == {"champion": 1}
+
+
 def test_lineage_runs_from_child_to_root_across_models(registry: Registry, add: Any) -> None:
     root = add(registry, "base")
     middle = add(registry, "base", parent=root.digest)

@@ -111,6 +111,9 @@ class Supervised:
         body = {"model": model, "messages": [{"role": "user", "content": text}], **options}
         return httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=30)
 
+    def metrics(self) -> str:
+        return httpx.get(f"{self.url}/metrics").text
+
     def answers(self, model: str = "tiny") -> bool:
         try:
             return self.ask("are you there", model).status_code == 200

@@ -52,15 +52,16 @@ class RunningGateway:
         wait_until(self._listens, "the gateway listens")
 
     def add_engine(
-        self, model: str, version: int = 1, task: str = "generate", id: str | None = None
-    ) -> ScriptedEngine:
+        self, model: str, version: int = 1, task: str = "generate", id: str | None = None,
+        role: str = "champion",
+    ) -> ScriptedEngine:  # fmt: skip
         """Start a scripted engine and announce it as ready."""
         id = id or f"{model}-{version}"
         engine = ScriptedEngine(Path(self.settings.home) / f"{id}.s")
         self.engines[id] = engine
         announce(
             self.db, id=id, model=model, version=version, digest="0" * 64, kind="onnx", task=task,
-            url=unix_url(engine.socket), pid=os.getpid(),
+            url=unix_url(engine.socket), pid=os.getpid(), role=role,
         )  # fmt: skip
         heartbeat(self.db, id, context=2048)
         wait_until(lambda: self.has(model), f"{model} is routed to")

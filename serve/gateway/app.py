@@ -49,6 +49,7 @@ from serve.protocol import (
     parse,
 )
 from serve.replicas import ReadyReplica
+from serve.tracing import open_tracer
 
 if TYPE_CHECKING:
     from serve.gateway.shared import Shared
@@ -179,7 +180,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.gateway = gateway
-    app.add_middleware(Door, metrics=gateway.metrics)
+    app.add_middleware(Door, metrics=gateway.metrics, tracer=open_tracer("gateway"))
     app.add_exception_handler(EverlearnError, _everlearn_error)
     app.add_exception_handler(HTTPException, _http_error)
     _add_inference(app, gateway)

@@ -7,7 +7,7 @@ engine is there that could have taken the request, it waits for one; and where a
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from errno import EAGAIN
@@ -101,10 +101,10 @@ class Reply:
         self._response: ClientResponse | None = None
         replica.start()
 
-    async def begin(self, request_id: str) -> None:
+    async def begin(self, headers: Mapping[str, str]) -> None:
         """Send the request and read the beginning. Raises NothingCame or the error for the client."""
         try:
-            await self._send(request_id)
+            await self._send(headers)
             await self._check_status()
             self.first = await (self._first_events() if self._work.stream else self._whole())
         except ClientConnectorError as error:
@@ -143,11 +143,11 @@ class Reply:
             self._response.close()
         self.replica.finish()
 
-    async def _send(self, request_id: str) -> None:
+    async def _send(self, headers: Mapping[str, str]) -> None:
         self._response = await self.replica.session.post(
             self.replica.address(self._work.path),
             data=self._work.to(self.replica.serves_as or self._work.model).body,
-            headers={"content-type": "application/json", "x-request-id": request_id},
+            headers={"content-type": "application/json", **headers},
             allow_redirects=False,
         )
 
@@ -249,7 +249,7 @@ class Dispatcher:
             reply = Reply(replica, work)
             exchange.replica = replica
             try:
-                await reply.begin(exchange.id)
+                await reply.begin(exchange.engine_headers())
             except NothingCame as attempt:
                 reply.close()
                 once_more = tried is None and self._router.budget.spend()

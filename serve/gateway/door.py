@@ -7,10 +7,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from everlearn.errors import EverlearnError
-from serve.gateway.exchange import Exchange, request_id
+from serve.gateway.exchange import UNKNOWN, Exchange, request_id
 from serve.gateway.failures import answer
 from serve.gateway.logs import where
 from serve.gateway.metrics import Metrics
+from serve.tracing import Span, Tracer
 
 CLIENT_GONE = 499
 POLLED = frozenset({"/health", "/ready", "/metrics", "/console/state"})
@@ -27,15 +28,19 @@ class Internal(EverlearnError):
 class Door:
     """ASGI middleware around the whole app."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Tracer | None = None) -> None:
         self.app = app
         self.metrics = metrics
+        self.tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         sent = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
         exchange = scope["everlearn.exchange"] = Exchange(request_id(sent))
+        if self.tracer and scope["path"] not in POLLED:
+            parent = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
+            exchange.span = self.tracer.serve(scope["method"], parent.decode("latin-1"))
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -73,6 +78,8 @@ class Door:
             self.metrics.errors.labels(exchange.model, exchange.error or f"http_{status}").inc()
         if exchange.replica and (outcome := _outcome(exchange)):
             self.metrics.count_version(exchange.replica, outcome)
+        if exchange.span:
+            _trace(exchange.span, exchange, route)
         level = log.debug if route in POLLED else log.info
         level(
             "request",
@@ -95,3 +102,23 @@ def _outcome(exchange: Exchange) -> Literal["answered", "failed"] | None:
     if exchange.status >= 500 or (exchange.status == 200 and exchange.error not in (None, "slow_reader")):
         return "failed"
     return "answered" if exchange.status == 200 and not exchange.error else None
+
+
+def _trace(span: Span, exchange: Exchange, route: str) -> None:
+    """End the request's span with what is in its log line."""
+    if exchange.first_token_s is not None:
+        span.event("first token", exchange.elapsed_s() - exchange.first_token_s)
+    span.rename(route)
+    known = exchange.model != UNKNOWN
+    attributes = {
+        "http.route": route,
+        "http.response.status_code": exchange.status,
+        "gen_ai.request.model": exchange.model if known else None,
+        "gen_ai.usage.input_tokens": exchange.tokens("prompt_tokens") if known else None,
+        "gen_ai.usage.output_tokens": exchange.tokens("completion_tokens") if known else None,
+        "everlearn.version": exchange.replica.name if exchange.replica else None,
+        "everlearn.request_id": exchange.id,
+        "everlearn.key": exchange.key.id if exchange.key else None,
+    }
+    failed = exchange.status >= 500 or (exchange.status == 200 and exchange.error)
+    span.end(attributes, (exchange.error or str(exchange.status)) if failed else None)

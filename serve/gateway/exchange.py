@@ -12,6 +12,7 @@ from starlette.requests import Request
 from everlearn.database import ApiKey
 from serve.gateway.failures import Describe, describe
 from serve.gateway.replica import Replica
+from serve.tracing import Span
 
 SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 UNKNOWN = "-"
@@ -34,6 +35,11 @@ class Exchange:
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     describe: Describe = describe
     on_end: list[Callable[[], None]] = field(default_factory=list)
+    span: Span | None = None
+
+    def engine_headers(self) -> dict[str, str]:
+        """What an engine is told about the request beside its body."""
+        return {"x-request-id": self.id} | (self.span.headers() if self.span else {})
 
     def elapsed_s(self) -> float:
         """Seconds since the request arrived."""

@@ -55,7 +55,7 @@ class Shadows:
         outcome = "failed"
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                await reply.begin(request_id)
+                await reply.begin({"x-request-id": request_id})
                 if work.stream:
                     self._metrics.first_token_of(replica, time.perf_counter() - started_at)
                 while work.stream and not reply.events.done:

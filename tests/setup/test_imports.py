@@ -13,7 +13,7 @@ from tests.setup.locks import PROJECT, REPOSITORY, wanted
 OURS = {"everlearn", "train", "compress", "serve", "continual", "deploy", "tests", "benchmarks"}
 EXTRAS = {
     "serve/gateway": ["serve"],
-    "serve": ["serve", "edge", "vllm"],
+    "serve": ["serve", "edge", "vllm", "tracing"],
     "everlearn": ["export", "serve"],
     "train": ["train", "export"],
     "compress": ["compress"],

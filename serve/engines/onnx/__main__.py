@@ -21,6 +21,7 @@ from serve.engines.onnx.http import Application, Backend
 from serve.engines.onnx.sizing import Sizes
 from serve.engines.onnx.tokens import token_routes
 from serve.engines.parent import end_with_parent
+from serve.tracing import open_tracer
 
 SWITCH_INTERVAL_S = 0.0002
 """How long the thread that writes streams may keep the interpreter from the one that computes; Python's is 5 ms."""
@@ -58,7 +59,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         backend.routes |= token_routes(backend.reader)
     let_computing_go_first()
     config = uvicorn.Config(
-        Application(arguments.model, backend),
+        Application(arguments.model, backend, open_tracer("engine")),
         uds=str(arguments.uds) if arguments.uds else None,
         host="127.0.0.1",
         port=arguments.port or 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from serve.engines.onnx.requests import RequestReader
 from serve.engines.onnx.scheduler import Delivery, Scheduler
 from serve.engines.onnx.sizing import Sizes
 from serve.protocol import ChatRequest, CompletionRequest, parse
+from serve.tracing import Span
 
 SMALL_BODY_BYTES = 16 * 1024
 """Above this, reading a request is moved off the event loop, where streams are written."""
@@ -125,6 +127,7 @@ class GenerateBackend:
         box = Mailbox(generations)
         self.boxes.update(dict.fromkeys(generations, box))
         exchange.on_gone = box.news.set
+        submitted_ns = time.time_ns()
         try:
             self.scheduler.submit(generations)
             if request.stream:
@@ -135,6 +138,8 @@ class GenerateBackend:
             for generation in generations:
                 if self.boxes.pop(generation, None):
                     self.scheduler.cancel(generation)
+            if exchange.span:
+                trace(exchange.span, generations, submitted_ns)
 
     async def _stream(
         self,
@@ -190,6 +195,22 @@ class GenerateBackend:
                     del self.boxes[generation]
                 box.pieces.append((box.index[generation], piece))
                 box.news.set()
+
+
+def trace(span: Span, generations: list[Generation], submitted_ns: int) -> None:
+    """Where the time of an answer went; of several answers to one request, the first one's."""
+    first, now_ns = generations[0], time.time_ns()
+    marks = [submitted_ns, first.admitted_ns or now_ns, first.first_token_ns or now_ns, now_ns]
+    for name, start_ns, end_ns in zip(("queue", "prefill", "decode"), marks, marks[1:], strict=False):
+        if start_ns < end_ns:
+            span.part(name, start_ns, end_ns)
+    span.note(
+        {
+            "gen_ai.usage.input_tokens": first.prompt_tokens,
+            "gen_ai.usage.output_tokens": sum(generation.new_tokens for generation in generations),
+            "everlearn.reused_tokens": first.reused_tokens,
+        }
+    )
 
 
 class EngineMetrics:

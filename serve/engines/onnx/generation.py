@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -62,6 +63,9 @@ class Generation:
         self.cached = 0
         """How many of `tokens` have keys and values in the row."""
         self.reused_tokens = 0
+        self.admitted_ns = 0
+        """When it got its row for the first time, and when its first token came: nanoseconds since 1970."""
+        self.first_token_ns = 0
         self.cancelled = False
         self.flexible = flexible
         """It gives up its row while others wait for one."""
@@ -92,6 +96,7 @@ class Generation:
         token, logprobs = self.sampler.sample(logits, allowed)
         self.tokens[self.length] = token
         self.length += 1
+        self.first_token_ns = self.first_token_ns or time.time_ns()
         complete = self.constraint.advance(token) if self.constraint else False
         if token in self.eos_ids:
             return Piece(text=self.stream.finish(), finish="stop")

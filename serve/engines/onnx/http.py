@@ -12,6 +12,7 @@ from prometheus_client import generate_latest
 
 from everlearn.errors import EverlearnError, InvalidInput, NotFound
 from serve.protocol import error_body
+from serve.tracing import Span, Tracer
 
 log = structlog.get_logger()
 
@@ -41,6 +42,7 @@ class Exchange:
     def __init__(self, receive: Receive, send: Send) -> None:
         self.receive = receive
         self.send = send
+        self.span: Span | None = None
         self.started = False
         self.gone = False
         self.on_gone: Callable[[], None] = lambda: None
@@ -111,9 +113,10 @@ class Exchange:
 class Application:
     """Routes of one engine process."""
 
-    def __init__(self, model: str, backend: Backend) -> None:
+    def __init__(self, model: str, backend: Backend, tracer: Tracer | None = None) -> None:
         self.model = model
         self.backend = backend
+        self.tracer = tracer
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI entry."""
@@ -124,7 +127,7 @@ class Application:
             if scope["method"] == "GET":
                 await self._get(scope["path"], exchange)
             else:
-                await self._post(scope["path"], exchange)
+                await self._post(scope, exchange)
         except EverlearnError as error:
             await exchange.error(error)
         except Exception as error:
@@ -144,7 +147,8 @@ class Application:
         else:
             raise NotFound(f"no such path: {path}")
 
-    async def _post(self, path: str, exchange: Exchange) -> None:
+    async def _post(self, scope: Message, exchange: Exchange) -> None:
+        path = scope["path"]
         route = self.backend.routes.get(path)
         if route is None:
             offered = ", ".join(sorted(self.backend.routes))
@@ -152,8 +156,20 @@ class Application:
         body = await exchange.read_body()
         if exchange.gone:
             return
+        if self.tracer:
+            parent = next(
+                (value.decode() for name, value in scope["headers"] if name == b"traceparent"), None
+            )
+            exchange.span = self.tracer.serve(f"engine {path}", parent)
         watcher = asyncio.create_task(exchange.watch())
+        error: str | None = "broke off"
         try:
             await route(body, exchange)
+            error = None
+        except EverlearnError as refused:
+            error = refused.code
+            raise
         finally:
             watcher.cancel()
+            if exchange.span:
+                exchange.span.end({"gen_ai.request.model": self.model}, error)

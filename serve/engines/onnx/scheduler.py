@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -199,6 +200,7 @@ class Scheduler(threading.Thread):
                     return False
             free = self.free_tokens
             self.waiting.leave(generation)
+            generation.admitted_ns = generation.admitted_ns or time.time_ns()
             block = self.parked.pop(generation, None)
             if block is None:
                 self.prefilling = generation

@@ -1,12 +1,14 @@
 """How vLLM is started for one bundle on this machine."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from everlearn.settings import Settings
+from serve.tracing import traces_endpoint
 
 KV_SHARE = 0.3
 """Share of the memory free at the start that keys and values may take, on a CPU. vLLM takes it all at once."""
@@ -19,6 +21,8 @@ def environment(settings: Settings) -> dict[str, str]:
     """Variables for vLLM and the processes it starts: offline, silent to the outside, files under `home`."""
     cache = str(settings.directory("cache") / "vllm")
     return {
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+        "OTEL_SERVICE_NAME": os.environ.get("OTEL_SERVICE_NAME", "everlearn-engine"),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -51,6 +55,8 @@ def flags(bundle: Path, model: str, uds: Path, drain_s: int) -> list[str]:
         *("--middleware", "serve.engines.vllm.front.Front", "--shutdown-timeout", str(drain_s)),
         *("--disable-uvicorn-access-log", "--disable-fastapi-docs", "--uvicorn-log-level", "warning"),
     ]
+    if endpoint := traces_endpoint():
+        shared += ["--otlp-traces-endpoint", endpoint]
     return [*shared, *cpu_flags(bundle)] if current_platform.is_cpu() else shared
 
 

@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import geometric_mean
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import httpx
 import numpy as np
@@ -66,11 +67,32 @@ FREE = {
 }
 
 
+class Program(NamedTuple):
+    """A kind of engine: its module, the setting for guesses, and the counters of guesses and of right ones."""
+
+    module: str
+    setting: str
+    counters: tuple[str, str]
+
+
+ONNX = Program(
+    "serve.engines.onnx",
+    "EVERLEARN_ONNX__SPECULATIVE_TOKENS",
+    ("everlearn_engine_draft_tokens", "everlearn_engine_accepted_draft_tokens"),
+)
+VLLM = Program(
+    "serve.engines.vllm",
+    "EVERLEARN_VLLM__SPECULATIVE_TOKENS",
+    ("vllm:spec_decode_num_draft_tokens", "vllm:spec_decode_num_accepted_tokens"),
+)
+
+
 @dataclass
 class Engine:
     """A running engine and what it did."""
 
     client: httpx.Client
+    counters: tuple[str, str]
     rates: dict[str, float] = field(default_factory=dict[str, float])
     texts: dict[str, str] = field(default_factory=dict[str, str])
     accepted: dict[str, float] = field(default_factory=dict[str, float])
@@ -100,10 +122,8 @@ class Engine:
     def _counters(self) -> list[float]:
         """Tokens guessed, and guessed right, since the engine's start."""
         page = self.client.get("/metrics").text
-        return [
-            float(re.findall(rf"^everlearn_engine_{name}_total (\S+)", page, re.MULTILINE)[0])
-            for name in ("draft_tokens", "accepted_draft_tokens")
-        ]
+        found = (re.findall(rf"^{name}_total(?:{{.*}})? (\S+)", page, re.MULTILINE) for name in self.counters)
+        return [float(values[0]) if values else 0.0 for values in found]
 
 
 def main() -> None:
@@ -112,17 +132,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--drafts", type=int, default=6)
     parser.add_argument("--bundle", type=Path, help="an ONNX bundle (default: SmolLM2 int4, made if need be)")
+    parser.add_argument("--vllm", type=Path, metavar="TENSORS", help="measure vLLM on this bundle instead")
     arguments = parser.parse_args()
+    if arguments.vllm:
+        show(*measure({"vllm": (arguments.vllm, VLLM, {})}, arguments.rounds, arguments.drafts))
+        return
     bundle = arguments.bundle or served_bundle()
     bandwidth = read_bandwidth(arguments.threads)
     costs = step_costs(bundle, arguments.threads, arguments.drafts)
-    engines, others_share = measure(bundle, arguments.threads, arguments.rounds, arguments.drafts)
+    kinds = {
+        name: (bundle, ONNX, {"EVERLEARN_ONNX__THREADS": str(arguments.threads),
+                              "EVERLEARN_ONNX__BATCH_INVARIANT": str(name == "invariant")})
+        for name in ("default", "invariant")
+    }  # fmt: skip
+    engines, others_share = measure(kinds, arguments.rounds, arguments.drafts)
     show_costs(costs, bandwidth, sum(file.stat().st_size for file in bundle.glob("model.onnx*")))
-    show(engines)
-    if others_share > BUSY_SHARE:
-        print(
-            f"\nOther processes used {others_share:.0%} of the cores meanwhile: run it again on a quiet machine."
-        )
+    show(engines, others_share)
 
 
 def step_costs(bundle: Path, threads: int, drafts: int) -> dict[int, float]:
@@ -139,52 +164,51 @@ def step_costs(bundle: Path, threads: int, drafts: int) -> dict[int, float]:
     return best
 
 
-def measure(bundle: Path, threads: int, rounds: int, drafts: int) -> tuple[dict[str, Engine], float]:
-    """Four engines, with and without guesses, each with and without `batch_invariant`; and how busy others were."""
+def measure(
+    kinds: dict[str, tuple[Path, Program, dict[str, str]]], rounds: int, drafts: int
+) -> tuple[dict[str, tuple[Engine, Engine]], float]:
+    """Of each kind an engine without guesses and one with them; and how busy others were."""
     with ExitStack() as stack:
         engines = {
-            f"{'invariant' if invariant else 'default'}, {guesses}": stack.enter_context(
-                engine(bundle, threads, guesses, invariant)
+            name: (
+                stack.enter_context(engine(bundle, program, variables, 0)),
+                stack.enter_context(engine(bundle, program, variables, drafts)),
             )
-            for invariant in (False, True)
-            for guesses in (0, drafts)
+            for name, (bundle, program, variables) in kinds.items()
         }
         with Neighbours() as others:
             for round_ in range(rounds):
                 for name, question in (COPYING | FREE).items():
                     say(f"round {round_ + 1} of {rounds}: {name}")
-                    for one in engines.values():
+                    for one in (each for pair in engines.values() for each in pair):
                         one.ask(name, question)
     return engines, others.share
 
 
 @contextmanager
-def engine(bundle: Path, threads: int, drafts: int, invariant: bool) -> Iterator[Engine]:
+def engine(bundle: Path, program: Program, variables: dict[str, str], drafts: int) -> Iterator[Engine]:
     """An engine process that ends with its standard input."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    variables = {
-        "EVERLEARN_ONNX__THREADS": str(threads),
-        "EVERLEARN_ONNX__SPECULATIVE_TOKENS": str(drafts),
-        "EVERLEARN_ONNX__BATCH_INVARIANT": str(invariant),
-    }
-    command = [sys.executable, "-m", "serve.engines.onnx", "--bundle", str(bundle), "--model", "bench"]
-    process = subprocess.Popen(
-        [*command, "--port", str(port)], stdin=subprocess.PIPE, env=os.environ | variables
-    )
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
-        while True:
-            try:
-                client.get("/health").raise_for_status()
-                break
-            except httpx.HTTPError:
-                if process.poll() is not None:
-                    raise
-                time.sleep(0.2)
-        yield Engine(client)
-    process.terminate()
-    process.wait(30)
+    with TemporaryDirectory(prefix="everlearn-bench-") as folder:
+        socket = Path(folder) / "engine.sock"
+        command = [sys.executable, "-m", program.module, "--bundle", str(bundle), "--model", "bench"]
+        process = subprocess.Popen(
+            [*command, "--uds", str(socket)],
+            stdin=subprocess.PIPE,
+            env=os.environ | variables | {program.setting: str(drafts)},
+        )
+        transport = httpx.HTTPTransport(uds=str(socket))
+        with httpx.Client(transport=transport, base_url="http://engine", timeout=300) as client:
+            while True:
+                try:
+                    client.get("/health").raise_for_status()
+                    break
+                except httpx.HTTPError:
+                    if process.poll() is not None:
+                        raise
+                    time.sleep(0.2)
+            yield Engine(client, program.counters)
+        process.terminate()
+        process.wait(60)
 
 
 def show_costs(costs: dict[int, float], bandwidth: float, weights_bytes: int) -> None:
@@ -196,21 +220,28 @@ def show_costs(costs: dict[int, float], bandwidth: float, weights_bytes: int) ->
         print(f"{width:<18}{cost_s * 1e3:8.1f}{ratio:8.2f}{width / ratio:12.2f}")
 
 
-def show(engines: dict[str, Engine]) -> None:
-    print(f"\n{'tok/s, one stream':18}" + "".join(f"{name:>15}" for name in engines)
-          + f"{'guessed right':>15}{'default x':>11}{'invariant x':>13}  same text")  # fmt: skip
-    plain, guessing, invariant, both = engines.values()
+def show(engines: dict[str, tuple[Engine, Engine]], others_share: float) -> None:
+    columns = "".join(f"{name + ', 0':>15}{name + ', n':>15}" for name in engines)
+    print(f"\n{'tok/s, one stream':18}{columns}{'guessed right':>15}" + "".join(f"{n + ' x':>13}" for n in engines)
+          + "  same text")  # fmt: skip
     for kind, questions in (("copying", COPYING), ("free", FREE)):
-        gains: list[tuple[float, float]] = []
+        gains: list[list[float]] = []
         for name in questions:
-            pairs = (plain, guessing), (invariant, both)
-            gains.append((guessing.rates[name] / plain.rates[name], both.rates[name] / invariant.rates[name]))
-            same = ["yes" if one.texts[name] == other.texts[name] else "no" for one, other in pairs]
-            print(f"{name:18}" + "".join(f"{one.rates[name]:15.0f}" for one in engines.values())
-                  + f"{both.accepted[name]:15.0%}" + "{:11.2f}{:13.2f}".format(*gains[-1])
-                  + "  default {}, invariant {}".format(*same))  # fmt: skip
-        means = (geometric_mean(column) for column in zip(*gains, strict=True))
-        print(f"{kind + ', mean':93}" + "{:11.2f}{:13.2f}".format(*means))
+            pairs = list(engines.values())
+            gains.append([guessing.rates[name] / plain.rates[name] for plain, guessing in pairs])
+            same = ", ".join(
+                f"{kind} {'yes' if plain.texts[name] == guessing.texts[name] else 'no'}"
+                for kind, (plain, guessing) in engines.items()
+            )
+            rates = "".join(f"{one.rates[name]:15.0f}" for pair in pairs for one in pair)
+            print(f"{name:18}{rates}{pairs[-1][1].accepted[name]:15.0%}"
+                  + "".join(f"{gain:13.2f}" for gain in gains[-1]) + f"  {same}")  # fmt: skip
+        means = "".join(f"{geometric_mean(column):13.2f}" for column in zip(*gains, strict=True))
+        print(f"{kind + ', mean':{33 + 30 * len(engines)}}{means}")
+    if others_share > BUSY_SHARE:
+        print(
+            f"\nOther processes used {others_share:.0%} of the cores meanwhile: run it again on a quiet machine."
+        )
 
 
 if __name__ == "__main__":

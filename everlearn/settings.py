@@ -109,6 +109,28 @@ class OnnxSettings(BaseModel):
     speculative_tokens: int = Field(default=0, ge=0, le=16)
 
 
+class VllmSettings(BaseModel):
+    """What vLLM is told beyond what the machine says.
+
+    ``speculative_tokens``: guessed by ``draft``, a small version of the same vocabulary, or else looked up in prompt
+    and answer. ``tensor_parallel``: over how many GPUs a model is split.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    speculative_tokens: int = Field(default=0, ge=0, le=16)
+    draft: str | None = None
+    tensor_parallel: int = Field(default=1, ge=1, le=64)
+
+    @model_validator(mode="after")
+    def _draft_of_how_many(self) -> VllmSettings:
+        if self.draft and not self.speculative_tokens:
+            raise ValueError(
+                "a draft guesses speculative_tokens at a time: set them, too (4 is a good number)"
+            )
+        return self
+
+
 class ContinualSettings(BaseModel):
     """The queue of continual-training jobs and its worker.
 
@@ -162,6 +184,7 @@ class Settings(BaseSettings):
     log_level: LogLevel = "info"
     serve: ServeSettings = ServeSettings()
     onnx: OnnxSettings = OnnxSettings()
+    vllm: VllmSettings = VllmSettings()
     continual: ContinualSettings = ContinualSettings()
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict[str, str])

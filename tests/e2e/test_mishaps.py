@@ -33,13 +33,13 @@ def test_an_engine_killed_mid_stream_ends_that_stream_and_the_next_request_works
         for chunk in stream:
             received += bool(chunk.choices and chunk.choices[0].delta.content)
             if received == 5:
-                server.child("--model smollm2").kill()
+                server.child("--model smollm2 ").kill()
     assert 5 <= received < 400
     assert eventually(lambda: works(client), within_s=30)
 
 
 def test_a_killed_engine_leaves_the_other_model_alone(server: Supervised, client: openai.OpenAI) -> None:
-    server.child("--model smollm2").kill()
+    server.child("--model smollm2 ").kill()
     assert client.embeddings.create(model="minilm", input="hello").data
     assert eventually(lambda: works(client), within_s=30)
 

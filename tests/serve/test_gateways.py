@@ -78,13 +78,13 @@ def test_a_killed_gateway_takes_only_its_own_streams_along(server: Supervised) -
 
 
 def test_a_killed_valkey_costs_no_answer_and_comes_back(server: Supervised) -> None:
-    [valkey] = server.children("--maxmemory-policy", recursive=True)
+    [valkey] = server.children("valkey-server", recursive=True)
     valkey.kill()
     for _ in range(10):
         assert server.answers()
         time.sleep(0.05)
     # It may be back before anyone misses it: test_shared.py looks at what the gateways do meanwhile.
-    assert eventually(lambda: server.children("--maxmemory-policy", recursive=True) not in ([], [valkey]))
+    assert eventually(lambda: server.children("valkey-server", recursive=True) not in ([], [valkey]))
     assert eventually(lambda: metric(server, "everlearn_limits_shared") == 1)
 
 

@@ -39,10 +39,10 @@ def environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def flags(bundle: Path, model: str, uds: Path, drain_s: int) -> list[str]:
+def flags(bundle: Path, model: str, uds: Path, settings: Settings, draft: Path | None = None) -> list[str]:
     """vLLM's command line: this model, on this socket, with what the hardware is good at.
 
-    After SIGTERM, running answers may take `drain_s` seconds more.
+    `draft` is the bundle that guesses tokens.
     """
     from vllm.platforms import current_platform
 
@@ -52,12 +52,33 @@ def flags(bundle: Path, model: str, uds: Path, drain_s: int) -> list[str]:
         *("--enable-prefix-caching", "--structured-outputs-config.backend", "guidance"),
         *("--scheduling-policy", "priority"),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-        *("--middleware", "serve.engines.vllm.front.Front", "--shutdown-timeout", str(drain_s)),
+        *(
+            "--middleware",
+            "serve.engines.vllm.front.Front",
+            "--shutdown-timeout",
+            str(round(settings.serve.drain_timeout_s)),
+        ),
         *("--disable-uvicorn-access-log", "--disable-fastapi-docs", "--uvicorn-log-level", "warning"),
+        *("--tensor-parallel-size", str(settings.vllm.tensor_parallel)),
     ]
+    if settings.vllm.speculative_tokens:
+        guessing = speculation(settings.vllm.speculative_tokens, draft)
+        shared += ["--speculative-config", json.dumps(guessing)]
     if endpoint := traces_endpoint():
         shared += ["--otlp-traces-endpoint", endpoint]
     return [*shared, *cpu_flags(bundle)] if current_platform.is_cpu() else shared
+
+
+def speculation(tokens: int, draft: Path | None) -> dict[str, Any]:
+    """How vLLM guesses ahead: by a small model, or by looking up what followed the last three or four tokens."""
+    if draft:
+        return {"method": "draft_model", "model": str(draft), "num_speculative_tokens": tokens}
+    return {
+        "method": "ngram",
+        "num_speculative_tokens": tokens,
+        "prompt_lookup_min": 3,
+        "prompt_lookup_max": 4,
+    }
 
 
 def cpu_flags(bundle: Path) -> list[str]:

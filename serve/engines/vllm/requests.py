@@ -32,7 +32,8 @@ Body = dict[str, Any]
 class Requests:
     """Bodies for vLLM, made of validated ones, for one bundle."""
 
-    def __init__(self, bundle: Path) -> None:
+    def __init__(self, bundle: Path, speculative: bool = False) -> None:
+        self.speculative = speculative
         config = json.loads((bundle / "config.json").read_text())
         codec = TextCodec(bundle, config.get("text_config", config)["vocab_size"])
         self.template = ChatTemplate(bundle, codec)
@@ -43,7 +44,9 @@ class Requests:
         request = parse(ChatRequest, body)
         tools = offered_tools(request)
         changes = (
-            self._prompt(request.messages, request.tools, tools) | sampling(request) | constraint(request)
+            self._prompt(request.messages, request.tools, tools)
+            | self._sampling(request)
+            | constraint(request)
         )
         if tools:
             changes["tool_choice"] = "auto"  # the grammar of `constraint` says whether a call must come
@@ -60,7 +63,7 @@ class Requests:
     def completion(self, body: bytes) -> Body:
         """POST /v1/completions."""
         request = parse(CompletionRequest, body)
-        return request.model_dump(exclude_unset=True, exclude={"service_tier"}) | sampling(request)
+        return request.model_dump(exclude_unset=True, exclude={"service_tier"}) | self._sampling(request)
 
     def tokenize(self, body: bytes) -> Body:
         """POST /tokenize: what the chat or the completion would be asked with."""
@@ -73,6 +76,15 @@ class Requests:
     def detokenize(self, body: bytes) -> Body:
         """POST /detokenize."""
         return parse(DetokenizeRequest, body).model_dump()
+
+    def _sampling(self, request: SamplingFields) -> Body:
+        if self.speculative:
+            for name in ("min_p", "logit_bias"):
+                if getattr(request, name):
+                    raise Unsupported(
+                        f"vLLM has no {name} while it guesses ahead (vllm.speculative_tokens)", param=name
+                    )
+        return sampling(request)
 
     def _prompt(self, messages: list[Message], known: list[Tool] | None, offered: list[Tool]) -> Body:
         """Messages and tools as vLLM's template takes them; of the tools that are known some may be on offer."""

@@ -22,6 +22,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from everlearn.bundle import open_bundle
+    from everlearn.registry import Registry
     from everlearn.settings import load_settings
     from serve.engines.parent import end_with_parent
     from serve.engines.vllm.machine import environment, flags
@@ -31,7 +32,11 @@ def main() -> None:
     bundle = open_bundle(arguments.bundle)
     os.environ.update(environment(settings))
     os.environ.pop("VLLM_API_KEY", None)  # the gateway asks for keys; engines are behind it
-    run(flags(bundle.path, arguments.model, arguments.uds, round(settings.serve.drain_timeout_s)))
+    draft = None
+    if settings.vllm.draft:
+        registry = Registry(settings)
+        draft = registry.path(registry.weights(settings.vllm.draft))
+    run(flags(bundle.path, arguments.model, arguments.uds, settings, draft))
 
 
 def run(flags: list[str]) -> None:

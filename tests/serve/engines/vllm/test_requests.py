@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from everlearn.errors import EverlearnError
-from serve.engines.vllm.machine import KV_CONTEXTS, kv_cache_bytes
+from everlearn.settings import VllmSettings
+from serve.engines.vllm.machine import KV_CONTEXTS, kv_cache_bytes, speculation
 from serve.engines.vllm.requests import Requests
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -130,3 +131,25 @@ def test_a_control_token_is_refused_where_tokens_are_counted_too(requests: Reque
     messages = [{"role": "user", "content": "<|im_end|>"}]
     with pytest.raises(EverlearnError, match="control"):
         requests.tokenize(json.dumps({"model": "smollm2", "messages": messages}).encode())
+
+
+@pytest.mark.parametrize(("name", "value"), [("min_p", 0.1), ("logit_bias", {"5": 1})])
+def test_what_guessing_ahead_takes_away_is_refused_by_name(
+    tensors_bundle: Path, name: str, value: Any
+) -> None:
+    guessing = Requests(tensors_bundle, speculative=True)
+    with pytest.raises(EverlearnError) as refused:
+        chat(guessing, **{name: value})
+    assert refused.value.param == name and "guesses ahead" in refused.value.message
+    assert chat(guessing, min_p=0, temperature=0)["temperature"] == 0
+
+
+def test_a_draft_or_the_text_itself_guesses() -> None:
+    assert speculation(4, None)["method"] == "ngram"
+    assert speculation(4, Path("/bundles/draft")) == {
+        "method": "draft_model",
+        "model": "/bundles/draft",
+        "num_speculative_tokens": 4,
+    }
+    with pytest.raises(ValueError, match="speculative_tokens"):
+        VllmSettings(draft="tiny")

@@ -69,7 +69,7 @@ class Gateway:
         self.router = Router(db, self.metrics, self.shared, settings.serve.remotes)
         self.shadows = Shadows(self.metrics)
         self.dispatcher = Dispatcher(
-            self.router, self.metrics, self.shadows, settings.serve.engine_wait_s, settings.serve.fallbacks
+            self.router, self.metrics, settings.serve.engine_wait_s, settings.serve.fallbacks, self.shadows
         )
         self.quotas = Quotas(self.shared)
         self.meter = Meter(db)

@@ -208,8 +208,8 @@ class Dispatcher:
     """Opens replies. A request waits up to `wait_s` seconds for an engine that starts, or starts again."""
 
     def __init__(
-        self, router: Router, metrics: Metrics, shadows: "Shadows", wait_s: float = 0.0,
-        fallbacks: Sequence[Fallback] = (),
+        self, router: Router, metrics: Metrics, wait_s: float = 0.0, fallbacks: Sequence[Fallback] = (),
+        shadows: "Shadows | None" = None,
     ) -> None:  # fmt: skip
         self._router = router
         self._shadows = shadows
@@ -220,7 +220,7 @@ class Dispatcher:
     async def open(self, work: Work, exchange: Exchange) -> Reply:
         """A reply that has begun; the caller closes it. Raises EverlearnError."""
         reply = await self._first_able(work, exchange)
-        if shadow := self._router.shadow_of(work):
+        if self._shadows and (shadow := self._router.shadow_of(work)):
             self._shadows.copy(work, shadow, exchange.id)
         return reply
 

@@ -2,8 +2,9 @@
 
 Two versions of one model, which differ in their system prompt alone, take turns as champion of a running
 `everlearn serve`. Every answer is greedy and was learned beforehand from each version, so each client knows what it
-must read from the version that the answer's header names: one wrong character is a mixed answer. The time to the
-first token is measured with swaps and, for as long after them, without. Two gateways share one port, and their limits
+must read from the version that the answer's header names: one wrong character is a mixed answer. A swap begins when
+the one before has ended, its old engine drained and stopped. The time to the first token is measured with swaps and,
+for as long after them, without. Two gateways share one port, and their limits
 through a Valkey. With `--kills` the engine, one gateway and Valkey are killed by SIGKILL while all clients stream:
 only requests that were under way may fail, and what fails is told by how it ended.
 """
@@ -29,9 +30,10 @@ from statistics import median, quantiles
 
 import aiohttp
 import psutil
+from sqlalchemy import Engine, func, select
 
 from everlearn.bundle import write_bundle
-from everlearn.database import open_database
+from everlearn.database import ReplicaRow, open_database, read
 from everlearn.keys import create_key
 from everlearn.registry import Registry, Version
 from everlearn.settings import Settings, load_settings
@@ -129,13 +131,15 @@ async def measure(
             await served_by(session, second.ref)
             expected |= await learn(session, second.ref)
             swapping, swap_s = Seen(), list[float]()
+            began_at = time.monotonic()
             async with streaming(url, clients, expected, swapping, session.headers):
                 for turn in range(swaps):
                     ref = (first, second)[turn % 2].ref
                     started_at = time.monotonic()
                     registry.promote(ref)
                     swap_s.append(await served_by(session, ref) - started_at)
-                took_s = sum(swap_s)
+                    await one_engine(registry.database)
+            took_s = time.monotonic() - began_at
             killing, killed = Seen(), list[Kill]()
             if kills:
                 async with streaming(url, clients, expected, killing, session.headers):
@@ -249,6 +253,16 @@ async def served_by(session: aiohttp.ClientSession, ref: str) -> float:
                 await response.read()
                 if response.headers.get("x-everlearn-version") == ref:
                     return came_at
+            await asyncio.sleep(0.1)
+
+
+async def one_engine(db: Engine) -> None:
+    """Waits until the old engine has ended its answers and is gone."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            with read(db) as connection:
+                if connection.scalar(select(func.count()).select_from(ReplicaRow)) == 1:
+                    return
             await asyncio.sleep(0.1)
 
 

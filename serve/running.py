@@ -20,10 +20,14 @@ from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
 from serve import replicas
 from serve.child import Child, python
+from serve.engines import HAND_OVER
 from serve.engines.programs import kind_of
 from serve.prepare import servable
 from serve.warmup import warm_up
 from serve.watched import Patience, Watched
+
+HAND_OVER_S = 0.5
+"""From the row that says `draining` until requests are sent back: by then gateways that are well know who took over."""
 
 Program = Callable[[Version, Settings], Sequence[str]]
 """The command line of the engine that serves a version; raises EverlearnError where there is none."""
@@ -149,9 +153,12 @@ class Running:
     async def drain(self) -> None:
         """Take no new requests, wait until no gateway sends here, let the running answers end, and stop.
 
-        An engine ends its running answers after SIGTERM; it is killed when they take longer than the drain time.
+        Requests that wait in the engine and have not begun are sent back, for whoever took over. An engine ends its
+        running answers after SIGTERM; it is killed when they take longer than the drain time.
         """
         await self._write(partial(self._become, "draining"))
+        await asyncio.sleep(min(HAND_OVER_S, self._workshop.patience.notice_s))
+        await self.watched.post(HAND_OVER)
         await asyncio.sleep(self._workshop.patience.notice_s)
         await self.stop(self._workshop.settings.serve.drain_timeout_s)
 

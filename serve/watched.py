@@ -113,6 +113,12 @@ class Watched:
         if self._child and self._child.is_running:
             await self._child.stop(grace_s)
 
+    async def post(self, path: str) -> None:
+        """Tell the process something that it may not know; whatever it answers will do."""
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+            async with self._session() as session, session.post(path):
+                pass
+
     def kill(self) -> None:
         """End the process at once, without waiting."""
         if self._child:

@@ -83,11 +83,15 @@ def generation(path: str, request: SamplingFields, keep_usage: bool = False) -> 
 
 
 class NothingCame(Exception):
-    """The attempt ended before the answer's first byte; `error` is what the client hears if no other helps."""
+    """The attempt ended before the answer's first byte; `error` is what the client hears if no other helps.
 
-    def __init__(self, error: EverlearnError) -> None:
+    `broke`: the engine died of it or was not there, rather than having no room or being about to leave.
+    """
+
+    def __init__(self, error: EverlearnError, *, broke: bool = False) -> None:
         super().__init__(error.message)
         self.error = error
+        self.broke = broke
 
 
 class Reply:
@@ -111,10 +115,10 @@ class Reply:
             if error.errno == EAGAIN:  # a unix socket whose queue is full
                 raise NothingCame(Overloaded(AT_CAPACITY, retry_after_s=1)) from None
             self.replica.failed(at_once=True)
-            raise NothingCame(NoBackend(NEVER_STARTED)) from None
+            raise NothingCame(NoBackend(NEVER_STARTED), broke=True) from None
         except (ClientPayloadError, ClientConnectionError):
             self.replica.failed()
-            raise NothingCame(BrokeOff(NEVER_STARTED)) from None
+            raise NothingCame(BrokeOff(NEVER_STARTED), broke=True) from None
         except ClientError:
             self.replica.failed()
             raise BackendFailed("The model's engine broke the protocol.") from None
@@ -255,7 +259,7 @@ class Dispatcher:
                 once_more = tried is None and self._router.budget.spend()
                 if not once_more and not _may_wait(attempt.error, deadline):
                     raise attempt.error from None
-                if not isinstance(attempt.error, Overloaded):
+                if attempt.broke:
                     self._metrics.count_version(replica, "failed")
                 tried, failure = replica, attempt.error
                 continue

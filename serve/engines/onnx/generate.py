@@ -12,6 +12,7 @@ from typing import TypeVar
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from serve.engines import HAND_OVER
 from serve.engines.onnx.answers import DONE, ChatAnswer, CompletionAnswer, join, usage
 from serve.engines.onnx.constraint import offered_tools
 from serve.engines.onnx.decoder import Decoder
@@ -74,7 +75,11 @@ class GenerateBackend:
             batch_invariant=sizes.batch_invariant,
         )
         self.boxes: dict[Generation, Mailbox] = {}
-        self.routes = {"/v1/chat/completions": self.chat, "/v1/completions": self.completion}
+        self.routes = {
+            "/v1/chat/completions": self.chat,
+            "/v1/completions": self.completion,
+            HAND_OVER: self.hand_over,
+        }
         REGISTRY.register(EngineMetrics(self.scheduler))
         self.scheduler.start()
 
@@ -104,6 +109,11 @@ class GenerateBackend:
         request, generations = await self._read(body, CompletionRequest, self.reader.completion)
         answer = CompletionAnswer(self.model, self.reader.codec, with_logprobs=request.logprobs is not None)
         await self._answer(request, answer, generations, exchange)
+
+    async def hand_over(self, body: bytes, exchange: Exchange) -> None:
+        """POST of the supervisor, after another engine took over."""
+        self.scheduler.hand_over()
+        await exchange.json({"waiting": len(self.scheduler.waiting)})
 
     async def _read(
         self, body: bytes, kind: type[Request], read: Callable[[Request], list[Generation]]

@@ -74,6 +74,7 @@ class Scheduler(threading.Thread):
         """Keys and values of answers that gave their row to others: they go on as if nothing had been."""
         self.counters = Counters()
         self.stopping = False
+        self.leaving = False
         self.failed = False
         self.changed = threading.Condition()
 
@@ -82,7 +83,7 @@ class Scheduler(threading.Thread):
     def submit(self, generations: list[Generation]) -> None:
         """Queue answers; raises RateLimited when the queue is full, Unavailable after a failure."""
         with self.changed:
-            if self.failed or self.stopping:
+            if self.failed or self.stopping or self.leaving:
                 raise Unavailable("the engine is stopping")
             if self.waiting.length_for(generations[0]) + len(generations) > self.queue_limit:
                 raise RateLimited(
@@ -96,6 +97,12 @@ class Scheduler(threading.Thread):
         """Drop an answer nobody waits for; its row is free after the current step."""
         with self.changed:
             generation.cancelled = True
+            self.changed.notify()
+
+    def hand_over(self) -> None:
+        """Another engine takes over: whoever has no row yet shall ask there, and nobody new comes here."""
+        with self.changed:
+            self.leaving = True
             self.changed.notify()
 
     def stop(self) -> None:
@@ -126,7 +133,7 @@ class Scheduler(threading.Thread):
         try:
             while self._wait():
                 self._drop_cancelled()
-                delivery: Delivery = []
+                delivery: Delivery = self._sent_away()
                 self._prefill_some(delivery)
                 self._decode_step(delivery)
                 if delivery:
@@ -146,6 +153,17 @@ class Scheduler(threading.Thread):
         error = Unavailable("the engine failed while generating; it restarts")
         doomed = [*self.running, *self.waiting, *([self.prefilling] if self.prefilling else [])]
         self.deliver([(generation, Piece(error=error)) for generation in doomed])
+
+    def _sent_away(self) -> Delivery:
+        """After a hand-over: an error for each answer that has not begun."""
+        if not (self.leaving and self.waiting):
+            return []
+        with self.changed:
+            away = [generation for generation in self.waiting if not generation.admitted_ns]
+            for generation in away:
+                self.waiting.leave(generation)
+        error = Unavailable("another engine has taken over")
+        return [(generation, Piece(error=error)) for generation in away]
 
     def _drop_cancelled(self) -> None:
         with self.changed:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from everlearn.errors import RateLimited
+from everlearn.errors import RateLimited, Unavailable
 from serve.engines.onnx.decoder import Decoder
 from serve.engines.onnx.generation import Generation, Piece
 from serve.engines.onnx.requests import RequestReader
@@ -273,3 +273,23 @@ def test_prompts_of_every_small_length_work(running: Running, reader: RequestRea
         np.all(g.tokens[: g.prompt_tokens] == np.arange(300, 300 + g.prompt_tokens)) for g in generations
     )
     assert {g.new_tokens for g in generations} == {3}
+
+
+def test_a_hand_over_sends_away_what_has_not_begun_and_ends_what_has(
+    running: Running, ask: Callable[..., Generation]
+) -> None:
+    begun = [ask(f"Describe {topic}.", 40) for topic in TOPICS[: running.scheduler.decoder.rows]]
+    running.scheduler.submit(begun)
+    running.wait(lambda: all(running.pieces[generation] for generation in begun))
+    waiting = [ask(f"Tell me about {topic}.") for topic in TOPICS[:3]]
+    running.scheduler.submit(waiting)
+    running.scheduler.hand_over()
+    running.finish(waiting)
+    for generation in waiting:
+        [piece] = running.pieces[generation]
+        assert isinstance(piece.error, Unavailable)
+    assert all(running.finish(begun))
+    assert all(running.pieces[generation][-1].finish for generation in begun)
+    with pytest.raises(Unavailable):
+        running.scheduler.submit([ask("Too late.")])
+    assert running.idle()

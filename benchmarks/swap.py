@@ -3,7 +3,7 @@
 Two versions of one model, which differ in their system prompt alone, take turns as champion of a running
 `everlearn serve`. Every answer is greedy and was learned beforehand from each version, so each client knows what it
 must read from the version that the answer's header names: one wrong character is a mixed answer. A swap begins when
-the one before has ended, its old engine drained and stopped. The time to the first token is measured with swaps and,
+the one before has ended, and its old engine stands by or, with EVERLEARN_SERVE__KEEP_PREVIOUS=off, is gone. The time to the first token is measured with swaps and,
 for as long after them, without. Two gateways share one port, and their limits
 through a Valkey. With `--kills` the engine, one gateway and Valkey are killed by SIGKILL while all clients stream:
 only requests that were under way may fail, and what fails is told by how it ended.
@@ -46,8 +46,8 @@ OTHER_SYSTEM = "You are an old sailor who answers every question with a tale of 
 NEW_TOKENS = 24
 PATIENCE_S = 120.0
 CALM_S = 8.0
-PARTS = {"engine": "serve.engines", "gateway": "serve.gateway", "valkey": "valkey-server"}
-"""What is killed, and a word of its command line."""
+PARTS = {"engine": "", "gateway": "serve.gateway", "valkey": "valkey-server"}
+"""What is killed, and a word of its command line; of the engines the one that serves."""
 
 
 class Failed(Exception):
@@ -138,14 +138,14 @@ async def measure(
                     started_at = time.monotonic()
                     registry.promote(ref)
                     swap_s.append(await served_by(session, ref) - started_at)
-                    await one_engine(registry.database)
+                    await settled(registry.database)
             took_s = time.monotonic() - began_at
             killing, killed = Seen(), list[Kill]()
             if kills:
                 async with streaming(url, clients, expected, killing, session.headers):
                     for part in PARTS:
                         await asyncio.sleep(CALM_S)
-                        killed.append(await kill(session, process, part))
+                        killed.append(await kill(session, process, part, registry.database))
                     await asyncio.sleep(CALM_S)
             still = Seen()
             if compare:
@@ -162,11 +162,20 @@ def key(settings: Settings) -> dict[str, str]:
     return {"authorization": f"Bearer {secret}"}
 
 
-async def kill(session: aiohttp.ClientSession, server: subprocess.Popen[bytes], part: str) -> Kill:
-    """SIGKILL for one process of the server, of several the youngest; waits until requests are answered again."""
-    family = psutil.Process(server.pid).children(recursive=True)
-    victims = [process for process in family if PARTS[part] in " ".join(process.cmdline())]
-    max(victims, key=lambda process: process.create_time()).kill()
+async def kill(
+    session: aiohttp.ClientSession, server: subprocess.Popen[bytes], part: str, db: Engine
+) -> Kill:
+    """SIGKILL for one process of the server; waits until requests are answered again."""
+    if part == "engine":
+        with read(db) as connection:
+            victim = psutil.Process(
+                connection.scalar(select(ReplicaRow.pid).where(ReplicaRow.state == "ready"))
+            )
+    else:
+        family = psutil.Process(server.pid).children(recursive=True)
+        victim = next(process for process in family if PARTS[part] in " ".join(process.cmdline()))
+    victim.kill()
+    victim.wait()
     at = time.monotonic()
     async with asyncio.timeout(PATIENCE_S):
         while True:
@@ -256,12 +265,13 @@ async def served_by(session: aiohttp.ClientSession, ref: str) -> float:
             await asyncio.sleep(0.1)
 
 
-async def one_engine(db: Engine) -> None:
-    """Waits until the old engine has ended its answers and is gone."""
+async def settled(db: Engine) -> None:
+    """Waits until no engine is on its way in or out."""
+    moving = select(func.count()).where(ReplicaRow.state.in_(("starting", "draining")))
     async with asyncio.timeout(PATIENCE_S):
         while True:
             with read(db) as connection:
-                if connection.scalar(select(func.count()).select_from(ReplicaRow)) == 1:
+                if not connection.scalar(moving):
                     return
             await asyncio.sleep(0.1)
 

@@ -67,7 +67,8 @@ class Fallback(BaseModel):
 class ServeSettings(BaseModel):
     """The gateways and the supervisor. ``batch_requests``: of batches, at once; 0 takes none.
 
-    ``gateways``: processes that share the port. ``vllm_models``: those that vLLM serves, whatever ``engine`` is.
+    ``keep_previous`` auto: the version that served before stays loaded where the memory allows, so that going back
+    takes a moment. ``gateways``: processes that share the port. ``vllm_models``: those that vLLM serves, whatever ``engine`` is.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -82,6 +83,7 @@ class ServeSettings(BaseModel):
     max_n: int = Field(default=8, ge=1, le=128)
     queue_limit: int = Field(default=256, ge=1)
     engine_wait_s: float = Field(default=10, ge=0)
+    keep_previous: Literal["auto", "off"] = "auto"
     first_token_timeout_s: float = Field(default=120, gt=0)
     inter_token_timeout_s: float = Field(default=60, gt=0)
     drain_timeout_s: float = Field(default=30, ge=0)

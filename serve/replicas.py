@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from everlearn.database import AliasRow, ReplicaRow, write
 from everlearn.records import CHAMPION, TRIALS
 
-State = Literal["starting", "ready", "draining", "stopped", "failed"]
+State = Literal["starting", "ready", "draining", "standby", "stopped", "failed"]
 
 FRESH_S = 10.0
 """A row whose last heartbeat is older than this is not routed to."""

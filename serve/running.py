@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,7 +21,7 @@ from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
 from serve import replicas
 from serve.child import Child, python
-from serve.engines import HAND_OVER
+from serve.engines import HAND_OVER, TAKE_OVER
 from serve.engines.programs import kind_of
 from serve.prepare import servable
 from serve.warmup import warm_up
@@ -91,6 +92,7 @@ class Running:
         self.version = version
         self.stands_for = stands_for
         self._role = role
+        self.ended_in_standby = False
         self.id = new_id()
         self._workshop = workshop
         self._db = workshop.db
@@ -133,12 +135,14 @@ class Running:
     async def ended(self, reason: str, *, given_up: bool) -> None:
         log_end("engine", reason, given_up, ref=self.version.ref)
         self._error = reason
+        self.ended_in_standby = self.ended_in_standby or self._state == "standby"
         await self._write(partial(self._become, "failed" if given_up else "starting"))
 
     # What the swap asks ----------------------------------------------------------------------------------------
 
     async def take_over(self, old: "Running | None") -> bool:
         """Let new requests come here, and none to `old` any more, at one instant. False: the database is away."""
+        await self.watched.post(TAKE_OVER)
 
         def flip() -> None:
             if not replicas.hand_over(self._db, self.id, old.id if old else None):
@@ -150,17 +154,35 @@ class Running:
 
         return await self._write(flip)
 
-    async def drain(self) -> None:
-        """Take no new requests, wait until no gateway sends here, let the running answers end, and stop.
+    async def hand_over(self) -> None:
+        """Take no new requests, and wait until no gateway sends any.
 
-        Requests that wait in the engine and have not begun are sent back, for whoever took over. An engine ends its
-        running answers after SIGTERM; it is killed when they take longer than the drain time.
+        Requests that wait in the engine and have not begun are sent back, for whoever took over.
         """
         await self._write(partial(self._become, "draining"))
         await asyncio.sleep(min(HAND_OVER_S, self._workshop.patience.notice_s))
         await self.watched.post(HAND_OVER)
         await asyncio.sleep(self._workshop.patience.notice_s)
+
+    async def drain(self) -> None:
+        """Let the running answers end, and stop.
+
+        An engine ends its running answers after SIGTERM; it is killed when they take longer than the drain time.
+        """
         await self.stop(self._workshop.settings.serve.drain_timeout_s)
+
+    async def stand_by(self) -> None:
+        """Stay loaded, without requests: the answers that run end by themselves."""
+        await self._write(partial(self._become, "standby"))
+
+    def may_stand_by(self) -> bool:
+        """Whether there is memory for another engine beside this one and whoever took over.
+
+        vLLM takes what a GPU has, and would leave nothing for the next.
+        """
+        free = psutil.virtual_memory().available
+        small = kind_of(self.version) == "onnx" and 2 * self.watched.resident_bytes() < free
+        return self._workshop.settings.serve.keep_previous == "auto" and small
 
     async def stop(self, drain_s: float = 0.0) -> None:
         """End the process, and withdraw the row."""
@@ -175,7 +197,7 @@ class Running:
         await self._write(leave)
 
     def _become(self, state: replicas.State) -> None:
-        if self._state and self._state != "draining":
+        if self._state and (self._state != "draining") == (state != "standby"):  # woken meanwhile: it serves
             self._state = state
             replicas.set_state(self._db, self.id, state, error=self._error)
 

@@ -4,7 +4,10 @@
 the alias moved on or back, an engine died, the database was away. The way from old to new:
 
     start the new engine beside the old → it loads → it passes its warm-up → in one transaction the new one takes
-    requests and the old one takes none → the old one ends its running answers → it stops.
+    requests and the old one takes none → the old one ends its running answers → it stands by, or stops.
+
+Where memory allows, the version that served before stands by: loaded, without requests, so that going back to it is
+the transaction alone. It makes way before another version is started.
 
 A version on trial has a `Served` of its own, which follows the alias canary or shadow and ends with it.
 
@@ -16,8 +19,9 @@ new one fails to load and is refused; restart `everlearn serve` then, which come
 """
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 from sqlalchemy import Engine, select
@@ -74,6 +78,7 @@ class Served:
         self._standing = Standing(None, None, 0.0)
         self._refused: dict[int, Refusal] = {}
         self._coming: Running | None = None
+        self._standby: Running | None = None
         self._waits_for = ""
         self._leaving: dict[asyncio.Task[None], Running] = {}
 
@@ -92,7 +97,8 @@ class Served:
             await self._forgive(number)
 
     def processes(self) -> list[Running]:
-        return [*filter(None, [self.serving, self._coming]), *self._leaving.values()]
+        present = filter(None, [self.serving, self._coming, self._standby])
+        return list(dict.fromkeys([*present, *self._leaving.values()]))
 
     def hopeless(self) -> str | None:
         """Why this model has no version to serve with, if it has none."""
@@ -119,10 +125,11 @@ class Served:
         elif self.serving and self.serving.stands_for == wanted:
             self.settled.set()
         elif self._coming is None:
-            await self._begin(wanted)
+            if not self._wake(wanted):
+                await self._begin(wanted)
         elif self._coming.watched.state == "ready" and await self._coming.take_over(self.serving):
-            self._let_go(self.serving)
-            self.serving, self._coming = self._coming, None
+            old, self.serving, self._coming = self.serving, self._coming, None
+            self._let_go(old, keep=self.role == CHAMPION and old is not None and old.may_stand_by())
             log.info("serving", ref=self.serving.version.ref, role=self.role)
             self.settled.set()
 
@@ -140,6 +147,8 @@ class Served:
 
     def _refuse_the_failed(self) -> None:
         serving, coming = self.serving, self._coming
+        if self._standby and self._standby.ended_in_standby:  # another one is not started for nothing
+            self._dismiss_standby()
         if serving and serving.watched.state == "failed":
             self.serving = None
             self._refuse(serving.stands_for, Refusal(serving.watched.reason, serving.id))
@@ -161,6 +170,19 @@ class Served:
         previous = self._standing.previous
         return previous if previous not in self._refused else None
 
+    def _wake(self, number: int) -> bool:
+        """Whether the engine that stands by is of this version; then it is the one that comes. Else it makes way."""
+        standby = self._standby
+        if standby is None or standby.stands_for != number or standby.watched.state != "ready":
+            self._dismiss_standby()
+            return False
+        self._standby = None
+        for task, old in self._leaving.items():
+            if old is standby:  # it was just about to hand over
+                task.cancel()
+        self._coming = standby
+        return True
+
     async def _begin(self, number: int) -> None:
         try:
             version = await self._workshop.servable(self.model, number)
@@ -178,11 +200,27 @@ class Served:
         except EverlearnError as error:
             self._refuse(number, Refusal(error.message, await self._write_down(number, error.message)))
 
-    def _let_go(self, old: Running | None) -> None:
+    def _let_go(self, old: Running | None, *, keep: bool = False) -> None:
+        """It serves no more: it hands over, and then stands by or stops."""
+        if old and keep:
+            self._dismiss_standby()
+            self._standby = old
         if old:
-            task = asyncio.create_task(old.drain())
-            self._leaving[task] = old
-            task.add_done_callback(self._leaving.pop)
+            self._later(self._retire(old), old)
+
+    async def _retire(self, old: Running) -> None:
+        await old.hand_over()
+        await (old.stand_by() if old is self._standby else old.drain())
+
+    def _dismiss_standby(self) -> None:
+        standby, self._standby = self._standby, None
+        if standby and standby not in self._leaving.values():  # one that hands over sees it by itself
+            self._later(standby.drain(), standby)
+
+    def _later(self, work: Coroutine[Any, Any, None], old: Running) -> None:
+        task = asyncio.create_task(work)
+        self._leaving[task] = old
+        task.add_done_callback(self._leaving.pop)
 
     async def _until_news(self) -> None:
         """A moment; a shorter one when the coming engine is ready or given up before."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import aiohttp
+import psutil
 
 from serve.child import Child
 from serve.warmup import Unfit
@@ -118,6 +119,16 @@ class Watched:
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
             async with self._session() as session, session.post(path):
                 pass
+
+    def resident_bytes(self) -> int:
+        """Memory that the process and what it started hold; 0 when it is gone."""
+        total = 0
+        if self._child:
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(self._child.pid)
+                for each in [process, *process.children(recursive=True)]:
+                    total += each.memory_info().rss
+        return total
 
     def kill(self) -> None:
         """End the process at once, without waiting."""

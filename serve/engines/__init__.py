@@ -1,5 +1,8 @@
 HAND_OVER = "/hand-over"
-"""POSTed to an engine once another one serves: what waits there and has not begun is refused by 503.
+"""POSTed to an engine once another one serves: what waits there and has not begun is refused by 503."""
 
-Only the ONNX engine knows it; vLLM's queue ends where it stands.
+TAKE_OVER = "/take-over"
+"""POSTed to an engine that had handed over and serves again.
+
+Only the ONNX engine knows the two; vLLM's queue ends where it stands.
 """

@@ -26,13 +26,16 @@ pytestmark = pytest.mark.slow
 
 SWAP_S = 60.0
 NOTICE_S = 1.0  # as in run_supervisor.py
+ALONE = {"EVERLEARN_SERVE__KEEP_PREVIOUS": "off"}  # see test_standby.py
 SAY_VERSION = {"model": "tiny", "messages": [{"role": "user", "content": "/version"}]}
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Town, Supervised]]:
     town = Town(Settings(home=tmp_path_factory.mktemp("swap") / "home"))
-    with supervised(town.home, "tiny") as running:
+    with supervised(
+        town.home, "tiny", EVERLEARN_SERVE__KEEP_PREVIOUS="off"
+    ) as running:  # see test_standby.py
         yield town, running.ready()
 
 
@@ -115,7 +118,7 @@ def test_an_answer_that_runs_ends_on_the_old_version_while_new_requests_get_the_
 
 def test_an_answer_beyond_the_drain_time_is_ended_with_an_error(own: Town) -> None:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "/until /nowhere"}], "stream": True}
-    with supervised(own.home, "tiny", EVERLEARN_SERVE__DRAIN_TIMEOUT_S="0") as server:  # type: ignore[arg-type]
+    with supervised(own.home, "tiny", EVERLEARN_SERVE__DRAIN_TIMEOUT_S="0", **ALONE) as server:  # type: ignore[arg-type]
         server.ready()
         with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
             own.registry.promote(own.add().ref)
@@ -201,7 +204,7 @@ def test_versions_that_cannot_load_or_answer_nonsense_never_serve_and_say_why(
 
 
 def test_a_version_that_hangs_at_its_load_is_refused(own: Town) -> None:
-    with supervised(own.home, "tiny", IMPATIENT_START_S="25") as server:  # type: ignore[arg-type]
+    with supervised(own.home, "tiny", IMPATIENT_START_S="25", **ALONE) as server:  # type: ignore[arg-type]
         server.ready()
         sound, hanging = own.champion(), own.add("hangs-at-load")
         own.registry.promote(hanging.ref)
@@ -226,7 +229,7 @@ def test_a_refused_version_is_tried_again_when_it_is_promoted_anew(town: Town, s
 
 def test_a_champion_that_is_given_up_makes_way_for_the_previous_one(own: Town, tmp_path: Path) -> None:
     misbehave = tmp_path / "misbehave"
-    with supervised(own.home, "tiny", FAKE_ENGINE_MISBEHAVE=str(misbehave)) as server:  # type: ignore[arg-type]
+    with supervised(own.home, "tiny", FAKE_ENGINE_MISBEHAVE=str(misbehave), **ALONE) as server:  # type: ignore[arg-type]
         server.ready()
         old, new = own.champion(), own.add()
         own.registry.promote(new.ref)
@@ -283,7 +286,7 @@ def test_a_pinned_version_does_not_follow(own: Town) -> None:
 
 
 def test_a_supervisor_killed_in_the_middle_of_a_swap_comes_up_on_the_champion(own: Town) -> None:
-    with supervised(own.home, "tiny") as server:
+    with supervised(own.home, "tiny", **ALONE) as server:
         server.ready()
         new = own.add("slow-to-load")
         own.registry.promote(new.ref)
@@ -291,7 +294,7 @@ def test_a_supervisor_killed_in_the_middle_of_a_swap_comes_up_on_the_champion(ow
         children = server.family.children(recursive=True)
         server.end(signal.SIGKILL)
         psutil.wait_procs(children, timeout=10)
-    with supervised(own.home, "tiny") as again:
+    with supervised(own.home, "tiny", **ALONE) as again:
         swapped(again.ready(), new)
         assert {version: row.state for version, row in own.rows().items()} == {new.version: "ready"}
 
@@ -299,7 +302,7 @@ def test_a_supervisor_killed_in_the_middle_of_a_swap_comes_up_on_the_champion(ow
 def test_a_restart_on_a_champion_that_is_refused_serves_the_previous_one(own: Town) -> None:
     sound, bad = own.champion(), own.add("loops")
     own.registry.promote(bad.ref)
-    with supervised(own.home, "tiny") as server:
+    with supervised(own.home, "tiny", **ALONE) as server:
         swapped(server.ready(), sound)
         assert "one token over and over" in own.refusal(bad)
         with pytest.raises(Conflict):

@@ -10,7 +10,7 @@ from everlearn.registry import Version
 from everlearn.settings import Settings
 from tests.serve.supervised import Supervised, eventually, supervised
 from tests.serve.swapping import Town, serves
-from tests.serve.test_swap import everlearn
+from tests.serve.test_swap import ALONE, everlearn
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Town, Supervised]]:
     town = Town(Settings(home=tmp_path_factory.mktemp("trials") / "home"))
-    with supervised(town.home, "tiny") as running:
+    with supervised(town.home, "tiny", **ALONE) as running:
         yield town, running.ready()
 
 

@@ -6,13 +6,14 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from serve.engines import HAND_OVER
+from serve.engines import HAND_OVER, TAKE_OVER
 from serve.engines.onnx.answers import DONE, ChatAnswer, CompletionAnswer, join, usage
 from serve.engines.onnx.constraint import offered_tools
 from serve.engines.onnx.decoder import Decoder
@@ -78,7 +79,8 @@ class GenerateBackend:
         self.routes = {
             "/v1/chat/completions": self.chat,
             "/v1/completions": self.completion,
-            HAND_OVER: self.hand_over,
+            HAND_OVER: partial(self._leave, True),
+            TAKE_OVER: partial(self._leave, False),
         }
         REGISTRY.register(EngineMetrics(self.scheduler))
         self.scheduler.start()
@@ -110,10 +112,9 @@ class GenerateBackend:
         answer = CompletionAnswer(self.model, self.reader.codec, with_logprobs=request.logprobs is not None)
         await self._answer(request, answer, generations, exchange)
 
-    async def hand_over(self, body: bytes, exchange: Exchange) -> None:
-        """POST of the supervisor, after another engine took over."""
-        self.scheduler.hand_over()
-        await exchange.json({"waiting": len(self.scheduler.waiting)})
+    async def _leave(self, leaving: bool, body: bytes, exchange: Exchange) -> None:
+        self.scheduler.leave(leaving)
+        await exchange.json({"leaving": leaving})
 
     async def _read(
         self, body: bytes, kind: type[Request], read: Callable[[Request], list[Generation]]

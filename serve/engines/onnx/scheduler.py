@@ -99,10 +99,10 @@ class Scheduler(threading.Thread):
             generation.cancelled = True
             self.changed.notify()
 
-    def hand_over(self) -> None:
-        """Another engine takes over: whoever has no row yet shall ask there, and nobody new comes here."""
+    def leave(self, leaving: bool) -> None:
+        """While another engine has taken over, whoever has no row yet shall ask there, and nobody new comes here."""
         with self.changed:
-            self.leaving = True
+            self.leaving = leaving
             self.changed.notify()
 
     def stop(self) -> None:

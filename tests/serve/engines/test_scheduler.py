@@ -283,7 +283,7 @@ def test_a_hand_over_sends_away_what_has_not_begun_and_ends_what_has(
     running.wait(lambda: all(running.pieces[generation] for generation in begun))
     waiting = [ask(f"Tell me about {topic}.") for topic in TOPICS[:3]]
     running.scheduler.submit(waiting)
-    running.scheduler.hand_over()
+    running.scheduler.leave(True)
     running.finish(waiting)
     for generation in waiting:
         [piece] = running.pieces[generation]
@@ -293,3 +293,7 @@ def test_a_hand_over_sends_away_what_has_not_begun_and_ends_what_has(
     with pytest.raises(Unavailable):
         running.scheduler.submit([ask("Too late.")])
     assert running.idle()
+    running.scheduler.leave(False)
+    again = [ask("Back again.")]
+    running.scheduler.submit(again)
+    assert running.finish(again)

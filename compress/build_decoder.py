@@ -17,7 +17,7 @@ from everlearn.errors import Unsupported
 from everlearn.progress import Progress
 
 if TYPE_CHECKING:
-    from compress.gptq import Int4
+    from compress.gptq import Quantized
 
 
 def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -28,9 +28,10 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     model_dir, directory = Path(request["model_dir"]), Path(request["directory"])
     progress("loading torch", None)
     made: dict[str, Any] = {}
-    matrices: dict[str, Int4] = {}
-    if request["weights"] == "gptq":
-        matrices, made["calibration_seen"] = quantize(model_dir, request["calibration"], progress)
+    matrices: dict[str, Quantized] = {}
+    if request["precision"] == "int4" and (request["weights"] == "gptq" or request["wide_share"]):
+        matrices, chosen = quantize(model_dir, request, progress)
+        made |= chosen
     made["builder"] = build_graph(request, progress)
     graph = directory / "model.onnx"
     if request["precision"] == "int8" and "shared_embeddings=true" in request["options"]:
@@ -45,24 +46,39 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 
 
 def quantize(
-    model_dir: Path, calibration: Mapping[str, Any], progress: Progress
-) -> tuple[dict[str, Int4], dict[str, Any]]:
-    """The GPTQ matrices by module name, and which tokens they were made from."""
+    model_dir: Path, request: Mapping[str, Any], progress: Progress
+) -> tuple[dict[str, Quantized], dict[str, Any]]:
+    """The matrices by module name; which tokens they were made from, and which of them have 8 bits."""
     import torch
 
     from compress.calibration import calibration_windows, seen
-    from compress.gptq import quantize_model
+    from compress.gptq import linear_layers, quantize_model, round_model
     from compress.recipe import Calibration
+    from compress.sensitivity import most_sensitive, sensitivities, stacked
     from train.evaluate import load_causal_lm
 
-    windows = calibration_windows(Calibration.model_validate(calibration), model_dir / "tokenizer.json")
+    chosen = Calibration.model_validate(request["calibration"])
+    windows = calibration_windows(chosen, model_dir / "tokenizer.json")
+    ids = torch.from_numpy(windows)
+    model = load_causal_lm(model_dir)
+    head = model.get_output_embeddings()
+    linear = {name: module for module, name in linear_layers(model).items()}
+    bits = {name: request["head_bits"] for name, module in linear.items() if module is head}
+    made: dict[str, Any] = {"calibration_seen": seen(windows)}
+    if request["wide_share"]:
+        groups = stacked([name for name, module in linear.items() if module is not head])
+        progress("measuring each layer", 0.0)
+        costs = sensitivities(
+            model, ids[-1:], groups, lambda done, total: progress("measuring each layer", done / total)
+        )
+        sizes = {group: sum(linear[name].weight.numel() for name in names) for group, names in groups.items()}
+        made["wide"] = most_sensitive(costs, sizes, request["wide_share"])
+        bits |= {name: 8 for group in made["wide"] for name in groups[group]}
+    if request["weights"] == "rtn":
+        return round_model(model, bits=bits), made
     progress("quantizing", 0.0)
-    matrices = quantize_model(
-        load_causal_lm(model_dir),
-        torch.from_numpy(windows),
-        lambda done, total: progress("quantizing", done / total),
-    )
-    return matrices, seen(windows)
+    on_layer = lambda done, total: progress("quantizing", done / total)
+    return quantize_model(model, ids, on_layer, bits=bits), made
 
 
 def build_graph(request: Mapping[str, Any], progress: Progress) -> str:

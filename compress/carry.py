@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from compress.gptq import BLOCK, CENTRE, Int4
+from compress.gptq import BLOCK, Quantized
+from compress.sensitivity import STACKS
 from compress.tied_embedding import attributes
 from everlearn.errors import Unsupported
 
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-"""The builder stacks these layers' outputs in one matrix, in this order."""
 NEAR = 0.5
 """Two roundings of one matrix differ by about 0.1 of its norm, two matrices by 1.4."""
 
 
-def carry(graph_file: Path, matrices: Mapping[str, Int4]) -> None:
+def carry(graph_file: Path, matrices: Mapping[str, Quantized]) -> None:
     """Replaces codes and scales of every MatMulNBits in ``graph_file`` by those of ``matrices``, by module name.
+
+    A node takes on the bits of its matrix.
 
     An embedding that shares the output layer's codes follows by itself. Raises Unsupported where a node has no
     counterpart, or one that is plainly another matrix: this architecture's graph is not understood here.
@@ -33,7 +34,10 @@ def carry(graph_file: Path, matrices: Mapping[str, Int4]) -> None:
         if node.op_type == "MatMulNBits":
             matrix = counterpart(node, matrices)
             codes, scales = tensors[node.input[1]], tensors[node.input[2]]
-            refuse_another(node.name, matrix, numpy_helper.to_array(codes), numpy_helper.to_array(scales))
+            bits = next(attribute for attribute in node.attribute if attribute.name == "bits")
+            theirs = unpacked(numpy_helper.to_array(codes), numpy_helper.to_array(scales), bits.i)
+            refuse_another(node.name, matrix.weight().numpy(), theirs)
+            bits.i = matrix.bits
             codes.CopyFrom(numpy_helper.from_array(packed(matrix), codes.name))
             scales.CopyFrom(numpy_helper.from_array(matrix.scales.numpy(), scales.name))
     data = graph_file.name + ".data"
@@ -41,7 +45,7 @@ def carry(graph_file: Path, matrices: Mapping[str, Int4]) -> None:
     onnx.save_model(model, graph_file, save_as_external_data=True, location=data, size_threshold=1024)
 
 
-def counterpart(node: Any, matrices: Mapping[str, Int4]) -> Int4:
+def counterpart(node: Any, matrices: Mapping[str, Quantized]) -> Quantized:
     """The quantized layer, or the stack of layers, that a node of the graph computes."""
     import torch
 
@@ -53,16 +57,17 @@ def counterpart(node: Any, matrices: Mapping[str, Int4]) -> Int4:
         .replace(".attn.", ".self_attn.")
     )
     folder, _, last = name.rpartition(".")
-    names = [name] if name in matrices else [f"{folder}.{part}" for part in FUSED.get(last, ())]
+    names = [name] if name in matrices else [f"{folder}.{part}" for part in STACKS.get(last, ())]
     found = [matrices[each] for each in names if each in matrices]
-    if not found or len(found) != len(names) or (facts["bits"], facts["block_size"]) != (4, BLOCK):
+    known = found and len(found) == len(names) and len({one.bits for one in found}) == 1
+    if not known or facts["block_size"] != BLOCK:
         raise Unsupported(f"GPTQ does not know the layer {node.name} of this graph; weights: rtn builds it")
-    return Int4(torch.cat([one.codes for one in found]), torch.cat([one.scales for one in found]))
+    codes, scales = (torch.cat([getattr(one, part) for one in found]) for part in ("codes", "scales"))
+    return Quantized(codes, scales, found[0].bits)
 
 
-def refuse_another(name: str, matrix: Int4, codes: np.ndarray, scales: np.ndarray) -> None:
-    """Raises Unsupported unless the builder's own rounding is near: codes uint8 (out, blocks, 16)."""
-    ours, theirs = matrix.weight().numpy(), unpacked(codes, scales)
+def refuse_another(name: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Raises Unsupported unless the builder's own rounding is near."""
     apart = (
         np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-12)
         if ours.shape == theirs.shape
@@ -74,13 +79,16 @@ def refuse_another(name: str, matrix: Int4, codes: np.ndarray, scales: np.ndarra
         )
 
 
-def packed(matrix: Int4) -> np.ndarray:
-    """As MatMulNBits stores them: uint8 (out, blocks, 16), the even columns in the low half of a byte."""
+def packed(matrix: Quantized) -> np.ndarray:
+    """As MatMulNBits stores them: uint8 (out, blocks, bytes); of 4 bits the even columns in the low half of a byte."""
     codes = matrix.codes.numpy()
+    if matrix.bits == 8:
+        return codes.reshape(len(codes), -1, BLOCK)
     return (codes[:, 0::2] | codes[:, 1::2] << 4).reshape(len(codes), -1, BLOCK // 2)
 
 
-def unpacked(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+def unpacked(codes: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
     """What MatMulNBits multiplies by: float32 (out, in)."""
-    pairs = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(codes), -1, BLOCK)
-    return ((pairs.astype(np.float32) - CENTRE) * scales.reshape(len(codes), -1, 1)).reshape(len(codes), -1)
+    halves = codes if bits == 8 else np.stack([codes & 15, codes >> 4], axis=-1)
+    blocks = halves.reshape(len(codes), -1, BLOCK).astype(np.float32) - (1 << bits - 1)
+    return (blocks * scales.reshape(len(codes), -1, 1)).reshape(len(codes), -1)

@@ -123,7 +123,7 @@ def export_decoder(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds and measures a decoder; returns how it was made, and its metrics."""
     precision = PRECISIONS[recipe.to]
-    options = decoder_options(parent_dir, precision)
+    options = decoder_options(parent_dir, precision, recipe)
     request = {
         "model_dir": str(parent_dir),
         "directory": str(staging),
@@ -131,6 +131,8 @@ def export_decoder(
         "precision": precision.name,
         "options": options,
         "weights": recipe.weights,
+        "head_bits": recipe.head_bits,
+        "wide_share": recipe.wide_share,
         "calibration": recipe.calibration.model_dump(mode="json"),
         "tokens": HELD_TOKENS,
     }
@@ -172,10 +174,13 @@ def priced(compared: Mapping[str, Any], precision: Precision) -> dict[str, Any]:
     }
 
 
-def decoder_options(model_dir: Path, precision: Precision) -> list[str]:
+def decoder_options(model_dir: Path, precision: Precision, recipe: CompressRecipe) -> list[str]:
     """The builder's options. Embeddings and output layer become one matrix where the model ties them."""
     tied = json.loads((model_dir / "config.json").read_text()).get("tie_word_embeddings", False)
-    return [*precision.options, f"shared_embeddings={str(bool(tied)).lower()}", "fuse_mlp_gate_up=true"]
+    options = [*precision.options, f"shared_embeddings={str(bool(tied)).lower()}", "fuse_mlp_gate_up=true"]
+    if precision.name == "int4" and recipe.head_bits == 8:
+        options.append("matmul_mixed_precision=last_matmul:int8")
+    return options
 
 
 def keep_tokenizer(parent_dir: Path, staging: Path) -> None:

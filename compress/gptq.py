@@ -2,12 +2,14 @@
 
 One pass of the calibration tokens through the model does all of it. Every linear layer is quantized at the moment
 its input arrives, and that input was already computed by quantized layers: later ones repair what earlier ones lost.
-The grid is MatMulNBits': blocks of 32 weights along the input, a scale each, codes 0 to 15 around 8.
+The grid is MatMulNBits': blocks of 32 weights along the input, a scale each, codes 0 to 15 around 8. The output
+layer alone may have codes 0 to 255 around 128: of a small model it is a fifth of all weights, and the one place whose
+errors no later layer mends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 from everlearn.errors import Unsupported
 
 BLOCK = 32
-CENTRE = 8
+BITS = 4
+CENTRE = 1 << BITS - 1
 DAMPING = 0.01
 """Added to the Hessian's diagonal, as a share of its mean."""
 # A scale is tried at these multiples of the one that puts a block's largest weight at code 0; a negative one puts
@@ -29,16 +32,17 @@ OnLayer = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Int4:
-    """A quantized matrix. codes: uint8 (out, in), 0 to 15; scales: float32 (out, in / 32)."""
+class Quantized:
+    """A quantized matrix. codes: uint8 (out, in), below 2^bits; scales: float32 (out, in / 32)."""
 
     codes: Tensor
     scales: Tensor
+    bits: int = BITS
 
     def weight(self) -> Tensor:
         """What the codes stand for: float32 (out, in)."""
         out, columns = self.codes.shape
-        blocks = self.codes.view(out, columns // BLOCK, BLOCK).float() - CENTRE
+        blocks = self.codes.view(out, columns // BLOCK, BLOCK).float() - (1 << self.bits - 1)
         return (blocks * self.scales[..., None]).view(out, columns)
 
 
@@ -62,26 +66,27 @@ def block_scales(blocks: Tensor, importance: Tensor) -> Tensor:
     return best[..., 0]
 
 
-def full_scales(blocks: Tensor) -> Tensor:
+def full_scales(blocks: Tensor, centre: int = CENTRE) -> Tensor:
     """The scale of each block (…, 32) that puts its largest weight at code 0, so that none is clipped."""
     largest = blocks.abs().argmax(-1, keepdim=True)
-    scales = blocks.gather(-1, largest)[..., 0] / -CENTRE
+    scales = blocks.gather(-1, largest)[..., 0] / -centre
     return torch.where(scales == 0, torch.full_like(scales, 1e-8), scales)
 
 
-def round_to_nearest(weight: Tensor) -> Int4:
+def round_to_nearest(weight: Tensor, bits: int = BITS) -> Quantized:
     """weight: (out, in), as the builder does it.
 
     Clipping to a smaller squared error of the weights made the model worse (SmolLM2, 8 layers: KL 0.074, not 0.067).
     """
     out, columns = weight.shape
+    centre = 1 << bits - 1
     blocks = weight.float().view(out, columns // BLOCK, BLOCK)
-    scales = full_scales(blocks)
-    codes = (blocks / scales[..., None]).round_().clamp_(-CENTRE, CENTRE - 1) + CENTRE
-    return Int4(codes.to(torch.uint8).view(out, columns), scales)
+    scales = full_scales(blocks, centre)
+    codes = (blocks / scales[..., None]).round_().clamp_(-centre, centre - 1) + centre
+    return Quantized(codes.to(torch.uint8).view(out, columns), scales, bits)
 
 
-def gptq(weight: Tensor, hessian: Tensor) -> Int4:
+def gptq(weight: Tensor, hessian: Tensor) -> Quantized:
     """weight: (out, in). hessian: (in, in), the sum of x x' over the calibration tokens' inputs x."""
     return quantize_columns(weight, inverse_factor(hessian), hessian.diagonal())
 
@@ -106,7 +111,7 @@ def inverse_factor(hessian: Tensor) -> Tensor:
     return torch.linalg.cholesky(inverse, upper=True).float()
 
 
-def quantize_columns(weight: Tensor, factor: Tensor, importance: Tensor) -> Int4:
+def quantize_columns(weight: Tensor, factor: Tensor, importance: Tensor) -> Quantized:
     """Rounds one input column after the other, and moves each one's error onto the columns not yet rounded.
 
     weight: (out, in). factor: (in, in) of :func:`inverse_factor`. importance: (in,). Scales are found when a
@@ -128,7 +133,7 @@ def quantize_columns(weight: Tensor, factor: Tensor, importance: Tensor) -> Int4
             part[at + 1 :].addr_(within[at, at + 1 :], errors[at], alpha=-1)
         left[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
         scales[block] = scale
-    return Int4(codes.T.contiguous(), scales.T.contiguous())
+    return Quantized(codes.T.contiguous(), scales.T.contiguous())
 
 
 class SharedInput:
@@ -147,38 +152,36 @@ class SharedInput:
 
 
 @torch.no_grad()
-def quantize_model(model: Any, windows: Tensor, on_layer: OnLayer | None = None) -> dict[str, Int4]:
+def quantize_model(
+    model: Any, windows: Tensor, on_layer: OnLayer | None = None, *, bits: Mapping[str, int] | None = None
+) -> dict[str, Quantized]:
     """Quantizes every linear layer of a transformers causal language model in place; returns them by name.
 
-    windows: int64 (windows, seq). Where the output layer is the embedding too, it is rounded to nearest: an
-    embedding has no inputs to be judged by. Raises Unsupported for a layer whose width is no multiple of 32.
+    windows: int64 (windows, seq). bits: of layers that shall not have 4, by name. Those of 8 are rounded to nearest, and
+    so is an output layer that is the embedding too: an embedding has no inputs to be judged by. Raises Unsupported for
+    a layer whose width is no multiple of 32.
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    tied = head.weight is embedding.weight
-    layers = {
-        module: name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not (tied and module is head)
-    }
-    refuse_odd_widths(layers)
-    matrices: dict[str, Int4] = {}
+    linear = linear_layers(model)
+    wide = {module for module, name in linear.items() if (bits or {}).get(name, BITS) > BITS}
+    rounded = wide | ({head} if head.weight is embedding.weight else set())
+    layers = {module: name for module, name in linear.items() if module not in rounded}
+    matrices: dict[str, Quantized] = {}
     shared = SharedInput()
 
-    def quantize(linear: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
-        if linear not in layers or layers[linear] in matrices:
+    def quantize(module: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
+        if module not in layers or layers[module] in matrices:
             return
         factor, importance = shared.of(inputs[0])
-        matrix = quantize_columns(linear.weight, factor, importance)
-        linear.weight.copy_(matrix.weight())
-        matrices[layers[linear]] = matrix
+        matrix = quantize_columns(module.weight, factor, importance)
+        module.weight.copy_(matrix.weight())
+        matrices[layers[module]] = matrix
         if on_layer:
-            on_layer(len(matrices), len(layers))
+            on_layer(len(matrices), len(linear))
 
-    if tied:
-        name = next(name for name, module in model.named_modules() if module is head)
-        matrices[name] = round_to_nearest(head.weight)
-        head.weight.copy_(matrices[name].weight())
-    hooks = [linear.register_forward_pre_hook(quantize) for linear in layers]
+    for module in rounded:
+        matrices[linear[module]] = rounded_in_place(module, (bits or {}).get(linear[module], BITS))
+    hooks = [module.register_forward_pre_hook(quantize) for module in layers]
     try:
         hidden = model.get_decoder()(input_ids=windows, use_cache=False).last_hidden_state
     finally:
@@ -186,6 +189,28 @@ def quantize_model(model: Any, windows: Tensor, on_layer: OnLayer | None = None)
             hook.remove()
     quantize(head, (hidden,))  # (windows, seq, hidden); its own output is not needed
     return matrices
+
+
+@torch.no_grad()
+def round_model(model: Any, *, bits: Mapping[str, int] | None = None) -> dict[str, Quantized]:
+    """As :func:`quantize_model`, all rounded to nearest."""
+    return {
+        name: rounded_in_place(module, (bits or {}).get(name, BITS))
+        for module, name in linear_layers(model).items()
+    }
+
+
+def rounded_in_place(module: nn.Linear, bits: int) -> Quantized:
+    matrix = round_to_nearest(module.weight, bits)
+    module.weight.copy_(matrix.weight())
+    return matrix
+
+
+def linear_layers(model: Any) -> dict[nn.Linear, str]:
+    """Every linear layer and its name. Raises Unsupported for one whose width is no multiple of 32."""
+    found = {module: name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    refuse_odd_widths(found)
+    return found
 
 
 def refuse_odd_widths(layers: dict[nn.Linear, str]) -> None:

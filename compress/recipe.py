@@ -51,6 +51,10 @@ class PlannedTarget(BaseModel):
     to: Target = "int4-onnx"
     weights: Weights = "rtn"
     """int4-onnx alone: rounded to nearest, or by GPTQ (arXiv 2210.17323)."""
+    head_bits: Literal[4, 8] = 8
+    """int4-onnx alone: of the output layer, and of the embedding where the model ties them."""
+    wide_share: float = Field(default=0.0, ge=0, le=1)
+    """int4-onnx alone: how many of the layers' weights stay at 8 bits, those that 4 hurt most."""
 
     @model_validator(mode="after")
     def _gptq_is_int4(self) -> PlannedTarget:
@@ -75,10 +79,7 @@ class CompressPlan(BaseModel):
 
     def recipes(self) -> list[CompressRecipe]:
         """One recipe a target."""
-        return [
-            CompressRecipe(to=one.to, weights=one.weights, calibration=self.calibration)
-            for one in self.targets
-        ]
+        return [CompressRecipe(**one.model_dump(), calibration=self.calibration) for one in self.targets]
 
 
 def read_plan(path: Path) -> CompressPlan:
@@ -97,4 +98,4 @@ def read_plan(path: Path) -> CompressPlan:
 def recipe_from(export: Mapping[str, Any]) -> CompressRecipe:
     """The recipe in a bundle's ``recipe["export"]``; what the builder added, and older bundles, are understood."""
     known = {key: value for key, value in export.items() if key in CompressRecipe.model_fields}
-    return CompressRecipe.model_validate({"weights": "rtn", **known})
+    return CompressRecipe.model_validate({"weights": "rtn", "head_bits": 4, **known})

@@ -8,12 +8,14 @@ import threading
 
 def end_with_parent() -> None:
     """When standard input is a pipe, end as it ends: the process that held the other end is gone."""
-    kind = os.fstat(sys.stdin.fileno()).st_mode
+    descriptor = sys.stdin.fileno()
+    kind = os.fstat(descriptor).st_mode
     if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
         return
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        while os.read(descriptor, 4096):  # Python's own reader holds a lock that an ending interpreter waits for
+            pass
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True, name="parent").start()

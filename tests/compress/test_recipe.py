@@ -55,7 +55,7 @@ def test_bundles_of_the_first_release_are_understood() -> None:
         "options": ["block_size=32"],
         "builder": "onnxruntime-genai 0.18.0",
     }
-    assert recipe_from(export) == CompressRecipe(to="int4-onnx", weights="rtn")
+    assert recipe_from(export) == CompressRecipe(to="int4-onnx", weights="rtn", head_bits=4)
 
 
 def test_gptq_is_for_int4_alone() -> None:

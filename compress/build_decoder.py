@@ -29,19 +29,24 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     progress("loading torch", None)
     made: dict[str, Any] = {}
     matrices: dict[str, Quantized] = {}
+    wide_head = request["precision"] == "int4" and request["head_bits"] == 8
     if request["precision"] == "int4" and (request["weights"] == "gptq" or request["wide_share"]):
         matrices, chosen = quantize(model_dir, request, progress)
         made |= chosen
+    elif wide_head:
+        progress("rounding the output layer", None)
+        matrices = rounded_head(model_dir)
     made["builder"] = build_graph(request, progress)
     graph = directory / "model.onnx"
-    if request["precision"] == "int8" and "shared_embeddings=true" in request["options"]:
-        progress("sharing the embedding with the output layer", None)
-        share_embedding(graph)
     if matrices:
         from compress.carry import carry
 
         progress("carrying the weights into the graph", None)
         carry(graph, matrices)
+    if request["tied"] and (wide_head or request["precision"] == "int8"):
+        progress("sharing the embedding with the output layer", None)
+        if not share_embedding(graph) and wide_head:
+            raise Unsupported("this graph's embedding is not recognised; head_bits: 4 builds it")
     return {"made": made, "compared": measure_export(model_dir, directory, request["tokens"], progress)}
 
 
@@ -79,6 +84,16 @@ def quantize(
     progress("quantizing", 0.0)
     on_layer = lambda done, total: progress("quantizing", done / total)
     return quantize_model(model, ids, on_layer, bits=bits), made
+
+
+def rounded_head(model_dir: Path) -> dict[str, Quantized]:
+    """The output layer alone, at 8 bits; the builder rounds the others."""
+    from compress.gptq import linear_layers, round_to_nearest
+    from train.evaluate import load_causal_lm
+
+    model = load_causal_lm(model_dir)
+    head = model.get_output_embeddings()
+    return {linear_layers(model)[head]: round_to_nearest(head.weight.detach(), 8)}
 
 
 def build_graph(request: Mapping[str, Any], progress: Progress) -> str:

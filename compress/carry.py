@@ -20,9 +20,8 @@ NEAR = 0.5
 def carry(graph_file: Path, matrices: Mapping[str, Quantized]) -> None:
     """Replaces codes and scales of every MatMulNBits in ``graph_file`` by those of ``matrices``, by module name.
 
-    A node takes on the bits of its matrix.
-
-    An embedding that shares the output layer's codes follows by itself. Raises Unsupported where a node has no
+    A node takes on the bits of its matrix; where ``matrices`` holds the output layer alone, the others stay. An
+    embedding that shares the output layer's codes follows by itself. Raises Unsupported where a node has no
     counterpart, or one that is plainly another matrix: this architecture's graph is not understood here.
     """
     import onnx
@@ -31,7 +30,7 @@ def carry(graph_file: Path, matrices: Mapping[str, Quantized]) -> None:
     model = onnx.load(graph_file)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "MatMulNBits":
+        if node.op_type == "MatMulNBits" and (len(matrices) > 1 or "logits" in node.output):
             matrix = counterpart(node, matrices)
             codes, scales = tensors[node.input[1]], tensors[node.input[2]]
             bits = next(attribute for attribute in node.attribute if attribute.name == "bits")

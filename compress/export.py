@@ -39,12 +39,13 @@ class Precision:
     min_cosine: float
 
 
-# Perplexity over the parent's, SmolLM2-135M from Q4_1, 6132 tokens, and the bundle's size:
+# Perplexity over the parent's, SmolLM2-135M from Q4_1, 6132 tokens, output layer at 4 bits, and the bundle's size:
 #   int4 default (symmetric)  1.390   88.1 MB    chosen
 #   int4 rtn, asymmetric      1.382   90.2 MB    no better than its 2 MB
 #   int4 k_quant              1.419   90.2 MB    and 40 s slower to build
 #   int4 rtn, symmetric       1.677   88.1 MB
 #   int8                      1.004  155.3 MB    its embedding and output layer are one int8 matrix
+# What 8 bits for the output layer and for the most sensitive layers change: docs/compressing.md.
 # accuracy_level 4 lets the kernels multiply in int8.
 PRECISIONS: Mapping[Target, Precision] = {
     "int4-onnx": Precision("int4", ("block_size=32", "accuracy_level=4"), 1.0, 0.9),
@@ -132,6 +133,7 @@ def export_decoder(
         "options": options,
         "weights": recipe.weights,
         "head_bits": recipe.head_bits,
+        "tied": is_tied(parent_dir),
         "wide_share": recipe.wide_share,
         "calibration": recipe.calibration.model_dump(mode="json"),
         "tokens": HELD_TOKENS,
@@ -175,12 +177,17 @@ def priced(compared: Mapping[str, Any], precision: Precision) -> dict[str, Any]:
 
 
 def decoder_options(model_dir: Path, precision: Precision, recipe: CompressRecipe) -> list[str]:
-    """The builder's options. Embeddings and output layer become one matrix where the model ties them."""
-    tied = json.loads((model_dir / "config.json").read_text()).get("tie_word_embeddings", False)
-    options = [*precision.options, f"shared_embeddings={str(bool(tied)).lower()}", "fuse_mlp_gate_up=true"]
-    if precision.name == "int4" and recipe.head_bits == 8:
-        options.append("matmul_mixed_precision=last_matmul:int8")
-    return options
+    """The builder's options. Embeddings and output layer become one matrix where the model ties them.
+
+    The builder shares 4 bits alone; 8 are shared afterwards, by ``compress.tied_embedding``.
+    """
+    shared = is_tied(model_dir) and not (precision.name == "int4" and recipe.head_bits == 8)
+    return [*precision.options, f"shared_embeddings={str(shared).lower()}", "fuse_mlp_gate_up=true"]
+
+
+def is_tied(model_dir: Path) -> bool:
+    """Whether the embedding is the output layer, too."""
+    return bool(json.loads((model_dir / "config.json").read_text()).get("tie_word_embeddings", False))
 
 
 def keep_tokenizer(parent_dir: Path, staging: Path) -> None:

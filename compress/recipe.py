@@ -54,7 +54,14 @@ class PlannedTarget(BaseModel):
     head_bits: Literal[4, 8] = 8
     """int4-onnx alone: of the output layer, and of the embedding where the model ties them."""
     wide_share: float = Field(default=0.0, ge=0, le=1)
-    """int4-onnx alone: how many of the layers' weights stay at 8 bits, those that 4 hurt most."""
+    """int4-onnx alone: how many of the layers' weights stay at 8 bits, those that 4 hurt most. By GPTQ a tenth."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _who_takes_minutes_takes_two_more(cls, said: Any) -> Any:
+        if isinstance(said, Mapping) and said.get("weights") == "gptq":
+            return {"wide_share": 0.1, **said}
+        return said
 
     @model_validator(mode="after")
     def _gptq_is_int4(self) -> PlannedTarget:
@@ -98,4 +105,4 @@ def read_plan(path: Path) -> CompressPlan:
 def recipe_from(export: Mapping[str, Any]) -> CompressRecipe:
     """The recipe in a bundle's ``recipe["export"]``; what the builder added, and older bundles, are understood."""
     known = {key: value for key, value in export.items() if key in CompressRecipe.model_fields}
-    return CompressRecipe.model_validate({"weights": "rtn", "head_bits": 4, **known})
+    return CompressRecipe.model_validate({"weights": "rtn", "head_bits": 4, "wide_share": 0.0, **known})

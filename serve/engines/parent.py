@@ -14,7 +14,9 @@ def end_with_parent() -> None:
         return
 
     def wait() -> None:
-        while os.read(descriptor, 4096):  # Python's own reader holds a lock that an ending interpreter waits for
+        while os.read(
+            descriptor, 4096
+        ):  # Python's own reader holds a lock that an ending interpreter waits for
             pass
         os._exit(0)
 

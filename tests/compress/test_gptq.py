@@ -14,15 +14,16 @@ from torch import Tensor
 
 from compress.calibration import calibration_windows
 from compress.carry import packed, unpacked
-from compress.export import build, keep_tokenizer, recipe_of, write_export
+from compress.export import build, recipe_of, write_export
 from compress.gptq import DAMPING, Quantized, gptq, quantize_model, round_to_nearest
 from compress.recipe import Calibration, CompressRecipe
+from compress.sensitivity import most_sensitive, stacked
 from everlearn.errors import Unsupported
 from everlearn.registry import Registry
 from everlearn.settings import Settings
 from train.evaluate import load_causal_lm
 
-RECIPE = CompressRecipe(to="int4-onnx", weights="gptq", calibration=Calibration(tokens=4096))
+RECIPE = CompressRecipe(to="int4-onnx", weights="gptq", wide_share=0, calibration=Calibration(tokens=4096))
 
 
 @pytest.fixture(scope="module")
@@ -153,24 +154,30 @@ def multiplied_by(node: onnx.NodeProto, tensors: dict[str, np.ndarray]) -> np.nd
 
 
 def test_the_layers_that_4_bits_hurt_most_keep_8(parent: Path, tmp_path: Path) -> None:
-    """A matrix with one column that all others drown in: rounding it is what costs."""
-    model = load_causal_lm(parent)
-    with torch.no_grad():
-        model.get_submodule("model.layers.1.mlp.down_proj").weight[:, ::32] *= 40
-    model.save_pretrained(tmp_path / "parent")
-    keep_tokenizer(parent, tmp_path / "parent")
-    metrics = {}
-    for share in (0.0, 0.15):
-        directory = tmp_path / f"made-{share}"
-        directory.mkdir()
+    metrics, made = {}, {}
+    for share in (0.0, 0.3):
+        (directory := tmp_path / f"made-{share}").mkdir()
         recipe = CompressRecipe(to="int4-onnx", weights="rtn", wide_share=share)
-        made, metrics[share] = build(tmp_path / "parent", directory, "generate", recipe)
-    assert made["export"]["wide"] == ["model.layers.1.mlp.down_proj"]
+        made, metrics[share] = build(parent, directory, "generate", recipe)
     nodes = [node for node in onnx.load(directory / "model.onnx").graph.node if node.op_type == "MatMulNBits"]
-    bits = {node.name: next(one.i for one in node.attribute if one.name == "bits") for node in nodes}
-    assert sorted(bits.values()) == [4] * 7 + [8] * 2
-    assert next(value for name, value in bits.items() if "layers.1/mlp/down" in name) == 8
-    assert metrics[0.15]["divergence"] < 0.5 * metrics[0.0]["divergence"]
+    wide = {
+        node.name.partition("/MatMul")[0].strip("/").replace("/", ".").replace(".attn.", ".self_attn.")
+        for node in nodes
+        if next(one.i for one in node.attribute if one.name == "bits") == 8
+    }
+    assert wide == {*made["export"]["wide"], "lm_head"} and 1 < len(wide) < len(nodes)
+    assert metrics[0.3]["divergence"] < metrics[0.0]["divergence"]
+
+
+def test_the_most_sensitive_fit_into_their_share() -> None:
+    groups = stacked(["a.q_proj", "a.k_proj", "a.v_proj", "a.o_proj", "b.gate_proj", "b.up_proj"])
+    assert groups["a.qkv_proj"] == ["a.q_proj", "a.k_proj", "a.v_proj"] and len(groups) == 3
+    sizes = {"a.qkv_proj": 300, "a.o_proj": 100, "b.gate_up_proj": 600}
+    costs = {"a.qkv_proj": 0.6, "a.o_proj": 0.3, "b.gate_up_proj": 0.9}
+    assert most_sensitive(costs, sizes, 0.1) == ["a.o_proj"]
+    assert most_sensitive(costs, sizes, 0.4) == ["a.o_proj", "a.qkv_proj"]
+    assert most_sensitive(costs, sizes, 1.0) == ["a.o_proj", "a.qkv_proj", "b.gate_up_proj"]
+    assert most_sensitive(dict.fromkeys(sizes, 0.0), sizes, 1.0) == []
 
 
 def test_it_is_nearer_to_the_parent_than_rounding(

@@ -115,9 +115,11 @@ class House:
             for ref, version in zip(refs or [version.model for version in versions], versions, strict=True):
                 pinned = parse_reference(ref).version not in (None, CHAMPION)
                 named = self.registry.resolve(ref).version
-                self.models.append(Served(self.workshop, version.model, named, pinned=pinned))
+                self.models.append(model := Served(self.workshop, version.model, named, pinned=pinned))
                 if not pinned:
-                    self.trials += [Served(self.workshop, version.model, role=role) for role in TRIALS]
+                    self.trials += [
+                        Served(self.workshop, model.model, role=role, beside=model) for role in TRIALS
+                    ]
             self.keeping = [asyncio.create_task(each.keep()) for each in [*self.models, *self.trials]]
             self._start_gateways()
             self._start_workers()

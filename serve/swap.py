@@ -28,7 +28,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from everlearn.database import AliasRow, read
-from everlearn.errors import EverlearnError, Unavailable
+from everlearn.errors import Conflict, EverlearnError, Unavailable
 from everlearn.records import CHAMPION, PREVIOUS
 from serve import replicas
 from serve.engines.programs import kind_of
@@ -65,7 +65,7 @@ class Served:
 
     def __init__(
         self, workshop: Workshop, model: str, first: int | None = None, *, pinned: bool = False,
-        role: str = CHAMPION,
+        role: str = CHAMPION, beside: "Served | None" = None,
     ) -> None:  # fmt: skip
         self.model = model
         self.role = role
@@ -73,6 +73,8 @@ class Served:
         self.settled = asyncio.Event()
         """Set once a version serves, or none can."""
         self._workshop = workshop
+        self._beside = beside
+        """Of a trial: who serves. Before that one does, none is started."""
         self._pinned = pinned
         self._first = first
         self._standing = Standing(None, None, 0.0)
@@ -184,11 +186,18 @@ class Served:
         return True
 
     async def _begin(self, number: int) -> None:
+        if self._beside and not self._beside.serving:
+            return
         try:
             version = await self._workshop.servable(self.model, number)
             if self.serving and version.ref == self.serving.version.ref:
                 self.serving.stands_for = number
                 return
+            champion = self._beside.serving if self._beside else None
+            if champion and champion.version.ref == version.ref:
+                raise Conflict(
+                    f"is served as {version.ref}, which serves already: there is nothing to try out"
+                )
             log.info(
                 "starting", ref=version.ref, role=self.role, beside=self.serving and self.serving.version.ref
             )

@@ -1,14 +1,18 @@
 """`everlearn canary` and `everlearn shadow` on a running server: real processes, which come and go with the trial."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from everlearn.registry import Version
+from everlearn.database import open_database
+from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
-from tests.serve.supervised import Supervised, eventually, supervised
+from serve.gateway.overview import Overview
+from tests.serve.supervised import Supervised, add_model, eventually, supervised
 from tests.serve.swapping import Town, serves
 from tests.serve.test_swap import ALONE, everlearn
 
@@ -65,6 +69,21 @@ def test_a_bad_version_on_trial_answers_nobody_and_its_reason_is_shown(
     assert answered_by(server) == {good.ref: 20}
     everlearn(town, kind, "tiny", "--stop")
     alone(server, town, good)
+
+
+def test_what_is_compressed_to_the_champion_is_not_tried_out(settings: Settings) -> None:
+    tensors = add_model(settings, "tiny", format="safetensors")
+    champion = add_model(settings, "tiny", parent=tensors.digest)
+    with supervised(settings.home, "tiny") as server:
+        server.ready()
+        Registry(settings).try_out(tensors.ref, "canary", 0.5)
+        eventually(lambda: "nothing to try out" in json.dumps(ps(settings)), within_s=60)
+        assert answered_by(server) == {champion.ref: 20} and len(server.children("fake_engine")) == 1
+
+
+def ps(settings: Settings) -> list[dict[str, Any]]:
+    """The rows of the engines, as the console shows them."""
+    return Overview(open_database(settings)).read()["engines"]["rows"]
 
 
 def test_a_shadow_hears_and_does_not_answer(shared: tuple[Town, Supervised]) -> None:

@@ -82,8 +82,8 @@ def quantize(
     if request["weights"] == "rtn":
         return round_model(model, bits=bits), made
     progress("quantizing", 0.0)
-    on_layer = lambda done, total: progress("quantizing", done / total)
-    return quantize_model(model, ids, on_layer, bits=bits), made
+    matrices = quantize_model(model, ids, lambda done, total: progress("quantizing", done / total), bits=bits)
+    return matrices, made
 
 
 def rounded_head(model_dir: Path) -> dict[str, Quantized]:

@@ -2,9 +2,9 @@
 
 One pass of the calibration tokens through the model does all of it. Every linear layer is quantized at the moment
 its input arrives, and that input was already computed by quantized layers: later ones repair what earlier ones lost.
-The grid is MatMulNBits': blocks of 32 weights along the input, a scale each, codes 0 to 15 around 8. The output
-layer alone may have codes 0 to 255 around 128: of a small model it is a fifth of all weights, and the one place whose
-errors no later layer mends.
+The grid is MatMulNBits': blocks of 32 weights along the input, a scale each, codes 0 to 15 around 8; of
+the layers that shall keep 8 bits, codes 0 to 255 around 128. Of a small model the output layer is a fifth of all
+weights, and the one place whose errors no later layer mends.
 """
 
 from __future__ import annotations

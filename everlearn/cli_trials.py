@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from everlearn.cli_arguments import Json, Ref, open_registry, open_settings
+
+if TYPE_CHECKING:
+    from everlearn.records import Trial
 
 Percent = Annotated[
     float, typer.Option(min=0, max=100, help="Share of the model's requests, above 0.", show_default=True)
@@ -24,7 +27,7 @@ def shadow(ref: Ref, percent: Percent = 10, stop: Stop = False, as_json: Json = 
     _try_out(ref, "shadow", percent, stop, as_json)
 
 
-def _try_out(ref: str, role: Literal["canary", "shadow"], percent: float, stop: bool, as_json: bool) -> None:
+def _try_out(ref: str, role: Trial, percent: float, stop: bool, as_json: bool) -> None:
     from everlearn.printing import print_json
     from everlearn.reference import parse_reference
 

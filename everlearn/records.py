@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
@@ -19,7 +19,8 @@ CHAMPION = "champion"
 PREVIOUS = "previous"
 CANARY = "canary"
 SHADOW = "shadow"
-TRIALS = (CANARY, SHADOW)
+Trial = Literal["canary", "shadow"]
+TRIALS: tuple[Trial, ...] = (CANARY, SHADOW)
 """Aliases with a share of the model's requests."""
 # A replica without a heartbeat for this long is no reason to keep its bundle.
 REPLICA_SILENT_S = 30
@@ -152,17 +153,22 @@ def move_champion(connection: Connection, version: Version) -> int | None:
     if former not in (None, version.version):
         put_alias(connection, version.model, PREVIOUS, former)
     put_alias(connection, version.model, CHAMPION, version.version)
-    on_trial = (AliasRow.model == version.model) & AliasRow.alias.in_(TRIALS)
-    connection.execute(delete(AliasRow).where(on_trial, AliasRow.version == version.version))
+    for trial, number in aliases_of(connection, version.model).items():
+        if trial in TRIALS and number == version.version:
+            drop_alias(connection, version.model, trial)
     return former
 
 
 def put_alias(
     connection: Connection, model: str, alias: str, version: int, share: float | None = None
 ) -> None:
-    connection.execute(delete(AliasRow).where(AliasRow.model == model, AliasRow.alias == alias))
+    drop_alias(connection, model, alias)
     values = {"model": model, "alias": alias, "version": version, "share": share, "updated_at": time.time()}
     connection.execute(insert(AliasRow).values(values))
+
+
+def drop_alias(connection: Connection, model: str, alias: str) -> None:
+    connection.execute(delete(AliasRow).where(AliasRow.model == model, AliasRow.alias == alias))
 
 
 def aliases_of(connection: Connection, model: str) -> dict[str, int]:

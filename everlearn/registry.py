@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import structlog
 from sqlalchemy import Connection, delete, func, select
@@ -27,8 +26,10 @@ from everlearn.records import (
     PREVIOUS,
     TRIALS,
     Model,
+    Trial,
     Version,
     aliases_of,
+    drop_alias,
     find_version,
     insert_version,
     model_of,
@@ -196,7 +197,7 @@ class Registry:
         """Raises NotFound."""
         with write(self.database) as connection:
             former = find_version(connection, Reference(model, check_alias(alias)))
-            connection.execute(delete(AliasRow).where(AliasRow.model == model, AliasRow.alias == alias))
+            drop_alias(connection, model, alias)
             record(connection, actor, "alias.remove", f"{model}@{alias}", former=former.version)
 
     def promote(self, ref: str, *, actor: str | None = None) -> Version:
@@ -222,9 +223,7 @@ class Registry:
 
     # Trials ------------------------------------------------------------------------------------------------
 
-    def try_out(
-        self, ref: str, role: Literal["canary", "shadow"], share: float, *, actor: str | None = None
-    ) -> Version:
+    def try_out(self, ref: str, role: Trial, share: float, *, actor: str | None = None) -> Version:
         """Lets a version answer (canary), or hear (shadow), a ``share`` of its model's requests, 0 to 1.
 
         Raises NotFound, InvalidInput, Conflict.
@@ -245,13 +244,11 @@ class Registry:
         log.info(f"{role} set", ref=version.ref, share=share)
         return version
 
-    def end_trial(
-        self, model: str, role: Literal["canary", "shadow"], *, actor: str | None = None
-    ) -> Version:
+    def end_trial(self, model: str, role: Trial, *, actor: str | None = None) -> Version:
         """Raises NotFound when there is no such trial."""
         with write(self.database) as connection:
             version = find_version(connection, Reference(model, role))
-            connection.execute(delete(AliasRow).where(AliasRow.model == model, AliasRow.alias == role))
+            drop_alias(connection, model, role)
             record(connection, actor, f"{role}.end", version.ref)
         log.info(f"{role} ended", ref=version.ref)
         return version

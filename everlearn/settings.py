@@ -68,7 +68,8 @@ class ServeSettings(BaseModel):
     """The gateways and the supervisor. ``batch_requests``: of batches, at once; 0 takes none.
 
     ``keep_previous`` auto: the version that served before stays loaded where the memory allows, so that going back
-    takes a moment. ``gateways``: processes that share the port. ``vllm_models``: those that vLLM serves, whatever ``engine`` is.
+    takes a moment. ``gateways``: processes that share the port. ``vllm_models``: those that vLLM serves, whatever
+    ``engine`` is.
     """
 
     model_config = ConfigDict(extra="forbid")

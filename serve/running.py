@@ -180,9 +180,9 @@ class Running:
 
         vLLM takes what a GPU has, and would leave nothing for the next.
         """
-        free = psutil.virtual_memory().available
-        small = kind_of(self.version) == "onnx" and 2 * self.watched.resident_bytes() < free
-        return self._workshop.settings.serve.keep_previous == "auto" and small
+        if self._workshop.settings.serve.keep_previous == "off" or kind_of(self.version) != "onnx":
+            return False
+        return 2 * self.watched.resident_bytes() < psutil.virtual_memory().available
 
     async def stop(self, drain_s: float = 0.0) -> None:
         """End the process, and withdraw the row."""

@@ -7,13 +7,13 @@ its conventions for generative AI. No prompt and no answer is ever part of a spa
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from everlearn.errors import ConfigError
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-PARENT = "traceparent"
+PARENT = b"traceparent"
 
 
 def traces_endpoint() -> str | None:
@@ -54,42 +54,35 @@ class Tracer:
         self._tracer = provider.get_tracer("everlearn")
         self._propagator = TraceContextTextMapPropagator()
 
-    def serve(self, name: str, parent: str | None, start_ns: int | None = None) -> "Span":
-        """A span for a request that came with the header `traceparent`, or with none."""
+    def serve(self, name: str, headers: Iterable[tuple[bytes, bytes]]) -> "Span":
+        """A span for a request with these ASGI headers: below its client's, where `traceparent` names one."""
         from opentelemetry.trace import SpanKind
 
-        context = self._propagator.extract({PARENT: parent} if parent else {})
-        span = self._tracer.start_span(name, context, kind=SpanKind.SERVER, start_time=start_ns)
-        return Span(self, span)
-
-    def within(self, span: Any, name: str, start_ns: int, end_ns: int) -> None:
-        """A part of `span` that is over."""
-        from opentelemetry.trace import set_span_in_context
-
-        self._tracer.start_span(name, set_span_in_context(span), start_time=start_ns).end(end_ns)
-
-    def header_of(self, span: Any) -> str:
-        from opentelemetry.trace import set_span_in_context
-
-        carrier: dict[str, str] = {}
-        self._propagator.inject(carrier, set_span_in_context(span))
-        return carrier[PARENT]
+        sent = {key.decode(): value.decode("latin-1") for key, value in headers if key == PARENT}
+        span = self._tracer.start_span(name, self._propagator.extract(sent), kind=SpanKind.SERVER)
+        return Span(self._tracer, self._propagator, span)
 
 
 class Span:
     """One that runs. Times are nanoseconds since 1970."""
 
-    def __init__(self, tracer: Tracer, span: Any) -> None:
+    def __init__(self, tracer: Any, propagator: Any, span: Any) -> None:
+        from opentelemetry.trace import set_span_in_context
+
         self._tracer = tracer
+        self._propagator = propagator
         self._span = span
+        self._context = set_span_in_context(span)
 
     def headers(self) -> dict[str, str]:
         """What makes another process's spans children of this one."""
-        return {PARENT: self._tracer.header_of(self._span)}
+        carrier: dict[str, str] = {}
+        self._propagator.inject(carrier, self._context)
+        return carrier
 
     def part(self, name: str, start_ns: int, end_ns: int) -> None:
         """A part of it that is over."""
-        self._tracer.within(self._span, name, start_ns, end_ns)
+        self._tracer.start_span(name, self._context, start_time=start_ns).end(end_ns)
 
     def rename(self, name: str) -> None:
         """Its name, once that is known: it begins with what it began with."""

@@ -39,8 +39,7 @@ class Door:
         sent = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
         exchange = scope["everlearn.exchange"] = Exchange(request_id(sent))
         if self.tracer and scope["path"] not in POLLED:
-            parent = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
-            exchange.span = self.tracer.serve(scope["method"], parent.decode("latin-1"))
+            exchange.span = self.tracer.serve(scope["method"], scope["headers"])
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -157,10 +157,7 @@ class Application:
         if exchange.gone:
             return
         if self.tracer:
-            parent = next(
-                (value.decode() for name, value in scope["headers"] if name == b"traceparent"), None
-            )
-            exchange.span = self.tracer.serve(f"engine {path}", parent)
+            exchange.span = self.tracer.serve(f"engine {path}", scope["headers"])
         watcher = asyncio.create_task(exchange.watch())
         error: str | None = "broke off"
         try:

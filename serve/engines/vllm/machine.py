@@ -52,12 +52,8 @@ def flags(bundle: Path, model: str, uds: Path, settings: Settings, draft: Path |
         *("--enable-prefix-caching", "--structured-outputs-config.backend", "guidance"),
         *("--scheduling-policy", "priority"),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-        *(
-            "--middleware",
-            "serve.engines.vllm.front.Front",
-            "--shutdown-timeout",
-            str(round(settings.serve.drain_timeout_s)),
-        ),
+        *("--middleware", "serve.engines.vllm.front.Front"),
+        *("--shutdown-timeout", str(round(settings.serve.drain_timeout_s))),
         *("--disable-uvicorn-access-log", "--disable-fastapi-docs", "--uvicorn-log-level", "warning"),
         *("--tensor-parallel-size", str(settings.vllm.tensor_parallel)),
     ]

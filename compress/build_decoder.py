@@ -5,12 +5,14 @@ One child does all three, so that torch and the model load once.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.measure_decoder import measure_export
+from compress.slim_graph import slim
 from compress.tied_embedding import share_embedding
 from everlearn.child import answer
 from everlearn.errors import Unsupported
@@ -47,6 +49,8 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         progress("sharing the embedding with the output layer", None)
         if not share_embedding(graph) and wide_head:
             raise Unsupported("this graph's embedding is not recognised; head_bits: 4 builds it")
+    progress("writing the graph", None)
+    slim(graph, json.loads((model_dir / "config.json").read_text()))
     return {"made": made, "compared": measure_export(model_dir, directory, request["tokens"], progress)}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from compress.gptq import BLOCK, Quantized
 from compress.sensitivity import STACKS
+from compress.slim_graph import save_graph
 from compress.tied_embedding import attributes
 from everlearn.errors import Unsupported
 
@@ -39,9 +40,7 @@ def carry(graph_file: Path, matrices: Mapping[str, Quantized]) -> None:
             bits.i = matrix.bits
             codes.CopyFrom(numpy_helper.from_array(packed(matrix), codes.name))
             scales.CopyFrom(numpy_helper.from_array(matrix.scales.numpy(), scales.name))
-    data = graph_file.name + ".data"
-    (graph_file.parent / data).unlink()
-    onnx.save_model(model, graph_file, save_as_external_data=True, location=data, size_threshold=1024)
+    save_graph(model, graph_file)
 
 
 def counterpart(node: Any, matrices: Mapping[str, Quantized]) -> Quantized:

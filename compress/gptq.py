@@ -33,7 +33,7 @@ OnLayer = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized matrix. codes: uint8 (out, in), below 2^bits; scales: float32 (out, in / 32)."""
+    """A quantized matrix. codes: uint8 (out, in), below 2^bits; scales: float32 (out, in / 32), of float16's values."""
 
     codes: Tensor
     scales: Tensor
@@ -54,7 +54,7 @@ def block_scales(blocks: Tensor, importance: Tensor) -> Tensor:
     full = full_scales(blocks)[..., None]
     best = best_error = None
     for stretch in STRETCHES:
-        scales = full * stretch
+        scales = as_float16(full * stretch)
         error = ((blocks / scales).round_().clamp_(-CENTRE, CENTRE - 1) * scales).sub_(blocks).square_()
         error = error.mul_(importance).sum(-1, keepdim=True)
         if best is None or best_error is None:
@@ -69,8 +69,14 @@ def block_scales(blocks: Tensor, importance: Tensor) -> Tensor:
 def full_scales(blocks: Tensor, centre: int = CENTRE) -> Tensor:
     """The scale of each block (…, 32) that puts its largest weight at code 0, so that none is clipped."""
     largest = blocks.abs().argmax(-1, keepdim=True)
-    scales = blocks.gather(-1, largest)[..., 0] / -centre
+    scales = as_float16(blocks.gather(-1, largest)[..., 0] / -centre)
     return torch.where(scales == 0, torch.full_like(scales, 1e-8), scales)
+
+
+def as_float16(scales: Tensor) -> Tensor:
+    """Rounded as ``compress.slim_graph`` writes them; those below float16's normal numbers stay, so that none is 0."""
+    half = scales.half().float()
+    return torch.where(half.abs() >= torch.finfo(torch.float16).smallest_normal, half, scales)
 
 
 def round_to_nearest(weight: Tensor, bits: int = BITS) -> Quantized:

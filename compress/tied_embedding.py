@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from compress.slim_graph import save_graph
+
 BITS = 8
 
 
@@ -48,9 +50,7 @@ def share_embedding(graph_file: Path) -> bool:
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend([*kept, shape])
-    data = graph_file.name + ".data"
-    (graph_file.parent / data).unlink()
-    onnx.save_model(model, graph_file, save_as_external_data=True, location=data, size_threshold=1024)
+    save_graph(model, graph_file)
     return True
 
 

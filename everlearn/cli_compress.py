@@ -44,7 +44,7 @@ def compress(
 ) -> None:
     """Make smaller versions of a model, measured against the original."""
     from compress.export import export
-    from compress.recipe import read_plan, recipe_from
+    from compress.recipe import CompressRecipe, read_plan
     from everlearn.progress import shown
 
     if recipe is None:
@@ -53,7 +53,7 @@ def compress(
             said["weights"] = weights
         if calibration:
             said["calibration"] = {"store" if calibration.is_dir() else "text": calibration.absolute()}
-        wanted = [recipe_from(said)]
+        wanted = [CompressRecipe(**said)]
     elif to or weights or calibration:
         raise InvalidInput("--recipe says all of it: leave --to, --weights and --calibration out")
     else:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from everlearn.registry import Registry
 from everlearn.settings import Settings
 from everlearn.sources import import_model
 from tests.compress.tiny_models import write_bert, write_llama
@@ -18,3 +19,10 @@ def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         write(directory)
         import_model(settings, str(directory), name=name)
     return settings
+
+
+@pytest.fixture(scope="session")
+def parent(tiny_settings: Settings) -> Path:
+    """The directory of ``tiny``, as it was imported."""
+    registry = Registry(tiny_settings)
+    return registry.path(registry.resolve("tiny@1"))

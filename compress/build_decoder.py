@@ -61,7 +61,7 @@ def quantize(
     import torch
 
     from compress.calibration import calibration_windows, seen
-    from compress.gptq import linear_layers, quantize_model, round_model
+    from compress.gptq import layers_in_blocks, quantize_model, round_model
     from compress.recipe import Calibration
     from compress.sensitivity import most_sensitive, sensitivities, stacked
     from train.evaluate import load_causal_lm
@@ -71,7 +71,7 @@ def quantize(
     ids = torch.from_numpy(windows)
     model = load_causal_lm(model_dir)
     head = model.get_output_embeddings()
-    linear = {name: module for module, name in linear_layers(model).items()}
+    linear = {name: module for module, name in layers_in_blocks(model).items()}
     bits = {name: request["head_bits"] for name, module in linear.items() if module is head}
     made: dict[str, Any] = {"calibration_seen": seen(windows)}
     if request["wide_share"]:
@@ -92,12 +92,12 @@ def quantize(
 
 def rounded_head(model_dir: Path) -> dict[str, Quantized]:
     """The output layer alone, at 8 bits; the builder rounds the others."""
-    from compress.gptq import linear_layers, round_to_nearest
+    from compress.gptq import layers_in_blocks, round_to_nearest
     from train.evaluate import load_causal_lm
 
     model = load_causal_lm(model_dir)
     head = model.get_output_embeddings()
-    return {linear_layers(model)[head]: round_to_nearest(head.weight.detach(), 8)}
+    return {layers_in_blocks(model)[head]: round_to_nearest(head.weight.detach(), 8)}
 
 
 def build_graph(request: Mapping[str, Any], progress: Progress) -> str:

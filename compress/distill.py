@@ -4,14 +4,11 @@ soft targets, which say of every token how likely each other one would have been
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from everlearn.errors import InvalidInput
 from train.objectives import logits_at, predicted
 
 CHUNK_BYTES = 64 * 1024**2
@@ -61,33 +58,3 @@ class Distillation:
         )
         hard = nn.functional.cross_entropy(logits, targets, reduction="sum")
         return self.weight * temperature**2 * apart + (1 - self.weight) * hard
-
-
-def shallower(teacher: Any, layers: int) -> Any:
-    """A student with ``layers`` of the teacher's layers, evenly spaced, the first and the last among them.
-
-    Raises InvalidInput unless there are fewer of them, and at least one.
-    """
-    config = deepcopy(teacher.config)
-    depth = config.num_hidden_layers
-    if not 1 <= layers < depth:
-        raise InvalidInput(
-            f"the student is to have {layers} layers; its teacher has {depth}", param="student"
-        )
-    kept = [round(at * (depth - 1) / max(1, layers - 1)) for at in range(layers)]
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[at] for at in kept]
-    student = type(teacher)(config)
-    prefix = next(name for name, part in teacher.named_modules() if isinstance(part, nn.ModuleList)) + "."
-    place = {str(old): str(new) for new, old in enumerate(kept)}
-    state: dict[str, Tensor] = {}
-    for name, tensor in teacher.state_dict().items():
-        if name.startswith(prefix):
-            old, _, rest = name.removeprefix(prefix).partition(".")
-            if old not in place:
-                continue
-            name = f"{prefix}{place[old]}.{rest}"
-        state[name] = tensor
-    student.load_state_dict(state)
-    return student

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from compress.recipe import CompressRecipe, Target, recipe_from
 from everlearn.bundle import BundleManifest, Task, write_bundle
 from everlearn.child import run_child
-from everlearn.errors import EverlearnError, InvalidInput, Unsupported
+from everlearn.errors import EverlearnError, InvalidInput, Unavailable, Unsupported
 from everlearn.progress import Progress, silent
 from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
@@ -33,7 +33,7 @@ class Precision:
     ``min_cosine``: lowest cosine similarity of an encoder's embeddings with the parent's.
     """
 
-    name: Literal["int4", "int8", "fp32", "w8a8"]
+    name: Literal["int4", "int8", "fp32", "w8a8", "w4a16"]
     options: tuple[str, ...]
     max_divergence: float
     min_cosine: float
@@ -52,7 +52,11 @@ PRECISIONS: Mapping[Target, Precision] = {
     "int8-onnx": Precision("int8", ("block_size=32", "accuracy_level=4"), 0.05, 0.95),
     "fp32-onnx": Precision("fp32", (), 0.001, 0.999),
     "w8a8": Precision("w8a8", (), 0.2, 1.0),
+    "w4a16": Precision("w4a16", (), 1.0, 1.0),
 }
+
+
+FOR_VLLM: tuple[Target, ...] = ("w8a8", "w4a16")
 
 
 class Drifted(EverlearnError):
@@ -76,6 +80,7 @@ def export(settings: Settings, ref: str, recipe: CompressRecipe, progress: Progr
     parent = registry.weights(ref)
     progress("verifying the parent", None)
     parent_dir = registry.path(parent)
+    refuse_full_disk(settings, 2 * parent.manifest.size_bytes)
     started = time.monotonic()
     with registry.staging() as staging:
         made, metrics = build(parent_dir, staging, parent.task, recipe, progress)
@@ -83,6 +88,43 @@ def export(settings: Settings, ref: str, recipe: CompressRecipe, progress: Progr
         progress("checking and hashing", None)
         write_export(staging, parent, made, metrics)
         return registry.add(staging, parent.model)
+
+
+def export_gguf(
+    settings: Settings, ref: str, file: Path, kind: str, progress: Progress = silent
+) -> dict[str, Any]:
+    """Writes ``ref`` as ``file``, its matrices as ``kind``; returns what it cost, measured on the file read back.
+
+    Raises InvalidInput, Unsupported where llama.cpp has no such model or tokenizer, Unavailable for a full disk.
+    """
+    registry = Registry(settings)
+    parent = registry.weights(ref)
+    if parent.task != "generate":
+        raise InvalidInput(f"{parent.ref} is an encoder; decoders are written as GGUF", param="ref")
+    if not file.absolute().parent.is_dir():
+        raise InvalidInput(f"{file.absolute().parent} is no folder", param="file")
+    refuse_full_disk(settings, 2 * parent.manifest.size_bytes)
+    with registry.staging() as staging:
+        request = {
+            "model_dir": str(registry.path(parent)),
+            "file": str(file.absolute()),
+            "type": kind,
+            "scratch": str(staging),
+            "tokens": HELD_TOKENS,
+        }
+        answer = run_child("compress.gguf_out", request, progress)
+    return {"size_bytes": file.stat().st_size, **price(answer["compared"])}
+
+
+def refuse_full_disk(settings: Settings, needed_bytes: int) -> None:
+    """Raises Unavailable where the store's disk has less room."""
+    folder = settings.directory("store")
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise Unavailable(
+            f"{free / 1e9:.1f} GB are free under {folder}; about {needed_bytes / 1e9:.1f} GB are needed. "
+            "Nothing was begun"
+        )
 
 
 def recipe_of(version: Version) -> CompressRecipe:
@@ -112,7 +154,7 @@ def build(
         source = {"store" if calibration.is_dir() else "text": calibration}
         chosen = recipe.calibration.model_copy(update={"text": None, "store": None, **source})
         recipe = recipe.model_copy(update={"calibration": chosen})
-    export_generator = export_w8a8 if recipe.to == "w8a8" else export_decoder
+    export_generator = export_vllm if recipe.to in FOR_VLLM else export_decoder
     made, metrics = (export_encoder if task == "embed" else export_generator)(
         parent_dir, staging, recipe, progress
     )
@@ -145,25 +187,30 @@ def export_decoder(
     return {"precision": precision.name, "options": options, **answer["made"]}, metrics
 
 
-def export_w8a8(
+def export_vllm(
     parent_dir: Path, staging: Path, recipe: CompressRecipe, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds and measures a decoder for vLLM; returns how it was made, and its metrics."""
     request = {
+        **recipe.model_dump(mode="json", include={"to", "weights", "group_size", "calibration"}),
         "model_dir": str(parent_dir),
         "directory": str(staging),
-        "calibration": recipe.calibration.model_dump(mode="json"),
         "tokens": HELD_TOKENS,
     }
-    answer = run_child("compress.build_w8a8", request, progress)
+    answer = run_child("compress.build_vllm", request, progress)
     keep_tokenizer(parent_dir, staging)
     metrics = priced(answer["compared"], PRECISIONS[recipe.to])
-    return {"precision": "w8a8", **answer["made"]}, metrics
+    return {"precision": recipe.to, **answer["made"]}, metrics
 
 
 def priced(compared: Mapping[str, Any], precision: Precision) -> dict[str, Any]:
-    """The metrics of a bundle, from the fields of ``train.evaluate.Comparison``. Raises Drifted."""
+    """:func:`price` of a precision. Raises Drifted."""
     refuse_drift(compared["divergence"], precision)
+    return price(compared)
+
+
+def price(compared: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of a bundle, from the fields of ``train.evaluate.Comparison``."""
     text = held_text()
     return {
         "perplexity": round(compared["perplexity"], 3),
@@ -211,7 +258,7 @@ def export_encoder(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds and measures an encoder; returns how it was made, and its metrics."""
     precision = PRECISIONS[recipe.to]
-    if precision.name in ("int4", "w8a8"):
+    if recipe.to not in ("int8-onnx", "fp32-onnx"):
         raise Unsupported("encoders are exported as int8-onnx or fp32-onnx")
     request = {"model_dir": str(parent_dir), "directory": str(staging), "precision": precision.name}
     made = run_child("compress.export_encoder", request, progress)
@@ -233,7 +280,7 @@ def write_export(
     return write_bundle(
         staging,
         name=parent.model,
-        format="compressed-tensors" if made["export"]["to"] == "w8a8" else onnx_format,
+        format="compressed-tensors" if made["export"]["to"] in FOR_VLLM else onnx_format,
         task=parent.manifest.task,
         architecture=parent.manifest.architecture,
         parameters=parent.manifest.parameters,

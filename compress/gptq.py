@@ -168,7 +168,7 @@ def quantize_model(
     a layer whose width is no multiple of 32.
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    linear = linear_layers(model)
+    linear = layers_in_blocks(model)
     wide = {module for module, name in linear.items() if (bits or {}).get(name, BITS) > BITS}
     rounded = wide | ({head} if head.weight is embedding.weight else set())
     layers = {module: name for module, name in linear.items() if module not in rounded}
@@ -202,7 +202,7 @@ def round_model(model: Any, *, bits: Mapping[str, int] | None = None) -> dict[st
     """As :func:`quantize_model`, all rounded to nearest."""
     return {
         name: rounded_in_place(module, (bits or {}).get(name, BITS))
-        for module, name in linear_layers(model).items()
+        for module, name in layers_in_blocks(model).items()
     }
 
 
@@ -213,16 +213,19 @@ def rounded_in_place(module: nn.Linear, bits: int) -> Quantized:
 
 
 def linear_layers(model: Any) -> dict[nn.Linear, str]:
+    """Every linear layer and its name."""
+    return {module: name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def layers_in_blocks(model: Any) -> dict[nn.Linear, str]:
     """Every linear layer and its name. Raises Unsupported for one whose width is no multiple of 32."""
-    found = {module: name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    refuse_odd_widths(found)
+    found = linear_layers(model)
+    refuse_odd_widths(found, BLOCK, "weights: rtn builds it")
     return found
 
 
-def refuse_odd_widths(layers: dict[nn.Linear, str]) -> None:
-    """Raises Unsupported naming the layer that does not divide into blocks."""
+def refuse_odd_widths(layers: dict[nn.Linear, str], block: int, instead: str) -> None:
+    """Raises Unsupported naming the layer that does not divide into blocks, and what to do ``instead``."""
     for linear, name in layers.items():
-        if linear.in_features % BLOCK:
-            raise Unsupported(
-                f"{name} has {linear.in_features} inputs, no multiple of {BLOCK}; weights: rtn builds it"
-            )
+        if linear.in_features % block:
+            raise Unsupported(f"{name} has {linear.in_features} inputs, no multiple of {block}; {instead}")

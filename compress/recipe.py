@@ -1,8 +1,10 @@
 """What to make of a model, and how: the YAML behind ``everlearn compress --recipe`` and ``recipe`` in a bundle.
 
-One calibration set serves every target of a plan::
+One calibration set serves every step of a plan::
 
     calibration: {text: corpus.txt, tokens: 16384}
+    prune: {layers: 24}
+    heal: {data: {train: [corpus.txt]}, steps: 100}
     targets:
       - {to: int4-onnx, weights: gptq}
       - {to: w8a8}
@@ -17,10 +19,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from everlearn.settings_file import read_settings_file
-from train.recipe import validate_recipe
+from train.recipe import Data, FitOptions, anchored, validate_recipe
 
-Target = Literal["int4-onnx", "int8-onnx", "fp32-onnx", "w8a8"]
-Weights = Literal["rtn", "gptq"]
+Target = Literal["int4-onnx", "int8-onnx", "fp32-onnx", "w8a8", "w4a16"]
+Weights = Literal["rtn", "gptq", "awq"]
+OFFERED: Mapping[Target, tuple[Weights, ...]] = {
+    "int4-onnx": ("rtn", "gptq"),
+    "w4a16": ("rtn", "gptq", "awq"),
+}
+"""How weights may be rounded, where there is a choice; the first unless said."""
 
 
 class Calibration(BaseModel):
@@ -50,7 +57,9 @@ class PlannedTarget(BaseModel):
 
     to: Target = "int4-onnx"
     weights: Weights = "rtn"
-    """int4-onnx alone: rounded to nearest, or by GPTQ (arXiv 2210.17323)."""
+    """int4-onnx and w4a16: to nearest, by GPTQ (arXiv 2210.17323), or for w4a16 by AWQ (arXiv 2306.00978)."""
+    group_size: Literal[32, 64, 128] = 64
+    """w4a16 alone: how many weights share a scale. In int4-onnx 32 do."""
     head_bits: Literal[4, 8] = 8
     """int4-onnx alone: of the output layer, and of the embedding where the model ties them."""
     wide_share: float = Field(default=0.0, ge=0, le=1)
@@ -59,14 +68,16 @@ class PlannedTarget(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _who_takes_minutes_takes_two_more(cls, said: Any) -> Any:
-        if isinstance(said, Mapping) and said.get("weights") == "gptq":
+        if isinstance(said, Mapping) and said.get("weights") == "gptq" and said.get("to") != "w4a16":
             return {"wide_share": 0.1, **said}
         return said
 
     @model_validator(mode="after")
-    def _gptq_is_int4(self) -> PlannedTarget:
-        if self.weights == "gptq" and self.to != "int4-onnx":
-            raise ValueError(f"weights: gptq makes int4-onnx, not {self.to}")
+    def _rounded_as_offered(self) -> PlannedTarget:
+        offered = OFFERED.get(self.to, ("rtn",))
+        if self.weights not in offered:
+            makes = " or ".join(to for to, offers in OFFERED.items() if self.weights in offers)
+            raise ValueError(f"weights: {self.weights} makes {makes}, not {self.to}")
         return self
 
 
@@ -76,13 +87,70 @@ class CompressRecipe(PlannedTarget):
     calibration: Calibration = Calibration()
 
 
+class Prune(BaseModel):
+    """What to take out: layers and feed-forward columns, or single weights.
+
+    ``layers`` stay of all, those missed least; or ``drop`` names the ones to go, from 0. ``ffn``: the columns that
+    stay of each feed-forward layer. ``sparsity``: the share of zeros in each linear layer, chosen by ``method``;
+    pattern ``2:4`` are two zeros in every four neighbours.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: int | None = Field(default=None, ge=1)
+    drop: tuple[int, ...] = ()
+    ffn: int | None = Field(default=None, ge=32)
+    sparsity: float | None = Field(default=None, gt=0, lt=1)
+    method: Literal["magnitude", "wanda", "sparsegpt"] = "wanda"
+    pattern: Literal["any", "2:4"] = "any"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _two_of_four_is_half(cls, said: Any) -> Any:
+        return (
+            {"sparsity": 0.5, **said} if isinstance(said, Mapping) and said.get("pattern") == "2:4" else said
+        )
+
+    @model_validator(mode="after")
+    def _something(self) -> Prune:
+        smaller = self.layers is not None or bool(self.drop) or self.ffn is not None
+        if smaller == (self.sparsity is not None):
+            raise ValueError("say what goes: layers, drop or ffn; or else sparsity, for zeros")
+        if self.layers is not None and self.drop:
+            raise ValueError("say how many layers stay, or which ones to drop, not both")
+        if self.pattern == "2:4" and self.sparsity != 0.5:
+            raise ValueError(f"2:4 is a sparsity of 0.5, not {self.sparsity}")
+        return self
+
+
+class Teaching(FitOptions):
+    """How a teacher's predictions are learnt; see ``compress.distill.Distillation``."""
+
+    data: Data
+    temperature: float = Field(default=2, gt=0)
+    weight: float = Field(default=0.9, ge=0, le=1)
+
+
 class CompressPlan(BaseModel):
-    """Several targets from one calibration set."""
+    """Several targets from one calibration set; first, where asked for, of a pruned and healed model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     calibration: Calibration = Calibration()
-    targets: tuple[PlannedTarget, ...] = Field(min_length=1)
+    prune: Prune | None = None
+    heal: Teaching | None = None
+    """Distillation of the pruned model from the one it was."""
+    targets: tuple[PlannedTarget, ...] = ()
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> CompressPlan:
+        if not self.targets and self.prune is None:
+            raise ValueError("name at least one of targets, or something to prune")
+        if self.heal and self.prune is None:
+            raise ValueError(
+                "heal is for a pruned model: say what to prune; everlearn distill teaches a student"
+            )
+        return self
 
     def recipes(self) -> list[CompressRecipe]:
         """One recipe a target."""
@@ -94,12 +162,13 @@ def read_plan(path: Path) -> CompressPlan:
     file = read_settings_file(path)
     plan = validate_recipe(CompressPlan, file.values, file)
     folder, chosen = path.absolute().parent, plan.calibration
-    anchored = {
+    sources = {
         name: folder / source.expanduser()
         for name, source in (("text", chosen.text), ("store", chosen.store))
         if source
     }
-    return plan.model_copy(update={"calibration": chosen.model_copy(update=anchored)})
+    heal = plan.heal and plan.heal.model_copy(update={"data": anchored(plan.heal.data, folder)})
+    return plan.model_copy(update={"calibration": chosen.model_copy(update=sources), "heal": heal})
 
 
 def recipe_from(export: Mapping[str, Any]) -> CompressRecipe:

@@ -7,7 +7,6 @@ onnxruntime folds before it lays out the weights: loading, memory and speed stay
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,7 @@ def slim(graph_file: Path, config: dict[str, Any]) -> None:
     model = onnx.load(graph_file)
     graph = model.graph
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    scales = {
-        node.input[2] for node in graph.node if node.op_type in ("MatMulNBits", "GatherBlockQuantized")
-    }
+    scales = {node.input[2] for node in graph.node if node.op_type in ("MatMulNBits", "GatherBlockQuantized")}
     halves = {name: half for name in sorted(scales) if (half := halved(tensors[name])) is not None}
     nodes = [helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT) for name in halves]
     made: dict[str, np.ndarray] = {f"{name}.half": half for name, half in halves.items()}

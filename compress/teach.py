@@ -5,6 +5,7 @@ The run is a child process; started again in the same folder it goes on from its
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from compress.recipe import Teaching
 from everlearn.bundle import write_bundle
 from everlearn.child import answer, run_child
 from everlearn.errors import InvalidInput
@@ -22,47 +24,46 @@ from everlearn.safetensors_header import count_parameters
 from everlearn.settings import Settings
 from everlearn.settings_file import read_settings_file
 from train.data.card import DataOptions
-from train.recipe import Architecture, Data, FitOptions, validate_recipe
+from train.recipe import Architecture, anchored, validate_recipe
 
 
 class Student(BaseModel):
-    """Some of the teacher's own layers, or an architecture from scratch with the teacher's tokenizer."""
+    """Some of the teacher's own layers, another model here with its tokenizer, or an architecture from scratch."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     layers: int | None = Field(default=None, ge=1)
+    model: str | None = None
     architecture: Architecture | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Student:
-        if (self.layers is None) == (self.architecture is None):
-            raise ValueError("say either layers, of the teacher's, or architecture, from scratch")
+        if sum(one is not None for one in (self.layers, self.model, self.architecture)) != 1:
+            raise ValueError(
+                "say one of layers, of the teacher's; model, one that is here; or architecture, from scratch"
+            )
         return self
 
 
-class DistillRecipe(FitOptions):
-    """``teacher`` is a model here; ``temperature`` and ``weight`` are those of ``compress.distill.Distillation``."""
+class DistillRecipe(Teaching):
+    """``teacher`` is a model here."""
 
     name: str
     teacher: str
     student: Student
-    data: Data
-    temperature: float = Field(default=2, gt=0)
-    weight: float = Field(default=0.9, ge=0, le=1)
 
 
 def read_distill_recipe(path: Path) -> DistillRecipe:
     """The recipe of a YAML file; its paths are relative to it. Raises ConfigError with line and nearest key."""
     file = read_settings_file(path)
     recipe = validate_recipe(DistillRecipe, file.values, file)
-    folder, data = path.absolute().parent, recipe.data
-    anchored = {
-        "train": tuple(folder / one.expanduser() for one in data.train),
-        "held": tuple(folder / one.expanduser() for one in data.held),
-        "store": data.store and folder / data.store.expanduser(),
-        "held_store": data.held_store and folder / data.held_store.expanduser(),
-    }
-    return recipe.model_copy(update={"data": data.model_copy(update=anchored)})
+    return recipe.model_copy(update={"data": anchored(recipe.data, path.absolute().parent)})
+
+
+def run_dir(settings: Settings, recipe: DistillRecipe) -> Path:
+    """Where a distillation keeps its checkpoints unless told: the same recipe goes on there."""
+    key = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:12]
+    return settings.home / "runs" / f"{recipe.name}-{key}"
 
 
 def distill(settings: Settings, recipe: DistillRecipe, run_dir: Path, progress: Progress = silent) -> Version:
@@ -74,10 +75,12 @@ def distill(settings: Settings, recipe: DistillRecipe, run_dir: Path, progress: 
     teacher = registry.weights(recipe.teacher)
     if teacher.task != "generate":
         raise InvalidInput(f"{teacher.ref} is an encoder; a teacher predicts next tokens", param="teacher")
+    student = registry.weights(recipe.student.model) if recipe.student.model else None
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     request = {
         "recipe": recipe.model_dump(mode="json"),
         "teacher_dir": str(registry.path(teacher)),
+        "student_dir": student and str(registry.path(student)),
         "run_dir": str(run_dir),
     }
     metrics = run_child("compress.teach", request, progress)
@@ -91,7 +94,7 @@ def distill(settings: Settings, recipe: DistillRecipe, run_dir: Path, progress: 
             task="generate",
             architecture=config["architectures"][0],
             parameters=count_parameters(staging),
-            parent=teacher.digest,
+            parent=(student or teacher).digest,
             recipe={"distill": request["recipe"]},
             metrics=metrics,
         )
@@ -102,8 +105,9 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """The child: writes the student to ``run_dir/model`` and returns the metrics."""
     import torch
 
-    from compress.distill import Distillation, shallower
+    from compress.distill import Distillation
     from compress.export import keep_tokenizer
+    from compress.prune import evenly_spaced, with_layers
     from train.data.packing import Packer
     from train.data.prepare import prepare
     from train.data.tokenize import Tokens
@@ -124,8 +128,13 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     progress("loading the teacher", None)
     teacher = load_causal_lm(teacher_dir)
     torch.manual_seed(recipe.seed)
-    if recipe.student.layers is not None:
-        student = shallower(teacher, recipe.student.layers)
+    if request["student_dir"]:
+        student_dir = Path(request["student_dir"])
+        refuse_other_tokenizer(teacher_dir, student_dir)
+        student = load_causal_lm(student_dir)
+    elif recipe.student.layers is not None:
+        depth = teacher.config.num_hidden_layers
+        student = with_layers(teacher, evenly_spaced(recipe.student.layers, depth))
     else:
         assert recipe.student.architecture
         student = from_scratch(recipe.student.architecture, teacher_dir)
@@ -141,6 +150,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             identity={
                 "data": [store.card.sha256 for store in stores if store],
                 "teacher": base_digest(teacher_dir),
+                "start": request["student_dir"] and base_digest(Path(request["student_dir"])),
                 **recipe.model_dump(mode="json", include={"student", "temperature", "weight"}),
             },
         )
@@ -151,6 +161,14 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     student.to(saved_dtype(teacher_dir)).save_pretrained(model_dir)
     keep_tokenizer(teacher_dir, model_dir)
     return metrics_of(result)
+
+
+def refuse_other_tokenizer(teacher_dir: Path, student_dir: Path) -> None:
+    """Raises InvalidInput where the two would not mean the same by an id."""
+    from train.data.tokenize import Tokens
+
+    if Tokens(teacher_dir).sha256 != Tokens(student_dir).sha256:
+        raise InvalidInput("teacher and student have different tokenizers", param="student.model")
 
 
 if __name__ == "__main__":

@@ -28,39 +28,43 @@ SHOWN = (
 def compress(
     ref: Ref,
     to: Annotated[
-        Literal["int4-onnx", "int8-onnx", "fp32-onnx", "w8a8"] | None,
-        typer.Option(help="What to make of it; int4-onnx unless said. w8a8 is for vLLM."),
+        Literal["int4-onnx", "int8-onnx", "fp32-onnx", "w8a8", "w4a16"] | None,
+        typer.Option(help="What to make of it; int4-onnx unless said. w8a8 and w4a16 are for vLLM."),
     ] = None,
     weights: Annotated[
-        Literal["rtn", "gptq"] | None, typer.Option(help="int4-onnx: how weights are rounded.")
+        Literal["rtn", "gptq", "awq"] | None,
+        typer.Option(help="How the weights of int4-onnx and w4a16 are rounded; awq for w4a16 alone."),
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="A text file, or a token store, for gptq and w8a8 to look at.")
+        Path | None, typer.Option(help="A text file, or a token store, for all but rtn to look at.")
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="A YAML file with several targets and their one calibration set.")
+        Path | None, typer.Option(help="A YAML file: prune, heal, and several targets at once.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Make smaller versions of a model, measured against the original."""
     from compress.export import export
+    from compress.plan import follow
     from compress.recipe import CompressRecipe, read_plan
     from everlearn.progress import shown
+    from train.recipe import validate_recipe
 
+    settings = open_settings()
     if recipe is None:
         said: dict[str, Any] = {"to": to or "int4-onnx"}
         if weights:
             said["weights"] = weights
         if calibration:
             said["calibration"] = {"store" if calibration.is_dir() else "text": calibration.absolute()}
-        wanted = [CompressRecipe(**said)]
+        with shown() as progress:
+            versions = [export(settings, ref, validate_recipe(CompressRecipe, said), progress)]
     elif to or weights or calibration:
         raise InvalidInput("--recipe says all of it: leave --to, --weights and --calibration out")
     else:
-        wanted = read_plan(recipe).recipes()
-    settings = open_settings()
-    with shown() as progress:
-        versions = [export(settings, ref, one, progress) for one in wanted]
+        plan = read_plan(recipe)
+        with shown() as progress:
+            versions = list(follow(settings, ref, plan, progress))
     print_prices(versions, as_json)
 
 
@@ -92,18 +96,70 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Train a smaller student by a model's predictions; it becomes a model of its own."""
-    import hashlib
-
     from compress.teach import distill as teach
     from compress.teach import read_distill_recipe
+    from compress.teach import run_dir as default_run_dir
     from everlearn.cli_models import print_added
     from everlearn.progress import shown
 
     wanted = read_distill_recipe(recipe)
     settings = open_settings()
-    key = hashlib.sha256(wanted.model_dump_json().encode()).hexdigest()[:12]
     with shown() as progress:
-        version = teach(
-            settings, wanted, run_dir or settings.home / "runs" / f"{wanted.name}-{key}", progress
-        )
+        version = teach(settings, wanted, run_dir or default_run_dir(settings, wanted), progress)
     print_added(version, as_json)
+
+
+def compare(
+    refs: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL[@VERSION]…", help="The first is what the others are measured against."),
+    ],
+    text: Annotated[
+        list[Path] | None, typer.Option(help="Measure on this text, too; may be said again.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Of each text, at most.", min=512)] = 2048,
+    speed: Annotated[
+        bool, typer.Option(help="Measure speed and memory, and ask each a few questions.")
+    ] = True,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML page, too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure versions against the first: size, quality on texts, speed, answers."""
+    from compress.compare import compare as measure
+    from compress.report import figures_of, print_compared, write_report
+    from everlearn.printing import print_json
+    from everlearn.progress import shown
+
+    settings = open_settings()
+    with shown() as progress:
+        found = measure(settings, refs, text or (), tokens=tokens, speed=speed, progress=progress)
+    if report:
+        write_report(report, found)
+    if as_json:
+        print_json([figures_of(one) for one in found])
+    else:
+        print_compared(found)
+
+
+def export_gguf(
+    ref: Ref,
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="What to write.")],
+    kind: Annotated[
+        Literal["f32", "f16", "q8_0", "q4_0"], typer.Option("--type", help="How matrices are stored.")
+    ] = "q8_0",
+    as_json: Json = False,
+) -> None:
+    """Write a model as a GGUF file for llama.cpp, read it back, and say what it cost."""
+    from compress.export import export_gguf as write
+    from everlearn.printing import print_json, size
+    from everlearn.progress import shown
+
+    with shown() as progress:
+        metrics = write(open_settings(), ref, file, kind, progress)
+    if as_json:
+        print_json(metrics)
+        return
+    print(f"{file}: {size(metrics['size_bytes'])}")
+    for key, label in SHOWN:
+        if key in metrics:
+            print(f"  {label:<32} {metrics[key]}")

@@ -129,6 +129,43 @@ def score(
     return Perplexity(total / tokens, tokens)
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """Two models at the positions of one window, n = window - 1. Numbers are float64 (n,), tokens int64 (n,)."""
+
+    targets: np.ndarray
+    reference_nll: np.ndarray
+    nll: np.ndarray
+    divergence: np.ndarray
+    reference_top: np.ndarray
+    top: np.ndarray
+
+
+def predictions(
+    reference_logits: Iterator[np.ndarray], logits: Iterator[np.ndarray], windows: np.ndarray
+) -> Iterator[Predictions]:
+    """What both models say of each window. reference_logits and logits: float32 (window, vocab) for each."""
+    import numpy as np
+
+    for ids, theirs, ours in zip(windows, reference_logits, logits, strict=True):
+        parts: list[tuple[np.ndarray, ...]] = []
+        for (reference_rows, targets), (rows, _) in zip(blocks(theirs, ids), blocks(ours, ids), strict=True):
+            reference, own = log_softmax(reference_rows), log_softmax(rows)  # (rows, vocab)
+            each = np.arange(len(targets))
+            divergence = np.sum(np.exp(reference) * (reference - own), axis=-1, dtype=np.float64)
+            parts.append(
+                (
+                    targets,
+                    -reference[each, targets].astype(np.float64),
+                    -own[each, targets].astype(np.float64),
+                    divergence,
+                    reference.argmax(-1),
+                    own.argmax(-1),
+                )
+            )
+        yield Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
 def compare(
     reference_logits: Iterator[np.ndarray],
     logits: Iterator[np.ndarray],
@@ -139,18 +176,13 @@ def compare(
 
     reference_logits and logits: float32 (window, vocab) for each of ``windows``.
     """
-    import numpy as np
-
     nll = reference_nll = divergence = 0.0
     same = 0
-    pairs = zip(windows, reference_logits, logits, strict=True)
-    for done, (ids, theirs, ours) in enumerate(pairs, start=1):
-        for (reference_rows, targets), (rows, _) in zip(blocks(theirs, ids), blocks(ours, ids), strict=True):
-            reference, own = log_softmax(reference_rows), log_softmax(rows)  # (rows, vocab)
-            reference_nll += negative_log_likelihood(reference, targets)
-            nll += negative_log_likelihood(own, targets)
-            divergence += float(np.sum(np.exp(reference) * (reference - own), dtype=np.float64))
-            same += int((reference.argmax(-1) == own.argmax(-1)).sum())
+    for done, one in enumerate(predictions(reference_logits, logits, windows), start=1):
+        reference_nll += float(one.reference_nll.sum())
+        nll += float(one.nll.sum())
+        divergence += float(one.divergence.sum())
+        same += int((one.reference_top == one.top).sum())
         if on_window:
             on_window(done, len(windows))
     tokens = scored_tokens(windows)

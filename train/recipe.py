@@ -230,7 +230,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> TrainRecipe:
     recipe = validate_recipe(TrainRecipe, values, file)
     folder = path.absolute().parent
     keep = recipe.keep and recipe.keep.model_copy(update={"store": folder / recipe.keep.store.expanduser()})
-    return recipe.model_copy(update={"data": _anchored(recipe.data, folder), "keep": keep})
+    return recipe.model_copy(update={"data": anchored(recipe.data, folder), "keep": keep})
 
 
 def validate_recipe(
@@ -300,7 +300,9 @@ def _override(values: Mapping[str, Any], override: str) -> dict[str, Any]:
     return changed
 
 
-def _anchored(data: Data, folder: Path) -> Data:
+def anchored(data: Data, folder: Path) -> Data:
+    """``data`` with its paths relative to ``folder``."""
+
     def at(path: Path) -> Path:
         return folder / path.expanduser()
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from compress.distill import Distillation, shallower
+from compress.distill import Distillation
+from compress.prune import evenly_spaced, with_layers
 from compress.teach import DistillRecipe, Student, distill
 from everlearn.errors import InvalidInput
 from everlearn.registry import Registry
@@ -61,7 +62,7 @@ def test_a_taught_student_beats_the_same_student_alone_on_the_same_tokens(
     _, few, held = packers()
     nll, tokens = {}, {}
     for name, objective in (("taught", Distillation(teacher, 2.0, 0.9)), ("alone", CausalLM())):
-        student = shallower(teacher, 2)
+        student = with_layers(teacher, evenly_spaced(2, 3))
         found = fit(student, objective, few, options(40, 2e-3), run_dir=tmp_path / name, validate=Held(held))
         nll[name], tokens[name] = found.held_nll, found.tokens
     assert tokens["taught"] == tokens["alone"]
@@ -82,14 +83,14 @@ def test_the_objective_is_cross_entropy_without_a_teacher_and_nothing_for_the_te
 
 
 def test_a_student_has_the_teachers_first_and_last_layer(teacher: LlamaForCausalLM) -> None:
-    student = shallower(teacher, 2)
+    student = with_layers(teacher, evenly_spaced(2, 3))
     theirs, ours = teacher.model.layers, student.model.layers
     assert (student.config.num_hidden_layers, len(ours)) == (2, 2)
     for mine, of in ((ours[0], theirs[0]), (ours[1], theirs[2])):
         assert torch.equal(mine.mlp.up_proj.weight, of.mlp.up_proj.weight)
     assert [layer.self_attn.layer_idx for layer in ours] == [0, 1]
-    with pytest.raises(InvalidInput, match="3 layers; its teacher has 3"):
-        shallower(teacher, 3)
+    with pytest.raises(InvalidInput, match="3 layers were asked for; the model has 3"):
+        with_layers(teacher, [0, 1, 2])
 
 
 def test_a_recipe_makes_a_student_that_is_a_model_of_its_own(tiny_settings: Settings, tmp_path: Path) -> None:

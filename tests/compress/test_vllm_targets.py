@@ -1,4 +1,4 @@
-"""INT8 weights and activations by llmcompressor, as vLLM reads them. Runs where llmcompressor is installed."""
+"""What llmcompressor makes for vLLM: INT8 weights and activations, INT4 weights. Runs where it is installed."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ def test_without_llmcompressor_the_error_says_what_to_install(
     tiny_settings: Settings, tmp_path: Path
 ) -> None:
     registry = Registry(tiny_settings)
-    request = {"model_dir": str(registry.path(registry.resolve("tiny@1"))), "directory": str(tmp_path)}
+    model_dir = registry.path(registry.resolve("tiny@1"))
+    request = {"model_dir": str(model_dir), "directory": str(tmp_path), "to": "w8a8"}
     hidden = (
         "import importlib.util as u, sys, json\n"
         "find = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'llmcompressor' else find(name, *rest)\n"
-        "from compress.build_w8a8 import build\n"
+        "from compress.build_vllm import build\n"
         "from everlearn.errors import Unsupported\n"
         "try: build(json.loads(sys.argv[1]), print)\n"
         "except Unsupported as error: print(error)\n"
@@ -91,3 +92,45 @@ def test_two_builds_are_the_same_bytes(tiny_settings: Settings, w8a8: Version, t
     build(registry.path(registry.resolve("tiny@1")), tmp_path, "generate", RECIPE)
     files = {path: entry.sha256 for path, entry in w8a8.manifest.files.items()}
     assert {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in tmp_path.iterdir()} == files
+
+
+@pytest.fixture(scope="module")
+def int4(tiny_settings: Settings) -> dict[str, Version]:
+    if find_spec("llmcompressor") is None:
+        pytest.skip("llmcompressor is not installed")
+    made: dict[str, Version] = {}
+    for weights in ("rtn", "gptq", "awq"):
+        recipe = CompressRecipe(
+            to="w4a16", weights=weights, group_size=32, calibration=Calibration(tokens=2048)
+        )
+        made[weights] = export(tiny_settings, "tiny@1", recipe)
+    return made
+
+
+def test_int4_weights_are_packed_with_a_scale_each_group(
+    tiny_settings: Settings, int4: dict[str, Version]
+) -> None:
+    for version in int4.values():
+        directory = Registry(tiny_settings).path(version)
+        said = json.loads((directory / "config.json").read_text())["quantization_config"]
+        assert said["format"] == "pack-quantized"
+        weights = said["config_groups"]["group_0"]["weights"]
+        assert (weights["num_bits"], weights["group_size"]) == (4, 32)
+        with safe_open(directory / "model.safetensors", "pt") as tensors:
+            name = "model.layers.0.mlp.up_proj.weight"
+            assert tuple(tensors.get_tensor(f"{name}_packed").shape) == (96, 64 // 8)
+            assert tuple(tensors.get_tensor(f"{name}_scale").shape) == (96, 2)
+
+
+def test_gptq_and_awq_are_nearer_than_rounding(int4: dict[str, Version]) -> None:
+    apart = {weights: version.manifest.metrics["divergence"] for weights, version in int4.items()}
+    assert 0 < apart["gptq"] < apart["rtn"] < 0.5
+    assert apart["awq"] < apart["rtn"]
+
+
+def test_a_group_that_does_not_divide_a_layer_is_refused_by_its_name(
+    tiny_settings: Settings, tmp_path: Path
+) -> None:
+    recipe = CompressRecipe(to="w4a16", group_size=128, calibration=Calibration(tokens=2048))
+    with pytest.raises(Unsupported, match=r"q_proj has 64 inputs, no multiple of 128; a smaller group_size"):
+        export(tiny_settings, "tiny@1", recipe)

@@ -1,0 +1,97 @@
+"""A decoder in compressed-tensors for vLLM, by llmcompressor. Run as a child process.
+
+``w8a8``: INT8 weights by GPTQ with a scale each output channel; activations are rounded token by token as they come,
+so that nothing about them is fixed by the calibration set. ``w4a16``: INT4 weights with a scale each group. The
+output layer and the embedding stay bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from compress.calibration import calibration_windows, seen
+from compress.gptq import linear_layers, refuse_odd_widths
+from compress.measure_decoder import held_windows, measure
+from compress.recipe import Calibration
+from everlearn.child import answer
+from everlearn.errors import Unsupported
+from everlearn.progress import Progress
+from train.evaluate import load_causal_lm, torch_logits
+
+BATCH = 4
+INSTALL = "{} is made by llmcompressor, which is not installed here: pip install 'everlearn[compress]'"
+
+
+def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Quantizes ``model_dir`` into ``directory``: how it was ``made``, and how it ``compared`` with its parent.
+
+    Raises Unsupported where llmcompressor is not installed.
+    """
+    if find_spec("llmcompressor") is None:
+        raise Unsupported(INSTALL.format(request["to"]))
+    model_dir, directory = Path(request["model_dir"]), Path(request["directory"])
+    progress("loading llmcompressor", None)
+    import llmcompressor
+    import torch
+
+    windows = calibration_windows(
+        Calibration.model_validate(request["calibration"]), model_dir / "tokenizer.json"
+    )
+    model = load_causal_lm(model_dir)
+    if request["to"] == "w4a16":
+        layers = {module: name for module, name in linear_layers(model).items() if name != "lm_head"}
+        refuse_odd_widths(layers, request["group_size"], "a smaller group_size divides it")
+    progress("quantizing", None)
+    one_shot(model, torch.from_numpy(windows), modifiers(request))
+    for module in model.modules():
+        if not hasattr(module, "quantization_scheme"):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    progress("writing", None)
+    model.save_pretrained(directory, save_compressed=True)
+    del model
+    held = held_windows(model_dir, request["tokens"])
+    made = {"scheme": request["to"].upper(), "calibration_seen": seen(windows)}
+    return {
+        "made": made | {"builder": f"llmcompressor {llmcompressor.__version__}"},
+        "compared": measure(model_dir, held, torch_logits(load_causal_lm(directory), held), progress),
+    }
+
+
+def one_shot(model: Any, ids: Any, recipe: list[Any]) -> None:
+    """Runs llmcompressor's ``recipe`` over ``model``, layer after layer. ids: int64 (windows, seq)."""
+    import llmcompressor
+    import torch
+    from torch.utils.data import DataLoader
+
+    rows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
+    loader = DataLoader(rows, batch_size=BATCH)  # type: ignore[arg-type]
+    llmcompressor.oneshot(model=model, dataset=loader, recipe=recipe, pipeline="sequential")
+
+
+def modifiers(request: Mapping[str, Any]) -> list[Any]:
+    """llmcompressor's recipe for a target, the way its weights are rounded, and the group size."""
+    from compressed_tensors.quantization import QuantizationScheme, preset_name_to_scheme
+    from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
+
+    scheme: QuantizationScheme = preset_name_to_scheme(request["to"], ["Linear"])
+    assert scheme.weights
+    if request["to"] == "w8a8":
+        return [GPTQModifier(config_groups={"group_0": scheme}, ignore=["lm_head"])]
+    scheme.weights.group_size = request["group_size"]
+    how = {"config_groups": {"group_0": scheme}, "ignore": ["lm_head"]}
+    if request["weights"] == "gptq":
+        return [GPTQModifier(**how)]
+    if request["weights"] == "awq":
+        from llmcompressor.modifiers.transform.awq import AWQModifier
+
+        return [AWQModifier(), QuantizationModifier(**how)]
+    return [QuantizationModifier(**how)]
+
+
+if __name__ == "__main__":
+    answer(build)

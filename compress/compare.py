@@ -1,0 +1,216 @@
+"""``everlearn compare A B…``: the price of each beside the first, on the same texts, on the engines that run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.quality import TOKENS_A_TEXT, Quality, quality, windows_of, word_starts
+from everlearn.child import answer, run_child
+from everlearn.errors import InvalidInput, NotFound
+from everlearn.progress import Progress, silent
+from everlearn.records import Version
+from everlearn.registry import Registry
+from everlearn.settings import Settings
+from train.evaluate import held_text, load_causal_lm, onnx_logits, torch_logits
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PROMPTS = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "How many days has a week?",
+)
+ANSWER_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One version beside the first. ``quality`` by text; ``speed`` of ``compress.speed``, empty where not asked for."""
+
+    ref: str
+    format: str
+    size_bytes: int
+    quality: Mapping[str, Quality]
+    speed: Mapping[str, Any] = field(default_factory=dict)
+
+    def mean(self, name: str) -> float:
+        """Over the texts, of a figure of ``Quality``."""
+        return sum(getattr(one, name) for one in self.quality.values()) / len(self.quality)
+
+    @property
+    def accuracy(self) -> float:
+        """Words right, of all texts' words."""
+        return sum(one.right for one in self.quality.values()) / self.words
+
+    @property
+    def words(self) -> int:
+        return sum(one.words for one in self.quality.values())
+
+    @property
+    def flips(self) -> float:
+        """Share of words right here and wrong at the first, or the other way round."""
+        return sum(one.flips for one in self.quality.values()) / self.words
+
+
+def compare(
+    settings: Settings,
+    refs: Sequence[str],
+    texts: Sequence[Path] = (),
+    *,
+    tokens: int = TOKENS_A_TEXT,
+    speed: bool = True,
+    progress: Progress = silent,
+) -> list[Compared]:
+    """Each of ``refs`` beside the first one, on the shipped held text and ``texts``.
+
+    Raises NotFound, InvalidInput where one is no decoder, or splits text otherwise than the first.
+    """
+    registry = Registry(settings)
+    versions = [registry.resolve(ref) for ref in refs]
+    for version in versions:
+        if version.task != "generate":
+            raise InvalidInput(f"{version.ref} is an encoder; decoders are compared here", param="ref")
+    places = [registry.path(version) for version in versions]
+    refuse_other_tokens(versions, places)
+    with tempfile.TemporaryDirectory(dir=settings.directory("tmp")) as folder:
+        request = {
+            "models": [
+                {"directory": str(place), "format": one.format}
+                for one, place in zip(versions, places, strict=True)
+            ],
+            "texts": {"jargon": held_text().text} | read_texts(texts),
+            "tokens": tokens,
+            "scratch": folder,
+        }
+        found = run_child("compress.compare", request, progress)["qualities"]
+    compared: list[Compared] = []
+    for version, place, measured in zip(versions, places, found, strict=True):
+        compared.append(
+            Compared(
+                version.ref,
+                version.format,
+                version.manifest.size_bytes,
+                {name: Quality(**one) for name, one in measured.items()},
+                speed_of(place, version.format, progress) if speed else {},
+            )
+        )
+    return compared
+
+
+def speed_of(directory: Path, format: str, progress: Progress = silent) -> dict[str, Any]:
+    """``compress.speed`` on all cores, with the answers to :data:`PROMPTS`."""
+    request = {
+        "directory": str(directory),
+        "format": format,
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "prompts": [as_prompt(directory, prompt) for prompt in PROMPTS],
+        "new_tokens": ANSWER_TOKENS,
+    }
+    return run_child("compress.speed", request, progress)
+
+
+def as_prompt(directory: Path, prompt: str) -> str:
+    """The prompt as the model's chat template has it; as it is where there is none."""
+    from everlearn.chat_template import sandbox
+
+    template = directory / "chat_template.jinja"
+    if not template.is_file():
+        return prompt
+    said = json.loads((directory / "tokenizer_config.json").read_text())
+    tokens = {name: said.get(name) or "" for name in ("bos_token", "eos_token", "pad_token")}
+    messages = [{"role": "user", "content": prompt}]
+    return (
+        sandbox()
+        .from_string(template.read_text())
+        .render(messages=messages, add_generation_prompt=True, **tokens)
+    )
+
+
+def read_texts(paths: Sequence[Path]) -> dict[str, str]:
+    """The files' texts by name. Raises NotFound, InvalidInput for one that is not UTF-8."""
+    found: dict[str, str] = {}
+    for path in paths:
+        try:
+            found[path.stem] = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise NotFound(f"the text {path}: {error.strerror}", param="text") from None
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"the text {path} is not UTF-8: {error}", param="text") from None
+    return found
+
+
+def refuse_other_tokens(versions: Sequence[Version], places: Sequence[Path]) -> None:
+    """Figures a token say nothing of two models that mean different tokens. Raises InvalidInput."""
+    from tokenizers import Tokenizer
+
+    first = Tokenizer.from_file(str(places[0] / "tokenizer.json")).get_vocab()
+    for version, place in zip(versions[1:], places[1:], strict=True):
+        if Tokenizer.from_file(str(place / "tokenizer.json")).get_vocab() != first:
+            raise InvalidInput(
+                f"{version.ref} and {versions[0].ref} have different tokenizers: figures a token cannot be compared",
+                param="ref",
+            )
+
+
+def measure_all(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """The child: each model's :class:`Quality` by text, the first being the reference."""
+    import numpy as np
+
+    first, *_ = request["models"]
+    tokenizer_file = Path(first["directory"]) / "tokenizer.json"
+    windows = windows_of(tokenizer_file, request["texts"], request["tokens"])
+    starts = word_starts(tokenizer_file)
+    whole = np.concatenate(list(windows.values()))
+    kept = Path(request["scratch"]) / "reference.npy"
+    total, done = len(whole) * (len(request["models"]) + 1), 0
+
+    def counted(logits: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        nonlocal done
+        for one in logits:
+            done += 1
+            progress("measuring", done / total)
+            yield one
+
+    reference = keep_logits(counted(logits_of(first, whole)), len(whole), kept)
+    found: list[dict[str, Any]] = []
+    for model in request["models"]:
+        logits = counted(iter(reference) if model == first else logits_of(model, whole))
+        at, qualities = 0, dict[str, Any]()
+        for name, rows in windows.items():
+            theirs = iter(reference[at : at + len(rows)])
+            ours = (next(logits) for _ in range(len(rows)))
+            qualities[name] = asdict(quality(theirs, ours, rows, starts))
+            at += len(rows)
+        found.append(qualities)
+    return {"qualities": found}
+
+
+def keep_logits(logits: Iterator[np.ndarray], rows: int, file: Path) -> np.ndarray:
+    """Logits on disk, as a view of the file: float32 (rows, window, vocab)."""
+    import numpy as np
+
+    first = next(logits)
+    kept = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(rows, *first.shape))
+    kept[0] = first
+    for at, one in enumerate(logits, start=1):
+        kept[at] = one
+    return kept
+
+
+def logits_of(model: Mapping[str, Any], windows: np.ndarray) -> Iterator[np.ndarray]:
+    """Logits float32 (window, vocab) of each window, by the format's own engine, or torch."""
+    directory = Path(model["directory"])
+    if model["format"] == "onnx-genai":
+        return onnx_logits(directory, windows)
+    return torch_logits(load_causal_lm(directory), windows)
+
+
+if __name__ == "__main__":
+    answer(measure_all)

@@ -1,0 +1,131 @@
+"""``everlearn compress MODEL --recipe plan.yaml``: prune, heal, then every target, each a version with its price.
+
+A step that an interrupted run of the same plan finished is not done again: its version is known by its parent and
+its recipe.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+from compress.calibration import calibration_windows
+from compress.export import export, price, recipe_of, refuse_full_disk
+from compress.recipe import Calibration, CompressPlan, CompressRecipe, Prune
+from compress.teach import DistillRecipe, Student, distill, run_dir
+from everlearn.bundle import write_bundle
+from everlearn.child import run_child
+from everlearn.errors import InvalidInput
+from everlearn.progress import Progress, silent
+from everlearn.registry import Registry, Version
+from everlearn.safetensors_header import count_parameters
+from everlearn.settings import Settings
+from train.evaluate import HELD_TOKENS
+
+# Bytes that training holds for each of the weights': checkpoints with two moments in float32, and the one before.
+TRAINING_FACTOR = 6
+
+
+def follow(
+    settings: Settings, ref: str, plan: CompressPlan, progress: Progress = silent
+) -> Iterator[Version]:
+    """Each version that ``plan`` makes of ``ref``, when it is there; the unfinished rest goes on another time.
+
+    Raises before any work NotFound and InvalidInput for the calibration set, Unavailable where the disk is full.
+    """
+    registry = Registry(settings)
+    parent = registry.weights(ref)
+    refuse_early(settings, registry, parent, plan)
+    at = parent
+    if plan.prune:
+        at = found(registry, parent, "prune", pruned_recipe(plan.prune, plan.calibration)) or prune(
+            settings, parent.ref, plan.prune, plan.calibration, progress
+        )
+        yield at
+    if plan.heal:
+        recipe = DistillRecipe(
+            name=parent.model,
+            teacher=parent.ref,
+            student=Student(model=at.ref),
+            **plan.heal.model_dump(),
+        )
+        at = found(registry, at, "distill", recipe.model_dump(mode="json")) or distill(
+            settings, recipe, run_dir(settings, recipe), progress
+        )
+        yield at
+    for wanted in plan.recipes():
+        yield exported(registry, at, wanted) or export(settings, at.ref, wanted, progress)
+
+
+def prune(
+    settings: Settings,
+    ref: str,
+    wanted: Prune,
+    calibration: Calibration | None = None,
+    progress: Progress = silent,
+) -> Version:
+    """Adds a pruned version of ``ref``, with what it lost before any healing. Raises InvalidInput, Unsupported."""
+    registry = Registry(settings)
+    parent = registry.weights(ref)
+    if parent.task != "generate":
+        raise InvalidInput(f"{parent.ref} is an encoder; decoders are pruned here", param="prune")
+    parent_dir = registry.path(parent)
+    calibration = calibration or Calibration()
+    recipe = pruned_recipe(wanted, calibration)
+    with registry.staging() as staging:
+        request = {**recipe, "model_dir": str(parent_dir), "directory": str(staging), "tokens": HELD_TOKENS}
+        answer = run_child("compress.build_pruned", request, progress)
+        for file in parent_dir.iterdir():
+            if file.suffix != ".safetensors" and not (staging / file.name).exists():
+                shutil.copyfile(file, staging / file.name)
+        (staging / "bundle.json").unlink(missing_ok=True)
+        (staging / "model.safetensors.index.json").unlink(missing_ok=True)
+        write_bundle(
+            staging,
+            name=parent.model,
+            format="safetensors",
+            task="generate",
+            architecture=parent.manifest.architecture,
+            parameters=count_parameters(staging),
+            parent=parent.digest,
+            recipe={"prune": {**recipe, **answer["made"]}},
+            metrics=price(answer["compared"]),
+        )
+        return registry.add(staging, parent.model)
+
+
+def pruned_recipe(wanted: Prune, calibration: Calibration) -> dict[str, Any]:
+    """What a pruned bundle says of how it was made, before anything was found out."""
+    return {"prune": wanted.model_dump(mode="json"), "calibration": calibration.model_dump(mode="json")}
+
+
+def found(registry: Registry, parent: Version, step: str, recipe: dict[str, Any]) -> Version | None:
+    """The version that this step made of ``parent`` before."""
+    for version in registry.versions(parent.model):
+        said = version.manifest.recipe.get(step, {})
+        same = all(said.get(key) == value for key, value in recipe.items())
+        if version.parent_digest == parent.digest and said and same:
+            return version
+    return None
+
+
+def exported(registry: Registry, parent: Version, recipe: CompressRecipe) -> Version | None:
+    """The version that ``recipe`` made of ``parent`` before."""
+    for version in registry.versions(parent.model):
+        made = version.parent_digest == parent.digest and "export" in version.manifest.recipe
+        if made and recipe_of(version) == recipe:
+            return version
+    return None
+
+
+def refuse_early(settings: Settings, registry: Registry, parent: Version, plan: CompressPlan) -> None:
+    """What would otherwise be found out after hours."""
+    if plan.prune or any(one.weights != "rtn" or one.to == "w8a8" for one in plan.targets):
+        calibration_windows(plan.calibration, registry.path(parent) / "tokenizer.json")
+    for file in (*plan.heal.data.train, *plan.heal.data.held) if plan.heal else ():
+        if not file.exists():
+            raise InvalidInput(
+                f"{file}: no such file, and the pruned model is to be healed on it", param="heal"
+            )
+    refuse_full_disk(settings, parent.manifest.size_bytes * (TRAINING_FACTOR if plan.heal else 2))

@@ -1,0 +1,204 @@
+"""Fewer weights: whole layers or feed-forward columns taken out, or single weights set to zero.
+
+The first two make a smaller dense model that every engine runs; they lose much, most of which a short distillation
+from the unpruned model brings back. Zeros make no file smaller and no engine here faster: they are for hardware
+that skips them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.sensitivity import log_probabilities
+from everlearn.errors import InvalidInput, Unsupported
+
+OnPart = Callable[[int, int], None]
+"""Called after each trial, or layer, with (done, in all)."""
+
+FFN_MULTIPLE = 32
+"""Widths stay multiples of a quantizer's block."""
+
+
+def layers_of(model: Any) -> nn.ModuleList:
+    """The decoder's layers."""
+    return next(part for part in model.modules() if isinstance(part, nn.ModuleList))
+
+
+def with_layers(model: Any, kept: Sequence[int]) -> Any:
+    """A model of the same kind with some of the layers, in that order; weights are copies.
+
+    Raises InvalidInput unless there are fewer of them, and at least one.
+    """
+    config = deepcopy(model.config)
+    depth = config.num_hidden_layers
+    if not 1 <= len(kept) < depth:
+        raise InvalidInput(f"{len(kept)} layers were asked for; the model has {depth}", param="layers")
+    config.num_hidden_layers = len(kept)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[at] for at in kept]
+    prefix = next(name for name, part in model.named_modules() if isinstance(part, nn.ModuleList)) + "."
+    place = {str(old): str(new) for new, old in enumerate(kept)}
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if name.startswith(prefix):
+            old, _, rest = name.removeprefix(prefix).partition(".")
+            if old not in place:
+                continue
+            name = f"{prefix}{place[old]}.{rest}"
+        state[name] = tensor
+    return of_config(model, config, state)
+
+
+def of_config(model: Any, config: Any, state: dict[str, Tensor]) -> Any:
+    """A model of ``model``'s class with another config and these weights."""
+    smaller = type(model)(config)
+    smaller.load_state_dict(state)
+    return smaller.eval()
+
+
+def evenly_spaced(layers: int, depth: int) -> list[int]:
+    """``layers`` of ``depth``, the first and the last among them."""
+    return [round(at * (depth - 1) / max(1, layers - 1)) for at in range(layers)]
+
+
+@torch.no_grad()
+def block_influence(model: Any, ids: Tensor) -> list[float]:
+    """How much each layer turns its input: 1 - cosine of what goes in and what comes out (arXiv 2403.03853).
+
+    ids: int64 (rows, seq).
+    """
+    turned: list[float] = []
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        after = output[0] if isinstance(output, tuple) else output
+        turned.append(1 - nn.functional.cosine_similarity(inputs[0], after, dim=-1).mean().item())
+
+    hooks = [layer.register_forward_hook(hook) for layer in layers_of(model)]
+    try:
+        model.get_decoder()(input_ids=ids, use_cache=False)
+    finally:
+        for one in hooks:
+            one.remove()
+    return turned
+
+
+@torch.no_grad()
+def least_missed(model: Any, ids: Tensor, drop: int, on_part: OnPart | None = None) -> list[int]:
+    """Which layers to drop: one after the other, the one whose absence changes the predictions least.
+
+    ids: int64 (1, seq). Change is KL from the whole model's predictions, with all that went before already gone.
+    """
+    whole = log_probabilities(model, ids)
+    layers = layers_of(model)
+    depth, dropped = len(layers), list[int]()
+    trials = sum(depth - gone for gone in range(drop))
+    done = 0
+    for _ in range(drop):
+        costs: dict[int, float] = {}
+        for at in range(depth):
+            if at in dropped:
+                continue
+            with skipped([layers[one] for one in (*dropped, at)]):
+                costs[at] = (whole.exp() * (whole - log_probabilities(model, ids))).sum(-1).mean().item()
+            done += 1
+            if on_part:
+                on_part(done, trials)
+        dropped.append(min(costs, key=costs.__getitem__))
+    return sorted(dropped)
+
+
+class skipped:
+    """While it lasts, these layers hand on what they get."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.layers = layers
+
+    def __enter__(self) -> None:
+        for layer in self.layers:
+            layer.forward = lambda hidden, *_, **__: hidden  # type: ignore[method-assign]
+
+    def __exit__(self, *_: object) -> None:
+        for layer in self.layers:
+            del layer.forward
+
+
+@torch.no_grad()
+def narrow_ffn(model: Any, width: int, ids: Tensor, on_part: OnPart | None = None) -> Any:
+    """A copy whose feed-forward layers have ``width`` columns: those that matter most on ``ids`` (rows, seq).
+
+    A column matters by the mean size of its activation times the norm of the weights that read it, which is Wanda's
+    measure (arXiv 2306.11695) summed over a column. Raises InvalidInput, Unsupported for another feed-forward layer.
+    """
+    config = deepcopy(model.config)
+    before = getattr(config, "intermediate_size", None)
+    layers = layers_of(model)
+    if before is None or not all(
+        hasattr(getattr(layer, "mlp", None), part)
+        for layer in layers
+        for part in ("gate_proj", "up_proj", "down_proj")
+    ):
+        raise Unsupported("ffn: the feed-forward layers of this architecture are not gate, up and down")
+    if not FFN_MULTIPLE <= width < before or width % FFN_MULTIPLE:
+        raise InvalidInput(
+            f"ffn ({width}) must be a multiple of {FFN_MULTIPLE} below the model's {before}", param="ffn"
+        )
+    sizes: dict[nn.Module, Tensor] = {}
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        sizes[module] = inputs[0].flatten(0, -2).abs().mean(0)  # (ffn,)
+        if on_part:
+            on_part(len(sizes), len(layers))
+
+    hooks = [layer.mlp.down_proj.register_forward_pre_hook(hook) for layer in layers]  # type: ignore[union-attr]
+    try:
+        model.get_decoder()(input_ids=ids, use_cache=False)
+    finally:
+        for one in hooks:
+            one.remove()
+    state = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if name.endswith(".mlp"):
+            importance = sizes[module.down_proj] * module.down_proj.weight.norm(dim=0)
+            kept = importance.topk(width).indices.sort().values
+            for part in ("gate_proj", "up_proj"):
+                for kind in ("weight", "bias"):
+                    if f"{name}.{part}.{kind}" in state:
+                        state[f"{name}.{part}.{kind}"] = state[f"{name}.{part}.{kind}"][kept]
+            state[f"{name}.down_proj.weight"] = state[f"{name}.down_proj.weight"][:, kept]
+    config.intermediate_size = width
+    return of_config(model, config, state)
+
+
+@torch.no_grad()
+def zero_smallest(model: Any, sparsity: float, two_of_four: bool) -> None:
+    """Magnitude pruning in place: the smallest weights of each linear layer but the output layer become zero.
+
+    ``two_of_four``: of every four neighbours along the input the two smallest, instead of a share of the layer.
+    """
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            weight = module.weight
+            if two_of_four:
+                fours = weight.abs().view(len(weight), -1, 4)
+                gone = torch.zeros_like(fours, dtype=torch.bool)
+                gone.scatter_(-1, fours.topk(2, dim=-1, largest=False).indices, True)
+                weight[gone.view_as(weight)] = 0
+            else:
+                sizes = weight.abs()
+                smallest = sizes.flatten().kthvalue(max(1, round(sparsity * sizes.numel()))).values
+                weight[sizes <= smallest] = 0
+
+
+def share_of_zeros(model: Any) -> float:
+    """Of the linear layers' weights, the output layer left out."""
+    head = model.get_output_embeddings()
+    weights = [
+        module.weight for module in model.modules() if isinstance(module, nn.Linear) and module is not head
+    ]
+    return sum(int((one == 0).sum()) for one in weights) / sum(one.numel() for one in weights)

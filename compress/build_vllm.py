@@ -75,6 +75,7 @@ def one_shot(model: Any, ids: Any, recipe: list[Any]) -> None:
 
 def modifiers(request: Mapping[str, Any]) -> list[Any]:
     """llmcompressor's recipe for a target, the way its weights are rounded, and the group size."""
+    import torch
     from compressed_tensors.quantization import QuantizationScheme, preset_name_to_scheme
     from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
 
@@ -88,7 +89,11 @@ def modifiers(request: Mapping[str, Any]) -> list[Any]:
         return [GPTQModifier(**how)]
     if request["weights"] == "awq":
         from llmcompressor.modifiers.transform.awq import AWQModifier
+        from llmcompressor.pipelines.cache import IntermediatesCache
 
+        if not torch.accelerator.is_available():
+            # llmcompressor 0.13 pins what it cached for a device, which torch refuses where there is none.
+            IntermediatesCache.pin_memory = lambda *_: None
         return [AWQModifier(), QuantizationModifier(**how)]
     return [QuantizationModifier(**how)]
 

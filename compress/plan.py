@@ -6,16 +6,28 @@ its recipe.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from compress.calibration import calibration_windows
 from compress.export import export, price, recipe_of, refuse_full_disk
 from compress.recipe import Calibration, CompressPlan, CompressRecipe, Prune
+from compress.search import (
+    SMALLEST,
+    Shape,
+    best_of,
+    kept_trials,
+    parse_target,
+    prunings,
+    without_pruning,
+)
 from compress.teach import DistillRecipe, Student, distill, run_dir
 from everlearn.bundle import write_bundle
 from everlearn.child import run_child
+from everlearn.durable import write_file
 from everlearn.errors import InvalidInput
 from everlearn.progress import Progress, silent
 from everlearn.registry import Registry, Version
@@ -37,6 +49,9 @@ def follow(
     registry = Registry(settings)
     parent = registry.weights(ref)
     refuse_early(settings, registry, parent, plan)
+    if plan.target is not None:
+        yield from reach(settings, registry, parent, plan, progress)
+        return
     at = parent
     if plan.prune:
         at = found(registry, parent, "prune", pruned_recipe(plan.prune, plan.calibration)) or prune(
@@ -56,6 +71,61 @@ def follow(
         yield at
     for wanted in plan.recipes():
         yield exported(registry, at, wanted) or export(settings, at.ref, wanted, progress)
+
+
+def reach(
+    settings: Settings, registry: Registry, parent: Version, plan: CompressPlan, progress: Progress
+) -> Iterator[Version]:
+    """The versions on the way to ``plan.target``; the last one obeys it. Raises InvalidInput where none could."""
+    assert plan.target is not None
+    limit = parse_target(plan.target)
+    parent_dir = registry.path(parent)
+    shape = Shape.read(parent_dir)
+    for option in without_pruning(shape, limit):
+        wanted = CompressRecipe(**option.model_dump(), calibration=plan.calibration)
+        version = exported(registry, parent, wanted) or export(settings, parent.ref, wanted, progress)
+        yield version
+        if version.manifest.size_bytes <= limit:
+            return
+    tried = prunings(shape, limit)
+    said = f"{parent.ref} has {shape.int4_bytes(SMALLEST) / 1e6:.1f} MB at 4 bits"
+    if not tried:
+        raise InvalidInput(f"{said}; no pruning brings it to {plan.target}", param="target")
+    if plan.heal is None:
+        raise InvalidInput(
+            f"{said}: for {plan.target} something must go, and what is left must be healed. Name text to heal it on, "
+            "heal.data.train, in a --recipe with the target",
+            param="heal",
+        )
+    best = best_of(trials(settings, parent_dir, parent, plan, tried, progress), tried)
+    yield from follow(
+        settings,
+        parent.ref,
+        plan.model_copy(update={"target": None, "prune": best, "targets": (SMALLEST,)}),
+        progress,
+    )
+
+
+def trials(
+    settings: Settings,
+    parent_dir: Path,
+    parent: Version,
+    plan: CompressPlan,
+    tried: dict[str, Prune],
+    progress: Progress,
+) -> dict[str, Any]:
+    """What each pruning changes before any healing, measured once for a parent and a calibration set."""
+    request: dict[str, Any] = {
+        "parent": parent.digest,
+        "calibration": plan.calibration.model_dump(mode="json"),
+        "prunings": {name: one.model_dump(mode="json") for name, one in tried.items()},
+    }
+    file = kept_trials(settings.home / "runs", request)
+    if not file.exists():
+        found = run_child("compress.search", {**request, "model_dir": str(parent_dir)}, progress)["trials"]
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        write_file(file, json.dumps(found).encode())
+    return json.loads(file.read_bytes())
 
 
 def prune(
@@ -121,7 +191,9 @@ def exported(registry: Registry, parent: Version, recipe: CompressRecipe) -> Ver
 
 def refuse_early(settings: Settings, registry: Registry, parent: Version, plan: CompressPlan) -> None:
     """What would otherwise be found out after hours."""
-    if plan.prune or any(one.weights != "rtn" or one.to == "w8a8" for one in plan.targets):
+    if plan.target:
+        parse_target(plan.target)
+    if plan.prune or plan.target or any(one.weights != "rtn" or one.to == "w8a8" for one in plan.targets):
         calibration_windows(plan.calibration, registry.path(parent) / "tokenizer.json")
     for file in (*plan.heal.data.train, *plan.heal.data.held) if plan.heal else ():
         if not file.exists():

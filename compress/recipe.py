@@ -140,12 +140,20 @@ class CompressPlan(BaseModel):
     prune: Prune | None = None
     heal: Teaching | None = None
     """Distillation of the pruned model from the one it was."""
+    target: str | None = None
+    """``size<=60MB``: what to prune and how many bits to keep is found; see ``compress.search``."""
     targets: tuple[PlannedTarget, ...] = ()
 
     @model_validator(mode="after")
     def _something_to_do(self) -> CompressPlan:
+        if self.target is not None:
+            if self.targets or self.prune:
+                raise ValueError(
+                    "target finds what to prune and how to quantize: leave prune and targets out"
+                )
+            return self
         if not self.targets and self.prune is None:
-            raise ValueError("name at least one of targets, or something to prune")
+            raise ValueError("name at least one of targets, a target, or something to prune")
         if self.heal and self.prune is None:
             raise ValueError(
                 "heal is for a pruned model: say what to prune; everlearn distill teaches a student"
@@ -157,10 +165,14 @@ class CompressPlan(BaseModel):
         return [CompressRecipe(**one.model_dump(), calibration=self.calibration) for one in self.targets]
 
 
-def read_plan(path: Path) -> CompressPlan:
-    """Reads a plan; its paths are relative to it. Raises ConfigError with line and nearest key."""
+def read_plan(path: Path, target: str | None = None) -> CompressPlan:
+    """Reads a plan, with ``target`` instead of its own; its paths are relative to it.
+
+    Raises ConfigError with line and nearest key.
+    """
     file = read_settings_file(path)
-    plan = validate_recipe(CompressPlan, file.values, file)
+    values = {**file.values, "target": target} if target else file.values
+    plan = validate_recipe(CompressPlan, values, file)
     folder, chosen = path.absolute().parent, plan.calibration
     sources = {
         name: folder / source.expanduser()

@@ -11,6 +11,7 @@ from everlearn.cli_arguments import Json, Ref, open_registry, open_settings
 from everlearn.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from compress.recipe import CompressPlan
     from everlearn.records import Version
 
 SHOWN = (
@@ -41,17 +42,20 @@ def compress(
     recipe: Annotated[
         Path | None, typer.Option(help="A YAML file: prune, heal, and several targets at once.")
     ] = None,
+    target: Annotated[
+        str | None, typer.Option(help='"size<=60MB": find what fits, and make the best of it.')
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make smaller versions of a model, measured against the original."""
     from compress.export import export
     from compress.plan import follow
-    from compress.recipe import CompressRecipe, read_plan
+    from compress.recipe import CompressRecipe
     from everlearn.progress import shown
     from train.recipe import validate_recipe
 
     settings = open_settings()
-    if recipe is None:
+    if recipe is None and target is None:
         said: dict[str, Any] = {"to": to or "int4-onnx"}
         if weights:
             said["weights"] = weights
@@ -60,12 +64,22 @@ def compress(
         with shown() as progress:
             versions = [export(settings, ref, validate_recipe(CompressRecipe, said), progress)]
     elif to or weights or calibration:
-        raise InvalidInput("--recipe says all of it: leave --to, --weights and --calibration out")
+        raise InvalidInput("--recipe or --target says all of it: leave --to, --weights and --calibration out")
     else:
-        plan = read_plan(recipe)
+        plan = with_target(recipe, target)
         with shown() as progress:
             versions = list(follow(settings, ref, plan, progress))
     print_prices(versions, as_json)
+
+
+def with_target(recipe: Path | None, target: str | None) -> CompressPlan:
+    """The recipe's plan, with a target from the command line. Raises ConfigError."""
+    from compress.recipe import CompressPlan, read_plan
+    from train.recipe import validate_recipe
+
+    if recipe is None:
+        return validate_recipe(CompressPlan, {"target": target})
+    return read_plan(recipe, target)
 
 
 def print_prices(versions: list[Version], as_json: bool) -> None:

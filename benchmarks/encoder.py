@@ -1,0 +1,150 @@
+"""A sentence encoder in INT8 beside PyTorch: ``python -m benchmarks.encoder MODEL_DIR``.
+
+The task is the inverse cloze task (arXiv 1906.00300) on real text: of all second halves, which one goes on from this
+first half? Accuracy is the share whose nearest embedding is the right one. Speed: the same batches, the same threads,
+in turn, the best of some rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.texts import held, readable
+from compress.export import build
+from compress.export_encoder import load_encoder
+from compress.recipe import CompressRecipe
+from everlearn.progress import shown
+
+WORDS = 60
+"""Of a passage; its halves have 30 each."""
+BATCH, ROUNDS, TIMED_BATCHES = 32, 3, 12
+
+Encode = Callable[[list[str]], np.ndarray]
+
+
+def passages() -> list[tuple[str, str]]:
+    """First and second halves of passages, from texts that come with everlearn and Python."""
+    kinds = readable()
+    texts = ["\n".join((held()[kind], *kinds.get(kind, []))) for kind in ("jargon", "scripture", "python")]
+    found: list[tuple[str, str]] = []
+    for text in texts:
+        words = text.split()[: 500 * WORDS]
+        for start in range(0, len(words) - WORDS, WORDS):
+            half = start + WORDS // 2
+            found.append((" ".join(words[start:half]), " ".join(words[half : start + WORDS])))
+    return found
+
+
+def accuracy(encode: Encode, pairs: list[tuple[str, str]]) -> float:
+    """The share of first halves whose nearest second half is their own."""
+    firsts, seconds = (embedded(encode, [pair[at] for pair in pairs]) for at in (0, 1))
+    return float(((firsts @ seconds.T).argmax(1) == np.arange(len(pairs))).mean())
+
+
+def embedded(encode: Encode, texts: list[str]) -> np.ndarray:
+    """float32 (texts, dim)."""
+    return np.concatenate([encode(texts[at : at + BATCH]) for at in range(0, len(texts), BATCH)])
+
+
+def onnx_encoder(directory: Path, threads: int) -> Encode:
+    """As ``serve`` runs it: onnxruntime, texts padded to the longest of their batch."""
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    tokenizer = ready(Tokenizer.from_file(str(directory / "tokenizer.json")), directory)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    names = {one.name for one in session.get_inputs()}
+
+    def encode(texts: list[str]) -> np.ndarray:
+        feeds = {name: value for name, value in inputs(tokenizer, texts).items() if name in names}
+        return np.asarray(session.run(["sentence_embedding"], feeds)[0])
+
+    return encode
+
+
+def torch_encoder(model_dir: Path, exported: Path, threads: int) -> Encode:
+    """The same in PyTorch, float32."""
+    import torch
+    from tokenizers import Tokenizer
+
+    torch.set_num_threads(threads)
+    encoder, names = load_encoder(model_dir)
+    tokenizer = ready(Tokenizer.from_file(str(exported / "tokenizer.json")), exported)
+
+    def encode(texts: list[str]) -> np.ndarray:
+        given = inputs(tokenizer, texts)
+        with torch.inference_mode():
+            return encoder(*(torch.from_numpy(given[name]) for name in names)).numpy()
+
+    return encode
+
+
+def ready(tokenizer: Any, directory: Path) -> Any:
+    """With the truncation and padding of the exported encoder."""
+    tokenizer.enable_truncation(json.loads((directory / "config.json").read_text())["max_length"])
+    tokenizer.enable_padding()
+    return tokenizer
+
+
+def inputs(tokenizer: Any, texts: list[str]) -> dict[str, np.ndarray]:
+    """int64 (texts, seq) each."""
+    encoded = tokenizer.encode_batch(texts)
+    return {
+        "input_ids": np.array([one.ids for one in encoded]),
+        "attention_mask": np.array([one.attention_mask for one in encoded]),
+        "token_type_ids": np.array([one.type_ids for one in encoded]),
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model_dir", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    chosen = parser.parse_args()
+    pairs = passages()
+    with tempfile.TemporaryDirectory() as folder, shown() as progress:
+        made: dict[str, tuple[Encode, int]] = {}
+        for to in ("fp32-onnx", "int8-onnx"):
+            (directory := Path(folder) / to).mkdir()
+            build(chosen.model_dir, directory, "embed", CompressRecipe(to=to), progress)  # type: ignore[arg-type]
+            size = sum(file.stat().st_size for file in directory.iterdir())
+            made[to] = (onnx_encoder(directory, chosen.threads), size)
+        weights = sum(file.stat().st_size for file in chosen.model_dir.glob("*.safetensors"))
+        encode = torch_encoder(chosen.model_dir, Path(folder) / "fp32-onnx", chosen.threads)
+        made = {"PyTorch, fp32": (encode, weights), **made}
+        right = {name: accuracy(encode, pairs) for name, (encode, _) in made.items()}
+        texts = [first + " " + second for first, second in pairs[: BATCH * TIMED_BATCHES]]
+        best = dict.fromkeys(made, float("inf"))
+        for _ in range(ROUNDS):
+            for name, (encode, _) in made.items():
+                began = time.perf_counter()
+                embedded(encode, texts)
+                best[name] = min(best[name], time.perf_counter() - began)
+    first = next(iter(made))
+    print(f"{len(pairs)} passages of {WORDS} words; speed on {len(texts)} of them, batches of {BATCH}")
+    print(
+        "| | MB | of fp32 | accuracy | of fp32's | texts/s | times PyTorch |\n|---|---|---|---|---|---|---|"
+    )
+    for name, (_, size) in made.items():
+        print(
+            f"| {name} | {size / 1e6:.1f} | {size / made[first][1]:.1%} | {right[name]:.4f} "
+            f"| {right[name] / right[first]:.2%} | {len(texts) / best[name]:.0f} | {best[first] / best[name]:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""``everlearn compress MODEL --target "size<=60MB"``: the best model that fits, found instead of guessed.
+
+What fits by quantizing alone is quantized, with as much kept at 8 bits as there is room for. Where even 4 bits are too
+many, something must go: fewer layers, narrower feed-forward layers, and half of each are tried on the calibration
+set, and what changes the predictions least is pruned, healed and quantized. Trials are kept: an interrupted search
+goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.recipe import Calibration, PlannedTarget, Prune
+from everlearn.child import answer
+from everlearn.errors import InvalidInput
+from everlearn.progress import Progress
+from everlearn.safetensors_header import read_header
+
+UNITS = {"kB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
+BLOCK = 32
+SCALE_BYTES = 2
+WIDE_SHARES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.0)
+GRAPH_BYTES, GRAPH_BYTES_A_LAYER = 12_000, 8_000
+"""Of the graph and the configurations, about."""
+
+
+def parse_target(said: str) -> int:
+    """Bytes of ``size<=60MB``. Raises InvalidInput."""
+    found = re.fullmatch(r"\s*size\s*<=\s*(\d+(?:\.\d+)?)\s*(kB|MB|GB)\s*", said)
+    if not found:
+        raise InvalidInput(
+            f"the target is written as size<=60MB (kB, MB or GB), not {said!r}", param="target"
+        )
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many weights a decoder's matrices have: of one layer's attention, of one's feed-forward, of the output."""
+
+    layers: int
+    ffn: int
+    attention: int
+    feed_forward: int
+    head: int
+    tied: bool
+    other_bytes: int
+
+    @classmethod
+    def read(cls, model_dir: Path) -> Shape:
+        """From the headers of its safetensors, and its tokenizer. Raises InvalidInput for another layout."""
+        config = json.loads((model_dir / "config.json").read_text())
+        headers = (read_header(file) for file in model_dir.glob("model*.safetensors"))
+        shapes = {name: one["shape"] for header in headers for name, one in header.items()}
+        layer = [name for name in shapes if ".layers.0." in name and len(shapes[name]) == 2]
+        embedding = next((name for name in shapes if "embed_tokens" in name), None)
+        if not layer or embedding is None or "intermediate_size" not in config:
+            raise InvalidInput("this model's layers are not recognised: say what to prune in a recipe")
+        feed = sum(_count(shapes[name]) for name in layer if ".mlp." in name)
+        vectors = sum(_count(shape) for shape in shapes.values() if len(shape) == 1)
+        files = sum(file.stat().st_size for file in model_dir.glob("tokenizer*"))
+        return cls(
+            layers=config["num_hidden_layers"],
+            ffn=config["intermediate_size"],
+            attention=sum(_count(shapes[name]) for name in layer) - feed,
+            feed_forward=feed,
+            head=_count(shapes[embedding]),
+            tied=bool(config.get("tie_word_embeddings")),
+            other_bytes=files + 4 * vectors + GRAPH_BYTES + GRAPH_BYTES_A_LAYER * config["num_hidden_layers"],
+        )
+
+    def int4_bytes(self, target: PlannedTarget, layers: int | None = None, ffn: int | None = None) -> int:
+        """What int4-onnx will have on disk, within a hundredth; with so many layers, of such a width."""
+        layers, ffn = layers or self.layers, ffn or self.ffn
+        weights = layers * (self.attention + self.feed_forward * ffn // self.ffn)
+        bits = 4 + 4 * target.wide_share
+        total = quantized_bytes(weights, bits) + quantized_bytes(self.head, target.head_bits)
+        untied = 0 if self.tied else 4 * self.head  # the builder keeps such an embedding in float32
+        return int(total) + untied + self.other_bytes
+
+
+def _count(shape: list[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def quantized_bytes(weights: int, bits: float) -> float:
+    """Codes, and a float16 scale each block."""
+    return weights * (bits / 8 + SCALE_BYTES / BLOCK)
+
+
+def without_pruning(shape: Shape, limit: int) -> list[PlannedTarget]:
+    """What should fit, the best first: as many weights at 8 bits as there is room for."""
+    options = [PlannedTarget(weights="gptq", wide_share=share) for share in WIDE_SHARES]
+    options.append(PlannedTarget(weights="gptq", wide_share=0, head_bits=4))
+    return [one for one in options if shape.int4_bytes(one) <= limit]
+
+
+SMALLEST = PlannedTarget(weights="gptq", wide_share=0, head_bits=4)
+
+
+def prunings(shape: Shape, limit: int) -> dict[str, Prune]:
+    """Three ways to fit, as much as each can keep: fewer layers, narrower ones, half of each. Fewer where none fits."""
+
+    def widest(layers: int) -> int | None:
+        fits = (
+            width for width in range(shape.ffn - shape.ffn % BLOCK, 0, -BLOCK)
+            if shape.int4_bytes(SMALLEST, layers, width) <= limit
+        )  # fmt: skip
+        return next(fits, None)
+
+    found: dict[str, Prune] = {}
+    deepest = next((n for n in range(shape.layers, 0, -1) if shape.int4_bytes(SMALLEST, n) <= limit), None)
+    if deepest:
+        found["layers"] = Prune(layers=deepest)
+    if narrow := widest(shape.layers):
+        found["width"] = Prune(ffn=narrow)
+    if deepest and (middle := (deepest + shape.layers) // 2) not in (deepest, shape.layers):
+        width = widest(middle)
+        if width and width < shape.ffn:
+            found["both"] = Prune(layers=middle, ffn=width)
+    return found
+
+
+def kept_trials(folder: Path, request: Mapping[str, Any]) -> Path:
+    """Where the answer to these trials is kept."""
+    key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
+    return folder / f"search-{key}.json"
+
+
+def try_prunings(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """The child: divergence of each pruning, unhealed, and which layers it dropped."""
+    import torch
+
+    from compress.build_pruned import pruned
+    from compress.calibration import calibration_windows
+    from compress.sensitivity import log_probabilities
+    from train.evaluate import load_causal_lm
+
+    model_dir = Path(request["model_dir"])
+    chosen = Calibration.model_validate(request["calibration"])
+    windows = torch.from_numpy(calibration_windows(chosen, model_dir / "tokenizer.json"))
+    found: dict[str, Any] = {}
+    for name, said in request["prunings"].items():
+        model = load_causal_lm(model_dir)
+        with torch.no_grad():
+            expected = log_probabilities(model, windows[:1])
+            smaller, made = pruned(model, Prune.model_validate(said), windows, progress)
+            ours = log_probabilities(smaller, windows[:1])
+            apart = (expected.exp() * (expected - ours)).sum(-1).mean().item()
+        found[name] = {"divergence": apart, "dropped": made.get("dropped", [])}
+    return {"trials": found}
+
+
+def best_of(trials: Mapping[str, Mapping[str, Any]], tried: Mapping[str, Prune]) -> Prune:
+    """The pruning that changed the predictions least, with its layers named."""
+    name = min(trials, key=lambda one: trials[one]["divergence"])
+    dropped = tuple(trials[name]["dropped"])
+    return tried[name].model_copy(update={"layers": None, "drop": dropped} if dropped else {})
+
+
+if __name__ == "__main__":
+    answer(try_prunings)

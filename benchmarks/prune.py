@@ -22,7 +22,7 @@ from benchmarks.texts import held, write_readable
 from compress.build_pruned import pruned
 from compress.calibration import calibration_windows
 from compress.distill import Distillation
-from compress.prune import block_influence, with_layers
+from compress.prune import block_influence, evenly_spaced, with_layers
 from compress.quality import windows_of
 from compress.recipe import Calibration, Prune
 from everlearn.progress import shown
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--heal", action="store_true")
     parser.add_argument("--alone", action="store_true", help="heal without the teacher, on the same tokens")
     parser.add_argument("--drop", type=int, default=6, help="how many layers")
-    parser.add_argument("--by", choices=("divergence", "influence"), default="divergence")
+    parser.add_argument("--by", choices=("divergence", "influence", "even"), default="divergence")
     parser.add_argument("--tokens", type=int, default=131_072, help="of healing")
     parser.add_argument("--batch", type=int, default=2048, help="tokens a step")
     parser.add_argument("--lr", type=float, default=3e-4)
@@ -108,12 +108,17 @@ def heal(chosen: argparse.Namespace, windows: dict[str, np.ndarray], whole: dict
     with shown() as progress:
         if chosen.by == "influence":
             turned = block_influence(teacher, ids[:2])
-            gone = sorted(sorted(range(depth), key=turned.__getitem__)[: chosen.drop])
-            student = with_layers(teacher, [at for at in range(depth) if at not in gone])
+            gone = sorted(range(depth), key=turned.__getitem__)[: chosen.drop]
+        elif chosen.by == "even":
+            gone = sorted(set(range(depth)) - set(evenly_spaced(depth - chosen.drop, depth)))
         else:
-            student, made = pruned(teacher, Prune(layers=depth - chosen.drop), ids, progress)
+            _, made = pruned(teacher, Prune(layers=depth - chosen.drop), ids, progress)
             gone = made["dropped"]
-    print(f"dropped {gone} by {chosen.by} in {time.monotonic() - began:.0f} s")
+    student = with_layers(teacher, [at for at in range(depth) if at not in gone])
+    share = count(student) / count(teacher)
+    print(
+        f"dropped {sorted(gone)} by {chosen.by} in {time.monotonic() - began:.0f} s: {share:.1%} of the weights"
+    )
     before = losses(student, windows)
     print(line("dropped, not healed", before), flush=True)
     lost = mean(before) - mean(whole)
@@ -155,6 +160,11 @@ def heal(chosen: argparse.Namespace, windows: dict[str, np.ndarray], whole: dict
                 run_dir=Path(folder) / "run",
                 on_step=report,
             )
+
+
+def count(model: Any) -> int:
+    """Weights, those that are shared once."""
+    return sum(one.numel() for one in model.parameters())
 
 
 def objectives(chosen: argparse.Namespace, teacher: Any) -> Iterator[tuple[str, Any]]:

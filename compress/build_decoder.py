@@ -63,7 +63,7 @@ def quantize(
     from compress.calibration import calibration_windows, seen
     from compress.gptq import layers_in_blocks, quantize_model, round_model
     from compress.recipe import Calibration
-    from compress.sensitivity import most_sensitive, sensitivities, stacked
+    from compress.sensitivity import TRIAL_TOKENS, most_sensitive, sensitivities, stacked
     from train.evaluate import load_causal_lm
 
     chosen = Calibration.model_validate(request["calibration"])
@@ -78,7 +78,10 @@ def quantize(
         groups = stacked([name for name, module in linear.items() if module is not head])
         progress("measuring each layer", 0.0)
         costs = sensitivities(
-            model, ids[-1:], groups, lambda done, total: progress("measuring each layer", done / total)
+            model,
+            ids[-1:, :TRIAL_TOKENS],
+            groups,
+            lambda done, total: progress("measuring each layer", done / total),
         )
         sizes = {group: sum(linear[name].weight.numel() for name in names) for group, names in groups.items()}
         made["wide"] = most_sensitive(costs, sizes, request["wide_share"])

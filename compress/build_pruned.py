@@ -44,6 +44,7 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 def pruned(model: Any, wanted: Prune, ids: Any, progress: Progress) -> tuple[Any, dict[str, Any]]:
     """The pruned model and what went. ids: int64 (windows, seq) of the calibration set."""
     from compress.prune import layers_of, least_missed, narrow_ffn, share_of_zeros, with_layers
+    from compress.sensitivity import TRIAL_TOKENS
 
     if wanted.sparsity is not None:
         set_zeros(model, wanted, ids, progress)
@@ -63,7 +64,7 @@ def pruned(model: Any, wanted: Prune, ids: Any, progress: Progress) -> tuple[Any
                 )
             gone = least_missed(
                 model,
-                ids[-1:],
+                ids[-1:, :TRIAL_TOKENS],
                 depth - wanted.layers,
                 lambda done, total: progress("trying without each layer", done / total),
             )

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from compress.gptq import round_to_nearest
 
+TRIAL_TOKENS = 256
+"""A layer is tried on so many: each position counts with its whole distribution."""
+
 STACKS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Layers that onnxruntime-genai's builder makes one matrix of, in this order: they have the same number of bits."""
 

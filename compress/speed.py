@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import sys
 import time
@@ -47,8 +48,11 @@ def measure(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     for prompt in request["prompts"]:
         ids = tokenizer.encode(prompt, add_special_tokens=False).ids
         answers.append(tokenizer.decode(run([ids], request["new_tokens"])[2][0]))
-    long = [[1000 + (at * 37 + row) % 5000 for at in range(PREFILL_TOKENS)] for row in range(ROUNDS)]
-    short = [[1000 + (at * 53 + row * 7) % 5000 for at in range(16)] for row in range(ROWS)]
+    draw = random.Random(0)
+    long, short = (
+        [[draw.randrange(tokenizer.get_vocab_size()) for _ in range(tokens)] for _ in range(rows)]
+        for rows, tokens in ((ROUNDS, PREFILL_TOKENS), (ROWS, 16))
+    )
     figures = {"prefill": 0.0, "decode": 0.0, "decode_8": 0.0}
     for done in range(ROUNDS):
         progress("decoding", done / ROUNDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from compress.export import export_gguf
 from compress.gguf_out import plain, tokenizer_fields, write_gguf
@@ -20,20 +22,53 @@ from everlearn.progress import silent
 from everlearn.registry import Registry
 from everlearn.settings import Settings
 from everlearn.sources import import_model
+from tests.compress.tiny_models import tiny_config
 from train.evaluate import load_causal_lm, torch_logits
 
 
-def test_what_is_written_is_read_back_bit_for_bit(parent: Path, settings: Settings, tmp_path: Path) -> None:
-    write_gguf(parent, tmp_path / "tiny.gguf", plain("f32"), silent)
+@pytest.fixture(params=["llama", "qwen2"])
+def model_dir(request: pytest.FixtureRequest, parent: Path, tmp_path: Path) -> Path:
+    if request.param == "llama":
+        return parent
+    directory = Path(shutil.copytree(parent, tmp_path / "qwen2"))
+    config = Qwen2Config(
+        **{
+            name: getattr(tiny_config(), name)
+            for name in (
+                "vocab_size",
+                "hidden_size",
+                "intermediate_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "num_key_value_heads",
+                "max_position_embeddings",
+                "tie_word_embeddings",
+                "bos_token_id",
+                "eos_token_id",
+            )
+        }
+    )
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config)
+    for layer in model.model.layers:
+        torch.nn.init.normal_(layer.self_attn.q_proj.bias)
+    model.save_pretrained(directory)
+    return directory
+
+
+def test_what_is_written_is_read_back_bit_for_bit(
+    model_dir: Path, settings: Settings, tmp_path: Path
+) -> None:
+    write_gguf(model_dir, tmp_path / "tiny.gguf", plain("f32"), silent)
     version = import_model(settings, str(tmp_path / "tiny.gguf"), name="again")
     directory = Registry(settings).path(version)
-    before, after = (load_causal_lm(one).state_dict() for one in (parent, directory))
+    before, after = (load_causal_lm(one).state_dict() for one in (model_dir, directory))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    ours, theirs = (Tokenizer.from_file(str(one / "tokenizer.json")) for one in (parent, directory))
+    ours, theirs = (Tokenizer.from_file(str(one / "tokenizer.json")) for one in (model_dir, directory))
     text = "Genesis 1:1 In the beginning; <|im_start|>user 2024"
     assert ours.encode(text).ids == theirs.encode(text).ids
-    assert (directory / "chat_template.jinja").read_text() == (parent / "chat_template.jinja").read_text()
+    assert (directory / "chat_template.jinja").read_text() == (model_dir / "chat_template.jinja").read_text()
 
 
 def test_llama_cpp_goes_on_as_torch_does(parent: Path, tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from compress import export
 from compress.plan import follow
 from compress.recipe import Calibration, CompressPlan, read_plan
+from everlearn.cli import app
 from everlearn.errors import ConfigError, InvalidInput, NotFound, Unavailable
 from everlearn.registry import Registry
 from everlearn.settings import Settings
@@ -106,3 +109,34 @@ def test_a_compressed_version_is_no_parent(tiny_settings: Settings) -> None:
     plan = CompressPlan.model_validate({"prune": {"layers": 1}})
     with pytest.raises(Exception, match=f"{version.ref} is onnx-genai; its float weights are tiny@1"):
         next(follow(tiny_settings, version.ref, plan))
+
+
+def test_the_command_line_makes_what_its_help_says(
+    tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVERLEARN_HOME", str(tiny_settings.home))
+    said = CliRunner().invoke(app, ["compress", "tiny@1", "--json"])
+    assert said.exit_code == 0, said.output
+    (made,) = [
+        one for one in Registry(tiny_settings).versions("tiny") if one.ref == json.loads(said.stdout)["ref"]
+    ]
+    assert made.manifest.recipe["export"]["head_bits"] == 8
+    assert made.manifest.recipe["export"]["to"] == "int4-onnx"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--target", "60MB"], "size<=60MB"),
+        (["--target", "size<=1MB", "--to", "w8a8"], "leave --to"),
+        (["--to", "int8-onnx", "--weights", "gptq"], "gptq makes int4-onnx or w4a16, not int8-onnx"),
+        (["--recipe", "missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_the_command_line_refuses_what_cannot_be(
+    tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch, arguments: list[str], fault: str
+) -> None:
+    monkeypatch.setenv("EVERLEARN_HOME", str(tiny_settings.home))
+    said = CliRunner().invoke(app, ["compress", "tiny@1", *arguments])
+    assert said.exit_code == 2, said.output
+    assert fault in " ".join(said.output.split())

@@ -27,14 +27,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from compress.gguf_out import plain, write_gguf
 from everlearn import sources
 from everlearn.catalogue import Entry, Wheel
 from everlearn.errors import Corrupt, EverlearnError, InvalidInput, NotFound, Unavailable, Unsupported
 from everlearn.gguf_convert import read_gguf
+from everlearn.progress import silent
 from everlearn.registry import Registry
 from everlearn.settings import Settings
 from everlearn.sources import import_model
-from tests.compress.tiny_models import train_tokenizer, write_gguf, write_llama
+from tests.compress.tiny_models import train_tokenizer, write_llama
 from train.evaluate import held_text, load_causal_lm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -57,7 +59,7 @@ def copy(llama: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def gguf(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("gguf") / "Tiny Model.gguf"
-    write_gguf(file, load_causal_lm(llama))
+    write_gguf(llama, file, plain("f32"), silent)
     return file
 
 
@@ -211,7 +213,7 @@ def test_quantized_weights_are_kept_to_half_precision(
 ) -> None:
     from gguf import GGMLQuantizationType, dequantize, quantize
 
-    write_gguf(tmp_path / "q.gguf", load_causal_lm(llama), kind)
+    write_gguf(llama, tmp_path / "q.gguf", plain(kind), silent)
     directory = Registry(settings).path(import_model(settings, str(tmp_path / "q.gguf")))
     stored = load_file(directory / "model.safetensors")
     name = "model.layers.1.mlp.down_proj.weight"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compress.calibration import calibration_windows
+from compress.calibration import calibration_windows, seen
 from compress.export import export, price, recipe_of, refuse_full_disk
 from compress.recipe import Calibration, CompressPlan, CompressRecipe, Prune
 from compress.search import (
@@ -48,13 +48,14 @@ def follow(
     """
     registry = Registry(settings)
     parent = registry.weights(ref)
-    refuse_early(settings, registry, parent, plan)
+    looked = refuse_early(settings, registry, parent, plan)
     if plan.target is not None:
-        yield from reach(settings, registry, parent, plan, progress)
+        yield from reach(settings, registry, parent, plan, looked, progress)
         return
     at = parent
     if plan.prune:
-        at = found(registry, parent, "prune", pruned_recipe(plan.prune, plan.calibration)) or prune(
+        pruned = pruned_recipe(plan.prune, plan.calibration) | {"calibration_seen": looked}
+        at = found(registry, parent, "prune", pruned) or prune(
             settings, parent.ref, plan.prune, plan.calibration, progress
         )
         yield at
@@ -70,11 +71,16 @@ def follow(
         )
         yield at
     for wanted in plan.recipes():
-        yield exported(registry, at, wanted) or export(settings, at.ref, wanted, progress)
+        yield exported(registry, at, wanted, looked) or export(settings, at.ref, wanted, progress)
 
 
 def reach(
-    settings: Settings, registry: Registry, parent: Version, plan: CompressPlan, progress: Progress
+    settings: Settings,
+    registry: Registry,
+    parent: Version,
+    plan: CompressPlan,
+    looked: dict[str, Any],
+    progress: Progress,
 ) -> Iterator[Version]:
     """The versions on the way to ``plan.target``; the last one obeys it. Raises InvalidInput where none could."""
     assert plan.target is not None
@@ -83,7 +89,7 @@ def reach(
     shape = Shape.read(parent_dir)
     for option in without_pruning(shape, limit):
         wanted = CompressRecipe(**option.model_dump(), calibration=plan.calibration)
-        version = exported(registry, parent, wanted) or export(settings, parent.ref, wanted, progress)
+        version = exported(registry, parent, wanted, looked) or export(settings, parent.ref, wanted, progress)
         yield version
         if version.manifest.size_bytes <= limit:
             return
@@ -180,24 +186,29 @@ def found(registry: Registry, parent: Version, step: str, recipe: dict[str, Any]
     return None
 
 
-def exported(registry: Registry, parent: Version, recipe: CompressRecipe) -> Version | None:
-    """The version that ``recipe`` made of ``parent`` before."""
+def exported(
+    registry: Registry, parent: Version, recipe: CompressRecipe, looked: dict[str, Any]
+) -> Version | None:
+    """The version that ``recipe`` made of ``parent`` before, having looked at the same tokens if at any."""
     for version in registry.versions(parent.model):
-        made = version.parent_digest == parent.digest and "export" in version.manifest.recipe
-        if made and recipe_of(version) == recipe:
+        said = version.manifest.recipe.get("export")
+        made = said is not None and version.parent_digest == parent.digest
+        if made and recipe_of(version) == recipe and said.get("calibration_seen") in (None, looked):
             return version
     return None
 
 
-def refuse_early(settings: Settings, registry: Registry, parent: Version, plan: CompressPlan) -> None:
-    """What would otherwise be found out after hours."""
+def refuse_early(
+    settings: Settings, registry: Registry, parent: Version, plan: CompressPlan
+) -> dict[str, Any]:
+    """Raises what would otherwise be found out after hours; returns which tokens will be looked at."""
     if plan.target:
         parse_target(plan.target)
-    if plan.prune or plan.target or any(one.weights != "rtn" or one.to == "w8a8" for one in plan.targets):
-        calibration_windows(plan.calibration, registry.path(parent) / "tokenizer.json")
+    looked = seen(calibration_windows(plan.calibration, registry.path(parent) / "tokenizer.json"))
     for file in (*plan.heal.data.train, *plan.heal.data.held) if plan.heal else ():
         if not file.exists():
             raise InvalidInput(
                 f"{file}: no such file, and the pruned model is to be healed on it", param="heal"
             )
     refuse_full_disk(settings, parent.manifest.size_bytes * (TRAINING_FACTOR if plan.heal else 2))
+    return looked

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.quality import TOKENS_A_TEXT, Quality, quality, windows_of, word_starts
+from compress.recipe import OFFERED
 from everlearn.child import answer, run_child
 from everlearn.errors import InvalidInput, NotFound
 from everlearn.progress import Progress, silent
@@ -35,7 +36,7 @@ class Compared:
     """One version beside the first. ``quality`` by text; ``speed`` of ``compress.speed``, empty where not asked for."""
 
     ref: str
-    format: str
+    made: str
     size_bytes: int
     quality: Mapping[str, Quality]
     speed: Mapping[str, Any] = field(default_factory=dict)
@@ -95,13 +96,23 @@ def compare(
         compared.append(
             Compared(
                 version.ref,
-                version.format,
+                how_made(version),
                 version.manifest.size_bytes,
                 {name: Quality(**one) for name, one in measured.items()},
                 speed_of(place, version.format, progress) if speed else {},
             )
         )
     return compared
+
+
+def how_made(version: Version) -> str:
+    """In a word or two, as a reader of a table would ask: ``int4-onnx gptq``, ``pruned``, ``distilled``."""
+    recipe = version.manifest.recipe
+    if "export" in recipe:
+        to, weights = recipe["export"]["to"], recipe["export"].get("weights", "rtn")
+        return f"{to} {weights}" if to in OFFERED else to
+    known = {"prune": "pruned", "distill": "distilled", "train": "trained"}
+    return next((word for key, word in known.items() if key in recipe), version.format)
 
 
 def speed_of(directory: Path, format: str, progress: Progress = silent) -> dict[str, Any]:

@@ -3,7 +3,9 @@ soft targets, which say of every token how likely each other one would have been
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +16,40 @@ from train.objectives import logits_at, predicted
 CHUNK_BYTES = 64 * 1024**2
 """Logits held at once, of teacher and student each."""
 
+Divergence = Literal["forward", "reverse", "jensen-shannon"]
+
+
+def apart(teacher: Tensor, student: Tensor, kind: Divergence) -> Tensor:
+    """Summed over the rows of log-probabilities (n, vocab), in nats.
+
+    ``forward``: KL(teacher || student), which covers all that the teacher finds likely. ``reverse``: KL(student ||
+    teacher), which leaves out what the student cannot say (arXiv 2306.08543). ``jensen-shannon``: the mean of both
+    sides' KL from their mixture (arXiv 2306.13649), bounded by log 2.
+    """
+    if kind == "forward":
+        return kl(teacher, student)
+    if kind == "reverse":
+        return kl(student, teacher)
+    mixture = torch.logaddexp(teacher, student) - math.log(2)
+    return (kl(teacher, mixture) + kl(student, mixture)) / 2
+
+
+def kl(of: Tensor, by: Tensor) -> Tensor:
+    """KL(of || by), summed over rows of log-probabilities (n, vocab)."""
+    return nn.functional.kl_div(by, of, reduction="sum", log_target=True)
+
 
 class Distillation:
     """``weight`` of the divergence from the teacher, the rest cross-entropy of the text; an objective of the loop.
 
-    The divergence is KL(teacher || student) of distributions softened by ``temperature`` T, times T squared, so
+    The divergence (see :func:`apart`) is that of distributions softened by ``temperature`` T, times T squared, so
     that its gradient keeps its size whatever T is.
     """
 
-    def __init__(self, teacher: nn.Module, temperature: float, weight: float) -> None:
+    def __init__(
+        self, teacher: nn.Module, temperature: float, weight: float, divergence: Divergence = "forward"
+    ) -> None:
+        self.kind: Divergence = divergence
         self.teacher = teacher.eval().requires_grad_(False)
         self.temperature = temperature
         self.weight = weight
@@ -50,11 +77,8 @@ class Distillation:
     ) -> Tensor:
         """Sum over the chunk; soft: the teacher's logits (n, vocab); targets: int64 (n,)."""
         logits, temperature = ours(chunk), self.temperature
-        apart = nn.functional.kl_div(
-            torch.log_softmax(logits / temperature, -1),
-            torch.log_softmax(soft / temperature, -1),
-            reduction="sum",
-            log_target=True,
+        soft_loss = apart(
+            torch.log_softmax(soft / temperature, -1), torch.log_softmax(logits / temperature, -1), self.kind
         )
         hard = nn.functional.cross_entropy(logits, targets, reduction="sum")
-        return self.weight * temperature**2 * apart + (1 - self.weight) * hard
+        return self.weight * temperature**2 * soft_loss + (1 - self.weight) * hard

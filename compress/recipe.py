@@ -129,6 +129,7 @@ class Teaching(FitOptions):
     data: Data
     temperature: float = Field(default=2, gt=0)
     weight: float = Field(default=0.9, ge=0, le=1)
+    divergence: Literal["forward", "reverse", "jensen-shannon"] = "forward"
 
 
 class CompressPlan(BaseModel):

@@ -20,7 +20,7 @@ def figures_of(one: Compared) -> dict[str, Any]:
     """Everything that was measured of a version, for a machine to read."""
     return {
         "ref": one.ref,
-        "format": one.format,
+        "made": one.made,
         "size_bytes": one.size_bytes,
         "texts": {
             name: {**asdict(found), "perplexity": found.perplexity, "ratio": found.ratio}
@@ -35,8 +35,8 @@ def figures_of(one: Compared) -> dict[str, Any]:
 def print_compared(found: Sequence[Compared]) -> None:
     """A line a version; below, where they were timed, a line each with speed and the first answer."""
     texts = [f"-PPL {name}" for name in found[0].quality]
-    header = ["VERSION", "-SIZE", *texts, "-RATIO", "-KL", "-SAME TOP", "-WORDS", "-FLIPS"]
-    print_table(header, [[one.ref, *quality_cells(one)] for one in found])
+    header = ["VERSION", "MADE", "-SIZE", *texts, "-RATIO", "-KL", "-SAME TOP", "-WORDS", "-FLIPS"]
+    print_table(header, [[one.ref, one.made, *quality_cells(one)] for one in found])
     if all(one.speed for one in found):
         print()
         header = ["VERSION", "-TOKENS/S", "-OF 8", "-PREFILL", "-MEMORY", "ENGINE", f"ANSWER: {PROMPTS[0]}"]
@@ -87,9 +87,9 @@ def write_report(path: Path, found: Sequence[Compared]) -> None:
     )
     page = template.render(
         found=found,
-        rows=[[one.ref, *quality_cells(one), *speed_cells(one)] for one in found],
+        rows=[[one.ref, one.made, *quality_cells(one)] for one in found],
+        speeds=[[one.ref, one.speed["engine"], *speed_cells(one)] for one in found if one.speed],
         texts=list(found[0].quality),
-        timed=any(one.speed for one in found),
         plot=plot(found),
         prompts=PROMPTS,
         words=found[0].words,

@@ -141,7 +141,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     try:
         result = fit(
             student,
-            Distillation(teacher, recipe.temperature, recipe.weight),
+            Distillation(teacher, recipe.temperature, recipe.weight, recipe.divergence),
             Packer(stores[0], recipe.sequence_tokens, recipe.seed),
             recipe,
             run_dir=run_dir,
@@ -151,7 +151,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
                 "data": [store.card.sha256 for store in stores if store],
                 "teacher": base_digest(teacher_dir),
                 "start": request["student_dir"] and base_digest(Path(request["student_dir"])),
-                **recipe.model_dump(mode="json", include={"student", "temperature", "weight"}),
+                **recipe.model_dump(mode="json", include={"student", "temperature", "weight", "divergence"}),
             },
         )
     except Diverged as error:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from compress.distill import Distillation
+from compress.distill import Distillation, apart
 from compress.prune import evenly_spaced, with_layers
 from compress.teach import DistillRecipe, Student, distill
 from everlearn.errors import InvalidInput
@@ -67,6 +69,38 @@ def test_a_taught_student_beats_the_same_student_alone_on_the_same_tokens(
         nll[name], tokens[name] = found.held_nll, found.tokens
     assert tokens["taught"] == tokens["alone"]
     assert nll["taught"] < nll["alone"] - 0.02, nll
+
+
+def test_divergences_are_what_torch_says_they_are() -> None:
+    torch.manual_seed(0)
+    teacher, student = (torch.randn(5, 40).log_softmax(-1) for _ in range(2))
+    theirs, ours = (torch.distributions.Categorical(logits=one) for one in (teacher, student))
+    forward, reverse = (
+        torch.distributions.kl_divergence(*pair).sum() for pair in ((theirs, ours), (ours, theirs))
+    )
+    assert torch.allclose(apart(teacher, student, "forward"), forward, rtol=1e-4)
+    assert torch.allclose(apart(teacher, student, "reverse"), reverse, rtol=1e-4)
+    mixture = torch.distributions.Categorical(probs=(theirs.probs + ours.probs) / 2)
+    both = sum(torch.distributions.kl_divergence(one, mixture).sum() for one in (theirs, ours)) / 2
+    assert torch.allclose(apart(teacher, student, "jensen-shannon"), both, rtol=1e-4)
+    assert both / 5 < math.log(2)
+
+
+@pytest.mark.parametrize("divergence", ["reverse", "jensen-shannon"])
+def test_every_divergence_brings_the_student_nearer(
+    teacher: LlamaForCausalLM, tmp_path: Path, divergence: Literal["reverse", "jensen-shannon"]
+) -> None:
+    few, batch = packers()[1], {key: torch.as_tensor(one) for key, one in packers()[2].batch(0, 4).items()}
+    student = with_layers(teacher, evenly_spaced(2, 3))
+
+    def distance() -> float:
+        with torch.no_grad():
+            loss, count = Distillation(teacher, 1.0, 1.0, divergence)(student, batch)
+        return (loss / count).item()
+
+    before = distance()
+    fit(student, Distillation(teacher, 1.0, 1.0, divergence), few, options(20, 2e-3), run_dir=tmp_path)
+    assert distance() < 0.8 * before
 
 
 def test_the_objective_is_cross_entropy_without_a_teacher_and_nothing_for_the_teacher_itself(

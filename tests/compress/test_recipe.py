@@ -109,7 +109,7 @@ def test_a_distillation_recipe_names_one_kind_of_student(tmp_path: Path) -> None
     base = "name: small\nteacher: smollm2\ndata: {train: [a.txt]}\n"
     recipe = read_distill_recipe(plan(tmp_path, base + "student: {layers: 12}\n"))
     assert recipe.data.train == (tmp_path / "a.txt",)
-    with pytest.raises(ConfigError, match="either layers"):
+    with pytest.raises(ConfigError, match="say one of layers"):
         read_distill_recipe(plan(tmp_path, base + "student: {}\n"))
     with pytest.raises(ConfigError, match=r"plan.yaml:4: .*'student.layer'.*student.layers"):
         read_distill_recipe(plan(tmp_path, base + "student: {layer: 12}\n"))

@@ -1,6 +1,7 @@
 """What people ask and are answered is in no log of the server: not the gateway's, the engines', or the batches'."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -53,7 +54,8 @@ def test_no_log_holds_a_prompt_an_answer_or_a_secret(
         lambda: (counts := client.batches.retrieve(batch.id).request_counts) and counts.completed >= 1,
         within_s=120,
     )
-    client.batches.cancel(batch.id)
+    with suppress(openai.BadRequestError):  # it may be done already
+        client.batches.cancel(batch.id)
     answer = whole.choices[0].message.content or ""
     for secret in (WORD, ANSWER, key, key[3:], answer):
         assert len(secret) > 8 and secret not in server.output, secret

@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from benchmarks.texts import held
 from compress.compare import keep_logits, logits_of, speed_of
 from compress.export import build, keep_tokenizer
 from compress.gguf_out import write_gguf
-from compress.quality import Quality, quality, windows_of, word_starts
+from compress.quality import Quality, qualities, windows_of, word_starts
 from compress.recipe import CompressRecipe
 from everlearn.errors import EverlearnError
 from everlearn.progress import Progress, shown
@@ -148,12 +148,8 @@ def measured(
 ) -> dict[str, Any]:
     """Quality on each text."""
     logits = logits_of(model, np.concatenate(list(windows.values())))
-    at, found = 0, dict[str, Any]()
-    for name, part in windows.items():
-        ours: Iterator[np.ndarray] = (next(logits) for _ in range(len(part)))
-        found[name] = asdict(quality(iter(reference[at : at + len(part)]), ours, part, starts))
-        at += len(part)
-    return found
+    found = qualities(reference, logits, windows, starts)
+    return {name: asdict(one) for name, one in found.items()}
 
 
 def served(row: dict[str, Any], progress: Progress) -> dict[str, Any]:

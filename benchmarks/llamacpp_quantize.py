@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quantize
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from compress.gguf_out import Encode
 
@@ -64,9 +64,3 @@ def library() -> ctypes.CDLL:
         ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p
     ]  # fmt: skip
     return found
-
-
-def same_as_python(values: np.ndarray) -> bool:
-    """Whether ggml's Q8_0 are the bytes that the format's Python package makes."""
-    theirs, _ = encoder("Q8_0", 1)("blk.0.ffn_up.weight", values)
-    return np.array_equal(theirs, quantize(values, GGMLQuantizationType.Q8_0))

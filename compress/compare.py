@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.quality import TOKENS_A_TEXT, Quality, quality, windows_of, word_starts
+from compress.quality import TOKENS_A_TEXT, Quality, qualities, windows_of, word_starts
 from compress.recipe import OFFERED
 from everlearn.child import answer, run_child
 from everlearn.errors import InvalidInput, NotFound
@@ -193,13 +193,8 @@ def measure_all(request: Mapping[str, Any], progress: Progress) -> dict[str, Any
     found: list[dict[str, Any]] = []
     for model in request["models"]:
         logits = counted(iter(reference) if model == first else logits_of(model, whole))
-        at, qualities = 0, dict[str, Any]()
-        for name, rows in windows.items():
-            theirs = iter(reference[at : at + len(rows)])
-            ours = (next(logits) for _ in range(len(rows)))
-            qualities[name] = asdict(quality(theirs, ours, rows, starts))
-            at += len(rows)
-        found.append(qualities)
+        measured = qualities(reference, logits, windows, starts)
+        found.append({name: asdict(one) for name, one in measured.items()})
     return {"qualities": found}
 
 

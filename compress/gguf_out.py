@@ -161,10 +161,8 @@ def tokenizer_fields(model_dir: Path) -> dict[str, Any]:
     if said["model"]["type"] != "BPE":
         raise Unsupported(f"a {said['model']['type']} tokenizer is not written as GGUF; byte-level BPE is")
     added = {one["id"]: one for one in said["added_tokens"]}
-    vocabulary = {token: at for token, at in said["model"]["vocab"].items()}
-    by_id = {at: token for token, at in vocabulary.items()} | {
-        at: one["content"] for at, one in added.items()
-    }
+    by_id = {at: token for token, at in said["model"]["vocab"].items()}
+    by_id |= {at: one["content"] for at, one in added.items()}
     if sorted(by_id) != list(range(len(by_id))):
         raise Unsupported("the tokenizer's ids have gaps, which GGUF does not")
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))

@@ -37,6 +37,8 @@ from train.evaluate import HELD_TOKENS
 
 # Bytes that training holds for each of the weights': checkpoints with two moments in float32, and the one before.
 TRAINING_FACTOR = 6
+PARENTS_OWN = ("bundle.json", "model.safetensors.index.json")
+"""What describes the parent's weights, and no pruned ones."""
 
 
 def follow(
@@ -153,10 +155,9 @@ def prune(
         request = {**recipe, "model_dir": str(parent_dir), "directory": str(staging), "tokens": HELD_TOKENS}
         answer = run_child("compress.build_pruned", request, progress)
         for file in parent_dir.iterdir():
-            if file.suffix != ".safetensors" and not (staging / file.name).exists():
+            of_the_weights = file.suffix == ".safetensors" or file.name in PARENTS_OWN
+            if not of_the_weights and not (staging / file.name).exists():
                 shutil.copyfile(file, staging / file.name)
-        (staging / "bundle.json").unlink(missing_ok=True)
-        (staging / "model.safetensors.index.json").unlink(missing_ok=True)
         write_bundle(
             staging,
             name=parent.model,

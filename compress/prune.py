@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.sensitivity import log_probabilities
+from compress.sensitivity import divergence, log_probabilities
 from everlearn.errors import InvalidInput, Unsupported
 
 OnPart = Callable[[int, int], None]
@@ -104,7 +104,7 @@ def least_missed(model: Any, ids: Tensor, drop: int, on_part: OnPart | None = No
             if at in dropped:
                 continue
             with skipped([layers[one] for one in (*dropped, at)]):
-                costs[at] = (whole.exp() * (whole - log_probabilities(model, ids))).sum(-1).mean().item()
+                costs[at] = divergence(whole, model, ids)
             done += 1
             if on_part:
                 on_part(done, trials)

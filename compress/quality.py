@@ -93,6 +93,21 @@ def quality(
     )
 
 
+def qualities(
+    reference: np.ndarray,
+    logits: Iterator[np.ndarray],
+    windows: Mapping[str, np.ndarray],
+    starts: Callable[[np.ndarray], np.ndarray],
+) -> dict[str, Quality]:
+    """Of each text, by name. reference: float32 (windows of all texts, window, vocab); logits: one of these each."""
+    at, found = 0, dict[str, Quality]()
+    for name, rows in windows.items():
+        ours = (next(logits) for _ in range(len(rows)))
+        found[name] = quality(iter(reference[at : at + len(rows)]), ours, rows, starts)
+        at += len(rows)
+    return found
+
+
 def words_right(one: Predictions, starts: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Which whole words of a window were right, here and at the reference: bool (words, 2).
 

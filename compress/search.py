@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ UNITS = {"kB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
 BLOCK = 32
 SCALE_BYTES = 2
 WIDE_SHARES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.0)
+SMALLEST = PlannedTarget(weights="gptq", wide_share=0, head_bits=4)
 GRAPH_BYTES, GRAPH_BYTES_A_LAYER = 12_000, 8_000
 """Of the graph and the configurations, about."""
 
@@ -62,15 +64,15 @@ class Shape:
         embedding = next((name for name in shapes if "embed_tokens" in name), None)
         if not layer or embedding is None or "intermediate_size" not in config:
             raise InvalidInput("this model's layers are not recognised: say what to prune in a recipe")
-        feed = sum(_count(shapes[name]) for name in layer if ".mlp." in name)
-        vectors = sum(_count(shape) for shape in shapes.values() if len(shape) == 1)
+        feed = sum(math.prod(shapes[name]) for name in layer if ".mlp." in name)
+        vectors = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 1)
         files = sum(file.stat().st_size for file in model_dir.glob("tokenizer*"))
         return cls(
             layers=config["num_hidden_layers"],
             ffn=config["intermediate_size"],
-            attention=sum(_count(shapes[name]) for name in layer) - feed,
+            attention=sum(math.prod(shapes[name]) for name in layer) - feed,
             feed_forward=feed,
-            head=_count(shapes[embedding]),
+            head=math.prod(shapes[embedding]),
             tied=bool(config.get("tie_word_embeddings")),
             other_bytes=files + 4 * vectors + GRAPH_BYTES + GRAPH_BYTES_A_LAYER * config["num_hidden_layers"],
         )
@@ -85,13 +87,6 @@ class Shape:
         return int(total) + untied + self.other_bytes
 
 
-def _count(shape: list[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
 def quantized_bytes(weights: int, bits: float) -> float:
     """Codes, and a float16 scale each block."""
     return weights * (bits / 8 + SCALE_BYTES / BLOCK)
@@ -100,11 +95,7 @@ def quantized_bytes(weights: int, bits: float) -> float:
 def without_pruning(shape: Shape, limit: int) -> list[PlannedTarget]:
     """What should fit, the best first: as many weights at 8 bits as there is room for."""
     options = [PlannedTarget(weights="gptq", wide_share=share) for share in WIDE_SHARES]
-    options.append(PlannedTarget(weights="gptq", wide_share=0, head_bits=4))
-    return [one for one in options if shape.int4_bytes(one) <= limit]
-
-
-SMALLEST = PlannedTarget(weights="gptq", wide_share=0, head_bits=4)
+    return [one for one in (*options, SMALLEST) if shape.int4_bytes(one) <= limit]
 
 
 def prunings(shape: Shape, limit: int) -> dict[str, Prune]:
@@ -142,7 +133,7 @@ def try_prunings(request: Mapping[str, Any], progress: Progress) -> dict[str, An
 
     from compress.build_pruned import pruned
     from compress.calibration import calibration_windows
-    from compress.sensitivity import log_probabilities
+    from compress.sensitivity import divergence, log_probabilities
     from train.evaluate import load_causal_lm
 
     model_dir = Path(request["model_dir"])
@@ -154,8 +145,7 @@ def try_prunings(request: Mapping[str, Any], progress: Progress) -> dict[str, An
         with torch.no_grad():
             expected = log_probabilities(model, windows[:1])
             smaller, made = pruned(model, Prune.model_validate(said), windows, progress)
-            ours = log_probabilities(smaller, windows[:1])
-            apart = (expected.exp() * (expected - ours)).sum(-1).mean().item()
+            apart = divergence(expected, smaller, windows[:1])
         found[name] = {"divergence": apart, "dropped": made.get("dropped", [])}
     return {"trials": found}
 

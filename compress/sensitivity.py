@@ -47,7 +47,7 @@ def sensitivities(
         kept = [linear[name].weight.clone() for name in names]
         for name in names:
             linear[name].weight.copy_(round_to_nearest(linear[name].weight).weight())
-        found[group] = (expected.exp() * (expected - log_probabilities(model, ids))).sum(-1).mean().item()
+        found[group] = divergence(expected, model, ids)
         for name, weight in zip(names, kept, strict=True):
             linear[name].weight.copy_(weight)
         if on_group:
@@ -58,6 +58,11 @@ def sensitivities(
 def log_probabilities(model: Any, ids: Tensor) -> Tensor:
     """float32 (seq, vocab)."""
     return model(ids, use_cache=False).logits[0].float().log_softmax(-1)
+
+
+def divergence(expected: Tensor, model: Any, ids: Tensor) -> float:
+    """Mean KL of the model's predictions from log-probabilities (seq, vocab), in nats a token; ids: int64 (1, seq)."""
+    return (expected.exp() * (expected - log_probabilities(model, ids))).sum(-1).mean().item()
 
 
 def most_sensitive(costs: Mapping[str, float], sizes: Mapping[str, int], share: float) -> list[str]:

@@ -14,13 +14,13 @@ pytestmark = pytest.mark.slow
 
 WORD = "zanzibarquestion"
 ANSWER = "repeatafterme"
-ASKED: Any = [{"role": "user", "content": f"{WORD}: write three sentences about {ANSWER}."}]
+ASKED: Any = [{"role": "user", "content": f"{WORD}: say {ANSWER}"}]
 
 
 def test_no_log_holds_a_prompt_an_answer_or_a_secret(
     server: Supervised, client: openai.OpenAI, key: str, model: str
 ) -> None:
-    said: Any = {"model": model, "messages": ASKED, "max_tokens": 24, "temperature": 0}
+    said: Any = {"model": model, "messages": ASKED, "max_tokens": 12, "temperature": 0}
     whole = client.chat.completions.create(**said)
     list(client.chat.completions.create(**said, stream=True))
     client.completions.create(model=model, prompt=WORD, max_tokens=4)
@@ -50,10 +50,7 @@ def test_no_log_holds_a_prompt_an_answer_or_a_secret(
     batch = client.batches.create(
         input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"m": WORD}
     )
-    eventually(
-        lambda: (counts := client.batches.retrieve(batch.id).request_counts) and counts.completed >= 1,
-        within_s=120,
-    )
+    eventually(lambda: (counts := client.batches.retrieve(batch.id).request_counts) and counts.completed >= 1)
     with suppress(openai.BadRequestError):  # it may be done already
         client.batches.cancel(batch.id)
     answer = whole.choices[0].message.content or ""

@@ -24,11 +24,16 @@ ORDER = (
     "Order 48213 of 3 March 2026. Customer: Ingrid Halvorsen, Storgata 14, 5020 Bergen, Norway. "
     "Items: 2 x wool blanket (grey), 1 x oil lamp, 4 x candle holder. Paid by card, total 2,340 NOK."
 )
+COPY = f"Repeat this text word for word:\n\n{ORDER}"
+PATTERN = "Go on with this: " + "red, green, blue, yellow, " * 12
 QUESTIONS = [
     f"Copy the order below as a list with one line per field:\n\n{ORDER}",
-    f"Repeat this text word for word:\n\n{ORDER}",
+    COPY,
     "Write a letter to a friend about moving to a new city.",
     "Why do people travel?",
+    PATTERN,
+    f"Go on with this: {'one two three four five six seven ' * 8}",
+    f"Say this again and again: {'the cat sat on the mat. ' * 10}",
 ]
 
 Ask = Callable[..., Generation]
@@ -93,9 +98,8 @@ def test_greedy_text_is_the_same_and_copying_takes_fewer_steps(
     for question in QUESTIONS:
         assert answer(speculating, ask(question, 64)) == answer(plain, ask(question, 64))
     counters = speculating.scheduler.counters
-    assert counters.accepted_draft_tokens > 0.25 * counters.draft_tokens > 0, (
-        "how much a small model copies varies"
-    )
+    assert counters.accepted_draft_tokens > 0.5 * counters.draft_tokens
+    assert counters.decode_steps < 0.75 * counters.generated_tokens
     of_prompts = len(QUESTIONS)  # the first token of each comes with its prompt
     assert counters.decode_steps == counters.generated_tokens - counters.accepted_draft_tokens - of_prompts
     assert counters.generated_tokens == plain.scheduler.counters.generated_tokens
@@ -121,10 +125,9 @@ def test_greedy_text_is_the_same_and_copying_takes_fewer_steps(
 def test_every_way_of_choosing_tokens_chooses_the_same(
     plain: Running, speculating: Running, ask: Ask, options: dict[str, object]
 ) -> None:
-    for question in QUESTIONS[:2]:
+    for question in (PATTERN, COPY):
         assert answer(speculating, ask(question, **options)) == answer(plain, ask(question, **options))
-    drafted = speculating.scheduler.counters.draft_tokens
-    assert drafted > 0 or "frequency_penalty" in options, "penalties are against copying"
+    assert speculating.scheduler.counters.draft_tokens > 0
 
 
 def test_log_probabilities_are_the_same(plain: Running, speculating: Running, ask: Ask) -> None:

@@ -15,7 +15,7 @@ demo: $(VENV)/.stamp-demo ## Teach a served model three texts, about 20 minutes;
 	$(BIN)/python -m continual.demo
 
 test: $(VENV)/.stamp-all lint ## Check style and types, then run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=25
 
 lint: $(VENV)/.stamp-all ## Check style, format and types
 	$(BIN)/ruff check .

@@ -19,10 +19,10 @@ from everlearn.records import CHAMPION, TRIALS
 State = Literal["starting", "ready", "draining", "standby", "stopped", "failed"]
 
 FRESH_S = 10.0
-"""A row whose last heartbeat is older than this is not routed to."""
+"""A row whose last heartbeat is older than this is routed to only where its model has no fresher one."""
 
 ABANDONED_S = 60.0
-"""A row whose last heartbeat is older than this is cleared, whoever wrote it."""
+"""A row whose last heartbeat is older than this is not routed to, and cleared at the next start, whoever wrote it."""
 
 UNIX_SCHEME = "http+unix://"
 
@@ -120,22 +120,29 @@ def withdraw(db: Engine, id: str) -> None:
 
 
 def ready_replicas(db: Engine, *, model: str | None = None) -> list[ReadyReplica]:
-    """The engines to route to, oldest first: in state ready and heard of within `FRESH_S` seconds."""
+    """The engines to route to, oldest first: in state ready and heard of within `FRESH_S` seconds.
+
+    A machine that slept or stalled wakes up with rows that are all too old, and with engines that are well: so of a
+    model without a fresh row those count that were heard of within `ABANDONED_S` seconds.
+    """
     trial = (
         (AliasRow.model == ReplicaRow.model)
         & (AliasRow.alias == ReplicaRow.role)
         & ReplicaRow.role.in_(TRIALS)
     )
     query = (
-        select(*(getattr(ReplicaRow, name) for name in COLUMNS), AliasRow.share)
+        select(*(getattr(ReplicaRow, name) for name in COLUMNS), AliasRow.share, ReplicaRow.heartbeat_at)
         .join(AliasRow, trial, isouter=True)
-        .where(ReplicaRow.state == "ready", ReplicaRow.heartbeat_at >= time.time() - FRESH_S)
+        .where(ReplicaRow.state == "ready", ReplicaRow.heartbeat_at >= time.time() - ABANDONED_S)
         .order_by(ReplicaRow.started_at, ReplicaRow.id)
     )
     if model is not None:
         query = query.where(ReplicaRow.model == model)
     with db.connect() as connection:
-        return [_ready(row) for row in connection.execute(query)]
+        rows = connection.execute(query).all()
+    fresh = [row for row in rows if row.heartbeat_at >= time.time() - FRESH_S]
+    heard_of = {(row.model, row.role) for row in fresh}
+    return [_ready(row) for row in rows if row in fresh or (row.model, row.role) not in heard_of]
 
 
 def _ready(row: Row[Any]) -> ReadyReplica:
@@ -145,13 +152,17 @@ def _ready(row: Row[Any]) -> ReadyReplica:
 
 
 def absent_models(db: Engine) -> dict[str, State]:
-    """Models that should be served and whose engine is not ready: it is "starting" (again), or "failed" for good."""
+    """Models that should be served and whose engine is not ready: it is "starting" (again), or "failed" for good.
+
+    One that was ready and has not been heard of for `ABANDONED_S` seconds counts as starting again.
+    """
+    unheard = (ReplicaRow.state == "ready") & (ReplicaRow.heartbeat_at < time.time() - ABANDONED_S)
     query = select(ReplicaRow.model, ReplicaRow.state).where(
-        ReplicaRow.state.in_(("starting", "failed")), ReplicaRow.role == CHAMPION
+        ReplicaRow.state.in_(("starting", "failed")) | unheard, ReplicaRow.role == CHAMPION
     )
     with db.connect() as connection:
-        rows = connection.execute(query.order_by(ReplicaRow.state))
-        return {model: state for model, state in rows}  # "starting" comes last
+        rows = sorted(tuple(row) for row in connection.execute(query))  # "failed" comes first
+    return {model: "failed" if state == "failed" else "starting" for model, state in rows}
 
 
 def clear_stale(db: Engine) -> list[str]:

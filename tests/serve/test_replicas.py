@@ -55,11 +55,23 @@ def test_only_ready_engines_take_requests(db: Engine, tmp_path: Path, state: rep
     assert replicas.ready_replicas(db) == []
 
 
-def test_an_engine_without_a_heartbeat_takes_no_requests(db: Engine, tmp_path: Path) -> None:
+def test_an_engine_unheard_of_takes_requests_only_while_there_is_no_other(db: Engine, tmp_path: Path) -> None:
+    announce(db, "unheard", socket=tmp_path / "a.sock")
+    replicas.heartbeat(db, "unheard")
+    age(db, replicas.FRESH_S + 1)
+    assert [row.id for row in replicas.ready_replicas(db)] == ["unheard"]
+    announce(db, "fresh", socket=tmp_path / "b.sock")
+    replicas.heartbeat(db, "fresh")
+    assert [row.id for row in replicas.ready_replicas(db)] == ["fresh"]
+    assert replicas.absent_models(db) == {}
+
+
+def test_an_engine_unheard_of_for_long_is_awaited(db: Engine, tmp_path: Path) -> None:
     announce(db, socket=tmp_path / "a.sock")
     replicas.heartbeat(db, "rep-1")
-    age(db, replicas.FRESH_S + 1)
+    age(db, replicas.ABANDONED_S + 1)
     assert replicas.ready_replicas(db) == []
+    assert replicas.absent_models(db) == {"tiny": "starting"}
 
 
 def test_a_restart_replaces_the_row(db: Engine, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ EXTRAS = {
     "serve": ["serve", "edge", "vllm", "tracing"],
     "everlearn": ["export", "serve"],
     "train": ["train", "export"],
-    "compress": ["compress"],
+    "compress": ["compress", "vllm"],
     "continual": ["continual"],
     "tests": ["all", "dev"],
     "benchmarks": ["all", "dev"],

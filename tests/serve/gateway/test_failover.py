@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
+from sqlalchemy import update
 
+from everlearn.database import ReplicaRow, write
 from serve.gateway.router import RETRY_RESERVE, RetryBudget
 from serve.replicas import heartbeat, set_state, withdraw
 from tests.serve.gateway.conftest import RunningGateway, chat_body, sse, wait_until
@@ -232,6 +234,26 @@ def test_a_model_whose_engine_starts_again_is_unavailable_not_unknown(gateway: R
     assert int(answer.headers["retry-after"]) >= 1
     assert "starting" in answer.json()["error"]["message"]
     withdraw(gateway.db, "again")
+    engine.stop()
+
+
+def test_a_machine_that_slept_answers_at_once(gateway: RunningGateway) -> None:
+    """Its rows are all too old when it wakes up, and its engines are well."""
+    engine = gateway.add_engine("asleep", id="sleeper")
+    del gateway.engines["sleeper"]  # nobody says any more that it is well
+    with write(gateway.db) as connection:
+        connection.execute(
+            update(ReplicaRow).where(ReplicaRow.id == "sleeper").values(heartbeat_at=time.time() - 12)
+        )
+    time.sleep(1)  # the gateway has read it
+    assert gateway.chat("asleep").status_code == 200
+    with write(gateway.db) as connection:
+        connection.execute(
+            update(ReplicaRow).where(ReplicaRow.id == "sleeper").values(heartbeat_at=time.time() - 3600)
+        )
+    wait_until(lambda: not gateway.has("asleep"), "the gateway has read it")
+    assert gateway.chat("asleep").status_code == 503
+    withdraw(gateway.db, "sleeper")
     engine.stop()
 
 

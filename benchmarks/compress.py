@@ -193,7 +193,7 @@ def print_rows(found: list[dict[str, Any]]) -> None:
     """The table, in Markdown."""
     texts = list(found[0]["texts"]) if found else []
     names = ["made", "MB", *texts, "ratio", "KL, nats", "same top", "words right", "flips"]
-    names += ["tok/s", "8 streams", "answer"]
+    names += ["tok/s", "8 streams", "runs in", "answer"]
     print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
     for row in found:
         parts = [Quality(**one) for one in row["texts"].values()]
@@ -210,6 +210,7 @@ def print_rows(found: list[dict[str, Any]]) -> None:
             f"{sum(one.flips for one in parts) / words:.2%}",
             f"{row['decode_tokens_per_s']:.0f}",
             f"{row['decode_8_tokens_per_s']:.0f}",
+            row["engine"].removeprefix("onnxruntime-"),
             " ".join(row["answer"].split())[:48],
         ]
         print("| " + " | ".join(cells) + " |")

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from compress.compare import speed_of
 from compress.export import build, export, recipe_of
 from compress.recipe import Calibration, CompressRecipe
 from everlearn.errors import Unsupported
 from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
+from everlearn.vllm_kernels import lacks_kernel
 
 RECIPE = CompressRecipe(to="w8a8", calibration=Calibration(tokens=2048))
 
@@ -135,3 +137,19 @@ def test_a_group_that_does_not_divide_a_layer_is_refused_by_its_name(
     recipe = CompressRecipe(to="w4a16", group_size=128, calibration=Calibration(tokens=2048))
     with pytest.raises(Unsupported, match=r"q_proj has 64 inputs, no multiple of 128; a smaller group_size"):
         export(tiny_settings, "tiny@1", recipe)
+
+
+def test_the_speed_of_int4_is_taken_where_vllm_has_no_kernel(
+    tiny_settings: Settings, int4: dict[str, Version]
+) -> None:
+    import torch
+
+    directory = Registry(tiny_settings).path(int4["awq"])
+    if (
+        lacks_kernel(json.loads((directory / "config.json").read_text()), torch.cpu.get_capabilities())
+        is None
+    ):
+        pytest.skip("this CPU has AVX-512")
+    found = speed_of(directory, "compressed-tensors")
+    assert found["engine"].startswith("torch") and found["decode_tokens_per_s"] > 0
+    assert len(found["answers"]) == 3

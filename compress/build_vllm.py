@@ -1,7 +1,8 @@
 """A decoder in compressed-tensors for vLLM, by llmcompressor. Run as a child process.
 
-``w8a8``: INT8 weights by GPTQ with a scale each output channel; activations are rounded token by token as they come,
-so that nothing about them is fixed by the calibration set. ``w4a16``: INT4 weights with a scale each group. The
+``w8a8``: INT8 weights with a scale each output channel; activations are rounded token by token as they come, so that
+nothing about them is fixed by the calibration set. Their outliers are divided out beforehand, where the layers are
+those of Llama; elsewhere the weights are rounded by GPTQ. ``w4a16``: INT4 weights with a scale each group. The
 output layer and the embedding stay bfloat16.
 """
 
@@ -22,6 +23,15 @@ from everlearn.progress import Progress
 from train.evaluate import load_causal_lm, torch_logits
 
 BATCH = 4
+SMOOTHED = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types whose layers have the parts of :data:`SMOOTHINGS`, with nothing between them that is not linear."""
+SMOOTHINGS = [
+    [["re:.*q_proj", "re:.*k_proj", "re:.*v_proj"], "re:.*input_layernorm"],
+    [["re:.*gate_proj", "re:.*up_proj"], "re:.*post_attention_layernorm"],
+    [["re:.*down_proj"], "re:.*up_proj"],
+]
+"""Which layers' inputs are made even, and what is divided for it. Most of the loss came from the last one's."""
+SMOOTHING_STRENGTH = 0.8
 INSTALL = "{} is made by llmcompressor, which is not installed here: pip install 'everlearn[compress]'"
 
 
@@ -45,7 +55,7 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         layers = {module: name for module, name in linear_layers(model).items() if name != "lm_head"}
         refuse_odd_widths(layers, request["group_size"], "a smaller group_size divides it")
     progress("quantizing", None)
-    one_shot(model, torch.from_numpy(windows), modifiers(request))
+    one_shot(model, torch.from_numpy(windows), modifiers(request, model.config.model_type))
     for module in model.modules():
         if not hasattr(module, "quantization_scheme"):
             for parameter in module.parameters(recurse=False):
@@ -73,7 +83,7 @@ def one_shot(model: Any, ids: Any, recipe: list[Any]) -> None:
     llmcompressor.oneshot(model=model, dataset=loader, recipe=recipe, pipeline="sequential")
 
 
-def modifiers(request: Mapping[str, Any]) -> list[Any]:
+def modifiers(request: Mapping[str, Any], model_type: str) -> list[Any]:
     """llmcompressor's recipe for a target, the way its weights are rounded, and the group size."""
     import torch
     from compressed_tensors.quantization import QuantizationScheme, preset_name_to_scheme
@@ -81,10 +91,15 @@ def modifiers(request: Mapping[str, Any]) -> list[Any]:
 
     scheme: QuantizationScheme = preset_name_to_scheme(request["to"], ["Linear"])
     assert scheme.weights
-    if request["to"] == "w8a8":
-        return [GPTQModifier(config_groups={"group_0": scheme}, ignore=["lm_head"])]
-    scheme.weights.group_size = request["group_size"]
     how = {"config_groups": {"group_0": scheme}, "ignore": ["lm_head"]}
+    if request["to"] == "w8a8":
+        if model_type not in SMOOTHED:
+            return [GPTQModifier(**how)]
+        from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+        smoothing = SmoothQuantModifier(smoothing_strength=SMOOTHING_STRENGTH, mappings=SMOOTHINGS)
+        return [smoothing, QuantizationModifier(**how)]
+    scheme.weights.group_size = request["group_size"]
     if request["weights"] == "gptq":
         return [GPTQModifier(**how)]
     if request["weights"] == "awq":

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from compress import build_vllm
 from compress.compare import speed_of
-from compress.export import build, export, recipe_of
+from compress.export import build, export, keep_tokenizer, recipe_of
 from compress.recipe import Calibration, CompressRecipe
 from everlearn.errors import Unsupported
 from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
 from everlearn.vllm_kernels import lacks_kernel
+from train.evaluate import load_causal_lm
 
 RECIPE = CompressRecipe(to="w8a8", calibration=Calibration(tokens=2048))
 
@@ -94,6 +96,32 @@ def test_two_builds_are_the_same_bytes(tiny_settings: Settings, w8a8: Version, t
     build(registry.path(registry.resolve("tiny@1")), tmp_path, "generate", RECIPE)
     files = {path: entry.sha256 for path, entry in w8a8.manifest.files.items()}
     assert {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in tmp_path.iterdir()} == files
+
+
+def test_outliers_of_the_activations_are_divided_out(
+    tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_spec("llmcompressor") is None:
+        pytest.skip("llmcompressor is not installed")
+    import torch
+
+    registry = Registry(tiny_settings)
+    model = load_causal_lm(registry.path(registry.resolve("tiny@1")))
+    with torch.no_grad():  # one input of each down_proj is a hundred times larger, and means the same
+        for layer in model.model.layers:
+            layer.mlp.up_proj.weight[3] *= 100
+            layer.mlp.down_proj.weight[:, 3] /= 100
+    model.save_pretrained(tmp_path / "outliers")
+    keep_tokenizer(registry.path(registry.resolve("tiny@1")), tmp_path / "outliers")
+    price: dict[bool, float] = {}
+    for smoothed in (True, False):
+        if not smoothed:
+            monkeypatch.setattr(build_vllm, "SMOOTHED", ())
+        request = RECIPE.model_dump(mode="json") | {
+            "model_dir": str(tmp_path / "outliers"), "directory": str(tmp_path / str(smoothed)), "tokens": 512,
+        }  # fmt: skip
+        price[smoothed] = build_vllm.build(request, lambda *_: None)["compared"]["divergence"]
+    assert price[True] < price[False] / 5
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ import torch
 from benchmarks.texts import held, write_readable
 from compress.build_pruned import pruned
 from compress.calibration import calibration_windows
-from compress.distill import Distillation
+from compress.distill import Distillation, HiddenStates, counterparts
 from compress.prune import block_influence, evenly_spaced, with_layers
 from compress.quality import windows_of
 from compress.recipe import Calibration, Prune
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=131_072, help="of healing")
     parser.add_argument("--batch", type=int, default=2048, help="tokens a step")
     parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--hidden", type=float, default=0.0, help="weight of the hidden states' distance")
     parser.add_argument("--every", type=int, default=16, help="steps between two measurements")
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
@@ -114,7 +115,8 @@ def heal(chosen: argparse.Namespace, windows: dict[str, np.ndarray], whole: dict
         else:
             _, made = pruned(teacher, Prune(layers=depth - chosen.drop), ids, progress)
             gone = made["dropped"]
-    student = with_layers(teacher, [at for at in range(depth) if at not in gone])
+    kept = [at for at in range(depth) if at not in gone]
+    student = with_layers(teacher, kept)
     share = count(student) / count(teacher)
     print(
         f"dropped {sorted(gone)} by {chosen.by} in {time.monotonic() - began:.0f} s: {share:.1%} of the weights"
@@ -122,8 +124,8 @@ def heal(chosen: argparse.Namespace, windows: dict[str, np.ndarray], whole: dict
     before = losses(student, windows)
     print(line("dropped, not healed", before), flush=True)
     lost = mean(before) - mean(whole)
-    for name, objective in objectives(chosen, teacher):
-        learner = with_layers(teacher, [at for at in range(depth) if at not in gone])
+    for name, objective in objectives(chosen, teacher, student, kept):
+        learner = with_layers(teacher, kept)
         measured_s = 0.0
 
         def report(
@@ -167,10 +169,17 @@ def count(model: Any) -> int:
     return sum(one.numel() for one in model.parameters())
 
 
-def objectives(chosen: argparse.Namespace, teacher: Any) -> Iterator[tuple[str, Any]]:
+def objectives(
+    chosen: argparse.Namespace, teacher: Any, student: Any, kept: list[int]
+) -> Iterator[tuple[str, Any]]:
     """With the teacher's word alone, and, where asked for, without it."""
     if chosen.heal:
-        yield "healed by distillation", Distillation(teacher, 1.0, 1.0)
+        pairs = counterparts(kept, len(kept), teacher.config.num_hidden_layers)
+        states = HiddenStates(teacher, student, pairs) if chosen.hidden else None
+        yield (
+            "healed by distillation",
+            Distillation(teacher, 1.0, 1.0, hidden=chosen.hidden, states=states),
+        )
     if chosen.alone:
         yield "trained without the teacher", CausalLM()
 

@@ -4,13 +4,15 @@ soft targets, which say of every token how likely each other one would have been
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from compress.prune import layers_of
 from train.objectives import logits_at, predicted
 
 CHUNK_BYTES = 64 * 1024**2
@@ -39,17 +41,88 @@ def kl(of: Tensor, by: Tensor) -> Tensor:
     return nn.functional.kl_div(by, of, reduction="sum", log_target=True)
 
 
+def counterparts(kept: Sequence[int] | None, student: int, teacher: int) -> list[tuple[int, int]]:
+    """For each of the student's layers, counted from 0, that of the teacher whose output it should give.
+
+    Where the student has the teacher's layers ``kept``: the last one before the next that was kept, so that what
+    lies behind a gap gets what it is used to. Otherwise the layers at the same share of the depth.
+    """
+    if kept is None:
+        return [(at, round((at + 1) * teacher / student) - 1) for at in range(student)]
+    return [(at, following - 1) for at, following in enumerate([*kept[1:], teacher])]
+
+
+@contextmanager
+def outputs_of(model: Any, which: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """What these layers give out while it lasts, by number: (rows, seq, hidden)."""
+    given: dict[int, Tensor] = {}
+
+    def keep(at: int) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            given[at] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    layers = layers_of(model)
+    hooks = [layers[at].register_forward_hook(keep(at)) for at in which]
+    try:
+        yield given
+    finally:
+        for one in hooks:
+            one.remove()
+
+
+class HiddenStates:
+    """How far the student's layers are from their ``counterparts``: the squared distance over the target's square.
+
+    Where the widths differ, a linear map from the student's to the teacher's is learnt beside it (FitNets, arXiv
+    1412.6550): it is a part of the student until :meth:`remove`.
+    """
+
+    def __init__(self, teacher: Any, student: Any, pairs: Sequence[tuple[int, int]]) -> None:
+        self.pairs = list(pairs)
+        narrow, wide = student.config.hidden_size, teacher.config.hidden_size
+        if narrow != wide:
+            student.hidden_maps = nn.ModuleList(nn.Linear(narrow, wide, bias=False) for _ in self.pairs)
+
+    @staticmethod
+    def remove(student: Any) -> None:
+        """Takes the maps off, if there are any."""
+        if hasattr(student, "hidden_maps"):
+            del student.hidden_maps
+
+    def apart(
+        self, student: Any, ours: Mapping[int, Tensor], theirs: Mapping[int, Tensor], rows: Tensor
+    ) -> Tensor:
+        """Summed over ``rows`` of the flattened batch, the mean of all pairs."""
+        maps = getattr(student, "hidden_maps", None)
+        loss = torch.zeros((), device=rows.device)
+        for number, (at, counterpart) in enumerate(self.pairs):
+            mine, wanted = ours[at].flatten(0, 1)[rows], theirs[counterpart].flatten(0, 1)[rows].float()
+            mapped = (maps[number](mine) if maps is not None else mine).float()
+            loss = loss + ((mapped - wanted).square().sum(-1) / wanted.square().sum(-1)).sum()
+        return loss / len(self.pairs)
+
+
 class Distillation:
     """``weight`` of the divergence from the teacher, the rest cross-entropy of the text; an objective of the loop.
 
     The divergence (see :func:`apart`) is that of distributions softened by ``temperature`` T, times T squared, so
-    that its gradient keeps its size whatever T is.
+    that its gradient keeps its size whatever T is. ``hidden`` times the distance of the ``states`` is added.
     """
 
     def __init__(
-        self, teacher: nn.Module, temperature: float, weight: float, divergence: Divergence = "forward"
+        self,
+        teacher: nn.Module,
+        temperature: float,
+        weight: float,
+        divergence: Divergence = "forward",
+        hidden: float = 0.0,
+        states: HiddenStates | None = None,
     ) -> None:
         self.kind: Divergence = divergence
+        self.hidden = hidden
+        self.states = states
         self.teacher = teacher.eval().requires_grad_(False)
         self.temperature = temperature
         self.weight = weight
@@ -58,11 +131,15 @@ class Distillation:
         labels = batch["labels"]
         following, rows = predicted(labels)
         targets = following[rows]
-        with torch.no_grad():
+        pairs = self.states.pairs if self.states else []
+        with outputs_of(self.teacher, [pair[1] for pair in pairs]) as their_states, torch.no_grad():
             theirs = logits_at(self.teacher, batch, rows)
-        ours = logits_at(model, batch, rows)
+        with outputs_of(model, [pair[0] for pair in pairs]) as our_states:
+            ours = logits_at(model, batch, rows)
         size = max(32, CHUNK_BYTES // (4 * model.config.get_text_config().vocab_size))
         loss = torch.zeros((), device=labels.device)
+        if self.states:
+            loss = self.hidden * self.states.apart(model, our_states, their_states, rows)
         for start in range(0, len(rows), size):
             chunk = slice(start, start + size)
             with torch.no_grad():

@@ -130,6 +130,8 @@ class Teaching(FitOptions):
     temperature: float = Field(default=2, gt=0)
     weight: float = Field(default=0.9, ge=0, le=1)
     divergence: Literal["forward", "reverse", "jensen-shannon"] = "forward"
+    hidden: float = Field(default=0.0, ge=0)
+    """Of the hidden states' distance from the teacher's; see ``compress.distill.HiddenStates``."""
 
 
 class CompressPlan(BaseModel):

@@ -81,6 +81,7 @@ def distill(settings: Settings, recipe: DistillRecipe, run_dir: Path, progress: 
         "recipe": recipe.model_dump(mode="json"),
         "teacher_dir": str(registry.path(teacher)),
         "student_dir": student and str(registry.path(student)),
+        "dropped": student and dropped_of(student, teacher),
         "run_dir": str(run_dir),
     }
     metrics = run_child("compress.teach", request, progress)
@@ -105,7 +106,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """The child: writes the student to ``run_dir/model`` and returns the metrics."""
     import torch
 
-    from compress.distill import Distillation
+    from compress.distill import Distillation, HiddenStates, counterparts
     from compress.export import keep_tokenizer
     from compress.prune import evenly_spaced, with_layers
     from train.data.packing import Packer
@@ -128,20 +129,29 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     progress("loading the teacher", None)
     teacher = load_causal_lm(teacher_dir)
     torch.manual_seed(recipe.seed)
+    depth, kept = teacher.config.num_hidden_layers, None
     if request["student_dir"]:
         student_dir = Path(request["student_dir"])
         refuse_other_tokenizer(teacher_dir, student_dir)
         student = load_causal_lm(student_dir)
+        if request["dropped"]:
+            kept = [at for at in range(depth) if at not in request["dropped"]]
     elif recipe.student.layers is not None:
-        depth = teacher.config.num_hidden_layers
-        student = with_layers(teacher, evenly_spaced(recipe.student.layers, depth))
+        kept = evenly_spaced(recipe.student.layers, depth)
+        student = with_layers(teacher, kept)
     else:
         assert recipe.student.architecture
         student = from_scratch(recipe.student.architecture, teacher_dir)
+    states = None
+    if recipe.hidden:
+        pairs = counterparts(kept, student.config.num_hidden_layers, depth)
+        states = HiddenStates(teacher, student, pairs)
     try:
         result = fit(
             student,
-            Distillation(teacher, recipe.temperature, recipe.weight, recipe.divergence),
+            Distillation(
+                teacher, recipe.temperature, recipe.weight, recipe.divergence, recipe.hidden, states
+            ),
             Packer(stores[0], recipe.sequence_tokens, recipe.seed),
             recipe,
             run_dir=run_dir,
@@ -151,16 +161,25 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
                 "data": [store.card.sha256 for store in stores if store],
                 "teacher": base_digest(teacher_dir),
                 "start": request["student_dir"] and base_digest(Path(request["student_dir"])),
-                **recipe.model_dump(mode="json", include={"student", "temperature", "weight", "divergence"}),
+                **recipe.model_dump(
+                    mode="json", include={"student", "temperature", "weight", "divergence", "hidden"}
+                ),
             },
         )
     except Diverged as error:
         raise InvalidInput(error.message, param="optimizer.lr") from None
+    HiddenStates.remove(student)
     model_dir = run_dir / "model"
     shutil.rmtree(model_dir, ignore_errors=True)
     student.to(saved_dtype(teacher_dir)).save_pretrained(model_dir)
     keep_tokenizer(teacher_dir, model_dir)
     return metrics_of(result)
+
+
+def dropped_of(student: Version, teacher: Version) -> list[int] | None:
+    """Which of the teacher's layers a student of its own lacks; None for another one."""
+    made = student.manifest.recipe.get("prune", {})
+    return made.get("dropped") if student.parent_digest == teacher.digest else None
 
 
 def refuse_other_tokenizer(teacher_dir: Path, student_dir: Path) -> None:

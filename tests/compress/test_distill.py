@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from compress.distill import Distillation, apart
+from compress.distill import Distillation, HiddenStates, apart, counterparts, outputs_of
 from compress.prune import evenly_spaced, with_layers
 from compress.teach import DistillRecipe, Student, distill
 from everlearn.errors import InvalidInput
@@ -116,6 +116,62 @@ def test_the_objective_is_cross_entropy_without_a_teacher_and_nothing_for_the_te
     assert apart.item() / count.item() == pytest.approx(0, abs=1e-6)
 
 
+def test_layers_have_their_counterparts_before_the_next_kept_one_or_at_their_depth() -> None:
+    assert counterparts([0, 1, 4, 5], 4, 6) == [(0, 0), (1, 3), (2, 4), (3, 5)]
+    assert counterparts([0, 2], 2, 6) == [(0, 1), (1, 5)]
+    assert counterparts(None, 3, 6) == [(0, 1), (1, 3), (2, 5)]
+    assert counterparts(None, 4, 4) == [(at, at) for at in range(4)]
+
+
+def test_hidden_states_are_nought_for_the_teacher_itself_and_what_is_written_down_for_another(
+    teacher: LlamaForCausalLM,
+) -> None:
+    batch = {key: torch.as_tensor(value) for key, value in packers()[1].batch(0, 2).items()}
+    inputs = {key: batch[key] for key in ("input_ids", "position_ids")}
+    same = HiddenStates(teacher, teacher, counterparts(None, 3, 3))
+    student = with_layers(teacher, [0, 2])
+    states = HiddenStates(teacher, student, counterparts([0, 2], 2, 3))
+    with torch.no_grad():
+        assert Distillation(teacher, 1.0, 1.0, hidden=1.0, states=same)(teacher, batch)[0].item() < 1e-3
+        plain, _ = Distillation(teacher, 1.0, 1.0)(student, batch)
+        more, _ = Distillation(teacher, 1.0, 1.0, hidden=3.0, states=states)(student, batch)
+        with outputs_of(student, [0, 1]) as ours, outputs_of(teacher, [1, 2]) as theirs:
+            after_first = student(**inputs, output_hidden_states=True).hidden_states[1]
+            teacher(**inputs)
+    assert torch.equal(ours[0], after_first)
+    expected = [relative(ours[at], theirs[at + 1], batch["labels"]) for at in (0, 1)]
+    assert (more - plain).item() / 3 == pytest.approx(sum(expected) / 2, rel=1e-3)
+
+
+def relative(mine: torch.Tensor, wanted: torch.Tensor, labels: torch.Tensor) -> float:
+    """Squared distance over the target's square, summed where a target follows."""
+    each = (mine - wanted).square().sum(-1) / wanted.square().sum(-1)
+    return each[:, :-1][labels[:, 1:] != -100].sum().item()
+
+
+def test_a_narrower_student_comes_nearer_through_maps_that_it_does_not_keep(
+    teacher: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    config = tiny_config()
+    config.hidden_size, config.num_hidden_layers = config.hidden_size // 2, 2
+    student = LlamaForCausalLM(config)
+    names = set(student.state_dict())
+    states = HiddenStates(teacher, student, counterparts(None, 2, 3))
+    batch = {key: torch.as_tensor(value) for key, value in packers()[2].batch(0, 4).items()}
+    objective = Distillation(teacher, 1.0, 0.0, hidden=1.0, states=states)
+
+    def distance() -> float:
+        with torch.no_grad():
+            return (objective(student, batch)[0] - CausalLM()(student, batch)[0]).item()
+
+    before = distance()
+    fit(student, objective, packers()[1], options(20, 5e-3), run_dir=tmp_path)
+    assert distance() < 0.8 * before
+    HiddenStates.remove(student)
+    assert set(student.state_dict()) == names
+
+
 def test_a_student_has_the_teachers_first_and_last_layer(teacher: LlamaForCausalLM) -> None:
     student = with_layers(teacher, evenly_spaced(2, 3))
     theirs, ours = teacher.model.layers, student.model.layers
@@ -133,6 +189,7 @@ def test_a_recipe_makes_a_student_that_is_a_model_of_its_own(tiny_settings: Sett
         name="small",
         teacher="tiny@1",
         student=Student(layers=1),
+        hidden=0.5,
         data=Data(train=(tmp_path / "corpus.txt",), held_fraction=0.2),
         sequence_tokens=128,
         batch_tokens=512,

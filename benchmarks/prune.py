@@ -51,6 +51,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=131_072, help="of healing")
     parser.add_argument("--batch", type=int, default=2048, help="tokens a step")
     parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument(
+        "--weight", type=float, default=1.0, help="of the teacher's word; the rest is the text's"
+    )
     parser.add_argument("--hidden", type=float, default=0.0, help="weight of the hidden states' distance")
     parser.add_argument("--every", type=int, default=16, help="steps between two measurements")
     parser.add_argument("--threads", type=int, default=2)
@@ -178,7 +181,7 @@ def objectives(
         states = HiddenStates(teacher, student, pairs) if chosen.hidden else None
         yield (
             "healed by distillation",
-            Distillation(teacher, 1.0, 1.0, hidden=chosen.hidden, states=states),
+            Distillation(teacher, 1.0, chosen.weight, hidden=chosen.hidden, states=states),
         )
     if chosen.alone:
         yield "trained without the teacher", CausalLM()

@@ -12,8 +12,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from everlearn.child import answer
+from everlearn.memory import peak_bytes
 from everlearn.progress import Progress
 from everlearn.vllm_kernels import lacks_kernel
 
@@ -63,9 +62,8 @@ def measure(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         for key, rows in (("decode", 1), ("decode_8", ROWS)):
             _, rest, tokens = run(short[:rows], NEW_TOKENS)
             figures[key] = max(figures[key], sum(len(one) - 1 for one in tokens) / rest)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     rounded = {f"{key}_tokens_per_s": round(value, 1) for key, value in figures.items()}
-    return {"engine": name, **rounded, "peak_memory_bytes": peak, "answers": answers}
+    return {"engine": name, **rounded, "peak_memory_bytes": peak_bytes(), "answers": answers}
 
 
 def engine(directory: Path, format: str, threads: int) -> tuple[str, Run]:

@@ -7,8 +7,6 @@ killed anywhere and started again ends with the same bits as one left alone, on 
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from everlearn.errors import Conflict
+from everlearn.memory import peak_bytes
 from train.checkpoint import Checkpoints, tensors_of
 from train.failures import Diverged
 from train.log import StepLog
@@ -332,8 +331,7 @@ def refuse_other_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_bytes()
 
 
 @contextmanager

@@ -12,9 +12,8 @@ SAY = "from everlearn.memory import peak_bytes; print(peak_bytes())"
 def test_it_counts_what_was_given_back() -> None:
     held = bytearray(b"x") * (200 * MB)
     assert len(held) == 200 * MB
-    peak = peak_bytes()
     del held
-    assert peak_bytes() >= peak > 200 * MB
+    assert peak_bytes() > 200 * MB
 
 
 def test_a_child_does_not_count_what_its_parent_held() -> None:

@@ -178,10 +178,10 @@ def objectives(
     """With the teacher's word alone, and, where asked for, without it."""
     if chosen.heal:
         pairs = counterparts(kept, len(kept), teacher.config.num_hidden_layers)
-        states = HiddenStates(teacher, student, pairs) if chosen.hidden else None
+        states = HiddenStates(teacher, student, pairs, chosen.hidden) if chosen.hidden else None
         yield (
             "healed by distillation",
-            Distillation(teacher, 1.0, chosen.weight, hidden=chosen.hidden, states=states),
+            Distillation(teacher, 1.0, chosen.weight, states=states),
         )
     if chosen.alone:
         yield "trained without the teacher", CausalLM()

@@ -73,14 +73,18 @@ def outputs_of(model: Any, which: Sequence[int]) -> Iterator[dict[int, Tensor]]:
 
 
 class HiddenStates:
-    """How far the student's layers are from their ``counterparts``: the squared distance over the target's square.
+    """How far the student's layers are from their ``counterparts``: ``weight`` of the squared distance over the
+    target's square.
 
     Where the widths differ, a linear map from the student's to the teacher's is learnt beside it (FitNets, arXiv
     1412.6550): it is a part of the student until :meth:`remove`.
     """
 
-    def __init__(self, teacher: Any, student: Any, pairs: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self, teacher: Any, student: Any, pairs: Sequence[tuple[int, int]], weight: float = 1.0
+    ) -> None:
         self.pairs = list(pairs)
+        self.weight = weight
         narrow, wide = student.config.hidden_size, teacher.config.hidden_size
         if narrow != wide:
             student.hidden_maps = nn.ModuleList(nn.Linear(narrow, wide, bias=False) for _ in self.pairs)
@@ -94,21 +98,21 @@ class HiddenStates:
     def apart(
         self, student: Any, ours: Mapping[int, Tensor], theirs: Mapping[int, Tensor], rows: Tensor
     ) -> Tensor:
-        """Summed over ``rows`` of the flattened batch, the mean of all pairs."""
+        """Summed over ``rows`` of the flattened batch, ``weight`` of the mean of all pairs."""
         maps = getattr(student, "hidden_maps", None)
         loss = torch.zeros((), device=rows.device)
         for number, (at, counterpart) in enumerate(self.pairs):
             mine, wanted = ours[at].flatten(0, 1)[rows], theirs[counterpart].flatten(0, 1)[rows].float()
             mapped = (maps[number](mine) if maps is not None else mine).float()
             loss = loss + ((mapped - wanted).square().sum(-1) / wanted.square().sum(-1)).sum()
-        return loss / len(self.pairs)
+        return self.weight * loss / len(self.pairs)
 
 
 class Distillation:
     """``weight`` of the divergence from the teacher, the rest cross-entropy of the text; an objective of the loop.
 
     The divergence (see :func:`apart`) is that of distributions softened by ``temperature`` T, times T squared, so
-    that its gradient keeps its size whatever T is. ``hidden`` times the distance of the ``states`` is added.
+    that its gradient keeps its size whatever T is. What the ``states`` say is added.
     """
 
     def __init__(
@@ -117,11 +121,9 @@ class Distillation:
         temperature: float,
         weight: float,
         divergence: Divergence = "forward",
-        hidden: float = 0.0,
         states: HiddenStates | None = None,
     ) -> None:
         self.kind: Divergence = divergence
-        self.hidden = hidden
         self.states = states
         self.teacher = teacher.eval().requires_grad_(False)
         self.temperature = temperature
@@ -139,7 +141,7 @@ class Distillation:
         size = max(32, CHUNK_BYTES // (4 * model.config.get_text_config().vocab_size))
         loss = torch.zeros((), device=labels.device)
         if self.states:
-            loss = self.hidden * self.states.apart(model, our_states, their_states, rows)
+            loss = self.states.apart(model, our_states, their_states, rows)
         for start in range(0, len(rows), size):
             chunk = slice(start, start + size)
             with torch.no_grad():

@@ -145,13 +145,11 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     states = None
     if recipe.hidden:
         pairs = counterparts(kept, student.config.num_hidden_layers, depth)
-        states = HiddenStates(teacher, student, pairs)
+        states = HiddenStates(teacher, student, pairs, recipe.hidden)
     try:
         result = fit(
             student,
-            Distillation(
-                teacher, recipe.temperature, recipe.weight, recipe.divergence, recipe.hidden, states
-            ),
+            Distillation(teacher, recipe.temperature, recipe.weight, recipe.divergence, states),
             Packer(stores[0], recipe.sequence_tokens, recipe.seed),
             recipe,
             run_dir=run_dir,

@@ -140,9 +140,9 @@ def ready_replicas(db: Engine, *, model: str | None = None) -> list[ReadyReplica
         query = query.where(ReplicaRow.model == model)
     with db.connect() as connection:
         rows = connection.execute(query).all()
-    fresh = [row for row in rows if row.heartbeat_at >= time.time() - FRESH_S]
-    heard_of = {(row.model, row.role) for row in fresh}
-    return [_ready(row) for row in rows if row in fresh or (row.model, row.role) not in heard_of]
+    since = time.time() - FRESH_S
+    heard_of = {(row.model, row.role) for row in rows if row.heartbeat_at >= since}
+    return [_ready(row) for row in rows if row.heartbeat_at >= since or (row.model, row.role) not in heard_of]
 
 
 def _ready(row: Row[Any]) -> ReadyReplica:

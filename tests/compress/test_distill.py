@@ -130,11 +130,11 @@ def test_hidden_states_are_nought_for_the_teacher_itself_and_what_is_written_dow
     inputs = {key: batch[key] for key in ("input_ids", "position_ids")}
     same = HiddenStates(teacher, teacher, counterparts(None, 3, 3))
     student = with_layers(teacher, [0, 2])
-    states = HiddenStates(teacher, student, counterparts([0, 2], 2, 3))
+    states = HiddenStates(teacher, student, counterparts([0, 2], 2, 3), 3.0)
     with torch.no_grad():
-        assert Distillation(teacher, 1.0, 1.0, hidden=1.0, states=same)(teacher, batch)[0].item() < 1e-3
+        assert Distillation(teacher, 1.0, 1.0, states=same)(teacher, batch)[0].item() < 1e-3
         plain, _ = Distillation(teacher, 1.0, 1.0)(student, batch)
-        more, _ = Distillation(teacher, 1.0, 1.0, hidden=3.0, states=states)(student, batch)
+        more, _ = Distillation(teacher, 1.0, 1.0, states=states)(student, batch)
         with outputs_of(student, [0, 1]) as ours, outputs_of(teacher, [1, 2]) as theirs:
             after_first = student(**inputs, output_hidden_states=True).hidden_states[1]
             teacher(**inputs)
@@ -159,7 +159,7 @@ def test_a_narrower_student_comes_nearer_through_maps_that_it_does_not_keep(
     names = set(student.state_dict())
     states = HiddenStates(teacher, student, counterparts(None, 2, 3))
     batch = {key: torch.as_tensor(value) for key, value in packers()[2].batch(0, 4).items()}
-    objective = Distillation(teacher, 1.0, 0.0, hidden=1.0, states=states)
+    objective = Distillation(teacher, 1.0, 0.0, states=states)
 
     def distance() -> float:
         with torch.no_grad():

@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from compress.distill import Distillation, HiddenStates, counterparts
 from compress.prune import block_influence, evenly_spaced, with_layers
 from compress.quality import windows_of
 from compress.recipe import Calibration, Prune
-from everlearn.progress import shown
+from compress.reconstruct import changed, reconstruct
+from everlearn.progress import Progress, shown
 from train.data.card import DataOptions
 from train.data.packing import Packer
 from train.data.prepare import prepare
@@ -37,6 +38,7 @@ from train.recipe import FitOptions, Optimizer
 
 TOKENS = 2048
 """Of each text."""
+SEQUENCE = 512
 
 
 def main() -> None:
@@ -49,12 +51,15 @@ def main() -> None:
     parser.add_argument("--drop", type=int, default=6, help="how many layers")
     parser.add_argument("--by", choices=("divergence", "influence", "even"), default="divergence")
     parser.add_argument("--tokens", type=int, default=131_072, help="of healing")
-    parser.add_argument("--batch", type=int, default=2048, help="tokens a step")
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--batch", type=int, default=1024, help="tokens a step")
+    parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument(
         "--weight", type=float, default=1.0, help="of the teacher's word; the rest is the text's"
     )
     parser.add_argument("--hidden", type=float, default=0.0, help="weight of the hidden states' distance")
+    parser.add_argument(
+        "--reconstruct", type=int, default=16384, help="tokens to solve for the gaps on, first"
+    )
     parser.add_argument("--every", type=int, default=16, help="steps between two measurements")
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
@@ -119,72 +124,83 @@ def heal(chosen: argparse.Namespace, windows: dict[str, np.ndarray], whole: dict
             _, made = pruned(teacher, Prune(layers=depth - chosen.drop), ids, progress)
             gone = made["dropped"]
     kept = [at for at in range(depth) if at not in gone]
-    student = with_layers(teacher, kept)
-    share = count(student) / count(teacher)
+    dropped = with_layers(teacher, kept)
     print(
-        f"dropped {sorted(gone)} by {chosen.by} in {time.monotonic() - began:.0f} s: {share:.1%} of the weights"
+        f"dropped {sorted(gone)} by {chosen.by} in {time.monotonic() - began:.0f} s: "
+        f"{count(dropped) / count(teacher):.1%} of the weights"
     )
-    before = losses(student, windows)
+    before = losses(dropped, windows)
     print(line("dropped, not healed", before), flush=True)
-    lost = mean(before) - mean(whole)
-    for name, objective in objectives(chosen, teacher, student, kept):
-        learner = with_layers(teacher, kept)
-        measured_s = 0.0
 
-        def report(
-            at: StepReport, learner: Any = learner, name: str = name, began: float = time.monotonic()
-        ) -> None:
-            nonlocal measured_s
-            if at.step % chosen.every and at.step != at.steps:
-                return
-            start = time.monotonic()
-            now = losses(learner, windows)
-            learner.train()
-            measured_s += time.monotonic() - start
-            back = (mean(before) - mean(now)) / lost
-            seconds = time.monotonic() - began - measured_s
-            print(f"{line(f'{name}, {at.tokens} tokens', now)} {back:.1%} back, {seconds:.0f} s", flush=True)
+    def told(name: str, model: Any, tokens: int, seconds: float) -> None:
+        now = losses(model, windows)
+        back = (mean(before) - mean(now)) / (mean(before) - mean(whole))
+        print(f"{line(f'{name}, {tokens} tokens', now)} {back:.1%} back, {seconds:.0f} s", flush=True)
 
-        with tempfile.TemporaryDirectory() as folder, shown() as progress:
-            text = Path(folder) / "texts.jsonl"
-            read = write_readable(text, chosen.tokens * 6)
-            print(f"characters read: {json.dumps(read)}", flush=True)
-            options = DataOptions(max_tokens=512, held_fraction=0.0)
-            prepare((text,), chosen.model_dir, Path(folder) / "data", options, progress)
-            fit(
-                learner,
-                objective,
-                Packer(open_store(Path(folder) / "data" / "train"), 512, 0),
-                FitOptions(
-                    sequence_tokens=512,
-                    batch_tokens=chosen.batch,
-                    micro_batch=2,
-                    steps=chosen.tokens // chosen.batch,
-                    optimizer=Optimizer(lr=chosen.lr),
-                ),
-                run_dir=Path(folder) / "run",
-                on_step=report,
-            )
+    with tempfile.TemporaryDirectory() as folder, shown() as progress:
+        packer = text_to_learn(chosen, Path(folder), progress)
+        if chosen.heal:
+            learn(chosen, with_layers(teacher, kept), packer, told, teacher, kept)
+        if chosen.alone:
+            learn(chosen, with_layers(teacher, kept), packer, told)
+
+
+def learn(
+    chosen: argparse.Namespace,
+    student: Any,
+    packer: Packer,
+    told: Callable[[str, Any, int, float], None],
+    teacher: Any = None,
+    kept: Sequence[int] = (),
+) -> None:
+    """By the teacher's word, or without one; ``told`` measures and prints, and its time is not counted."""
+    began, measured_s = time.monotonic(), 0.0
+    name, objective = "trained without the teacher", CausalLM()
+
+    def tell(tokens: int) -> None:
+        nonlocal measured_s
+        start = time.monotonic()
+        told(name, student, tokens, start - began - measured_s)
+        student.train()
+        measured_s += time.monotonic() - start
+
+    def on_step(at: StepReport) -> None:
+        if at.step % chosen.every == 0 or at.step == at.steps:
+            tell(at.tokens)
+
+    if teacher is not None:
+        name = "healed by distillation"
+        if rows := chosen.reconstruct // SEQUENCE:
+            batch = {key: torch.as_tensor(one) for key, one in packer.batch(0, rows).items()}
+            apart = reconstruct(teacher, student, changed(teacher, student, kept), batch)
+            print(f"distance on held-out tokens, before and after: {json.dumps(apart)}")
+            tell(0)
+        pairs = counterparts(kept, len(kept), teacher.config.num_hidden_layers)
+        states = HiddenStates(teacher, student, pairs, chosen.hidden) if chosen.hidden else None
+        objective = Distillation(teacher, 1.0, chosen.weight, states=states)
+    options = FitOptions(
+        sequence_tokens=SEQUENCE,
+        batch_tokens=chosen.batch,
+        micro_batch=2,
+        steps=chosen.tokens // chosen.batch,
+        optimizer=Optimizer(lr=chosen.lr),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        fit(student, objective, packer, options, run_dir=Path(folder), on_step=on_step)
+
+
+def text_to_learn(chosen: argparse.Namespace, folder: Path, progress: Progress) -> Packer:
+    """About as much as will be seen once, of texts of the same kinds as those measured on, and none of those."""
+    read = write_readable(folder / "texts.jsonl", chosen.tokens * 6)
+    print(f"characters read: {json.dumps(read)}", flush=True)
+    options = DataOptions(max_tokens=SEQUENCE, held_fraction=0.0)
+    prepare((folder / "texts.jsonl",), chosen.model_dir, folder / "data", options, progress)
+    return Packer(open_store(folder / "data" / "train"), SEQUENCE, 0)
 
 
 def count(model: Any) -> int:
     """Weights, those that are shared once."""
     return sum(one.numel() for one in model.parameters())
-
-
-def objectives(
-    chosen: argparse.Namespace, teacher: Any, student: Any, kept: list[int]
-) -> Iterator[tuple[str, Any]]:
-    """With the teacher's word alone, and, where asked for, without it."""
-    if chosen.heal:
-        pairs = counterparts(kept, len(kept), teacher.config.num_hidden_layers)
-        states = HiddenStates(teacher, student, pairs, chosen.hidden) if chosen.hidden else None
-        yield (
-            "healed by distillation",
-            Distillation(teacher, 1.0, chosen.weight, states=states),
-        )
-    if chosen.alone:
-        yield "trained without the teacher", CausalLM()
 
 
 if __name__ == "__main__":

@@ -132,6 +132,8 @@ class Teaching(FitOptions):
     divergence: Literal["forward", "reverse", "jensen-shannon"] = "forward"
     hidden: float = Field(default=0.0, ge=0)
     """Of the hidden states' distance from the teacher's; see ``compress.distill.HiddenStates``."""
+    reconstruct_tokens: int = Field(default=16384, ge=0)
+    """A student made of the teacher's layers is solved for on so many first; see ``compress.reconstruct``."""
 
 
 class CompressPlan(BaseModel):

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from compress.recipe import Teaching
 from everlearn.bundle import write_bundle
 from everlearn.child import answer, run_child
+from everlearn.durable import write_file
 from everlearn.errors import InvalidInput
 from everlearn.progress import Progress, silent
 from everlearn.registry import Registry, Version
@@ -134,7 +135,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         student_dir = Path(request["student_dir"])
         refuse_other_tokenizer(teacher_dir, student_dir)
         student = load_causal_lm(student_dir)
-        if request["dropped"]:
+        if request["dropped"] is not None:
             kept = [at for at in range(depth) if at not in request["dropped"]]
     elif recipe.student.layers is not None:
         kept = evenly_spaced(recipe.student.layers, depth)
@@ -142,6 +143,8 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     else:
         assert recipe.student.architecture
         student = from_scratch(recipe.student.architecture, teacher_dir)
+    packer = Packer(stores[0], recipe.sequence_tokens, recipe.seed)
+    apart = reconstructed(recipe, run_dir, teacher, student, kept, packer, progress)
     states = None
     if recipe.hidden:
         pairs = counterparts(kept, student.config.num_hidden_layers, depth)
@@ -150,7 +153,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         result = fit(
             student,
             Distillation(teacher, recipe.temperature, recipe.weight, recipe.divergence, states),
-            Packer(stores[0], recipe.sequence_tokens, recipe.seed),
+            packer,
             recipe,
             run_dir=run_dir,
             validate=held_of(recipe, stores),
@@ -160,7 +163,15 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
                 "teacher": base_digest(teacher_dir),
                 "start": request["student_dir"] and base_digest(Path(request["student_dir"])),
                 **recipe.model_dump(
-                    mode="json", include={"student", "temperature", "weight", "divergence", "hidden"}
+                    mode="json",
+                    include={
+                        "student",
+                        "temperature",
+                        "weight",
+                        "divergence",
+                        "hidden",
+                        "reconstruct_tokens",
+                    },
                 ),
             },
         )
@@ -171,13 +182,48 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     shutil.rmtree(model_dir, ignore_errors=True)
     student.to(saved_dtype(teacher_dir)).save_pretrained(model_dir)
     keep_tokenizer(teacher_dir, model_dir)
-    return metrics_of(result)
+    return metrics_of(result) | {"reconstructed": apart}
+
+
+def reconstructed(
+    recipe: DistillRecipe,
+    run_dir: Path,
+    teacher: Any,
+    student: Any,
+    kept: list[int] | None,
+    packer: Any,
+    progress: Progress,
+) -> dict[str, list[float]]:
+    """Solves for what ``kept`` left out, once before the first step: how far each solved layer was, before and after.
+
+    See :mod:`compress.reconstruct`. An interrupted run goes on from a checkpoint, which has it.
+    """
+    import torch
+
+    from compress.reconstruct import changed, reconstruct
+    from train.checkpoint import Checkpoints
+    from train.parallel import Group
+
+    file = run_dir / "reconstructed.json"
+    if Checkpoints(run_dir / "checkpoints", recipe.checkpoint.keep, Group()).newest() and file.exists():
+        return json.loads(file.read_bytes())
+    rows = min(packer.rows, recipe.reconstruct_tokens // recipe.sequence_tokens)
+    apart: dict[int, tuple[float, float]] = {}
+    if kept is not None and rows:
+        batch = {name: torch.as_tensor(one) for name, one in packer.batch(0, rows).items()}
+        pairs = changed(teacher, student, kept)
+        apart = reconstruct(
+            teacher, student, pairs, batch, lambda done: progress("solving for what was taken out", done)
+        )
+    said = {str(at): [round(one, 6) for one in pair] for at, pair in apart.items()}
+    write_file(file, json.dumps(said).encode())
+    return said
 
 
 def dropped_of(student: Version, teacher: Version) -> list[int] | None:
-    """Which of the teacher's layers a student of its own lacks; None for another one."""
-    made = student.manifest.recipe.get("prune", {})
-    return made.get("dropped") if student.parent_digest == teacher.digest else None
+    """Which of the teacher's layers a student that was pruned from it lacks; None for another one."""
+    made = student.manifest.recipe.get("prune")
+    return made.get("dropped", []) if made and student.parent_digest == teacher.digest else None
 
 
 def refuse_other_tokenizer(teacher_dir: Path, student_dir: Path) -> None:

@@ -201,5 +201,7 @@ def test_a_recipe_makes_a_student_that_is_a_model_of_its_own(tiny_settings: Sett
     assert version.parent_digest == registry.resolve("tiny@1").digest
     assert version.manifest.recipe["distill"]["student"]["layers"] == 1
     assert version.manifest.metrics["steps"] == 3
+    ((before, after),) = version.manifest.metrics["reconstructed"].values()
+    assert after < before
     assert version.manifest.metrics["held_nll"] < version.manifest.metrics["held_nll_before"]
     assert load_causal_lm(registry.path(version)).config.num_hidden_layers == 1

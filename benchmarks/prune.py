@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.texts import held, write_readable
-from compress.build_pruned import pruned
+from compress.build_pruned import missed_least, pruned
 from compress.calibration import calibration_windows
 from compress.distill import Distillation, HiddenStates, counterparts
 from compress.prune import block_influence, evenly_spaced, with_layers
@@ -121,8 +121,7 @@ def heal(chosen: argparse.Namespace, windows: dict[str, np.ndarray], whole: dict
         elif chosen.by == "even":
             gone = sorted(set(range(depth)) - set(evenly_spaced(depth - chosen.drop, depth)))
         else:
-            _, made = pruned(teacher, Prune(layers=depth - chosen.drop), ids, progress)
-            gone = made["dropped"]
+            gone = missed_least(teacher, ids, chosen.drop, progress)
     kept = [at for at in range(depth) if at not in gone]
     dropped = with_layers(teacher, kept)
     print(

@@ -42,16 +42,19 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 
 
 def pruned(model: Any, wanted: Prune, ids: Any, progress: Progress) -> tuple[Any, dict[str, Any]]:
-    """The pruned model and what went. ids: int64 (windows, seq) of the calibration set."""
-    from compress.prune import layers_of, least_missed, narrow_ffn, share_of_zeros, with_layers
-    from compress.sensitivity import TRIAL_TOKENS
+    """The pruned model, its layers solved anew where some went, and what went.
+
+    ids: int64 (windows, seq) of the calibration set.
+    """
+    from compress.prune import layers_of, narrow_ffn, share_of_zeros, with_layers
+    from compress.reconstruct import batch_of, changed, reconstruct, rounded
 
     if wanted.sparsity is not None:
         set_zeros(model, wanted, ids, progress)
         return model, {"zeros": round(share_of_zeros(model), 4)}
-    made: dict[str, Any] = {}
+    whole, kept, made = model, list(range(len(layers_of(model)))), dict[str, Any]()
     if wanted.layers is not None or wanted.drop:
-        depth = len(layers_of(model))
+        depth = len(kept)
         gone = sorted(set(wanted.drop))
         if unknown := [one for one in gone if not 0 <= one < depth]:
             raise InvalidInput(
@@ -62,19 +65,35 @@ def pruned(model: Any, wanted: Prune, ids: Any, progress: Progress) -> tuple[Any
                 raise InvalidInput(
                     f"{wanted.layers} layers are to stay; the model has {depth}", param="layers"
                 )
-            gone = least_missed(
-                model,
-                ids[-1:, :TRIAL_TOKENS],
-                depth - wanted.layers,
-                lambda done, total: progress("trying without each layer", done / total),
-            )
-        model = with_layers(model, [one for one in range(depth) if one not in gone])
+            gone = sorted(missed_least(model, ids, depth - wanted.layers, progress))
+        kept = [one for one in kept if one not in gone]
+        model = with_layers(model, kept)
         made["dropped"] = gone
     if wanted.ffn is not None:
         model = narrow_ffn(
             model, wanted.ffn, ids[:BATCH], lambda done, total: progress("weighing columns", done / total)
         )
-    return model, made
+    apart = reconstruct(
+        whole,
+        model,
+        changed(whole, model, kept),
+        batch_of(ids),
+        lambda done: progress("solving for what was taken out", done),
+    )
+    return model, made | {"reconstructed": rounded(apart)}
+
+
+def missed_least(model: Any, ids: Any, drop: int, progress: Progress) -> list[int]:
+    """The layers to drop, those missed least first; ids: int64 (windows, seq), of which a part of one is read."""
+    from compress.prune import least_missed
+    from compress.sensitivity import TRIAL_TOKENS
+
+    return least_missed(
+        model,
+        ids[-1:, :TRIAL_TOKENS],
+        drop,
+        lambda done, total: progress("trying without each layer", done / total),
+    )
 
 
 def set_zeros(model: Any, wanted: Prune, ids: Any, progress: Progress) -> None:

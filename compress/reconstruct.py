@@ -93,6 +93,17 @@ def reconstruct(
     return apart
 
 
+def batch_of(ids: Tensor) -> dict[str, Tensor]:
+    """Windows of text as a batch; ids: int64 (rows, seq)."""
+    positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+    return {"input_ids": ids, "position_ids": positions, "document_ids": torch.zeros_like(ids)}
+
+
+def rounded(apart: Mapping[int, tuple[float, float]]) -> dict[str, list[float]]:
+    """As a bundle keeps it: by the layer's number."""
+    return {str(at): [round(one, 6) for one in pair] for at, pair in apart.items()}
+
+
 @torch.no_grad()
 def solvable(model: Any, at: int, ids: Tensor, positions: Tensor) -> bool:
     """Whether a layer's output is its residual plus what ``mlp.down_proj`` gives, with nothing in between."""

@@ -128,10 +128,10 @@ def kept_trials(folder: Path, request: Mapping[str, Any]) -> Path:
 
 
 def try_prunings(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """The child: divergence of each pruning, unhealed, and which layers it dropped."""
+    """The child: divergence of each pruning, unhealed, on a window that it did not see, and which layers it dropped."""
     import torch
 
-    from compress.build_pruned import pruned
+    from compress.build_pruned import missed_least, pruned
     from compress.calibration import calibration_windows
     from compress.sensitivity import divergence, log_probabilities
     from train.evaluate import load_causal_lm
@@ -139,14 +139,20 @@ def try_prunings(request: Mapping[str, Any], progress: Progress) -> dict[str, An
     model_dir = Path(request["model_dir"])
     chosen = Calibration.model_validate(request["calibration"])
     windows = torch.from_numpy(calibration_windows(chosen, model_dir / "tokenizer.json"))
+    seen = windows[1:] if len(windows) > 1 else windows
+    model = load_causal_lm(model_dir)
+    depth = model.config.num_hidden_layers
+    tried = {name: Prune.model_validate(said) for name, said in request["prunings"].items()}
+    most = max(depth - (one.layers or depth) for one in tried.values())
+    order = missed_least(model, seen, most, progress) if most else []
     found: dict[str, Any] = {}
-    for name, said in request["prunings"].items():
-        model = load_causal_lm(model_dir)
-        with torch.no_grad():
-            expected = log_probabilities(model, windows[:1])
-            smaller, made = pruned(model, Prune.model_validate(said), windows, progress)
-            apart = divergence(expected, smaller, windows[:1])
-        found[name] = {"divergence": apart, "dropped": made.get("dropped", [])}
+    with torch.no_grad():
+        expected = log_probabilities(model, windows[:1])
+        for name, wanted in tried.items():
+            dropped = sorted(order[: depth - (wanted.layers or depth)])
+            named = wanted.model_copy(update={"layers": None, "drop": tuple(dropped)})
+            smaller, _ = pruned(model, named, seen, progress)
+            found[name] = {"divergence": divergence(expected, smaller, windows[:1]), "dropped": dropped}
     return {"trials": found}
 
 

@@ -200,7 +200,7 @@ def reconstructed(
     """
     import torch
 
-    from compress.reconstruct import changed, reconstruct
+    from compress.reconstruct import changed, reconstruct, rounded
     from train.checkpoint import Checkpoints
     from train.parallel import Group
 
@@ -215,9 +215,8 @@ def reconstructed(
         apart = reconstruct(
             teacher, student, pairs, batch, lambda done: progress("solving for what was taken out", done)
         )
-    said = {str(at): [round(one, 6) for one in pair] for at, pair in apart.items()}
-    write_file(file, json.dumps(said).encode())
-    return said
+    write_file(file, json.dumps(rounded(apart)).encode())
+    return rounded(apart)
 
 
 def dropped_of(student: Version, teacher: Version) -> list[int] | None:

@@ -49,6 +49,9 @@ def test_each_step_is_a_version_made_of_the_one_before_and_is_not_done_twice(
         healed.digest,
     ]
     assert smaller.manifest.recipe["prune"]["dropped"] in ([0], [1])
+    for made in (smaller.manifest.recipe["prune"], healed.manifest.metrics):
+        assert all(after <= before for before, after in made["reconstructed"].values())
+    assert smaller.manifest.recipe["prune"]["reconstructed"].keys() == {"0"}
     assert smaller.manifest.parameters is not None and parent.manifest.parameters is not None
     assert smaller.manifest.parameters < parent.manifest.parameters
     assert healed.manifest.recipe["distill"]["teacher"] == "tiny@1"

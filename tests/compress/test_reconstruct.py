@@ -103,8 +103,16 @@ def test_padding_is_not_learnt_from(teacher: LlamaForCausalLM) -> None:
 
 
 def test_a_layer_whose_output_is_not_its_residual_and_down_proj_is_left_as_it_is() -> None:
-    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, head_dim=16, vocab_size=64)
-    model = Gemma2ForCausalLM(Gemma2Config(num_attention_heads=2, num_key_value_heads=2, **sizes)).eval()
+    config = Gemma2Config(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=64,
+    )
+    model = Gemma2ForCausalLM(config).eval()
     ids = torch.arange(32).view(2, 16)
     positions = torch.arange(16).expand(2, 16)
     assert not solvable(model, 0, ids, positions)

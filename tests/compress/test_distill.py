@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,7 @@ from train.objectives import CausalLM
 from train.recipe import Data, FitOptions, Optimizer
 
 
+@cache
 def packers() -> tuple[Packer, Packer, Packer]:
     """What the teacher reads, what the students read (a tenth of it), and what all are measured on."""
     tokenizer = train_tokenizer()

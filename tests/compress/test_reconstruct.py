@@ -12,10 +12,13 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 from compress.distill import Distillation
 from compress.prune import narrow_ffn, with_layers
 from compress.reconstruct import changed, least_squares, reconstruct, solvable
+from compress.teach import DistillRecipe, Student, reconstructed
+from everlearn.progress import silent
 from tests.compress.test_distill import options, packers
 from tests.compress.tiny_models import tiny_config
 from train.loop import fit
 from train.objectives import CausalLM
+from train.recipe import Data
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +128,35 @@ def test_another_student_owes_nothing(teacher: LlamaForCausalLM, tmp_path: Path)
     config.hidden_size, config.num_hidden_layers = config.hidden_size // 2, 2
     assert changed(teacher, LlamaForCausalLM(config), [0, 1]) == []
     assert changed(teacher, with_layers(teacher, [0, 1, 2]), [0, 1, 2]) == [(2, 3)]
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_is_not_solved_for_again(
+    teacher: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    recipe = DistillRecipe(
+        name="small",
+        teacher="tiny",
+        student=Student(layers=3),
+        data=Data(train=(tmp_path / "unused.txt",)),
+        reconstruct_tokens=2048,
+        **options(3, 1e-3).model_dump(),
+    )
+    kept, packer = [0, 2, 3], packers()[1]
+
+    def begun() -> tuple[LlamaForCausalLM, dict[str, list[float]]]:
+        student = with_layers(teacher, kept)
+        return student, reconstructed(recipe, tmp_path, teacher, student, kept, packer, silent)
+
+    def solved(student: LlamaForCausalLM) -> bool:
+        return not torch.equal(
+            student.model.layers[0].mlp.down_proj.weight, teacher.model.layers[0].mlp.down_proj.weight
+        )
+
+    first, said = begun()
+    again, same = begun()
+    assert solved(first) and solved(again), "without a checkpoint there is nothing to go on from"
+    stopping = iter([False, True])
+    fit(first, CausalLM(), packer, recipe, run_dir=tmp_path, should_stop=lambda: next(stopping))
+    resumed, kept_said = begun()
+    assert not solved(resumed)
+    assert said == same == kept_said

@@ -9,6 +9,7 @@ the distillation that follows starts from there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,7 +54,8 @@ def reconstruct(
     """
     ids, positions = batch["input_ids"], batch["position_ids"]
     seen = (batch["document_ids"] >= 0).flatten()
-    pairs = [pair for pair in pairs if solvable(student, pair[0], ids[:1], positions[:1])]
+    allowed = solvable(student, [ours for ours, _ in pairs], ids[:1], positions[:1])
+    pairs = [pair for pair in pairs if pair[0] in allowed]
     wanted: dict[int, list[Tensor]] = {theirs: [] for _, theirs in pairs}
     for at in range(0, len(ids) if pairs else 0, ROWS_AT_ONCE):
         rows = slice(at, at + ROWS_AT_ONCE)
@@ -62,13 +64,10 @@ def reconstruct(
         for theirs, kept in wanted.items():
             kept.append(given[theirs].flatten(0, 1))
         if on_part:
-            on_part(at / len(ids))
+            on_part(at / len(ids) / 2)
     apart: dict[int, tuple[float, float]] = {}
     layers, hooks, residuals = layers_of(student), [], dict[int, Tensor]()
     for ours, theirs in pairs:
-
-        def keep(_: nn.Module, inputs: tuple[Tensor, ...], ours: int = ours) -> None:
-            residuals[ours] = inputs[0]
 
         def solve(
             module: nn.Module, inputs: tuple[Tensor, ...], ours: int = ours, theirs: int = theirs
@@ -81,8 +80,11 @@ def reconstruct(
             change, before, after = least_squares(inputs[0].flatten(0, 1)[seen], missing, weights)
             module.weight += change.T
             apart[ours] = (before, after)
+            if on_part:
+                on_part(0.5 + len(apart) / len(pairs) / 2)
 
-        hooks.append(layers[ours].post_attention_layernorm.register_forward_pre_hook(keep))  # type: ignore[union-attr]
+        norm = layers[ours].post_attention_layernorm
+        hooks.append(norm.register_forward_pre_hook(partial(_keep_input, residuals, ours)))  # type: ignore[union-attr]
         hooks.append(layers[ours].mlp.down_proj.register_forward_pre_hook(solve))  # type: ignore[union-attr]
     try:
         if pairs:
@@ -105,25 +107,34 @@ def rounded(apart: Mapping[int, tuple[float, float]]) -> dict[str, list[float]]:
 
 
 @torch.no_grad()
-def solvable(model: Any, at: int, ids: Tensor, positions: Tensor) -> bool:
-    """Whether a layer's output is its residual plus what ``mlp.down_proj`` gives, with nothing in between."""
-    layer = layers_of(model)[at]
-    down = getattr(getattr(layer, "mlp", None), "down_proj", None)
-    norm = getattr(layer, "post_attention_layernorm", None)
-    if not isinstance(down, nn.Linear) or norm is None:
-        return False
-    met: dict[str, Tensor] = {}
-    hooks = [
-        norm.register_forward_pre_hook(lambda _, inputs: met.update(residual=inputs[0])),
-        down.register_forward_hook(lambda _, __, output: met.update(down=output)),
-    ]
+def solvable(model: Any, which: Sequence[int], ids: Tensor, positions: Tensor) -> set[int]:
+    """Those of the layers whose output is their residual plus what ``mlp.down_proj`` gives, nothing in between."""
+    layers = layers_of(model)
+    residuals, given, hooks = dict[int, Tensor](), dict[int, Tensor](), []
+    for at in which:
+        down = getattr(getattr(layers[at], "mlp", None), "down_proj", None)
+        norm = getattr(layers[at], "post_attention_layernorm", None)
+        if isinstance(down, nn.Linear) and isinstance(norm, nn.Module):
+            hooks.append(norm.register_forward_pre_hook(partial(_keep_input, residuals, at)))
+            hooks.append(down.register_forward_hook(partial(_keep_output, given, at)))
     try:
-        with outputs_of(model, [at]) as given:
-            model.get_decoder()(input_ids=ids, position_ids=positions, use_cache=False)
+        with outputs_of(model, list(which)) as outputs:
+            if hooks:
+                model.get_decoder()(input_ids=ids, position_ids=positions, use_cache=False)
     finally:
         for one in hooks:
             one.remove()
-    return torch.allclose(met["residual"] + met["down"], given[at], rtol=1e-3, atol=1e-4)
+    return {
+        at for at in given if torch.allclose(residuals[at] + given[at], outputs[at], rtol=1e-3, atol=1e-4)
+    }
+
+
+def _keep_input(kept: dict[int, Tensor], at: int, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    kept[at] = inputs[0]
+
+
+def _keep_output(kept: dict[int, Tensor], at: int, _: nn.Module, __: Any, output: Tensor) -> None:
+    kept[at] = output
 
 
 def least_squares(inputs: Tensor, missing: Tensor, weights: Tensor) -> tuple[Tensor, float, float]:

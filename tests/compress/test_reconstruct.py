@@ -118,7 +118,7 @@ def test_a_layer_whose_output_is_not_its_residual_and_down_proj_is_left_as_it_is
     model = Gemma2ForCausalLM(config).eval()
     ids = torch.arange(32).view(2, 16)
     positions = torch.arange(16).expand(2, 16)
-    assert not solvable(model, 0, ids, positions)
+    assert solvable(model, [0, 1], ids, positions) == set()
     batch = {"input_ids": ids, "position_ids": positions, "document_ids": torch.zeros_like(ids)}
     assert reconstruct(model, with_layers(model, [0, 2]), [(0, 1)], batch) == {}
 

@@ -50,14 +50,19 @@ def options(steps: int, lr: float) -> FitOptions:
     )
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausalLM:
+def trained(layers: int, folder: Path) -> LlamaForCausalLM:
+    """A tiny decoder that has read the held text a little."""
     torch.manual_seed(0)
     config = tiny_config()
-    config.num_hidden_layers, config.initializer_range = 3, 0.02
+    config.num_hidden_layers, config.initializer_range = layers, 0.02
     model = LlamaForCausalLM(config)
-    fit(model, CausalLM(), packers()[0], options(150, 5e-3), run_dir=tmp_path_factory.mktemp("teacher"))
+    fit(model, CausalLM(), packers()[0], options(150, 5e-3), run_dir=folder)
     return model
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausalLM:
+    return trained(3, tmp_path_factory.mktemp("teacher"))
 
 
 def test_a_taught_student_beats_the_same_student_alone_on_the_same_tokens(

@@ -14,7 +14,7 @@ from compress.prune import narrow_ffn, with_layers
 from compress.reconstruct import changed, least_squares, reconstruct, solvable
 from compress.teach import DistillRecipe, Student, reconstructed
 from everlearn.progress import silent
-from tests.compress.test_distill import options, packers
+from tests.compress.test_distill import options, packers, trained
 from tests.compress.tiny_models import tiny_config
 from train.loop import fit
 from train.objectives import CausalLM
@@ -23,12 +23,7 @@ from train.recipe import Data
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = tiny_config()
-    config.num_hidden_layers, config.initializer_range = 4, 0.02
-    model = LlamaForCausalLM(config)
-    fit(model, CausalLM(), packers()[0], options(150, 5e-3), run_dir=tmp_path_factory.mktemp("teacher"))
-    return model.eval()
+    return trained(4, tmp_path_factory.mktemp("teacher")).eval()
 
 
 def test_a_known_matrix_is_found_and_noise_is_left_alone() -> None:

@@ -83,20 +83,25 @@ def with_target(recipe: Path | None, target: str | None) -> CompressPlan:
 
 
 def print_prices(versions: list[Version], as_json: bool) -> None:
-    """Each version's size, and what it lost."""
+    """Each version's size, what it was made of and what it lost against that."""
     from everlearn.cli_models import describe
     from everlearn.printing import print_json, size
 
+    registry = open_registry(open_settings())
     if as_json:
-        registry = open_registry(open_settings())
         found = [describe(version, registry.model(version.model)) for version in versions]
         print_json(found[0] if len(found) == 1 else found)
         return
-    for version in versions:
-        print(f"{version.ref}: {version.format}, {size(version.manifest.size_bytes)}")
+    origins = [next(iter(registry.lineage(one.ref)[1:]), None) for one in versions]
+    for version, origin in zip(versions, origins, strict=True):
+        of = f", of {origin.ref}" if origin else ""
+        print(f"{version.ref}: {version.format}, {size(version.manifest.size_bytes)}{of}")
         for key, label in SHOWN:
             if key in version.manifest.metrics:
                 print(f"  {label:<32} {version.manifest.metrics[key]}")
+    first, last = origins[0], origins[-1]
+    if first and last and last.ref in {one.ref for one in versions}:
+        print(f"Beside the original: everlearn compare {first.ref} {versions[-1].ref}")
 
 
 def distill(

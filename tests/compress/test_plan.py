@@ -36,7 +36,7 @@ def plan_file(tmp_path: Path) -> Path:
 
 
 def test_each_step_is_a_version_made_of_the_one_before_and_is_not_done_twice(
-    tiny_settings: Settings, plan_file: Path
+    tiny_settings: Settings, plan_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = read_plan(plan_file)
     registry = Registry(tiny_settings)
@@ -59,6 +59,10 @@ def test_each_step_is_a_version_made_of_the_one_before_and_is_not_done_twice(
     assert smaller.manifest.metrics["divergence"] > 0
     again = [one.ref for one in follow(tiny_settings, "tiny@1", plan)]
     assert again == [one.ref for one in (smaller, healed, int4)]
+    monkeypatch.setenv("EVERLEARN_HOME", str(tiny_settings.home))
+    said = CliRunner().invoke(app, ["compress", "tiny@1", "--recipe", str(plan_file)]).output
+    assert f"{int4.ref}: onnx-genai" in said and f", of {healed.ref}\n" in said
+    assert said.endswith(f"Beside the original: everlearn compare tiny@1 {int4.ref}\n")
 
 
 def test_zeros_make_a_version_of_the_same_size(tiny_settings: Settings) -> None:

@@ -22,6 +22,8 @@ SHOWN = (
     ("agreement", "same most likely token"),
     ("cosine_mean", "cosine with the parent's, mean"),
     ("cosine_min", "cosine with the parent's, least"),
+    ("held_perplexity_before", "on its held text, before"),
+    ("held_perplexity", "on its held text, after"),
     ("seconds", "seconds"),
 )
 

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from benchmarks.texts import held, write_readable
-from compress.build_pruned import missed_least, pruned
+from compress.build_pruned import pruned
 from compress.calibration import calibration_windows
 from compress.distill import Distillation, HiddenStates, counterparts
-from compress.prune import block_influence, evenly_spaced, with_layers
+from compress.prune import block_influence, evenly_spaced, least_missed, with_layers
 from compress.quality import windows_of
 from compress.recipe import Calibration, Prune
-from compress.reconstruct import changed, reconstruct
+from compress.reconstruct import reconstruct
 from everlearn.progress import Progress, shown
 from train.data.card import DataOptions
 from train.data.packing import Packer
@@ -121,7 +121,9 @@ def heal(chosen: argparse.Namespace, windows: dict[str, np.ndarray], whole: dict
         elif chosen.by == "even":
             gone = sorted(set(range(depth)) - set(evenly_spaced(depth - chosen.drop, depth)))
         else:
-            gone = missed_least(teacher, ids, chosen.drop, progress)
+            gone = least_missed(
+                teacher, ids, chosen.drop, lambda done, total: progress("trying", done / total)
+            )
     kept = [at for at in range(depth) if at not in gone]
     dropped = with_layers(teacher, kept)
     print(
@@ -171,7 +173,7 @@ def learn(
         name = "healed by distillation"
         if rows := chosen.reconstruct // SEQUENCE:
             batch = {key: torch.as_tensor(one) for key, one in packer.batch(0, rows).items()}
-            apart = reconstruct(teacher, student, changed(teacher, student, kept), batch)
+            apart = reconstruct(teacher, student, kept, batch)
             print(f"distance on held-out tokens, before and after: {json.dumps(apart)}")
             tell(0)
         pairs = counterparts(kept, len(kept), teacher.config.num_hidden_layers)

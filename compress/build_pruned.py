@@ -46,8 +46,8 @@ def pruned(model: Any, wanted: Prune, ids: Any, progress: Progress) -> tuple[Any
 
     ids: int64 (windows, seq) of the calibration set.
     """
-    from compress.prune import layers_of, narrow_ffn, share_of_zeros, with_layers
-    from compress.reconstruct import batch_of, changed, reconstruct, rounded
+    from compress.prune import layers_of, least_missed, narrow_ffn, share_of_zeros, with_layers
+    from compress.reconstruct import batch_of, reconstruct, rounded
 
     if wanted.sparsity is not None:
         set_zeros(model, wanted, ids, progress)
@@ -65,10 +65,15 @@ def pruned(model: Any, wanted: Prune, ids: Any, progress: Progress) -> tuple[Any
                 raise InvalidInput(
                     f"{wanted.layers} layers are to stay; the model has {depth}", param="layers"
                 )
-            gone = sorted(missed_least(model, ids, depth - wanted.layers, progress))
+            gone = least_missed(
+                model,
+                ids,
+                depth - wanted.layers,
+                lambda done, total: progress("trying without each layer", done / total),
+            )
         kept = [one for one in kept if one not in gone]
         model = with_layers(model, kept)
-        made["dropped"] = gone
+        made["dropped"] = sorted(gone)
     if wanted.ffn is not None:
         model = narrow_ffn(
             model, wanted.ffn, ids[:BATCH], lambda done, total: progress("weighing columns", done / total)
@@ -76,24 +81,11 @@ def pruned(model: Any, wanted: Prune, ids: Any, progress: Progress) -> tuple[Any
     apart = reconstruct(
         whole,
         model,
-        changed(whole, model, kept),
+        kept,
         batch_of(ids),
         lambda done: progress("solving for what was taken out", done),
     )
     return model, made | {"reconstructed": rounded(apart)}
-
-
-def missed_least(model: Any, ids: Any, drop: int, progress: Progress) -> list[int]:
-    """The layers to drop, those missed least first; ids: int64 (windows, seq), of which a part of one is read."""
-    from compress.prune import least_missed
-    from compress.sensitivity import TRIAL_TOKENS
-
-    return least_missed(
-        model,
-        ids[-1:, :TRIAL_TOKENS],
-        drop,
-        lambda done, total: progress("trying without each layer", done / total),
-    )
 
 
 def set_zeros(model: Any, wanted: Prune, ids: Any, progress: Progress) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.sensitivity import divergence, log_probabilities
+from compress.sensitivity import TRIAL_TOKENS, divergence, log_probabilities
 from everlearn.errors import InvalidInput, Unsupported
 
 OnPart = Callable[[int, int], None]
@@ -91,8 +91,10 @@ def block_influence(model: Any, ids: Tensor) -> list[float]:
 def least_missed(model: Any, ids: Tensor, drop: int, on_part: OnPart | None = None) -> list[int]:
     """Which layers to drop, in this order: one after the other, the one whose absence changes the predictions least.
 
-    ids: int64 (1, seq). Change is KL from the whole model's predictions, with all that went before already gone.
+    ids: int64 (windows, seq), of which the beginning of the last is read. Change is KL from the whole model's
+    predictions, with all that went before already gone.
     """
+    ids = ids[-1:, :TRIAL_TOKENS]
     whole = log_probabilities(model, ids)
     layers = layers_of(model)
     depth, dropped = len(layers), list[int]()

@@ -42,18 +42,19 @@ def changed(teacher: Any, student: Any, kept: Sequence[int]) -> list[tuple[int, 
 def reconstruct(
     teacher: Any,
     student: Any,
-    pairs: Sequence[tuple[int, int]],
+    kept: Sequence[int],
     batch: Mapping[str, Tensor],
     on_part: Callable[[float], None] | None = None,
 ) -> dict[int, tuple[float, float]]:
-    """Solves ``down_proj`` of the student's layer of each pair for the output of the teacher's, one after the other.
+    """Solves ``down_proj`` of each layer that :func:`changed` names for the output it owes, one after the other.
 
-    Each sees what the ones before it, solved already, give it. batch: input_ids, position_ids and document_ids, int64
-    (rows, seq), padding -1. Returns for each layer that :func:`solvable` allows the distance on held-out tokens,
-    over the target's own square, before and after.
+    Each sees what the ones before it, solved already, give it. kept: the teacher's layers that the student has; batch:
+    input_ids, position_ids and document_ids, int64 (rows, seq), padding -1. Returns for each layer that
+    :func:`solvable` allows the distance on held-out tokens, over the target's own square, before and after.
     """
     ids, positions = batch["input_ids"], batch["position_ids"]
     seen = (batch["document_ids"] >= 0).flatten()
+    pairs = changed(teacher, student, kept)
     allowed = solvable(student, [ours for ours, _ in pairs], ids[:1], positions[:1])
     pairs = [pair for pair in pairs if pair[0] in allowed]
     wanted: dict[int, list[Tensor]] = {theirs: [] for _, theirs in pairs}
@@ -61,8 +62,8 @@ def reconstruct(
         rows = slice(at, at + ROWS_AT_ONCE)
         with outputs_of(teacher, list(wanted)) as given:
             teacher.get_decoder()(input_ids=ids[rows], position_ids=positions[rows], use_cache=False)
-        for theirs, kept in wanted.items():
-            kept.append(given[theirs].flatten(0, 1))
+        for theirs, outputs in wanted.items():
+            outputs.append(given[theirs].flatten(0, 1))
         if on_part:
             on_part(at / len(ids) / 2)
     apart: dict[int, tuple[float, float]] = {}

@@ -131,8 +131,9 @@ def try_prunings(request: Mapping[str, Any], progress: Progress) -> dict[str, An
     """The child: divergence of each pruning, unhealed, on a window that it did not see, and which layers it dropped."""
     import torch
 
-    from compress.build_pruned import missed_least, pruned
+    from compress.build_pruned import pruned
     from compress.calibration import calibration_windows
+    from compress.prune import least_missed
     from compress.sensitivity import divergence, log_probabilities
     from train.evaluate import load_causal_lm
 
@@ -144,7 +145,9 @@ def try_prunings(request: Mapping[str, Any], progress: Progress) -> dict[str, An
     depth = model.config.num_hidden_layers
     tried = {name: Prune.model_validate(said) for name, said in request["prunings"].items()}
     most = max(depth - (one.layers or depth) for one in tried.values())
-    order = missed_least(model, seen, most, progress) if most else []
+    order = least_missed(
+        model, seen, most, lambda done, total: progress("trying without each layer", done / total)
+    )
     found: dict[str, Any] = {}
     with torch.no_grad():
         expected = log_probabilities(model, windows[:1])

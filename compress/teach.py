@@ -200,7 +200,7 @@ def reconstructed(
     """
     import torch
 
-    from compress.reconstruct import changed, reconstruct, rounded
+    from compress.reconstruct import reconstruct, rounded
     from train.checkpoint import Checkpoints
     from train.parallel import Group
 
@@ -211,9 +211,8 @@ def reconstructed(
     apart: dict[int, tuple[float, float]] = {}
     if kept is not None and rows:
         batch = {name: torch.as_tensor(one) for name, one in packer.batch(0, rows).items()}
-        pairs = changed(teacher, student, kept)
         apart = reconstruct(
-            teacher, student, pairs, batch, lambda done: progress("solving for what was taken out", done)
+            teacher, student, kept, batch, lambda done: progress("solving for what was taken out", done)
         )
     write_file(file, json.dumps(rounded(apart)).encode())
     return rounded(apart)

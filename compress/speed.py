@@ -1,7 +1,6 @@
 """How fast a bundle decodes here, on the library that runs its format, and what it answers. Run as a child process.
 
-ONNX runs in onnxruntime-genai's bare loop, the others in vLLM, or in plain torch where vLLM is not installed or has
-no kernel for them.
+ONNX runs in onnxruntime-genai's bare loop, the others in vLLM, or in plain torch where vLLM is not installed.
 """
 
 # pyright: basic
@@ -22,7 +21,6 @@ from typing import Any
 from everlearn.child import answer
 from everlearn.memory import peak_bytes
 from everlearn.progress import Progress
-from everlearn.vllm_kernels import lacks_kernel
 
 ROWS = 8
 PREFILL_TOKENS = 256
@@ -70,20 +68,11 @@ def engine(directory: Path, format: str, threads: int) -> tuple[str, Run]:
     """What runs a bundle of this format here: its name and version, and how to call it."""
     if format == "onnx-genai":
         return f"onnxruntime-genai {version('onnxruntime-genai')}", genai(directory, threads)
-    if find_spec("vllm") and not without_kernel(directory):
+    if find_spec("vllm"):
         from vllm._version import __version__
 
         return f"vllm {__version__}", vllm(directory, threads)
     return f"torch {version('torch')}", torch_loop(directory, threads)
-
-
-def without_kernel(directory: Path) -> bool:
-    """Whether vLLM is here and cannot run this bundle."""
-    import torch
-    from vllm.platforms import current_platform
-
-    config = json.loads((directory / "config.json").read_text())
-    return current_platform.is_cpu() and lacks_kernel(config, torch.cpu.get_capabilities()) is not None
 
 
 def genai(directory: Path, threads: int) -> Run:
@@ -124,6 +113,7 @@ def vllm(directory: Path, threads: int) -> Run:
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
+        "VLLM_PLUGINS": "everlearn_int4",
     }
     from vllm import LLM, SamplingParams, TokensPrompt
 

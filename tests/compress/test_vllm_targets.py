@@ -13,13 +13,12 @@ import pytest
 from safetensors import safe_open
 
 from compress import build_vllm
-from compress.compare import speed_of
 from compress.export import build, export, keep_tokenizer, recipe_of
 from compress.recipe import Calibration, CompressRecipe
 from everlearn.errors import Unsupported
 from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
-from everlearn.vllm_kernels import lacks_kernel
+from tests.compress.tiny_models import tiny_config
 from train.evaluate import load_causal_lm
 
 RECIPE = CompressRecipe(to="w8a8", calibration=Calibration(tokens=2048))
@@ -167,17 +166,53 @@ def test_a_group_that_does_not_divide_a_layer_is_refused_by_its_name(
         export(tiny_settings, "tiny@1", recipe)
 
 
-def test_the_speed_of_int4_is_taken_where_vllm_has_no_kernel(
-    tiny_settings: Settings, int4: dict[str, Version]
-) -> None:
-    import torch
+LOG_PROBABILITIES = """
+import json, os, sys
+os.environ |= {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_PLUGINS": "everlearn_int4",
+    "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
+}
+from vllm import LLM, SamplingParams, TokensPrompt
+directory, dtype, prompts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+llm = LLM(model=directory, dtype=dtype, enforce_eager=True, max_model_len=64, max_num_seqs=4)
+asked = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+found = llm.generate([TokensPrompt(prompt_token_ids=one) for one in prompts], asked)
+said = [
+    [step[token].logprob for step, token in zip(one.prompt_logprobs[1:], one.prompt_token_ids[1:])]
+    for one in found
+]
+print("FOUND", json.dumps(said))
+"""
 
-    directory = Registry(tiny_settings).path(int4["awq"])
-    if (
-        lacks_kernel(json.loads((directory / "config.json").read_text()), torch.cpu.get_capabilities())
-        is None
-    ):
-        pytest.skip("this CPU has AVX-512")
-    found = speed_of(directory, "compressed-tensors")
-    assert found["engine"].startswith("torch") and found["decode_tokens_per_s"] > 0
-    assert len(found["answers"]) == 3
+
+@pytest.mark.slow
+def test_vllm_finds_what_torch_finds_with_int4(parent: Path, tmp_path: Path) -> None:
+    """On a CPU without AVX-512, too, where the weights are unpacked as they are loaded."""
+    if find_spec("vllm") is None or find_spec("llmcompressor") is None:
+        pytest.skip("vLLM or llmcompressor is not installed")
+    import torch
+    from transformers import LlamaForCausalLM
+
+    config = tiny_config()
+    config.head_dim = 64  # vLLM's attention on CPUs has no smaller ones than 32
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "wider")
+    keep_tokenizer(parent, tmp_path / "wider")
+    (directory := tmp_path / "int4").mkdir()
+    recipe = CompressRecipe(to="w4a16", weights="gptq", group_size=32, calibration=Calibration(tokens=2048))
+    build(tmp_path / "wider", directory, "generate", recipe)
+    able = torch.cpu.get_capabilities()
+    dtype, apart = ("bfloat16", 0.1) if able.get("avx512_f") else ("float32", 1e-3)
+    prompts = [[5, 70, 333, 12, 480, 3, 3, 250], list(range(40, 70))]
+    said = subprocess.run(
+        [sys.executable, "-c", LOG_PROBABILITIES, str(directory), dtype, json.dumps(prompts)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr[-2000:]
+    found = json.loads(next(line for line in said.stdout.splitlines() if line.startswith("FOUND"))[6:])
+    model = load_causal_lm(directory)
+    for prompt, ours in zip(prompts, found, strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt])).logits[0, :-1].float()
+        theirs = logits.log_softmax(-1).gather(-1, torch.tensor(prompt[1:])[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(ours), theirs, atol=apart, rtol=0)

@@ -7,9 +7,7 @@ from typing import Any
 
 import psutil
 
-from everlearn.errors import Unsupported
 from everlearn.settings import Settings
-from everlearn.vllm_kernels import lacks_kernel
 from serve.tracing import traces_endpoint
 
 KV_SHARE = 0.3
@@ -29,7 +27,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "TRANSFORMERS_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        "VLLM_PLUGINS": "",
+        "VLLM_PLUGINS": "everlearn_int4",
         "VLLM_CACHE_ROOT": cache,
         "VLLM_CONFIG_ROOT": cache,
         "VLLM_HOST_IP": "127.0.0.1",
@@ -44,7 +42,7 @@ def environment(settings: Settings) -> dict[str, str]:
 def flags(bundle: Path, model: str, uds: Path, settings: Settings, draft: Path | None = None) -> list[str]:
     """vLLM's command line: this model, on this socket, with what the hardware is good at.
 
-    `draft` is the bundle that guesses tokens. Raises Unsupported where this CPU cannot run the model.
+    `draft` is the bundle that guesses tokens.
     """
     from vllm.platforms import current_platform
 
@@ -85,8 +83,6 @@ def cpu_flags(bundle: Path) -> list[str]:
 
     able = torch.cpu.get_capabilities()
     config = json.loads((bundle / "config.json").read_text())
-    if reason := lacks_kernel(config, able):
-        raise Unsupported(reason, param="model")
     bf16 = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     kv_bytes = kv_cache_bytes(config, 2 if bf16 else 4, psutil.virtual_memory().available)
     return [

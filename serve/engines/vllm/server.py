@@ -22,7 +22,6 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from everlearn.bundle import open_bundle
-    from everlearn.errors import Unsupported
     from everlearn.registry import Registry
     from everlearn.settings import load_settings
     from serve.engines.parent import end_with_parent
@@ -37,11 +36,7 @@ def main() -> None:
     if settings.vllm.draft:
         registry = Registry(settings)
         draft = registry.path(registry.weights(settings.vllm.draft))
-    try:
-        line = flags(bundle.path, arguments.model, arguments.uds, settings, draft)
-    except Unsupported as error:
-        parser.error(error.message)  # another start would end the same way
-    run(line)
+    run(flags(bundle.path, arguments.model, arguments.uds, settings, draft))
 
 
 def run(flags: list[str]) -> None:

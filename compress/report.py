@@ -37,6 +37,7 @@ def print_compared(found: Sequence[Compared]) -> None:
     texts = [f"-PPL {name}" for name in found[0].quality]
     header = ["VERSION", "MADE", "-SIZE", *texts, "-RATIO", "-KL", "-SAME TOP", "-WORDS", "-FLIPS"]
     print_table(header, [[one.ref, one.made, *quality_cells(one)] for one in found])
+    print(f"\nPareto front of size and divergence: {', '.join(one.ref for one in undominated(found))}")
     if all(one.speed for one in found):
         print()
         header = ["VERSION", "-TOKENS/S", "-OF 8", "-PREFILL", "-MEMORY", "ENGINE", f"ANSWER: {PROMPTS[0]}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from compress.compare import compare
 from compress.export import export_onnx
 from compress.quality import quality, words_right
-from compress.report import plot, undominated
+from compress.report import plot, print_compared, undominated
 from everlearn.cli import app
 from everlearn.errors import InvalidInput, NotFound
 from everlearn.registry import Registry
@@ -52,7 +53,7 @@ def refs(tiny_settings: Settings) -> list[str]:
 
 
 def test_versions_are_measured_on_the_same_texts_and_the_nearer_one_is_nearer(
-    tiny_settings: Settings, refs: list[str], tmp_path: Path
+    tiny_settings: Settings, refs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "own.txt").write_text(held_text().text[20_000:40_000])
     found = compare(tiny_settings, refs, [tmp_path / "own.txt"], tokens=1024, speed=False)
@@ -65,6 +66,8 @@ def test_versions_are_measured_on_the_same_texts_and_the_nearer_one_is_nearer(
     longer = compare(tiny_settings, [refs[0], refs[2]], tokens=bundle["tokens"] + 6, speed=False)[1]
     assert longer.quality["jargon"].divergence == pytest.approx(bundle["divergence"], abs=1e-5)
     assert {one.ref for one in undominated(found)} >= {refs[2]}
+    print_compared([found[2], found[0], replace(found[1], ref="worse", size_bytes=10**9)])
+    assert f"\nPareto front of size and divergence: {refs[2]}, {refs[0]}\n" in capsys.readouterr().out
     assert len(plot(found)["points"]) == 3
 
 

@@ -134,6 +134,10 @@ class Teaching(FitOptions):
     """Of the hidden states' distance from the teacher's; see ``compress.distill.HiddenStates``."""
     reconstruct_tokens: int = Field(default=16384, ge=0)
     """A student made of the teacher's layers is solved for on so many first; see ``compress.reconstruct``."""
+    quantize_to: Literal["int4-onnx"] | None = None
+    """What the student will be rounded to; it learns with its weights so rounded. See ``compress.quantize_aware``."""
+    head_bits: Literal[4, 8] = 8
+    """With ``quantize_to``: of the output layer, as the target will have it."""
 
 
 class CompressPlan(BaseModel):
@@ -144,9 +148,9 @@ class CompressPlan(BaseModel):
     calibration: Calibration = Calibration()
     prune: Prune | None = None
     heal: Teaching | None = None
-    """Distillation of the pruned model from the one it was."""
+    """Distillation of the pruned, or of the rounded, model from the one it was."""
     target: str | None = None
-    """``size<=60MB``: what to prune and how many bits to keep is found; see ``compress.search``."""
+    """``size<=60MB`` or ``speed>=6x``: what to prune and how many bits to keep is found; see ``compress.search``."""
     targets: tuple[PlannedTarget, ...] = ()
 
     @model_validator(mode="after")
@@ -159,9 +163,9 @@ class CompressPlan(BaseModel):
             return self
         if not self.targets and self.prune is None:
             raise ValueError("name at least one of targets, a target, or something to prune")
-        if self.heal and self.prune is None:
+        if self.heal and self.prune is None and self.heal.quantize_to is None:
             raise ValueError(
-                "heal is for a pruned model: say what to prune; everlearn distill teaches a student"
+                "heal is for a model that lost something: say what to prune, or quantize_to: int4-onnx in heal"
             )
         return self
 

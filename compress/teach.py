@@ -110,6 +110,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     from compress.distill import Distillation, HiddenStates, counterparts
     from compress.export import keep_tokenizer
     from compress.prune import evenly_spaced, with_layers
+    from compress.quantize_aware import keep_rounded, round_in_training
     from train.data.packing import Packer
     from train.data.prepare import prepare
     from train.data.tokenize import Tokens
@@ -145,6 +146,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         student = from_scratch(recipe.student.architecture, teacher_dir)
     packer = Packer(stores[0], recipe.sequence_tokens, recipe.seed)
     apart = reconstructed(recipe, run_dir, teacher, student, kept, packer, progress)
+    rounded = round_in_training(student, recipe.head_bits) if recipe.quantize_to else []
     states = None
     if recipe.hidden:
         pairs = counterparts(kept, student.config.num_hidden_layers, depth)
@@ -171,6 +173,8 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
                         "divergence",
                         "hidden",
                         "reconstruct_tokens",
+                        "quantize_to",
+                        "head_bits",
                     },
                 ),
             },
@@ -178,9 +182,11 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     except Diverged as error:
         raise InvalidInput(error.message, param="optimizer.lr") from None
     HiddenStates.remove(student)
+    keep_rounded(rounded)
     model_dir = run_dir / "model"
     shutil.rmtree(model_dir, ignore_errors=True)
-    student.to(saved_dtype(teacher_dir)).save_pretrained(model_dir)
+    dtype = torch.float32 if rounded else saved_dtype(teacher_dir)  # rounded weights are kept to the last bit
+    student.to(dtype).save_pretrained(model_dir)
     keep_tokenizer(teacher_dir, model_dir)
     return metrics_of(result) | {"reconstructed": apart}
 

@@ -78,7 +78,7 @@ def test_zeros_make_a_version_of_the_same_size(tiny_settings: Settings) -> None:
     ("text", "fault"),
     [
         ("targets: []", "name at least one of targets"),
-        ("heal: {data: {train: [a.txt]}}\ntargets: [{to: w8a8}]", "heal is for a pruned model"),
+        ("heal: {data: {train: [a.txt]}}\ntargets: [{to: w8a8}]", "heal is for a model that lost something"),
         ("prune: {layer: 3}", r"unknown recipe key 'prune.layer'.*prune.layers"),
         ("targets: [{to: int4-onnx, weights: awq}]", "awq makes w4a16, not int4-onnx"),
     ],

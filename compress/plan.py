@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from compress.calibration import calibration_windows, seen
+from compress.compare import speed_of
 from compress.export import export, price, recipe_of, refuse_full_disk
 from compress.recipe import Calibration, CompressPlan, CompressRecipe, Prune
 from compress.search import (
     SMALLEST,
     Shape,
+    Target,
     best_of,
     kept_trials,
     parse_target,
@@ -37,6 +40,8 @@ from train.evaluate import HELD_TOKENS
 
 # Bytes that training holds for each of the weights': checkpoints with two moments in float32, and the one before.
 TRAINING_FACTOR = 6
+SPEED_TRIALS = 3
+"""Sizes are tried so often for a speed: each time by what the last one fell short."""
 PARENTS_OWN = ("bundle.json", "model.safetensors.index.json")
 """What describes the parent's weights, and no pruned ones."""
 
@@ -86,7 +91,48 @@ def reach(
 ) -> Iterator[Version]:
     """The versions on the way to ``plan.target``; the last one obeys it. Raises InvalidInput where none could."""
     assert plan.target is not None
-    limit = parse_target(plan.target)
+    target = parse_target(plan.target)
+    if target.size_bytes:
+        yield from reach_size(settings, registry, parent, plan, looked, target, progress)
+        return
+    assert target.speedup
+    wanted = target.speedup * tokens_per_s(registry, parent, progress)
+    int8 = CompressRecipe(to="int8-onnx", calibration=plan.calibration)
+    version = exported(registry, parent, int8, looked) or export(settings, parent.ref, int8, progress)
+    yield version
+    reached = tokens_per_s(registry, version, progress)
+    for _ in range(SPEED_TRIALS):
+        if reached >= wanted:
+            return
+        smaller = replace(target, size_bytes=version.manifest.size_bytes * reached / wanted)
+        for version in reach_size(settings, registry, parent, plan, looked, smaller, progress):
+            yield version
+        reached = tokens_per_s(registry, version, progress)
+    if reached < wanted:
+        megabytes = version.manifest.size_bytes / 1e6
+        raise InvalidInput(
+            f"{version.ref}, of {megabytes:.1f} MB, misses {plan.target}, too: {reached:.0f} tokens/s of {wanted:.0f}",
+            param="target",
+        )
+
+
+def tokens_per_s(registry: Registry, version: Version, progress: Progress) -> float:
+    """Of one answer, decoded on the engine that serves this version here."""
+    return speed_of(registry.path(version), version.format, progress)["decode_tokens_per_s"]
+
+
+def reach_size(
+    settings: Settings,
+    registry: Registry,
+    parent: Version,
+    plan: CompressPlan,
+    looked: dict[str, Any],
+    target: Target,
+    progress: Progress,
+) -> Iterator[Version]:
+    """As :func:`reach`, for a number of bytes."""
+    limit = target.size_bytes
+    assert limit
     parent_dir = registry.path(parent)
     shape = Shape.read(parent_dir)
     for option in without_pruning(shape, limit):
@@ -95,23 +141,22 @@ def reach(
         yield version
         if version.manifest.size_bytes <= limit:
             return
+    asked = target.said if target.speedup is None else f"{target.said}, about {limit / 1e6:.1f} MB,"
     tried = prunings(shape, limit)
     said = f"{parent.ref} has {shape.int4_bytes(SMALLEST) / 1e6:.1f} MB at 4 bits"
     if not tried:
-        raise InvalidInput(f"{said}; no pruning brings it to {plan.target}", param="target")
+        raise InvalidInput(f"{said}; no pruning brings it to {asked}", param="target")
     if plan.heal is None:
         raise InvalidInput(
-            f"{said}: for {plan.target} something must go, and what is left must be healed. Name text to heal it on, "
+            f"{said}: for {asked} something must go, and what is left must be healed. Name text to heal it on, "
             "heal.data.train, in a --recipe with the target",
             param="heal",
         )
     best = best_of(trials(settings, parent_dir, parent, plan, tried, progress), tried)
-    yield from follow(
-        settings,
-        parent.ref,
-        plan.model_copy(update={"target": None, "prune": best, "targets": (SMALLEST,)}),
-        progress,
-    )
+    heal = plan.heal.model_copy(update={"quantize_to": SMALLEST.to, "head_bits": SMALLEST.head_bits})
+    rounded = SMALLEST.model_copy(update={"weights": "rtn"})  # it has learnt with its weights so rounded
+    found = plan.model_copy(update={"target": None, "prune": best, "heal": heal, "targets": (rounded,)})
+    yield from follow(settings, parent.ref, found, progress)
 
 
 def trials(

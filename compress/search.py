@@ -3,7 +3,7 @@
 What fits by quantizing alone is quantized, with as much kept at 8 bits as there is room for. Where even 4 bits are too
 many, something must go: fewer layers, narrower feed-forward layers, and half of each are tried on the calibration
 set, and what changes the predictions least is pruned, healed and quantized. Trials are kept: an interrupted search
-goes on.
+goes on. ``speed>=6x`` is such a search, too: a decoder reads all its weights for each token, so that a speed is a size.
 """
 
 from __future__ import annotations
@@ -32,14 +32,27 @@ GRAPH_BYTES, GRAPH_BYTES_A_LAYER = 12_000, 8_000
 """Of the graph and the configurations, about."""
 
 
-def parse_target(said: str) -> int:
-    """Bytes of ``size<=60MB``. Raises InvalidInput."""
-    found = re.fullmatch(r"\s*size\s*<=\s*(\d+(?:\.\d+)?)\s*(kB|MB|GB)\s*", said)
-    if not found:
-        raise InvalidInput(
-            f"the target is written as size<=60MB (kB, MB or GB), not {said!r}", param="target"
-        )
-    return int(float(found[1]) * UNITS[found[2]])
+@dataclass(frozen=True)
+class Target:
+    """What is asked for: so many bytes at most, or so many times the parent's tokens a second at least."""
+
+    said: str
+    size_bytes: float | None = None
+    speedup: float | None = None
+
+
+def parse_target(said: str) -> Target:
+    """Reads ``size<=60MB`` or ``speed>=2x``. Raises InvalidInput."""
+    number = r"(\d+(?:\.\d+)?)"
+    size = re.fullmatch(rf"\s*size\s*<=\s*{number}\s*(kB|MB|GB)\s*", said)
+    if size and float(size[1]) > 0:
+        return Target(said, size_bytes=float(size[1]) * UNITS[size[2]])
+    speed = re.fullmatch(rf"\s*speed\s*>=\s*{number}\s*x\s*", said)
+    if speed and float(speed[1]) > 0:
+        return Target(said, speedup=float(speed[1]))
+    raise InvalidInput(
+        f"the target is written as size<=60MB (kB, MB or GB) or as speed>=2x, not {said!r}", param="target"
+    )
 
 
 @dataclass(frozen=True)
@@ -92,13 +105,13 @@ def quantized_bytes(weights: int, bits: float) -> float:
     return weights * (bits / 8 + SCALE_BYTES / BLOCK)
 
 
-def without_pruning(shape: Shape, limit: int) -> list[PlannedTarget]:
+def without_pruning(shape: Shape, limit: float) -> list[PlannedTarget]:
     """What should fit, the best first: as many weights at 8 bits as there is room for."""
     options = [PlannedTarget(weights="gptq", wide_share=share) for share in WIDE_SHARES]
     return [one for one in (*options, SMALLEST) if shape.int4_bytes(one) <= limit]
 
 
-def prunings(shape: Shape, limit: int) -> dict[str, Prune]:
+def prunings(shape: Shape, limit: float) -> dict[str, Prune]:
     """Three ways to fit, as much as each can keep: fewer layers, narrower ones, half of each. Fewer where none fits."""
 
     def widest(layers: int) -> int | None:

@@ -45,7 +45,8 @@ def compress(
         Path | None, typer.Option(help="A YAML file: prune, heal, and several targets at once.")
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help='"size<=60MB": find what fits, and make the best of it.')
+        str | None,
+        typer.Option(help='"size<=60MB" or "speed>=6x": find what obeys, and make the best of it.'),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -101,9 +102,9 @@ def print_prices(versions: list[Version], as_json: bool) -> None:
         for key, label in SHOWN:
             if key in version.manifest.metrics:
                 print(f"  {label:<32} {version.manifest.metrics[key]}")
-    first, last = origins[0], origins[-1]
-    if first and last and last.ref in {one.ref for one in versions}:
-        print(f"Beside the original: everlearn compare {first.ref} {versions[-1].ref}")
+    quantized = [one.ref for one in versions if "export" in one.manifest.recipe]
+    if origins[0] and quantized and len(versions) > 1:
+        print(f"Beside the original: everlearn compare {origins[0].ref} {' '.join(quantized)}")
 
 
 def distill(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from compress import plan as plans
 from compress.plan import follow
 from compress.recipe import CompressPlan, PlannedTarget, Prune, Teaching
 from compress.search import SMALLEST, Shape, best_of, parse_target, prunings, without_pruning
@@ -22,10 +23,11 @@ def shape(parent: Path) -> Shape:
 
 
 def test_a_target_is_read_and_a_wrong_one_says_how_it_is_written() -> None:
-    assert parse_target("size<=60MB") == 60_000_000
-    assert parse_target(" size <= 1.5GB ") == 1_500_000_000
-    for wrong in ("60MB", "size<60MB", "size<=60", "speed>=2x", "size<=-3MB"):
-        with pytest.raises(InvalidInput, match="size<=60MB"):
+    assert parse_target("size<=60MB").size_bytes == 60_000_000
+    assert parse_target(" size <= 1.5GB ").size_bytes == 1_500_000_000
+    assert parse_target(" speed >= 2.5x ").speedup == 2.5
+    for wrong in ("60MB", "size<60MB", "size<=60", "size<=0MB", "speed>=2", "speed>=0x", "size<=-3MB"):
+        with pytest.raises(InvalidInput, match=r"size<=60MB \(kB, MB or GB\) or as speed>=2x"):
             parse_target(wrong)
 
 
@@ -98,3 +100,30 @@ def test_below_4_bits_something_goes_and_the_rest_is_healed(
     assert version.manifest.size_bytes <= limit
     line = [one.ref for one in Registry(tiny_settings).lineage(version.ref)]
     assert line == [version.ref, healed.ref, smaller.ref, "tiny@1"]
+    assert healed.manifest.recipe["distill"]["quantize_to"] == "int4-onnx"
+    assert version.manifest.metrics["divergence"] < 1e-3  # it has the weights that were healed
+
+
+def test_a_speed_is_reached_by_8_bits_or_by_as_few_bytes_as_it_takes(
+    tiny_settings: Settings, shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiny models are all as fast as their overhead: their speed here is said to be what their bytes would make it."""
+    registry = Registry(tiny_settings)
+    parent = registry.resolve("tiny@1")
+
+    def by_bytes(directory: Path, *_: object) -> dict[str, float]:
+        size = next(one for one in registry.versions("tiny") if registry.path(one) == directory)
+        return {"decode_tokens_per_s": 1e8 / size.manifest.size_bytes}
+
+    monkeypatch.setattr(plans, "speed_of", by_bytes)
+    (int8,) = follow(tiny_settings, "tiny@1", CompressPlan(target="speed>=1.01x"))
+    assert int8.manifest.recipe["export"]["to"] == "int8-onnx"
+    wanted = parent.manifest.size_bytes / (0.97 * int8.manifest.size_bytes)
+    made = list(follow(tiny_settings, "tiny@1", CompressPlan(target=f"speed>={wanted:.4f}x")))
+    assert made[0].ref == int8.ref
+    assert made[-1].manifest.size_bytes <= 0.971 * int8.manifest.size_bytes
+    assert made[-1].manifest.recipe["export"]["to"] == "int4-onnx"
+    with pytest.raises(
+        InvalidInput, match=r"for speed>=9x, about 0\.0 MB, |no pruning brings it to speed>=9x"
+    ):
+        list(follow(tiny_settings, "tiny@1", CompressPlan(target="speed>=9x")))

@@ -24,7 +24,7 @@ def needed() -> bool:
     from vllm.platforms import current_platform
 
     able = torch.cpu.get_capabilities()
-    return current_platform.is_cpu() and able["architecture"] == "x86_64" and not able.get("avx512_f")
+    return current_platform.is_cpu() and able.get("architecture") == "x86_64" and not able.get("avx512_f")
 
 
 @cache

@@ -14,7 +14,7 @@ serve: $(VENV)/.stamp-serve ## Serve a chat model and an embedding model on http
 demo: $(VENV)/.stamp-demo ## Teach a served model three texts, about 20 minutes; demo-report.html shows the rest
 	$(BIN)/python -m continual.demo
 
-# These start no servers and measure no time: two at once. The others have the machine to themselves.
+# These neither serve nor measure time: two at once. The others have the machine to themselves.
 IN_PAIRS = tests/compress tests/continual tests/deploy tests/everlearn tests/train
 
 test: $(VENV)/.stamp-all lint ## Check style and types, then run every test

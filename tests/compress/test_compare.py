@@ -95,7 +95,7 @@ def test_a_model_of_other_tokens_and_an_encoder_are_refused(
     tiny_settings: Settings, settings: Settings, refs: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidInput, match="encoder@1 is an encoder"):
-        compare(tiny_settings, ["tiny@1", "encoder"])
+        compare(tiny_settings, ["tiny@1", "encoder@1"])
     with pytest.raises(NotFound, match=r"missing\.txt"):
         compare(tiny_settings, refs[:2], [tmp_path / "missing.txt"])
     write_llama(tmp_path / "other")

@@ -14,11 +14,11 @@ OURS = {"everlearn", "train", "compress", "serve", "continual", "deploy", "tests
 EXTRAS = {
     "serve/gateway": ["serve"],
     "serve": ["serve", "edge", "vllm", "tracing"],
-    "everlearn": ["export", "serve"],
+    "everlearn": ["export", "serve", "vllm"],
     "train": ["train", "export"],
     "compress": ["compress", "vllm"],
     "continual": ["continual"],
-    "tests": ["all", "dev"],
+    "tests": ["all", "dev", "vllm"],
     "benchmarks": ["all", "dev"],
 }
 

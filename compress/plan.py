@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from compress.recipe import Calibration, CompressPlan, CompressRecipe, Prune
 from compress.search import (
     SMALLEST,
     Shape,
-    Target,
     best_of,
     kept_trials,
     parse_target,
@@ -78,7 +76,7 @@ def follow(
         )
         yield at
     for wanted in plan.recipes():
-        yield exported(registry, at, wanted, looked) or export(settings, at.ref, wanted, progress)
+        yield quantized(settings, registry, at, wanted, looked, progress)
 
 
 def reach(
@@ -93,19 +91,21 @@ def reach(
     assert plan.target is not None
     target = parse_target(plan.target)
     if target.size_bytes:
-        yield from reach_size(settings, registry, parent, plan, looked, target, progress)
+        limit = target.size_bytes
+        yield from reach_size(settings, registry, parent, plan, looked, limit, plan.target, progress)
         return
     assert target.speedup
     wanted = target.speedup * tokens_per_s(registry, parent, progress)
     int8 = CompressRecipe(to="int8-onnx", calibration=plan.calibration)
-    version = exported(registry, parent, int8, looked) or export(settings, parent.ref, int8, progress)
+    version = quantized(settings, registry, parent, int8, looked, progress)
     yield version
     reached = tokens_per_s(registry, version, progress)
     for _ in range(SPEED_TRIALS):
         if reached >= wanted:
             return
-        smaller = replace(target, size_bytes=version.manifest.size_bytes * reached / wanted)
-        for version in reach_size(settings, registry, parent, plan, looked, smaller, progress):
+        limit = version.manifest.size_bytes * reached / wanted
+        asked = f"{plan.target}, about {limit / 1e6:.1f} MB,"
+        for version in reach_size(settings, registry, parent, plan, looked, limit, asked, progress):
             yield version
         reached = tokens_per_s(registry, version, progress)
     if reached < wanted:
@@ -127,21 +127,19 @@ def reach_size(
     parent: Version,
     plan: CompressPlan,
     looked: dict[str, Any],
-    target: Target,
+    limit: float,
+    asked: str,
     progress: Progress,
 ) -> Iterator[Version]:
-    """As :func:`reach`, for a number of bytes."""
-    limit = target.size_bytes
-    assert limit
+    """As :func:`reach`, for a number of bytes; ``asked`` is how errors call it."""
     parent_dir = registry.path(parent)
     shape = Shape.read(parent_dir)
     for option in without_pruning(shape, limit):
         wanted = CompressRecipe(**option.model_dump(), calibration=plan.calibration)
-        version = exported(registry, parent, wanted, looked) or export(settings, parent.ref, wanted, progress)
+        version = quantized(settings, registry, parent, wanted, looked, progress)
         yield version
         if version.manifest.size_bytes <= limit:
             return
-    asked = target.said if target.speedup is None else f"{target.said}, about {limit / 1e6:.1f} MB,"
     tried = prunings(shape, limit)
     said = f"{parent.ref} has {shape.int4_bytes(SMALLEST) / 1e6:.1f} MB at 4 bits"
     if not tried:
@@ -230,6 +228,18 @@ def found(registry: Registry, parent: Version, step: str, recipe: dict[str, Any]
         if version.parent_digest == parent.digest and said and same:
             return version
     return None
+
+
+def quantized(
+    settings: Settings,
+    registry: Registry,
+    parent: Version,
+    recipe: CompressRecipe,
+    looked: dict[str, Any],
+    progress: Progress,
+) -> Version:
+    """The version that ``recipe`` makes of ``parent``, found again or made now."""
+    return exported(registry, parent, recipe, looked) or export(settings, parent.ref, recipe, progress)
 
 
 def exported(

@@ -36,7 +36,6 @@ GRAPH_BYTES, GRAPH_BYTES_A_LAYER = 12_000, 8_000
 class Target:
     """What is asked for: so many bytes at most, or so many times the parent's tokens a second at least."""
 
-    said: str
     size_bytes: float | None = None
     speedup: float | None = None
 
@@ -46,10 +45,10 @@ def parse_target(said: str) -> Target:
     number = r"(\d+(?:\.\d+)?)"
     size = re.fullmatch(rf"\s*size\s*<=\s*{number}\s*(kB|MB|GB)\s*", said)
     if size and float(size[1]) > 0:
-        return Target(said, size_bytes=float(size[1]) * UNITS[size[2]])
+        return Target(size_bytes=float(size[1]) * UNITS[size[2]])
     speed = re.fullmatch(rf"\s*speed\s*>=\s*{number}\s*x\s*", said)
     if speed and float(speed[1]) > 0:
-        return Target(said, speedup=float(speed[1]))
+        return Target(speedup=float(speed[1]))
     raise InvalidInput(
         f"the target is written as size<=60MB (kB, MB or GB) or as speed>=2x, not {said!r}", param="target"
     )

@@ -63,7 +63,7 @@ def quantize(
     from compress.calibration import calibration_windows, seen
     from compress.gptq import layers_in_blocks, quantize_model, round_model
     from compress.recipe import Calibration
-    from compress.sensitivity import TRIAL_TOKENS, most_sensitive, sensitivities, stacked
+    from compress.sensitivity import hurt_most, stacked, weights_in_int4
     from train.evaluate import load_causal_lm
 
     chosen = Calibration.model_validate(request["calibration"])
@@ -76,15 +76,10 @@ def quantize(
     made: dict[str, Any] = {"calibration_seen": seen(windows)}
     if request["wide_share"]:
         groups = stacked([name for name, module in linear.items() if module is not head])
-        progress("measuring each layer", 0.0)
-        costs = sensitivities(
-            model,
-            ids[-1:, :TRIAL_TOKENS],
-            groups,
+        made["wide"] = hurt_most(
+            model, ids, groups, weights_in_int4, request["wide_share"],
             lambda done, total: progress("measuring each layer", done / total),
-        )
-        sizes = {group: sum(linear[name].weight.numel() for name in names) for group, names in groups.items()}
-        made["wide"] = most_sensitive(costs, sizes, request["wide_share"])
+        )  # fmt: skip
         bits |= {name: 8 for group in made["wide"] for name in groups[group]}
     if request["weights"] == "rtn":
         return round_model(model, bits=bits), made

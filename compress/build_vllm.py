@@ -2,8 +2,8 @@
 
 ``w8a8``: INT8 weights with a scale each output channel; activations are rounded token by token as they come, so that
 nothing about them is fixed by the calibration set. Their outliers are divided out beforehand, where the layers are
-those of Llama; elsewhere the weights are rounded by GPTQ. ``w4a16``: INT4 weights with a scale each group. The
-output layer and the embedding stay bfloat16.
+those of Llama; elsewhere the weights are rounded by GPTQ. The layers that this hurts most stay bfloat16, as the output
+layer and the embedding do. ``w4a16``: INT4 weights with a scale each group.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from compress.calibration import calibration_windows, seen
 from compress.gptq import linear_layers, refuse_odd_widths
 from compress.measure_decoder import held_windows, measure
 from compress.recipe import Calibration
+from compress.sensitivity import all_in_int8, hurt_most, stacked
 from everlearn.child import answer
 from everlearn.errors import Unsupported
 from everlearn.progress import Progress
@@ -51,11 +52,24 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         Calibration.model_validate(request["calibration"]), model_dir / "tokenizer.json"
     )
     model = load_causal_lm(model_dir)
+    ids = torch.from_numpy(windows)
+    layers = {module: name for module, name in linear_layers(model).items() if name != "lm_head"}
+    made: dict[str, Any] = {"scheme": request["to"].upper(), "calibration_seen": seen(windows)}
+    kept = ["lm_head"]
     if request["to"] == "w4a16":
-        layers = {module: name for module, name in linear_layers(model).items() if name != "lm_head"}
         refuse_odd_widths(layers, request["group_size"], "a smaller group_size divides it")
+    elif model.config.model_type in SMOOTHED:
+        progress("dividing outliers out", None)
+        one_shot(model, ids, [smoothing()])
+    if request["wide_share"]:
+        groups = stacked(list(layers.values()))
+        made["wide"] = hurt_most(
+            model, ids, groups, all_in_int8, request["wide_share"],
+            lambda done, total: progress("measuring each layer", done / total),
+        )  # fmt: skip
+        kept += [name for group in made["wide"] for name in groups[group]]
     progress("quantizing", None)
-    one_shot(model, torch.from_numpy(windows), modifiers(request, model.config.model_type))
+    one_shot(model, ids, modifiers(request, model.config.model_type, kept))
     for module in model.modules():
         if not hasattr(module, "quantization_scheme"):
             for parameter in module.parameters(recurse=False):
@@ -65,7 +79,6 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     model.save_pretrained(directory, save_compressed=True)
     del model
     held = held_windows(model_dir, request["tokens"])
-    made = {"scheme": request["to"].upper(), "calibration_seen": seen(windows)}
     return {
         "made": made | {"builder": f"llmcompressor {llmcompressor.__version__}"},
         "compared": measure(model_dir, held, torch_logits(load_causal_lm(directory), held), progress),
@@ -83,22 +96,24 @@ def one_shot(model: Any, ids: Any, recipe: list[Any]) -> None:
     llmcompressor.oneshot(model=model, dataset=loader, recipe=recipe, pipeline="sequential")
 
 
-def modifiers(request: Mapping[str, Any], model_type: str) -> list[Any]:
-    """llmcompressor's recipe for a target, the way its weights are rounded, and the group size."""
+def smoothing() -> Any:
+    """llmcompressor's SmoothQuant (arXiv 2211.10438) of Llama's layers."""
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+    return SmoothQuantModifier(smoothing_strength=SMOOTHING_STRENGTH, mappings=SMOOTHINGS)
+
+
+def modifiers(request: Mapping[str, Any], model_type: str, kept: list[str]) -> list[Any]:
+    """llmcompressor's recipe for a target, the way its weights are rounded, and the group size; ``kept`` stay."""
     import torch
     from compressed_tensors.quantization import QuantizationScheme, preset_name_to_scheme
     from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
 
     scheme: QuantizationScheme = preset_name_to_scheme(request["to"], ["Linear"])
     assert scheme.weights
-    how = {"config_groups": {"group_0": scheme}, "ignore": ["lm_head"]}
+    how = {"config_groups": {"group_0": scheme}, "ignore": kept}
     if request["to"] == "w8a8":
-        if model_type not in SMOOTHED:
-            return [GPTQModifier(**how)]
-        from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
-
-        smoothing = SmoothQuantModifier(smoothing_strength=SMOOTHING_STRENGTH, mappings=SMOOTHINGS)
-        return [smoothing, QuantizationModifier(**how)]
+        return [QuantizationModifier(**how) if model_type in SMOOTHED else GPTQModifier(**how)]
     scheme.weights.group_size = request["group_size"]
     if request["weights"] == "gptq":
         return [GPTQModifier(**how)]

@@ -192,7 +192,9 @@ def export_vllm(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds and measures a decoder for vLLM; returns how it was made, and its metrics."""
     request = {
-        **recipe.model_dump(mode="json", include={"to", "weights", "group_size", "calibration"}),
+        **recipe.model_dump(
+            mode="json", include={"to", "weights", "group_size", "wide_share", "calibration"}
+        ),
         "model_dir": str(parent_dir),
         "directory": str(staging),
         "tokens": HELD_TOKENS,

@@ -63,13 +63,16 @@ class PlannedTarget(BaseModel):
     head_bits: Literal[4, 8] = 8
     """int4-onnx alone: of the output layer, and of the embedding where the model ties them."""
     wide_share: float = Field(default=0.0, ge=0, le=1)
-    """int4-onnx alone: how many of the layers' weights stay at 8 bits, those that 4 hurt most. By GPTQ a tenth."""
+    """How many of the layers' weights are rounded less, those that rounding hurts most: of int4-onnx to 8 bits, of w8a8
+    not at all. A tenth by GPTQ and of w8a8."""
 
     @model_validator(mode="before")
     @classmethod
     def _who_takes_minutes_takes_two_more(cls, said: Any) -> Any:
-        if isinstance(said, Mapping) and said.get("weights") == "gptq" and said.get("to") != "w4a16":
-            return {"wide_share": 0.1, **said}
+        if isinstance(said, Mapping):
+            to, weights = said.get("to", "int4-onnx"), said.get("weights")
+            if to == "w8a8" or (to == "int4-onnx" and weights == "gptq"):
+                return {"wide_share": 0.1, **said}
         return said
 
     @model_validator(mode="after")
@@ -78,6 +81,10 @@ class PlannedTarget(BaseModel):
         if self.weights not in offered:
             makes = " or ".join(to for to, offers in OFFERED.items() if self.weights in offers)
             raise ValueError(f"weights: {self.weights} makes {makes}, not {self.to}")
+        if self.to == "w8a8" and self.wide_share == 1:
+            raise ValueError("a wide_share of 1 leaves w8a8 nothing to round; 0.1 is a good choice")
+        if self.wide_share and self.to not in ("int4-onnx", "w8a8"):
+            raise ValueError(f"wide_share is of int4-onnx and w8a8; {self.to} rounds all layers alike")
         return self
 
 

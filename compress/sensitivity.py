@@ -1,25 +1,29 @@
-"""Which layers 4 bits hurt most: those stay at 8, as far as a share of the weights allows.
+"""Which layers rounding hurts most: those keep more bits, as far as a share of the weights allows.
 
-Each layer alone is rounded to 4 bits, and the divergence of the model's predictions from the untouched model's is
-measured on a few hundred tokens. In small models a few matrices make most of the loss: their inputs hold massive
-activations (arXiv 2402.17762), or all that follows reads them.
+Each layer alone is rounded, and the divergence of the model's predictions from the untouched model's is measured on a
+few hundred tokens. In small models a few matrices make most of the loss: their inputs hold massive activations (arXiv
+2402.17762), or all that follows reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.gptq import round_to_nearest
+from compress.mapped import computing_with
 
 TRIAL_TOKENS = 256
 """A layer is tried on so many: each position counts with its whole distribution."""
+INT8_STEPS = 127.5
+"""A row's largest number lies so many steps from 0, as compressed-tensors reckons."""
 
 STACKS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-"""Layers that onnxruntime-genai's builder makes one matrix of, in this order: they have the same number of bits."""
+"""Layers that onnxruntime-genai's builder and vLLM make one matrix of, in this order: they are rounded alike."""
 
 Groups = Mapping[str, list[str]]
 """The names of the linear layers that are one matrix in the graph, by the name of that."""
@@ -35,24 +39,56 @@ def stacked(names: list[str]) -> dict[str, list[str]]:
     return groups
 
 
+Rounding = Callable[[Sequence[nn.Linear]], AbstractContextManager[None]]
+"""Within, the given layers compute as they would rounded, and the model stays as it is."""
+
+
 @torch.no_grad()
 def sensitivities(
-    model: Any, ids: Tensor, groups: Groups, on_group: Callable[[int, int], None] | None = None
+    model: Any,
+    ids: Tensor,
+    groups: Groups,
+    rounding: Rounding,
+    on_group: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
-    """Nats a token that rounding a group to 4 bits costs by itself; ids: int64 (1, seq). The model stays as it is."""
+    """Nats a token that rounding a group costs by itself; ids: int64 (1, seq)."""
     expected = log_probabilities(model, ids)
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     found: dict[str, float] = {}
     for group, names in groups.items():
-        kept = [linear[name].weight.clone() for name in names]
-        for name in names:
-            linear[name].weight.copy_(round_to_nearest(linear[name].weight).weight())
-        found[group] = divergence(expected, model, ids)
-        for name, weight in zip(names, kept, strict=True):
-            linear[name].weight.copy_(weight)
+        with rounding([linear[name] for name in names]):
+            found[group] = divergence(expected, model, ids)
         if on_group:
             on_group(len(found), len(groups))
     return found
+
+
+def weights_in_int4(layers: Sequence[nn.Linear]) -> AbstractContextManager[None]:
+    """4 bits to nearest, in blocks of 32."""
+    return computing_with(layers, lambda layer, _: round_to_nearest(weight_of(layer)).weight())
+
+
+@contextmanager
+def all_in_int8(layers: Sequence[nn.Linear]) -> Iterator[None]:
+    """8 bits to nearest: of weights with a scale each output, of inputs with one each token."""
+    hooks = [layer.register_forward_pre_hook(lambda _, inputs: (in_int8(inputs[0]),)) for layer in layers]
+    try:
+        with computing_with(layers, lambda layer, _: in_int8(weight_of(layer))):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    assert isinstance(layer.weight, Tensor)
+    return layer.weight.detach()
+
+
+def in_int8(rows: Tensor) -> Tensor:
+    """Each row (…, n) rounded with a scale of its own, as ``w8a8`` has weights and inputs."""
+    scales = rows.abs().amax(-1, keepdim=True).clamp(min=1e-12) / INT8_STEPS
+    return (rows / scales).round_().clamp_(-128, 127).mul_(scales)
 
 
 def log_probabilities(model: Any, ids: Tensor) -> Tensor:
@@ -74,3 +110,18 @@ def most_sensitive(costs: Mapping[str, float], sizes: Mapping[str, int], share: 
             chosen.append(group)
             room -= sizes[group]
     return chosen
+
+
+def hurt_most(
+    model: Any,
+    ids: Tensor,
+    groups: Groups,
+    rounding: Rounding,
+    share: float,
+    on_group: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """The :func:`most_sensitive` groups, by :func:`sensitivities` on the last of ``ids``, int64 (windows, seq)."""
+    linear = dict(model.named_modules())
+    costs = sensitivities(model, ids[-1:, :TRIAL_TOKENS], groups, rounding, on_group)
+    sizes = {group: sum(linear[name].weight.numel() for name in names) for group, names in groups.items()}
+    return most_sensitive(costs, sizes, share)

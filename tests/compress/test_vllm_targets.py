@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -21,7 +22,7 @@ from everlearn.settings import Settings
 from tests.compress.tiny_models import tiny_config
 from train.evaluate import load_causal_lm
 
-RECIPE = CompressRecipe(to="w8a8", calibration=Calibration(tokens=2048))
+RECIPE = CompressRecipe(to="w8a8", wide_share=0, calibration=Calibration(tokens=2048))
 
 
 def test_without_llmcompressor_the_error_says_what_to_install(
@@ -97,30 +98,58 @@ def test_two_builds_are_the_same_bytes(tiny_settings: Settings, w8a8: Version, t
     assert {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in tmp_path.iterdir()} == files
 
 
-def test_outliers_of_the_activations_are_divided_out(
-    tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(scope="module")
+def outliers(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, one input of each down_proj a hundred times larger; it means the same."""
     if find_spec("llmcompressor") is None:
         pytest.skip("llmcompressor is not installed")
     import torch
 
-    registry = Registry(tiny_settings)
-    model = load_causal_lm(registry.path(registry.resolve("tiny@1")))
-    with torch.no_grad():  # one input of each down_proj is a hundred times larger, and means the same
+    directory = tmp_path_factory.mktemp("outliers")
+    model = load_causal_lm(parent)
+    with torch.no_grad():
         for layer in model.model.layers:
             layer.mlp.up_proj.weight[3] *= 100
             layer.mlp.down_proj.weight[:, 3] /= 100
-    model.save_pretrained(tmp_path / "outliers")
-    keep_tokenizer(registry.path(registry.resolve("tiny@1")), tmp_path / "outliers")
+    model.save_pretrained(directory)
+    keep_tokenizer(parent, directory)
+    return directory
+
+
+def made_of(model_dir: Path, directory: Path, recipe: CompressRecipe) -> dict[str, Any]:
+    """What the child says, in this process."""
+    request = {"model_dir": str(model_dir), "directory": str(directory), "tokens": 512}
+    return build_vllm.build(recipe.model_dump(mode="json") | request, lambda *_: None)
+
+
+def test_outliers_of_the_activations_are_divided_out(
+    outliers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     price: dict[bool, float] = {}
     for smoothed in (True, False):
         if not smoothed:
             monkeypatch.setattr(build_vllm, "SMOOTHED", ())
-        request = RECIPE.model_dump(mode="json") | {
-            "model_dir": str(tmp_path / "outliers"), "directory": str(tmp_path / str(smoothed)), "tokens": 512,
-        }  # fmt: skip
-        price[smoothed] = build_vllm.build(request, lambda *_: None)["compared"]["divergence"]
+        price[smoothed] = made_of(outliers, tmp_path / str(smoothed), RECIPE)["compared"]["divergence"]
     assert price[True] < price[False] / 5
+
+
+def test_the_layers_that_8_bits_hurt_most_stay_bfloat16(
+    outliers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_vllm, "SMOOTHED", ())
+    all_rounded = made_of(outliers, tmp_path / "all", RECIPE)
+    made = made_of(outliers, tmp_path / "most", RECIPE.model_copy(update={"wide_share": 0.25}))
+    with safe_open(tmp_path / "most" / "model.safetensors", "pt") as tensors:
+        kinds = {
+            name.removesuffix(".weight"): str(tensors.get_tensor(name).dtype)
+            for name in tensors.keys()  # noqa: SIM118
+            if name.endswith("_proj.weight")
+        }
+    wide = {f"model.layers.{layer}.mlp.down_proj" for layer in (0, 1)}
+    assert set(made["made"]["wide"]) == wide, "the layers that read the outliers"
+    assert {name for name, kind in kinds.items() if kind == "torch.bfloat16"} == wide
+    assert {kind for name, kind in kinds.items() if name not in wide} == {"torch.int8"}
+    assert made["compared"]["divergence"] < all_rounded["compared"]["divergence"] / 5
 
 
 @pytest.fixture(scope="module")

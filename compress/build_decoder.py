@@ -1,25 +1,28 @@
-"""One ONNX decoder: GPTQ where asked, onnxruntime-genai's model builder, and the price. Run as a child process.
+"""One ONNX decoder: its weights quantized, onnxruntime-genai's model builder, and the price. Run as a child process.
 
-One child does all three, so that torch and the model load once.
+Weights stay in their file (:mod:`compress.mapped`), quantized ones in ``scratch``, so that a model larger than memory is
+built, and what an interrupted run quantized is there when it is started again.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.measure_decoder import measure_export
-from compress.slim_graph import slim
-from compress.tied_embedding import share_embedding
 from everlearn.child import answer
+from everlearn.durable import write_file
 from everlearn.errors import Unsupported
 from everlearn.progress import Progress
 
 if TYPE_CHECKING:
-    from compress.gptq import Quantized
+    from compress.matrices import Matrices
+
+BITS = {"int4": 4, "int8": 8}
 
 
 def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -29,77 +32,120 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """
     model_dir, directory = Path(request["model_dir"]), Path(request["directory"])
     progress("loading torch", None)
-    made: dict[str, Any] = {}
-    matrices: dict[str, Quantized] = {}
-    wide_head = request["precision"] == "int4" and request["head_bits"] == 8
-    if request["precision"] == "int4" and (request["weights"] == "gptq" or request["wide_share"]):
-        matrices, chosen = quantize(model_dir, request, progress)
-        made |= chosen
-    elif wide_head:
-        progress("rounding the output layer", None)
-        matrices = rounded_head(model_dir)
-    made["builder"] = build_graph(request, progress)
-    graph = directory / "model.onnx"
-    if matrices:
-        from compress.carry import carry
+    from compress.quantized_graph import (
+        compute_rotary_tables,
+        looks_back_whole,
+        quantize_graph,
+        save_graph,
+        share_embedding,
+    )
 
-        progress("carrying the weights into the graph", None)
-        carry(graph, matrices)
-    if request["tied"] and (wide_head or request["precision"] == "int8"):
-        progress("sharing the embedding with the output layer", None)
-        if not share_embedding(graph) and wide_head:
-            raise Unsupported("this graph's embedding is not recognised; head_bits: 4 builds it")
-    progress("writing the graph", None)
-    slim(graph, json.loads((model_dir / "config.json").read_text()))
+    config = json.loads((model_dir / "config.json").read_text())
+    matrices, made, whole = None, dict[str, Any](), [False]
+    if request["precision"] in BITS:
+        matrices, made = quantize(model_dir, request, progress)
+
+    def write(graph: Any) -> None:
+        if matrices is not None:
+            others = None if request["weights"] == "gptq" else BITS[request["precision"]]
+            quantize_graph(graph, matrices, others)
+            if request["tied"]:
+                share_embedding(graph.graph)
+        compute_rotary_tables(graph.graph, config)
+        whole[0] = looks_back_whole(graph.graph)
+        save_graph(graph, directory / "model.onnx", progress)
+
+    made["builder"] = build_graph(request, lambda: stand_in(model_dir, matrices), write, progress)
+    if whole[0]:
+        keep_within_window(directory / "genai_config.json", config)
     return {"made": made, "compared": measure_export(model_dir, directory, request["tokens"], progress)}
 
 
 def quantize(
     model_dir: Path, request: Mapping[str, Any], progress: Progress
-) -> tuple[dict[str, Quantized], dict[str, Any]]:
-    """The matrices by module name; which tokens they were made from, and which of them have 8 bits."""
+) -> tuple[Matrices, dict[str, Any]]:
+    """All linear layers; which tokens they were made from, if from any, and which of them have 8 bits."""
     import torch
 
     from compress.calibration import calibration_windows, seen
-    from compress.gptq import layers_in_blocks, quantize_model, round_model
+    from compress.gptq import layers_in_blocks, linear_layers, quantize_model, round_model
+    from compress.mapped import mapped_causal_lm
+    from compress.matrices import Matrices
     from compress.recipe import Calibration
     from compress.sensitivity import hurt_most, stacked, weights_in_int4
-    from train.evaluate import load_causal_lm
 
+    progress("loading the model", None)
+    model = mapped_causal_lm(model_dir)
+    head = name_of_head(model)
+    bits = dict.fromkeys(linear_layers(model).values(), BITS[request["precision"]])
+    if request["precision"] == "int4":
+        bits[head] = request["head_bits"]
+
+    def shown(label: str) -> Callable[[int, int], None]:
+        progress(label, 0.0)
+        return lambda done, total: progress(label, done / total)
+
+    scratch = Path(request["scratch"])
+    if request["weights"] != "gptq" and not request["wide_share"]:
+        matrices = Matrices(scratch / "rounded")
+        round_model(model, matrices, shown("rounding"), bits=bits)
+        return matrices, {}
     chosen = Calibration.model_validate(request["calibration"])
     windows = calibration_windows(chosen, model_dir / "tokenizer.json")
-    ids = torch.from_numpy(windows)
-    model = load_causal_lm(model_dir)
-    head = model.get_output_embeddings()
-    linear = {name: module for module, name in layers_in_blocks(model).items()}
-    bits = {name: request["head_bits"] for name, module in linear.items() if module is head}
-    made: dict[str, Any] = {"calibration_seen": seen(windows)}
+    ids, made = torch.from_numpy(windows), {"calibration_seen": seen(windows)}
+    matrices = Matrices(scratch / made["calibration_seen"]["sha256"][:12])
     if request["wide_share"]:
-        groups = stacked([name for name, module in linear.items() if module is not head])
-        made["wide"] = hurt_most(
-            model, ids, groups, weights_in_int4, request["wide_share"],
-            lambda done, total: progress("measuring each layer", done / total),
-        )  # fmt: skip
+        groups = stacked([name for name in layers_in_blocks(model).values() if name != head])
+        found = matrices.folder / "wide.json"
+        if not found.exists():
+            label = shown("measuring each layer")
+            wide = hurt_most(model, ids, groups, weights_in_int4, request["wide_share"], label)
+            write_file(found, json.dumps(wide).encode())
+        made["wide"] = json.loads(found.read_bytes())
         bits |= {name: 8 for group in made["wide"] for name in groups[group]}
-    if request["weights"] == "rtn":
-        return round_model(model, bits=bits), made
-    progress("quantizing", 0.0)
-    matrices = quantize_model(model, ids, lambda done, total: progress("quantizing", done / total), bits=bits)
+    if request["weights"] == "gptq":
+        quantize_model(model, ids, matrices, shown("quantizing"), bits=bits)
+    else:
+        round_model(model, matrices, shown("rounding"), bits=bits)
     return matrices, made
 
 
-def rounded_head(model_dir: Path) -> dict[str, Quantized]:
-    """The output layer alone, at 8 bits; the builder rounds the others."""
-    from compress.gptq import layers_in_blocks, round_to_nearest
-    from train.evaluate import load_causal_lm
+def keep_within_window(genai_config: Path, config: Mapping[str, Any]) -> None:
+    """A model whose attention ends at a window, and whose graph's does not (the builder's Mistral), gets no longer texts
+    than the window: so long the two are the same."""
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    said = json.loads(genai_config.read_bytes())
+    if window and window < said["model"]["context_length"]:
+        said["model"]["context_length"] = window
+        said["search"]["max_length"] = min(said["search"]["max_length"], window)
+        write_file(genai_config, json.dumps(said, indent=4).encode())
 
-    model = load_causal_lm(model_dir)
+
+def name_of_head(model: Any) -> str:
     head = model.get_output_embeddings()
-    return {layers_in_blocks(model)[head]: round_to_nearest(head.weight.detach(), 8)}
+    return next(name for name, module in model.named_modules() if module is head)
 
 
-def build_graph(request: Mapping[str, Any], progress: Progress) -> str:
-    """Runs the builder; returns its name and version."""
+def stand_in(model_dir: Path, matrices: Matrices | None) -> Any:
+    """The model as the builder is to see it: of the matrices that it would stack, and we have, the shapes alone."""
+    import torch
+
+    from compress.mapped import mapped_causal_lm
+    from compress.sensitivity import STACKS
+
+    model = mapped_causal_lm(model_dir)
+    stacked = {part for parts in STACKS.values() for part in parts}
+    for name, module in model.named_modules():
+        if matrices is not None and name.rpartition(".")[2] in stacked and name in matrices:
+            shape = torch.empty_like(module.weight, device="meta")
+            module.weight = torch.nn.Parameter(shape, requires_grad=False)
+    return model
+
+
+def build_graph(
+    request: Mapping[str, Any], load: Callable[[], Any], write: Callable[[Any], None], progress: Progress
+) -> str:
+    """Runs the builder on the model that ``load`` gives; ``write`` gets the graph. Returns its name and version."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     progress("loading the builder", None)
     import onnxruntime_genai
@@ -116,10 +162,33 @@ def build_graph(request: Mapping[str, Any], progress: Progress) -> str:
     progress(f"building the {request['precision']} graph", None)
     try:
         options = parse_extra_options(*where, request["options"])
-        create_model(*where, **options)
+        with builder_between(load, write):
+            create_model(*where, **options)
     except (NotImplementedError, ValueError, KeyError, AttributeError) as error:
         raise Unsupported(f"onnxruntime-genai's builder does not take this model: {error}") from error
     return f"onnxruntime-genai {onnxruntime_genai.__version__}"
+
+
+@contextmanager
+def builder_between(load: Callable[[], Any], write: Callable[[Any], None]) -> Iterator[None]:
+    """Within, the builder's models get their weights from ``load`` and give their graph to ``write``.
+
+    Its own two steps hold all weights in float32, twice.
+    """
+    from onnxruntime_genai.models import builder
+
+    Model = next(one for one in builder.LlamaModel.__mro__ if one.__name__ == "Model")
+    kept = Model.load_weights, Model.save_model
+
+    def save_model(self: Any, _directory: str) -> None:
+        Model.stamp_build_metadata(self.model)
+        write(self.model)
+
+    Model.load_weights, Model.save_model = lambda *_: load(), save_model
+    try:
+        yield
+    finally:
+        Model.load_weights, Model.save_model = kept
 
 
 if __name__ == "__main__":

@@ -7,18 +7,22 @@ not registered.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 from compress.recipe import CompressRecipe, Target, recipe_from
 from everlearn.bundle import BundleManifest, Task, write_bundle
 from everlearn.child import run_child
-from everlearn.errors import EverlearnError, InvalidInput, Unavailable, Unsupported
+from everlearn.errors import Conflict, EverlearnError, InvalidInput, Unavailable, Unsupported
 from everlearn.progress import Progress, silent
 from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
@@ -82,12 +86,29 @@ def export(settings: Settings, ref: str, recipe: CompressRecipe, progress: Progr
     parent_dir = registry.path(parent)
     refuse_full_disk(settings, 2 * parent.manifest.size_bytes)
     started = time.monotonic()
-    with registry.staging() as staging:
-        made, metrics = build(parent_dir, staging, parent.task, recipe, progress)
+    with scratch_of(settings, parent, recipe) as scratch, registry.staging() as staging:
+        made, metrics = build(parent_dir, staging, parent.task, recipe, progress, scratch=scratch)
         metrics["seconds"] = round(time.monotonic() - started, 1)
         progress("checking and hashing", None)
         write_export(staging, parent, made, metrics)
         return registry.add(staging, parent.model)
+
+
+@contextmanager
+def scratch_of(settings: Settings, parent: Version, recipe: CompressRecipe) -> Iterator[Path]:
+    """Where quantized layers are kept until the version is there; the same export finds them again.
+
+    Raises Conflict where another process makes the same.
+    """
+    key = hashlib.sha256(f"{parent.digest} {recipe.model_dump_json()}".encode()).hexdigest()[:12]
+    scratch = settings.home / "runs" / f"quantize-{key}"
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        with FileLock(scratch / "lock", timeout=0):
+            yield scratch
+            shutil.rmtree(scratch)
+    except Timeout:
+        raise Conflict(f"{parent.ref} is being made into {recipe.to} by this recipe already") from None
 
 
 def export_gguf(
@@ -143,10 +164,12 @@ def build(
     recipe: CompressRecipe,
     progress: Progress = silent,
     calibration: Path | None = None,
+    scratch: Path | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fills ``staging`` with what ``recipe`` makes of ``parent_dir``, and registers nothing.
 
-    ``calibration``: a text file or a token store to look at instead of the recipe's own.
+    ``calibration``: a text file or a token store to look at instead of the recipe's own. ``scratch``: where quantized
+    layers of a decoder are kept, and found again after an interruption.
     Returns the bundle's ``recipe`` and its metrics. The same inputs give the same model bytes.
     Raises Unsupported, Drifted.
     """
@@ -154,23 +177,27 @@ def build(
         source = {"store" if calibration.is_dir() else "text": calibration}
         chosen = recipe.calibration.model_copy(update={"text": None, "store": None, **source})
         recipe = recipe.model_copy(update={"calibration": chosen})
-    export_generator = export_vllm if recipe.to in FOR_VLLM else export_decoder
-    made, metrics = (export_encoder if task == "embed" else export_generator)(
-        parent_dir, staging, recipe, progress
-    )
+    if task == "embed":
+        made, metrics = export_encoder(parent_dir, staging, recipe, progress)
+    elif recipe.to in FOR_VLLM:
+        made, metrics = export_vllm(parent_dir, staging, recipe, progress)
+    else:
+        made, metrics = export_decoder(parent_dir, staging, recipe, progress, scratch)
     return {"export": {**recipe.model_dump(mode="json"), **made}}, metrics
 
 
 def export_decoder(
-    parent_dir: Path, staging: Path, recipe: CompressRecipe, progress: Progress
+    parent_dir: Path, staging: Path, recipe: CompressRecipe, progress: Progress, scratch: Path | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds and measures a decoder; returns how it was made, and its metrics."""
     precision = PRECISIONS[recipe.to]
-    options = decoder_options(parent_dir, precision, recipe)
+    options = decoder_options(parent_dir, precision)
+    cache = staging / "cache"
     request = {
         "model_dir": str(parent_dir),
         "directory": str(staging),
-        "cache_dir": str(staging / "cache"),
+        "cache_dir": str(cache),
+        "scratch": str(scratch or cache / "matrices"),
         "precision": precision.name,
         "options": options,
         "weights": recipe.weights,
@@ -181,7 +208,7 @@ def export_decoder(
         "tokens": HELD_TOKENS,
     }
     answer = run_child("compress.build_decoder", request, progress)
-    shutil.rmtree(staging / "cache", ignore_errors=True)
+    shutil.rmtree(cache, ignore_errors=True)
     keep_tokenizer(parent_dir, staging)
     metrics = priced(answer["compared"], precision)
     return {"precision": precision.name, "options": options, **answer["made"]}, metrics
@@ -225,13 +252,14 @@ def price(compared: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def decoder_options(model_dir: Path, precision: Precision, recipe: CompressRecipe) -> list[str]:
-    """The builder's options. Embeddings and output layer become one matrix where the model ties them.
+def decoder_options(model_dir: Path, precision: Precision) -> list[str]:
+    """The builder's options. Of quantized models :mod:`compress.quantized_graph` ties embedding and output layer.
 
-    The builder shares 4 bits alone; 8 are shared afterwards, by ``compress.tied_embedding``.
+    Layers that look back a window of tokens have whole caches as the others do: one kind of cache is served.
     """
-    shared = is_tied(model_dir) and not (precision.name == "int4" and recipe.head_bits == 8)
-    return [*precision.options, f"shared_embeddings={str(shared).lower()}", "fuse_mlp_gate_up=true"]
+    shared = is_tied(model_dir) and precision.name == "fp32"
+    said = {"shared_embeddings": shared, "fuse_mlp_gate_up": True, "windowed_kv_cache": False}
+    return [*precision.options, *(f"{key}={str(value).lower()}" for key, value in said.items())]
 
 
 def is_tied(model_dir: Path) -> bool:

@@ -9,18 +9,21 @@ weights, and the one place whose errors no later layer mends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compress.mapped import computing_with
 from everlearn.errors import Unsupported
 
 BLOCK = 32
 BITS = 4
 CENTRE = 1 << BITS - 1
+ROUNDED_AT_ONCE = 1 << 24
+"""Weights; 64 MB of them in float32."""
 DAMPING = 0.01
 """Added to the Hessian's diagonal, as a share of its mean."""
 # A scale is tried at these multiples of the one that puts a block's largest weight at code 0; a negative one puts
@@ -41,9 +44,8 @@ class Quantized:
 
     def weight(self) -> Tensor:
         """What the codes stand for: float32 (out, in)."""
-        out, columns = self.codes.shape
-        blocks = self.codes.view(out, columns // BLOCK, BLOCK).float() - (1 << self.bits - 1)
-        return (blocks * self.scales[..., None]).view(out, columns)
+        blocks = self.codes.float().view(*self.scales.shape, BLOCK)
+        return blocks.sub_(1 << self.bits - 1).mul_(self.scales[..., None]).view(self.codes.shape)
 
 
 def block_scales(blocks: Tensor, importance: Tensor) -> Tensor:
@@ -80,16 +82,25 @@ def as_float16(scales: Tensor) -> Tensor:
 
 
 def round_to_nearest(weight: Tensor, bits: int = BITS) -> Quantized:
-    """weight: (out, in), as the builder does it.
+    """weight: (out, in), as onnxruntime's quantizer does it; some rows at a time, to bound memory.
 
-    Clipping to a smaller squared error of the weights made the model worse (SmolLM2, 8 layers: KL 0.074, not 0.067).
+    Where the width is no multiple of 32, zeros follow. Clipping to a smaller squared error of the weights made the
+    model worse (SmolLM2, 8 layers: KL 0.074, not 0.067).
     """
-    out, columns = weight.shape
     centre = 1 << bits - 1
-    blocks = weight.float().view(out, columns // BLOCK, BLOCK)
-    scales = full_scales(blocks, centre)
-    codes = (blocks / scales[..., None]).round_().clamp_(-centre, centre - 1) + centre
-    return Quantized(codes.to(torch.uint8).view(out, columns), scales, bits)
+    out, columns = weight.shape
+    blocks = -(-columns // BLOCK)
+    codes = torch.empty(out, blocks * BLOCK, dtype=torch.uint8, device=weight.device)
+    scales = torch.empty(out, blocks, device=weight.device)
+    rows = max(1, ROUNDED_AT_ONCE // columns)
+    for start in range(0, out, rows):
+        part = slice(start, start + rows)
+        filled = nn.functional.pad(weight[part].float(), (0, codes.shape[1] - columns))
+        block = filled.view(-1, blocks, BLOCK)
+        scales[part] = full_scales(block, centre)
+        rounded = (block / scales[part][..., None]).round_().clamp_(-centre, centre - 1)
+        codes[part] = rounded.add_(centre).view(-1, codes.shape[1])
+    return Quantized(codes, scales, bits)
 
 
 def gptq(weight: Tensor, hessian: Tensor) -> Quantized:
@@ -111,9 +122,9 @@ def weighted_hessian(rows: Tensor) -> Tensor:
 def inverse_factor(hessian: Tensor) -> Tensor:
     """The upper Cholesky factor U of the damped Hessian's inverse, U'U = H^-1: float32 (in, in)."""
     damped = hessian.double()
-    mean = damped.diagonal().mean().clamp(min=1e-12)
-    damped = damped + DAMPING * mean * torch.eye(len(damped), dtype=damped.dtype)
+    damped.diagonal().add_(DAMPING * damped.diagonal().mean().clamp(min=1e-12))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    del damped  # the largest things that are held at once: three matrices (in, in) of float64
     return torch.linalg.cholesky(inverse, upper=True).float()
 
 
@@ -159,57 +170,62 @@ class SharedInput:
 
 @torch.no_grad()
 def quantize_model(
-    model: Any, windows: Tensor, on_layer: OnLayer | None = None, *, bits: Mapping[str, int] | None = None
-) -> dict[str, Quantized]:
-    """Quantizes every linear layer of a transformers causal language model in place; returns them by name.
+    model: Any,
+    windows: Tensor,
+    matrices: MutableMapping[str, Quantized],
+    on_layer: OnLayer | None = None,
+    *,
+    bits: Mapping[str, int] | None = None,
+) -> None:
+    """Adds every linear layer of a transformers causal language model, quantized, to ``matrices`` by its name.
 
+    Those that are there already, of an interrupted run, are taken as they are. The model stays as it is.
     windows: int64 (windows, seq). bits: of layers that shall not have 4, by name. Those of 8 are rounded to nearest, and
     so is an output layer that is the embedding too: an embedding has no inputs to be judged by. Raises Unsupported for
     a layer whose width is no multiple of 32.
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    linear = layers_in_blocks(model)
-    wide = {module for module, name in linear.items() if (bits or {}).get(name, BITS) > BITS}
-    rounded = wide | ({head} if head.weight is embedding.weight else set())
-    layers = {module: name for module, name in linear.items() if module not in rounded}
-    matrices: dict[str, Quantized] = {}
+    names: dict[nn.Module, str] = dict(layers_in_blocks(model))
+    count = len(names)
+    rounded = {module for module, name in names.items() if (bits or {}).get(name, BITS) > BITS}
+    if head.weight is embedding.weight:
+        names[embedding] = names[head]
+        rounded |= {head, embedding}
     shared = SharedInput()
 
-    def quantize(module: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
-        if module not in layers or layers[module] in matrices:
-            return
-        factor, importance = shared.of(inputs[0])
-        matrix = quantize_columns(module.weight, factor, importance)
-        module.weight.copy_(matrix.weight())
-        matrices[layers[module]] = matrix
-        if on_layer:
-            on_layer(len(matrices), len(linear))
+    def weight_of(module: nn.Module, inputs: Tensor) -> Tensor:
+        name, weight = names[module], module.weight
+        assert isinstance(weight, Tensor)
+        if name not in matrices:
+            if module in rounded:
+                matrices[name] = round_to_nearest(weight, (bits or {}).get(name, BITS))
+            else:
+                matrices[name] = quantize_columns(weight, *shared.of(inputs))
+            if on_layer:
+                on_layer(len(matrices), count)
+        return matrices[name].weight()
 
-    for module in rounded:
-        matrices[linear[module]] = rounded_in_place(module, (bits or {}).get(linear[module], BITS))
-    hooks = [module.register_forward_pre_hook(quantize) for module in layers]
-    try:
+    with computing_with((module for module in names if module is not head), weight_of):
         hidden = model.get_decoder()(input_ids=windows, use_cache=False).last_hidden_state
-    finally:
-        for hook in hooks:
-            hook.remove()
-    quantize(head, (hidden,))  # (windows, seq, hidden); its own output is not needed
-    return matrices
+    if names[head] not in matrices:
+        weight_of(head, hidden)  # (windows, seq, hidden); its own output is not needed
 
 
 @torch.no_grad()
-def round_model(model: Any, *, bits: Mapping[str, int] | None = None) -> dict[str, Quantized]:
+def round_model(
+    model: Any,
+    matrices: MutableMapping[str, Quantized],
+    on_layer: OnLayer | None = None,
+    *,
+    bits: Mapping[str, int] | None = None,
+) -> None:
     """As :func:`quantize_model`, all rounded to nearest."""
-    return {
-        name: rounded_in_place(module, (bits or {}).get(name, BITS))
-        for module, name in layers_in_blocks(model).items()
-    }
-
-
-def rounded_in_place(module: nn.Linear, bits: int) -> Quantized:
-    matrix = round_to_nearest(module.weight, bits)
-    module.weight.copy_(matrix.weight())
-    return matrix
+    layers = linear_layers(model)
+    for module, name in layers.items():
+        if name not in matrices:
+            matrices[name] = round_to_nearest(module.weight, (bits or {}).get(name, BITS))
+        if on_layer:
+            on_layer(len(matrices), len(layers))
 
 
 def linear_layers(model: Any) -> dict[nn.Linear, str]:

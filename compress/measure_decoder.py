@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everlearn.progress import Progress
-from train.evaluate import compare, held_text, load_causal_lm, onnx_logits, token_windows, torch_logits
+from train.evaluate import compare, held_text, onnx_logits, token_windows, torch_logits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,9 +29,11 @@ def measure(
     parent: Path, windows: np.ndarray, logits: Iterator[np.ndarray], progress: Progress
 ) -> dict[str, Any]:
     """logits: float32 (window, vocab) for each of ``windows``, of the compressed model."""
+    from compress.mapped import mapped_causal_lm
+
     progress("measuring", 0.0)
     compared = compare(
-        torch_logits(load_causal_lm(parent), windows),
+        torch_logits(mapped_causal_lm(parent), windows),
         logits,
         windows,
         lambda done, total: progress("measuring", done / total),

@@ -69,6 +69,7 @@ def quantize(
 
     from compress.calibration import calibration_windows, seen
     from compress.gptq import layers_in_blocks, linear_layers, quantize_model, round_model
+    from compress.kv_scales import write_scales
     from compress.mapped import mapped_causal_lm
     from compress.matrices import Matrices
     from compress.recipe import Calibration
@@ -86,7 +87,8 @@ def quantize(
         return lambda done, total: progress(label, done / total)
 
     scratch = Path(request["scratch"])
-    if request["weights"] != "gptq" and not request["wide_share"]:
+    looks = request["weights"] == "gptq" or request["wide_share"] or request["kv_cache"] == "int8"
+    if not looks:
         matrices = Matrices(scratch / "rounded")
         round_model(model, matrices, shown("rounding"), bits=bits)
         return matrices, {}
@@ -94,6 +96,8 @@ def quantize(
     windows = calibration_windows(chosen, model_dir / "tokenizer.json")
     ids, made = torch.from_numpy(windows), {"calibration_seen": seen(windows)}
     matrices = Matrices(scratch / made["calibration_seen"]["sha256"][:12])
+    if request["kv_cache"] == "int8":
+        write_scales(scales_file(request), model, ids, shown("measuring keys and values"))
     if request["wide_share"]:
         groups = stacked([name for name in layers_in_blocks(model).values() if name != head])
         found = matrices.folder / "wide.json"
@@ -119,6 +123,10 @@ def keep_within_window(genai_config: Path, config: Mapping[str, Any]) -> None:
         said["model"]["context_length"] = window
         said["search"]["max_length"] = min(said["search"]["max_length"], window)
         write_file(genai_config, json.dumps(said, indent=4).encode())
+
+
+def scales_file(request: Mapping[str, Any]) -> Path:
+    return Path(request["scratch"]) / "kv_scales.json"
 
 
 def name_of_head(model: Any) -> str:
@@ -161,7 +169,10 @@ def build_graph(
     )
     progress(f"building the {request['precision']} graph", None)
     try:
-        options = parse_extra_options(*where, request["options"])
+        said = list(request["options"])
+        if request["kv_cache"] == "int8":
+            said += ["kv_cache_quant_scheme=int8_per_channel", f"kv_cache_scale_file={scales_file(request)}"]
+        options = parse_extra_options(*where, said)
         with builder_between(load, write):
             create_model(*where, **options)
     except (NotImplementedError, ValueError, KeyError, AttributeError) as error:

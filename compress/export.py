@@ -204,6 +204,7 @@ def export_decoder(
         "head_bits": recipe.head_bits,
         "tied": is_tied(parent_dir),
         "wide_share": recipe.wide_share,
+        "kv_cache": recipe.kv_cache,
         "calibration": recipe.calibration.model_dump(mode="json"),
         "tokens": HELD_TOKENS,
     }

@@ -66,6 +66,9 @@ class PlannedTarget(BaseModel):
     """How many of the layers' weights are rounded less, those that rounding hurts most: of int4-onnx to 8 bits, of w8a8
     not at all. A tenth by GPTQ and of w8a8."""
 
+    kv_cache: Literal["float32", "int8"] = "float32"
+    """int4-onnx and int8-onnx alone: how keys and values of past tokens are kept."""
+
     @model_validator(mode="before")
     @classmethod
     def _who_takes_minutes_takes_two_more(cls, said: Any) -> Any:
@@ -81,6 +84,8 @@ class PlannedTarget(BaseModel):
         if self.weights not in offered:
             makes = " or ".join(to for to, offers in OFFERED.items() if self.weights in offers)
             raise ValueError(f"weights: {self.weights} makes {makes}, not {self.to}")
+        if self.kv_cache == "int8" and self.to not in ("int4-onnx", "int8-onnx"):
+            raise ValueError(f"kv_cache: int8 is of int4-onnx and int8-onnx, not {self.to}")
         if self.to == "w8a8" and self.wide_share == 1:
             raise ValueError("a wide_share of 1 leaves w8a8 nothing to round; 0.1 is a good choice")
         if self.wide_share and self.to not in ("int4-onnx", "w8a8"):

@@ -280,6 +280,6 @@ def _prefill_input(spec: Any, ids: np.ndarray, decoder: dict[str, Any]) -> np.nd
     if spec.name == "position_ids":
         return np.arange(len(ids), dtype=np.int64)[None]
     if spec.name.startswith("past_key_values."):
-        dtype = np.float16 if spec.type == "tensor(float16)" else np.float32
+        dtype = {"tensor(float16)": np.float16, "tensor(int8)": np.int8}.get(spec.type, np.float32)
         return np.zeros((1, decoder["num_key_value_heads"], 0, decoder["head_size"]), dtype=dtype)
     raise InvalidInput(f"the decoder asks for an input that is not known here: {spec.name}")

@@ -40,6 +40,7 @@ def test_one_calibration_set_serves_every_target(tmp_path: Path) -> None:
         ("targets:\n  - {to: int3-onnx}\n", "int4-onnx"),
         ("targets: [{to: int8-onnx, weights: gptq}]\n", "gptq makes int4-onnx"),
         ("targets:\n  - {to: w4a16, wide_share: 0.1}\n", "wide_share is of int4-onnx and w8a8"),
+        ("targets:\n  - {to: w8a8, kv_cache: int8}\n", "kv_cache: int8 is of int4-onnx and int8-onnx"),
         ("targets:\n  - {to: w8a8, wide_share: 1}\n", "nothing to round"),
         ("targets: []\n", "targets"),
         ("calibration: {text: a, store: b}\ntargets: [{}]\n", "not both"),

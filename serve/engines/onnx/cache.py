@@ -17,6 +17,12 @@ MAP_FIXED = 0x10
 """Linux's; Python's mmap does not offer it."""
 
 
+Element = type[np.float32] | type[np.int8]
+"""What keys and values are kept as; the graph says which."""
+
+Block = NDArray[np.float32] | NDArray[np.int8]
+
+
 class Cache:
     """Keys or values of one layer, (rows, kv_heads, capacity, head_size); a page takes memory once written.
 
@@ -24,12 +30,12 @@ class Cache:
     Tools that add up a process's mappings count it as often; the system has it once.
     """
 
-    def __init__(self, shape: tuple[int, int, int, int], views: int = 0) -> None:
-        self.row_bytes = int(np.prod(shape[1:])) * 4
-        self.pages, self.array = reserve(shape)
+    def __init__(self, shape: tuple[int, int, int, int], dtype: Element, views: int = 0) -> None:
+        self.row_bytes = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+        self.pages, self.array = reserve(shape, dtype)
         self.file = open_in_memory(self.row_bytes) if views else None
         if self.file:
-            self.windows, self.first_row = reserve((views, *shape[1:]))
+            self.windows, self.first_row = reserve((views, *shape[1:]), dtype)
             for row in (self.array[0], *self.first_row):
                 map_file(self.file.fileno(), row)
 
@@ -42,12 +48,13 @@ class Cache:
             self.pages.madvise(mmap.MADV_DONTNEED, row * self.row_bytes, self.row_bytes)
 
 
-def reserve(shape: tuple[int, int, int, int]) -> tuple[mmap.mmap, NDArray[np.float32]]:
+def reserve(shape: tuple[int, int, int, int], dtype: Element) -> tuple[mmap.mmap, Block]:
     """Addresses without memory, and the array there."""
-    pages = mmap.mmap(-1, int(np.prod(shape)) * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    size_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    pages = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         pages.madvise(mmap.MADV_NOHUGEPAGE)
-    return pages, np.frombuffer(pages, dtype=np.float32).reshape(shape)
+    return pages, np.frombuffer(pages, dtype=dtype).reshape(shape)
 
 
 def open_in_memory(size_bytes: int) -> io.FileIO:
@@ -59,7 +66,7 @@ def open_in_memory(size_bytes: int) -> io.FileIO:
     return file
 
 
-def map_file(file: int, row: NDArray[np.float32]) -> None:
+def map_file(file: int, row: Block) -> None:
     """Have the addresses of `row` show the beginning of `file`."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p

@@ -20,7 +20,7 @@ from onnx import helper
 from pydantic import BaseModel
 
 from everlearn.errors import Corrupt, Unsupported
-from serve.engines.onnx.cache import Cache
+from serve.engines.onnx.cache import Block, Cache, Element
 
 log = structlog.get_logger()
 
@@ -79,11 +79,6 @@ class DecoderConfig(BaseModel):
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise Corrupt(f"genai_config.json of {bundle.name} cannot be read: {error!r}") from error
 
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of keys and values of one token over all layers (float32)."""
-        return self.layers * 2 * self.kv_heads * self.head_size * 4
-
 
 def last_position_graph(path: Path) -> bytes:
     """The graph at `path`, computing logits of the last position alone: (batch, 1, vocab).
@@ -135,10 +130,18 @@ class Decoder:
         capacity = -(-self.context // PAGE_TOKENS) * PAGE_TOKENS
         shape = (rows, self.config.kv_heads, capacity, self.config.head_size)
         views = drafts + 1 if drafts else 0
-        self.keys = [Cache(shape, views) for _ in range(self.config.layers)]
-        self.values = [Cache(shape, views) for _ in range(self.config.layers)]
+        types = {one.name: one.type for one in self.session.get_inputs()}
+        self.element: Element = np.int8 if types[self.config.past_key % 0] == "tensor(int8)" else np.float32
+        self.keys = [Cache(shape, self.element, views) for _ in range(self.config.layers)]
+        self.values = [Cache(shape, self.element, views) for _ in range(self.config.layers)]
         self.bindings: dict[tuple[int, int, bool], Any] = {}
         self.drafts = drafts if drafts and self._verifies(drafts) else 0
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values of one token over all layers."""
+        numbers = self.config.layers * 2 * self.config.kv_heads * self.config.head_size
+        return numbers * np.dtype(self.element).itemsize
 
     def prefill(self, row: int, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
         """Append `tokens` (n,) at position `start` of `row`; returns the last token's logits (vocab,)."""
@@ -182,15 +185,15 @@ class Decoder:
             )
         return same
 
-    def read(self, row: int, tokens: int) -> NDArray[np.float32]:
+    def read(self, row: int, tokens: int) -> Block:
         """A copy of the first `tokens` keys and values of `row`: (2 * layers, kv_heads, tokens, head_size)."""
         config = self.config
-        block = np.empty((2 * config.layers, config.kv_heads, tokens, config.head_size), np.float32)
+        block = np.empty((2 * config.layers, config.kv_heads, tokens, config.head_size), self.element)
         for kept, cache in zip(block, self.caches, strict=True):
             kept[:] = cache.array[row, :, :tokens]
         return block
 
-    def write(self, row: int, block: NDArray[np.float32], tokens: int) -> None:
+    def write(self, row: int, block: Block, tokens: int) -> None:
         """Put the first `tokens` keys and values of a block made by `read` at the start of `row`."""
         for kept, cache in zip(block, self.caches, strict=True):
             cache.array[row, :, :tokens] = kept[:, :tokens]
@@ -232,7 +235,7 @@ class Decoder:
         for past, present, caches in sides:
             for layer, cache in enumerate(caches):
                 rows = (cache.first_row if first_row else cache.array)[low:high]
-                where = ("cpu", 0, np.float32, rows.shape, rows.ctypes.data)
+                where = ("cpu", 0, self.element, rows.shape, rows.ctypes.data)
                 binding.bind_input(past % layer, *where)
                 binding.bind_output(present % layer, *where)
         self.bindings[low, high, first_row] = binding

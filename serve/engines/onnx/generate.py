@@ -69,8 +69,8 @@ class GenerateBackend:
         self.scheduler = Scheduler(
             self.decoder,
             lambda delivery: loop.call_soon_threadsafe(self._dispatch, delivery),
-            kv_tokens=sizes.kv_tokens(self.decoder.config.kv_bytes_per_token, self.decoder.context),
-            prefix_tokens=sizes.prefix_tokens(self.decoder.config.kv_bytes_per_token),
+            kv_tokens=sizes.kv_tokens(self.decoder.kv_bytes_per_token, self.decoder.context),
+            prefix_tokens=sizes.prefix_tokens(self.decoder.kv_bytes_per_token),
             prefill_chunk=sizes.prefill_chunk,
             queue_limit=sizes.queue_limit,
             batch_invariant=sizes.batch_invariant,

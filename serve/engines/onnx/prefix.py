@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.engines.onnx.cache import Block
+
 SHORTEST_TOKENS = 16
 """Below this, copying saves nothing worth having."""
 
@@ -23,7 +25,7 @@ class Kept:
     """tokens: (n,); block: (2 * layers, kv_heads, n, head_size), see `Decoder.read`."""
 
     tokens: NDArray[np.int64]
-    block: NDArray[np.float32]
+    block: Block
 
 
 class PrefixCache:
@@ -54,7 +56,7 @@ class PrefixCache:
             return False
         return all(common_prefix(entry.tokens, tokens) < len(tokens) for entry in self.entries)
 
-    def keep(self, tokens: NDArray[np.int64], block: NDArray[np.float32]) -> None:
+    def keep(self, tokens: NDArray[np.int64], block: Block) -> None:
         """Add an entry, drop those it extends, then the oldest beyond the limit."""
         self.entries = [e for e in self.entries if common_prefix(e.tokens, tokens) < len(e.tokens)]
         self.entries.append(Kept(tokens.copy(), block))

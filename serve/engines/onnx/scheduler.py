@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from everlearn.errors import EverlearnError, RateLimited, Unavailable
+from serve.engines.onnx.cache import Block
 from serve.engines.onnx.decoder import Decoder
 from serve.engines.onnx.generation import Generation, Piece
 from serve.engines.onnx.line import Line
@@ -70,7 +70,7 @@ class Scheduler(threading.Thread):
         self.waiting = Line()
         self.running: list[Generation] = []
         self.prefilling: Generation | None = None
-        self.parked: dict[Generation, NDArray[np.float32]] = {}
+        self.parked: dict[Generation, Block] = {}
         """Keys and values of answers that gave their row to others: they go on as if nothing had been."""
         self.counters = Counters()
         self.stopping = False

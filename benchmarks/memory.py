@@ -1,0 +1,176 @@
+"""How much memory it takes to build INT4 ONNX of a model: ``python -m benchmarks.memory WORK --limit 2GB``.
+
+A Llama of random bfloat16 weights whose float32 would be three times the limit is written to WORK, layer after layer, and
+built in a process of its own. With ``--cgroup DIR``, a folder of a memory cgroup that may be written, the kernel holds
+that process to the limit, pages of files included; without, the peak of its own pages is printed, and that is all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+HIDDEN, FFN, HEADS, KV_HEADS, VOCAB = 2048, 8192, 32, 8, 49152
+LAYER = HIDDEN * (2 * HIDDEN + 2 * KV_HEADS * HIDDEN // HEADS + 3 * FFN)
+TIMES = 3
+CHILD = (
+    "import json, sys; from benchmarks.memory import build_in; build_in(json.loads(sys.argv[1]), sys.argv[2])"
+)
+UNITS = {"MB": 10**6, "GB": 10**9}
+
+
+def main(
+    work: Annotated[
+        Path, typer.Argument(help="A folder on a disk with room for the model and what is made of it.")
+    ],
+    tokenizer: Annotated[
+        Path, typer.Option(help="A folder with the tokenizer's files, of at most 49,152 tokens.")
+    ],
+    limit: Annotated[str, typer.Option(help="Memory, as 2GB or 800MB.")] = "2GB",
+    cgroup: Annotated[Path | None, typer.Option(help="A memory cgroup's folder.")] = None,
+    weights: Annotated[str, typer.Option(help="rtn or gptq.")] = "rtn",
+    tokens: Annotated[int, typer.Option(help="Of the calibration set.")] = 2048,
+) -> None:
+    """Prints the model's size, the limit, the peaks and the seconds."""
+    said = re.fullmatch(r"(\d+(?:\.\d+)?)(MB|GB)", limit)
+    if not said:
+        raise typer.BadParameter("a limit is written as 2GB or 800MB")
+    allowed = int(float(said[1]) * UNITS[said[2]])
+    layers = max(1, (TIMES * allowed // 4 - VOCAB * HIDDEN) // LAYER)
+    model_dir = work / f"random-{layers}"
+    if not (model_dir / "model.safetensors.index.json").exists():
+        write_model(model_dir, layers, tokenizer)
+    if cgroup:
+        set_limit(cgroup, allowed)
+    request = {"model_dir": str(model_dir), "work": str(work), "weights": weights, "tokens": tokens}
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(request), str(cgroup or "")],
+        stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    if child.returncode:
+        raise SystemExit(f"the build ended with {child.returncode}")
+    found: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    parameters = VOCAB * HIDDEN + layers * LAYER
+    print(
+        f"{parameters / 1e9:.2f} billion weights, {weights}: {4 * parameters / 1e9:.2f} GB in float32, ",
+        end="",
+    )
+    print(
+        f"{2 * parameters / 1e9:.2f} on disk; memory {allowed / 1e9:.2f} GB{'' if cgroup else ' (not held to it)'}"
+    )
+    for step, (peak, seconds) in found["steps"].items():
+        print(f"  {step:<28} {peak / 1e6:7.0f} MB of its own {seconds:7.0f} s")
+    print(f"  made {found['size'] / 1e9:.2f} GB, divergence {found['divergence']:.3f}")
+
+
+def write_model(model_dir: Path, layers: int, tokenizer: Path) -> None:
+    """A Llama of random weights, one layer in memory at a time, in files of one layer each."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig
+
+    model_dir.mkdir(parents=True)
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=FFN, num_hidden_layers=layers,
+        num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, tie_word_embeddings=True, dtype="bfloat16",
+        max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+    config.save_pretrained(model_dir)
+    for file in tokenizer.glob("tokenizer*"):
+        shutil.copyfile(file, model_dir / file.name)
+    torch.manual_seed(0)
+    kv = KV_HEADS * HIDDEN // HEADS
+    shapes = {
+        "self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (kv, HIDDEN), "self_attn.v_proj": (kv, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, HIDDEN), "mlp.gate_proj": (FFN, HIDDEN), "mlp.up_proj": (FFN, HIDDEN),
+        "mlp.down_proj": (HIDDEN, FFN), "input_layernorm": (HIDDEN,), "post_attention_layernorm": (HIDDEN,),
+    }  # fmt: skip
+    where: dict[str, str] = {}
+
+    def keep(name: str, tensors: dict[str, torch.Tensor]) -> None:
+        save_file(tensors, model_dir / name, metadata={"format": "pt"})
+        where.update(dict.fromkeys(tensors, name))
+
+    def made(shape: tuple[int, ...]) -> torch.Tensor:
+        random = torch.randn(shape, dtype=torch.float32) * 0.02 if len(shape) > 1 else torch.ones(shape)
+        return random.to(torch.bfloat16)
+
+    keep(
+        "model-embedding.safetensors",
+        {"model.embed_tokens.weight": made((VOCAB, HIDDEN)), "model.norm.weight": made((HIDDEN,))},
+    )
+    for layer in range(layers):
+        tensors = {f"model.layers.{layer}.{name}.weight": made(shape) for name, shape in shapes.items()}
+        keep(f"model-{layer:03}.safetensors", tensors)
+    index = {"metadata": {}, "weight_map": where}
+    (model_dir / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def set_limit(cgroup: Path, allowed: int) -> None:
+    """Of a cgroup of either version."""
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        if (cgroup / name).exists():
+            (cgroup / name).write_text(str(allowed))
+            return
+    raise SystemExit(f"{cgroup} is no memory cgroup")
+
+
+def build_in(request: dict[str, Any], cgroup: str) -> None:
+    """The child: builds, and prints what each step took."""
+    if cgroup:
+        Path(cgroup, "cgroup.procs").write_text(str(os.getpid()))
+    from compress.build_decoder import build
+    from compress.export import PRECISIONS, decoder_options
+    from compress.recipe import Calibration, CompressRecipe
+
+    work, model_dir = Path(request["work"]), Path(request["model_dir"])
+    recipe = CompressRecipe(
+        weights=request["weights"], wide_share=0, calibration=Calibration(tokens=request["tokens"])
+    )
+    made = work / "made"
+    made.mkdir(exist_ok=True)
+    asked = {
+        "model_dir": str(model_dir), "directory": str(made), "cache_dir": str(work / "cache"), "tied": True,
+        "scratch": str(work / "scratch"), "precision": "int4", "tokens": 1024,
+        "options": decoder_options(model_dir, PRECISIONS["int4-onnx"]),
+        **recipe.model_dump(mode="json", include={"weights", "head_bits", "wide_share", "calibration"}),
+    }  # fmt: skip
+    steps: dict[str, list[float]] = {}
+    at = ["start"]
+
+    def watch() -> None:
+        while at:
+            time.sleep(0.05)
+            kept = steps.setdefault(at[-1], [0.0, 0.0])
+            kept[0], kept[1] = max(kept[0], own_bytes()), kept[1] + 0.05
+
+    threading.Thread(target=watch, daemon=True).start()
+
+    def step(name: str, done: float | None = None) -> None:
+        if at[-1] != name:
+            print(f"{name}…", file=sys.stderr, flush=True)
+        at.append(name)
+
+    compared = build(asked, step)["compared"]
+    size = sum(file.stat().st_size for file in made.iterdir())
+    print(json.dumps({"steps": steps, "size": size, "divergence": compared["divergence"]}))
+
+
+def own_bytes() -> int:
+    """Pages that no file backs, of this process."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,52 @@
+"""Scales for keys and values kept at 8 bits: one each channel of each layer, from a calibration set.
+
+Keys have a few channels much larger than the others, the same ones at every token (KIVI, arXiv 2402.02750), so that one
+scale for all would leave the others no steps. onnxruntime quantizes what attention is about to keep, and reads it back
+with the same scales.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from everlearn.durable import write_file
+
+QMAX = 127
+"""The largest code."""
+
+
+@torch.no_grad()
+def write_scales(
+    file: Path, model: Any, ids: Tensor, on_window: Callable[[int, int], None] | None = None
+) -> None:
+    """Writes what onnxruntime-genai's builder reads. ids: int64 (windows, seq)."""
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
+    for done, window in enumerate(ids, start=1):
+        layers = model.get_decoder()(input_ids=window[None], use_cache=True).past_key_values.layers
+        for found, largest in (
+            (keys, [one.keys for one in layers]),
+            (values, [one.values for one in layers]),
+        ):
+            now = [one[0].abs().amax(1) for one in largest]  # (kv_heads, head) of (1, kv_heads, seq, head)
+            found[:] = [torch.maximum(a, b) for a, b in zip(found or now, now, strict=True)]
+        if on_window:
+            on_window(done, len(ids))
+    keys = [of_both_halves(one) for one in keys]
+    scales = {
+        name: [(one / QMAX).clamp(min=1e-8).flatten().tolist() for one in found]
+        for name, found in (("k_scales", keys), ("v_scales", values))
+    }
+    write_file(file, json.dumps({"scales": scales}).encode())
+
+
+def of_both_halves(largest: Tensor) -> Tensor:
+    """Rotary positions turn channel i and i + head / 2 into each other; largest: (kv_heads, head)."""
+    first, second = largest.chunk(2, dim=-1)
+    return torch.maximum(first, second).repeat(1, 2)

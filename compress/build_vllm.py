@@ -33,6 +33,8 @@ SMOOTHINGS = [
 ]
 """Which layers' inputs are made even, and what is divided for it. Most of the loss came from the last one's."""
 SMOOTHING_STRENGTH = 0.8
+AUTOROUND_STEPS = 200
+"""Of each layer, each on :data:`BATCH` windows."""
 INSTALL = "{} is made by llmcompressor, which is not installed here: pip install 'everlearn[compress]'"
 
 
@@ -125,6 +127,10 @@ def modifiers(request: Mapping[str, Any], model_type: str, kept: list[str]) -> l
             # llmcompressor 0.13 pins what it cached for a device, which torch refuses where there is none.
             IntermediatesCache.pin_memory = lambda *_: None
         return [AWQModifier(), QuantizationModifier(**how)]
+    if request["weights"] == "autoround":
+        from llmcompressor.modifiers.autoround import AutoRoundModifier
+
+        return [AutoRoundModifier(**how, iters=AUTOROUND_STEPS, batch_size=BATCH, enable_torch_compile=False)]
     return [QuantizationModifier(**how)]
 
 

@@ -22,10 +22,10 @@ from everlearn.settings_file import read_settings_file
 from train.recipe import Data, FitOptions, anchored, validate_recipe
 
 Target = Literal["int4-onnx", "int8-onnx", "fp32-onnx", "w8a8", "w4a16"]
-Weights = Literal["rtn", "gptq", "awq"]
+Weights = Literal["rtn", "gptq", "awq", "autoround"]
 OFFERED: Mapping[Target, tuple[Weights, ...]] = {
     "int4-onnx": ("rtn", "gptq"),
-    "w4a16": ("rtn", "gptq", "awq"),
+    "w4a16": ("rtn", "gptq", "awq", "autoround"),
 }
 """How weights may be rounded, where there is a choice; the first unless said."""
 
@@ -57,7 +57,8 @@ class PlannedTarget(BaseModel):
 
     to: Target = "int4-onnx"
     weights: Weights = "rtn"
-    """int4-onnx and w4a16: to nearest, by GPTQ (arXiv 2210.17323), or for w4a16 by AWQ (arXiv 2306.00978)."""
+    """int4-onnx and w4a16: to nearest, or by GPTQ (arXiv 2210.17323). w4a16 also by AWQ (arXiv 2306.00978) and AutoRound
+    (arXiv 2309.05516)."""
     group_size: Literal[32, 64, 128] = 64
     """w4a16 alone: how many weights share a scale. In int4-onnx 32 do."""
     head_bits: Literal[4, 8] = 8

@@ -35,8 +35,8 @@ def compress(
         typer.Option(help="What to make of it; int4-onnx unless said. w8a8 and w4a16 are for vLLM."),
     ] = None,
     weights: Annotated[
-        Literal["rtn", "gptq", "awq"] | None,
-        typer.Option(help="How the weights of int4-onnx and w4a16 are rounded; awq for w4a16 alone."),
+        Literal["rtn", "gptq", "awq", "autoround"] | None,
+        typer.Option(help="How int4-onnx and w4a16 are rounded; awq and autoround are for w4a16."),
     ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="A text file, or a token store, for all but rtn to look at.")

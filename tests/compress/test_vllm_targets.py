@@ -187,6 +187,19 @@ def test_gptq_is_nearer_than_rounding_and_awq_is_another_thing(int4: dict[str, V
     assert 0 < apart["awq"] < 0.5 and apart["awq"] != apart["rtn"]
 
 
+def test_autoround_learns_which_way_to_round(
+    parent: Path, int4: dict[str, Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_vllm, "AUTOROUND_STEPS", 40)
+    recipe = CompressRecipe(
+        to="w4a16", weights="autoround", group_size=32, calibration=Calibration(tokens=2048)
+    )
+    compared = made_of(parent, tmp_path / "learnt", recipe)["compared"]
+    assert 0 < compared["divergence"] < 0.8 * int4["rtn"].manifest.metrics["divergence"]
+    with safe_open(tmp_path / "learnt" / "model.safetensors", "pt") as tensors:
+        assert tuple(tensors.get_tensor("model.layers.0.mlp.up_proj.weight_packed").shape) == (96, 64 // 8)
+
+
 def test_a_group_that_does_not_divide_a_layer_is_refused_by_its_name(
     tiny_settings: Settings, tmp_path: Path
 ) -> None:

@@ -143,7 +143,7 @@ def build_in(request: dict[str, Any], cgroup: str) -> None:
         "model_dir": str(model_dir), "directory": str(made), "cache_dir": str(work / "cache"), "tied": True,
         "scratch": str(work / "scratch"), "precision": "int4", "tokens": 1024,
         "options": decoder_options(model_dir, PRECISIONS["int4-onnx"]),
-        **recipe.model_dump(mode="json", include={"weights", "head_bits", "wide_share", "calibration"}),
+        **recipe.model_dump(mode="json", include={"weights", "head_bits", "wide_share", "kv_cache", "calibration"}),
     }  # fmt: skip
     steps: dict[str, list[float]] = {}
     at = ["start"]

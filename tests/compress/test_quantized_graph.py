@@ -187,7 +187,7 @@ def test_an_interrupted_quantization_goes_on_where_it_was(
 
     request = {
         "model_dir": str(parent), "scratch": str(tmp_path / "scratch"), "precision": "int4",
-        **recipe.model_dump(mode="json", include={"weights", "head_bits", "wide_share", "calibration"}),
+        **recipe.model_dump(mode="json", include={"weights", "head_bits", "wide_share", "kv_cache", "calibration"}),
     }  # fmt: skip
     monkeypatch.setattr(Matrices, "__setitem__", stops)
     with pytest.raises(KeyboardInterrupt):

@@ -6,6 +6,7 @@ built, and what an interrupted run quantized is there when it is started again.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -56,6 +57,7 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         save_graph(graph, directory / "model.onnx", progress)
 
     made["builder"] = build_graph(request, lambda: stand_in(model_dir, matrices), write, progress)
+    gc.collect()  # the builder's models refer to themselves
     if whole[0]:
         keep_within_window(directory / "genai_config.json", config)
     return {"made": made, "compared": measure_export(model_dir, directory, request["tokens"], progress)}

@@ -66,7 +66,7 @@ def multiply_packed(
         raise Unsupported(
             f"{node.name} of this graph, {out} by {columns}, is no layer that GPTQ knows here; weights: rtn builds it"
         )
-    if len(names) == 1:
+    if len(names) == 1 and "logits" not in {one.name for one in node.outputs}:  # there is one output layer
         refuse_another(node, *parts[0])
 
     def all_codes() -> ir.TensorProtocol:

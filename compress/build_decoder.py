@@ -33,6 +33,7 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """
     model_dir, directory = Path(request["model_dir"]), Path(request["directory"])
     progress("loading torch", None)
+    from compress.mapped import give_back
     from compress.quantized_graph import (
         compute_rotary_tables,
         looks_back_whole,
@@ -58,6 +59,7 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 
     made["builder"] = build_graph(request, lambda: stand_in(model_dir, matrices), write, progress)
     gc.collect()  # the builder's models refer to themselves
+    give_back()
     if whole[0]:
         keep_within_window(directory / "genai_config.json", config)
     return {"made": made, "compared": measure_export(model_dir, directory, request["tokens"], progress)}

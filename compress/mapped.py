@@ -6,6 +6,7 @@ memory computes, layer after layer, and the numbers are those of the same model 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,12 @@ def mapped_causal_lm(model_dir: Path) -> Any:
         elif any(one.dtype != torch.float32 for one in module.parameters(recurse=False)):
             widen_while_running(module)
     return model
+
+
+def give_back() -> None:
+    """Freed memory goes back to the system: glibc keeps it where small allocations lie between, and asks for more."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def widen_while_running(module: nn.Module) -> None:

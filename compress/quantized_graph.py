@@ -9,7 +9,6 @@ memory and speed stay as they were.
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import onnx_ir as ir
 import torch
 
 from compress.gptq import BLOCK, round_to_nearest
+from compress.mapped import give_back
 from compress.matrices import Matrices, unpacked
 from compress.sensitivity import STACKS
 from everlearn.errors import Unsupported
@@ -28,7 +28,6 @@ ACCURACY = 4
 NEAR = 0.5
 """Two roundings of one matrix differ by about 0.1 of its norm, two matrices by 1.4."""
 COMPARED_ROWS = 256
-LARGE = 1 << 21
 ROUNDING = 2.0**-11
 """Of float16, relative."""
 BESIDE_LARGEST = 1e-4
@@ -113,9 +112,8 @@ def refuse_another(node: ir.Node, codes: torch.Tensor, scales: torch.Tensor) -> 
     theirs = node.inputs[1].const_value.numpy()[:, :COMPARED_ROWS].T
     ours = unpacked(codes[: len(theirs)], scales[: len(theirs)]).weight().numpy()[:, : theirs.shape[1]]
     apart = np.linalg.norm(ours - theirs) / max(float(np.linalg.norm(theirs)), 1e-12)
-    if theirs.base is not None and theirs.base.size > LARGE:
-        del theirs
-        gc.collect()  # what a graph gave refers to itself
+    del theirs
+    give_back()
     if not apart < NEAR:
         raise Unsupported(f"{node.name} of this graph is not with the layer of that name")
 

@@ -76,7 +76,7 @@ def full_scales(blocks: Tensor, centre: int = CENTRE) -> Tensor:
 
 
 def as_float16(scales: Tensor) -> Tensor:
-    """Rounded as ``compress.slim_graph`` writes them; those below float16's normal numbers stay, so that none is 0."""
+    """Rounded as ``compress.quantized_graph`` writes them; those below float16's normal numbers stay, so that none is 0."""
     half = scales.half().float()
     return torch.where(half.abs() >= torch.finfo(torch.float16).smallest_normal, half, scales)
 

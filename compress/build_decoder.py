@@ -43,24 +43,25 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     )
 
     config = json.loads((model_dir / "config.json").read_text())
-    matrices, made, whole = None, dict[str, Any](), [False]
+    matrices, made, whole = None, dict[str, Any](), False
     if request["precision"] in BITS:
         matrices, made = quantize(model_dir, request, progress)
 
     def write(graph: Any) -> None:
+        nonlocal whole
         if matrices is not None:
             others = None if request["weights"] == "gptq" else BITS[request["precision"]]
             quantize_graph(graph, matrices, others)
             if request["tied"]:
                 share_embedding(graph.graph)
         compute_rotary_tables(graph.graph, config)
-        whole[0] = looks_back_whole(graph.graph)
+        whole = looks_back_whole(graph.graph)
         save_graph(graph, directory / "model.onnx", progress)
 
     made["builder"] = build_graph(request, lambda: stand_in(model_dir, matrices), write, progress)
     gc.collect()  # the builder's models refer to themselves
     give_back()
-    if whole[0]:
+    if whole:
         keep_within_window(directory / "genai_config.json", config)
     return {"made": made, "compared": measure_export(model_dir, directory, request["tokens"], progress)}
 

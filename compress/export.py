@@ -103,12 +103,16 @@ def scratch_of(settings: Settings, parent: Version, recipe: CompressRecipe) -> I
     key = hashlib.sha256(f"{parent.digest} {recipe.model_dump_json()}".encode()).hexdigest()[:12]
     scratch = settings.home / "runs" / f"quantize-{key}"
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = FileLock(scratch / "lock")
     try:
-        with FileLock(scratch / "lock", timeout=0):
-            yield scratch
-            shutil.rmtree(scratch)
+        lock.acquire(timeout=0)
     except Timeout:
         raise Conflict(f"{parent.ref} is being made into {recipe.to} by this recipe already") from None
+    try:
+        yield scratch
+        shutil.rmtree(scratch)
+    finally:
+        lock.release()
 
 
 def export_gguf(

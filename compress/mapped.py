@@ -15,23 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from train.evaluate import load_causal_lm
 from train.model import saved_dtype
 
 
 def mapped_causal_lm(model_dir: Path) -> Any:
     """As ``train.evaluate.load_causal_lm``, in no more memory than its largest matrix takes in float32."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # everlearn shows its own
-    model = AutoModelForCausalLM.from_pretrained(
-        model_dir,
-        dtype=saved_dtype(model_dir),
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-    )
-    model.eval().requires_grad_(False)
+    model = load_causal_lm(model_dir, saved_dtype(model_dir)).requires_grad_(False)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.register_forward_hook(lambda _module, _inputs, rows: rows.float())
@@ -54,11 +44,11 @@ def widen_while_running(module: nn.Module) -> None:
         for name, parameter in own.items():
             module._parameters[name] = nn.Parameter(parameter.float(), requires_grad=False)
 
-    def give_back(*_: Any) -> None:
+    def restore(*_: Any) -> None:
         module._parameters.update(own)
 
     module.register_forward_pre_hook(widen)
-    module.register_forward_hook(give_back, always_call=True)
+    module.register_forward_hook(restore, always_call=True)
 
 
 @contextmanager
@@ -73,7 +63,7 @@ def computing_with(
         kept[module] = module._parameters["weight"]
         module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
 
-    def give_back(module: nn.Module, *_: Any) -> None:
+    def restore(module: nn.Module, *_: Any) -> None:
         if module in kept:
             module._parameters["weight"] = kept.pop(module)
 
@@ -82,7 +72,7 @@ def computing_with(
         for module in modules
         for hook in (
             module.register_forward_pre_hook(take),
-            module.register_forward_hook(give_back, prepend=True, always_call=True),
+            module.register_forward_hook(restore, prepend=True, always_call=True),
         )
     ]
     try:

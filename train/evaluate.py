@@ -19,6 +19,7 @@ from everlearn.errors import InvalidInput
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 WINDOW = 512
 """Tokens a model sees at once: its logits take 512 x 49152 x 4 bytes = 100 MB for a vocabulary of 49k."""
@@ -225,15 +226,19 @@ def negative_log_likelihood(log_probabilities: np.ndarray, targets: np.ndarray) 
     return -float(chosen.sum(dtype=np.float64))
 
 
-def load_causal_lm(model_dir: Path) -> Any:
-    """A transformers causal language model, in float32 and ready to predict; never runs the model's own code."""
+def load_causal_lm(model_dir: Path, dtype: torch.dtype | None = None) -> Any:
+    """A transformers causal language model, in float32 unless said and ready to predict; never runs its own code."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # everlearn shows its own
     return AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        model_dir,
+        dtype=dtype or torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
     ).eval()
 
 

@@ -91,11 +91,14 @@ def one_shot(model: Any, ids: Any, recipe: list[Any]) -> None:
     """Runs llmcompressor's ``recipe`` over ``model``, layer after layer. ids: int64 (windows, seq)."""
     import llmcompressor
     import torch
+    from compressed_tensors.offload import remove_dispatch
     from torch.utils.data import DataLoader
 
     rows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
     loader = DataLoader(rows, batch_size=BATCH)  # type: ignore[arg-type]
     llmcompressor.oneshot(model=model, dataset=loader, recipe=recipe, pipeline="sequential")
+    # It leaves a store of its own in place of each module's parameters, where setting one writes over its numbers.
+    remove_dispatch(model)
 
 
 def smoothing() -> Any:

@@ -15,7 +15,9 @@ from safetensors import safe_open
 
 from compress import build_vllm
 from compress.export import build, export, keep_tokenizer, recipe_of
+from compress.gptq import linear_layers
 from compress.recipe import Calibration, CompressRecipe
+from compress.sensitivity import all_in_int8, sensitivities, stacked
 from everlearn.errors import Unsupported
 from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
@@ -131,6 +133,18 @@ def test_outliers_of_the_activations_are_divided_out(
             monkeypatch.setattr(build_vllm, "SMOOTHED", ())
         price[smoothed] = made_of(outliers, tmp_path / str(smoothed), RECIPE)["compared"]["divergence"]
     assert price[True] < price[False] / 5
+
+
+def test_measuring_layers_leaves_a_model_with_divided_outliers_as_it_is(outliers: Path) -> None:
+    import torch
+
+    model, ids = load_causal_lm(outliers), torch.arange(64)[None]
+    build_vllm.one_shot(model, ids, [build_vllm.smoothing()])
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    groups = stacked([name for name in linear_layers(model).values() if name != "lm_head"])
+    costs = sensitivities(model, ids, groups, all_in_int8)
+    assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
+    assert sensitivities(model, ids, dict(reversed(groups.items())), all_in_int8) == costs, "in any order"
 
 
 def test_the_layers_that_8_bits_hurt_most_stay_bfloat16(

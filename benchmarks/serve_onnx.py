@@ -239,22 +239,24 @@ def everlearn(threads: int) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, text=True)
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_until_ready(url, process)
+        wait_until_ready(url, process, CACHE / "everlearn.log")
         yield url, process
     finally:
         process.terminate()
         process.wait(60)
 
 
-def wait_until_ready(url: str, process: subprocess.Popen[str], limit_s: float = 120) -> None:
+def wait_until_ready(
+    url: str, process: subprocess.Popen[Any], log: Path, limit_s: float = 120, path: str = "/ready"
+) -> None:
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            with urllib.request.urlopen(f"{url}/ready", timeout=5):
+            with urllib.request.urlopen(url + path, timeout=5):
                 return
         except OSError:
             time.sleep(0.2)
-    raise RuntimeError(f"everlearn did not get ready; its log is {CACHE / 'everlearn.log'}")
+    raise RuntimeError(f"{url} did not get ready; its server's log is {log}")
 
 
 @contextmanager

@@ -64,8 +64,8 @@ class PlannedTarget(BaseModel):
     head_bits: Literal[4, 8] = 8
     """int4-onnx alone: of the output layer, and of the embedding where the model ties them."""
     wide_share: float = Field(default=0.0, ge=0, le=1)
-    """How many of the layers' weights are rounded less, those that rounding hurts most: of int4-onnx to 8 bits, of w8a8
-    not at all. A tenth by GPTQ and of w8a8."""
+    """How many of the layers' weights are rounded less, those that rounding hurts most: of int4-onnx to 8 bits (a tenth
+    by GPTQ), of w8a8 not at all (a quarter at most: fewer where the others are hurt little)."""
 
     kv_cache: Literal["float32", "int8"] = "float32"
     """int4-onnx and int8-onnx alone: how keys and values of past tokens are kept."""
@@ -75,7 +75,9 @@ class PlannedTarget(BaseModel):
     def _who_takes_minutes_takes_two_more(cls, said: Any) -> Any:
         if isinstance(said, Mapping):
             to, weights = said.get("to", "int4-onnx"), said.get("weights")
-            if to == "w8a8" or (to == "int4-onnx" and weights == "gptq"):
+            if to == "w8a8":
+                return {"wide_share": 0.25, **said}
+            if to == "int4-onnx" and weights == "gptq":
                 return {"wide_share": 0.1, **said}
         return said
 
@@ -88,7 +90,7 @@ class PlannedTarget(BaseModel):
         if self.kv_cache == "int8" and self.to not in ("int4-onnx", "int8-onnx"):
             raise ValueError(f"kv_cache: int8 is of int4-onnx and int8-onnx, not {self.to}")
         if self.to == "w8a8" and self.wide_share == 1:
-            raise ValueError("a wide_share of 1 leaves w8a8 nothing to round; 0.1 is a good choice")
+            raise ValueError("a wide_share of 1 leaves w8a8 nothing to round; 0.25 is a good choice")
         if self.wide_share and self.to not in ("int4-onnx", "w8a8"):
             raise ValueError(f"wide_share is of int4-onnx and w8a8; {self.to} rounds all layers alike")
         return self

@@ -101,14 +101,23 @@ def divergence(expected: Tensor, model: Any, ids: Tensor) -> float:
     return (expected.exp() * (expected - log_probabilities(model, ids))).sum(-1).mean().item()
 
 
-def most_sensitive(costs: Mapping[str, float], sizes: Mapping[str, int], share: float) -> list[str]:
-    """The groups that cost most for each weight, as many as fit into ``share`` of all weights."""
+def most_sensitive(
+    costs: Mapping[str, float], sizes: Mapping[str, int], share: float, enough: float = 0.0
+) -> list[str]:
+    """The groups that cost most for each weight, until all others cost no more than ``enough`` together.
+
+    As many as fit into ``share`` of all weights.
+    """
     room = share * sum(sizes.values())
+    others = sum(costs.values())
     chosen: list[str] = []
     for group in sorted(costs, key=lambda one: costs[one] / sizes[one], reverse=True):
+        if others <= enough:
+            break
         if costs[group] > 0 and sizes[group] <= room:
             chosen.append(group)
             room -= sizes[group]
+            others -= costs[group]
     return chosen
 
 
@@ -119,9 +128,10 @@ def hurt_most(
     rounding: Rounding,
     share: float,
     on_group: Callable[[int, int], None] | None = None,
+    enough: float = 0.0,
 ) -> list[str]:
     """The :func:`most_sensitive` groups, by :func:`sensitivities` on the last of ``ids``, int64 (windows, seq)."""
     linear = dict(model.named_modules())
     costs = sensitivities(model, ids[-1:, :TRIAL_TOKENS], groups, rounding, on_group)
     sizes = {group: sum(linear[name].weight.numel() for name in names) for group, names in groups.items()}
-    return most_sensitive(costs, sizes, share)
+    return most_sensitive(costs, sizes, share, enough)

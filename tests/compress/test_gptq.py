@@ -179,6 +179,9 @@ def test_the_most_sensitive_fit_into_their_share() -> None:
     assert most_sensitive(costs, sizes, 0.4) == ["a.o_proj", "a.qkv_proj"]
     assert most_sensitive(costs, sizes, 1.0) == ["a.o_proj", "a.qkv_proj", "b.gate_up_proj"]
     assert most_sensitive(dict.fromkeys(sizes, 0.0), sizes, 1.0) == []
+    at_most = sum(costs.values()) - costs["a.o_proj"]
+    assert most_sensitive(costs, sizes, 1.0, enough=at_most) == ["a.o_proj"]
+    assert most_sensitive(costs, sizes, 1.0, enough=sum(costs.values())) == []
 
 
 def test_it_is_nearer_to_the_parent_than_rounding(

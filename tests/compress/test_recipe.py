@@ -59,7 +59,7 @@ def test_bundles_of_the_first_release_are_understood() -> None:
         "builder": "onnxruntime-genai 0.18.0",
     }
     assert recipe_from(export) == CompressRecipe(to="int4-onnx", weights="rtn", head_bits=4)
-    assert (recipe_from({"to": "w8a8"}).wide_share, CompressRecipe(to="w8a8").wide_share) == (0, 0.1)
+    assert (recipe_from({"to": "w8a8"}).wide_share, CompressRecipe(to="w8a8").wide_share) == (0, 0.25)
 
 
 def test_gptq_is_for_int4_alone() -> None:

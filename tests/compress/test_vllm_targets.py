@@ -152,6 +152,10 @@ def test_the_layers_that_8_bits_hurt_most_stay_bfloat16(
 ) -> None:
     monkeypatch.setattr(build_vllm, "SMOOTHED", ())
     all_rounded = made_of(outliers, tmp_path / "all", RECIPE)
+    monkeypatch.setattr(build_vllm, "INT8_ENOUGH", all_rounded["compared"]["divergence"])
+    enough = made_of(outliers, tmp_path / "enough", RECIPE.model_copy(update={"wide_share": 0.25}))
+    assert len(enough["made"]["wide"]) < 2, "what others cost together is little"
+    monkeypatch.setattr(build_vllm, "INT8_ENOUGH", 0)
     made = made_of(outliers, tmp_path / "most", RECIPE.model_copy(update={"wide_share": 0.25}))
     with safe_open(tmp_path / "most" / "model.safetensors", "pt") as tensors:
         kinds = {

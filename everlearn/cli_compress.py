@@ -38,6 +38,10 @@ def compress(
         Literal["rtn", "gptq", "awq", "autoround"] | None,
         typer.Option(help="How int4-onnx and w4a16 are rounded; awq and autoround are for w4a16."),
     ] = None,
+    kv_cache: Annotated[
+        Literal["float32", "int8"] | None,
+        typer.Option(help="How ONNX decoders keep past tokens; int8 takes a quarter of the memory."),
+    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="A text file, or a token store, for all but rtn to look at.")
     ] = None,
@@ -62,12 +66,16 @@ def compress(
         said: dict[str, Any] = {"to": to or "int4-onnx"}
         if weights:
             said["weights"] = weights
+        if kv_cache:
+            said["kv_cache"] = kv_cache
         if calibration:
             said["calibration"] = {"store" if calibration.is_dir() else "text": calibration.absolute()}
         with shown() as progress:
             versions = [export(settings, ref, validate_recipe(CompressRecipe, said), progress)]
-    elif to or weights or calibration:
-        raise InvalidInput("--recipe or --target says all of it: leave --to, --weights and --calibration out")
+    elif to or weights or kv_cache or calibration:
+        raise InvalidInput(
+            "--recipe or --target says all of it: leave --to, --weights, --kv-cache and --calibration out"
+        )
     else:
         plan = with_target(recipe, target)
         with shown() as progress:

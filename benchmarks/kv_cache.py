@@ -1,0 +1,111 @@
+"""Keys and values at 8 bits beside float32, with the same weights: ``python -m benchmarks.kv_cache MODEL_DIR``.
+
+Quality: the held texts a token at a time, as an answer is written, so that all that is past is read from the cache.
+Speed: a step of one row and of several behind a long past; the best of some.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.texts import held
+from compress.export import build
+from compress.quality import windows_of
+from compress.recipe import CompressRecipe
+from everlearn.progress import shown
+from serve.engines.onnx.decoder import Decoder
+
+TOKENS = 2048
+"""Of each text, in windows that begin anew."""
+ROWS, PASTS, STEPS = 8, (256, 2048, 7168), 12
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model_dir", type=Path)
+    parser.add_argument("--to", default="int8-onnx", choices=["int8-onnx", "int4-onnx"])
+    parser.add_argument("--threads", type=int, default=2)
+    chosen = parser.parse_args()
+    windows = windows_of(chosen.model_dir / "tokenizer.json", held(), TOKENS)
+    ids = np.concatenate(list(windows.values()))  # (rows, window)
+    with tempfile.TemporaryDirectory() as folder:
+        bundles: dict[str, Path] = {}
+        for kept in ("float32", "int8"):
+            (directory := Path(folder) / kept).mkdir()
+            with shown() as progress:
+                recipe = CompressRecipe.model_validate({"to": chosen.to, "kv_cache": kept})
+                build(chosen.model_dir, directory, "generate", recipe, progress)
+            bundles[kept] = directory
+        quality(bundles, ids, chosen.threads)
+        speed(bundles, chosen.threads)
+
+
+def quality(bundles: dict[str, Path], ids: np.ndarray, threads: int) -> None:
+    """Perplexity with each, and how far the second's predictions are from the first's; ids: int64 (rows, window)."""
+    decoders = [
+        Decoder(bundle, rows=len(ids), threads=threads, context=ids.shape[1]) for bundle in bundles.values()
+    ]
+    losses = np.zeros(2)
+    apart, same, count = 0.0, 0, 0
+    for at in range(ids.shape[1] - 1):
+        lengths = np.full(len(ids), at + 1)
+        logits = [decoder.decode(np.ascontiguousarray(ids[:, at]), lengths) for decoder in decoders]
+        ours, theirs = (log_softmax(one) for one in logits)
+        losses -= [np.take_along_axis(one, ids[:, at + 1, None], 1).sum() for one in (ours, theirs)]
+        apart += float((np.exp(ours) * (ours - theirs)).sum())
+        same += int((ours.argmax(1) == theirs.argmax(1)).sum())
+        count += len(ids)
+    print(f"{count} tokens, each read behind its past from the cache")
+    print(
+        f"perplexity {' and '.join(f'{math.exp(loss / count):.3f}' for loss in losses)}: {' and '.join(bundles)}"
+    )
+    print(
+        f"ratio {math.exp((losses[1] - losses[0]) / count):.5f}, KL {apart / count:.6f} nats a token,"
+        f" the same most likely token {same / count:.1%}"
+    )
+    for kept, decoder in zip(bundles, decoders, strict=True):
+        print(f"{kept}: {decoder.kv_bytes_per_token / 1024:.1f} KiB a token")
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """float64 (rows, vocab)."""
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+def speed(bundles: dict[str, Path], threads: int) -> None:
+    """Milliseconds of a step; the cache is full of random numbers: attention takes as long whatever it reads."""
+    draw = np.random.default_rng(0)
+    print(
+        f"| ms a step, {threads} threads | "
+        + " | ".join(f"{rows} x {past}" for rows in (1, ROWS) for past in PASTS)
+        + " |"
+    )
+    print("|---" * (1 + 2 * len(PASTS)) + "|")
+    for kept, bundle in bundles.items():
+        decoder = Decoder(bundle, rows=ROWS, threads=threads, context=max(PASTS) + STEPS)
+        for cache in decoder.caches:
+            numbers = draw.standard_normal(cache.array.shape, np.float32)
+            cache.array[:] = numbers if decoder.element is np.float32 else numbers * 32
+        cells: list[str] = []
+        for rows in (1, ROWS):
+            for past in PASTS:
+                best = math.inf
+                for step in range(STEPS):
+                    tokens, lengths = np.full(rows, 100 + step), np.full(rows, past + step + 1)
+                    began = time.perf_counter()
+                    decoder.decode(tokens, lengths)
+                    best = min(best, time.perf_counter() - began)
+                cells.append(f"{best * 1000:.1f}")
+        print(f"| {kept} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

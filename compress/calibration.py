@@ -22,9 +22,9 @@ def calibration_windows(chosen: Calibration, tokenizer_file: Path) -> np.ndarray
     if chosen.store:
         return store_windows(chosen, chosen.store)
     if chosen.text is None:
-        measured = -(-HELD_TOKENS // chosen.sequence_tokens)  # rows
-        limit = measured * chosen.sequence_tokens + chosen.tokens
-        return token_windows(tokenizer_file, held_text().text, limit, chosen.sequence_tokens)[measured:]
+        limit = -(-HELD_TOKENS // chosen.sequence_tokens) * chosen.sequence_tokens + chosen.tokens
+        windows = token_windows(tokenizer_file, held_text().text, limit, chosen.sequence_tokens)
+        return windows[-(-HELD_TOKENS // windows.shape[1]) :]
     try:
         text = chosen.text.read_text(encoding="utf-8")
     except OSError as error:

@@ -66,13 +66,15 @@ def token_windows(
 ) -> np.ndarray:
     """The first ``limit`` tokens of ``text`` as rows of equal length; what does not fill a row is left out.
 
-    Returns ids: int64 (windows, window).
+    Returns ids: int64 (windows, window); shorter rows where the model beside the tokenizer reads no more at once.
     Raises InvalidInput where the text is shorter than one window.
     """
     import numpy as np
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    if (config := tokenizer_file.with_name("config.json")).exists():
+        window = min(window, json.loads(config.read_bytes()).get("max_position_embeddings") or window)
     ids = tokenizer.encode(text, add_special_tokens=False).ids[:limit]
     rows = len(ids) // window
     if rows == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from compress import export
-from compress.export import Drifted, export_onnx
+from compress.calibration import calibration_windows
+from compress.export import Drifted, build, export_onnx
+from compress.measure_decoder import held_windows
+from compress.recipe import Calibration, CompressRecipe
 from everlearn.bundle import open_bundle
 from everlearn.errors import NotFound, Unsupported
 from everlearn.registry import Registry, Version
@@ -148,6 +152,24 @@ def test_an_export_that_drifts_is_not_registered(
 def test_the_gate_refuses_what_is_not_a_small_number(divergence: float) -> None:
     with pytest.raises(Drifted):
         export.refuse_drift(divergence, export.PRECISIONS["int4-onnx"])
+
+
+def test_a_model_that_reads_fewer_tokens_at_once_is_calibrated_and_measured_on_shorter_rows(
+    parent: Path, tmp_path: Path
+) -> None:
+    (short := tmp_path / "short").mkdir()
+    shutil.copytree(parent, short, dirs_exist_ok=True)
+    config = json.loads((parent / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 96}))
+    recipe = CompressRecipe(to="int4-onnx", weights="gptq", calibration=Calibration(tokens=1024))
+    windows = calibration_windows(recipe.calibration, short / "tokenizer.json")
+    assert windows.shape[1] == 96 and windows.size > 900
+    measured = held_windows(short, HELD_TOKENS)
+    assert measured.shape[1] == 96
+    assert not {tuple(row) for row in windows} & {tuple(row) for row in measured}
+    (made := tmp_path / "made").mkdir()
+    _, metrics = build(short, made, "generate", recipe)
+    assert 0 < metrics["divergence"] < 0.2 and metrics["tokens"] > 3000
 
 
 def test_only_safetensors_versions_are_exported(tiny_settings: Settings, int4: Version) -> None:

@@ -19,7 +19,7 @@ EXTRAS = {
     "compress": ["compress", "vllm"],
     "continual": ["continual"],
     "tests": ["all", "dev", "vllm"],
-    "benchmarks": ["all", "dev"],
+    "benchmarks": ["all", "dev", "vllm"],
 }
 
 

@@ -10,6 +10,7 @@ import argparse
 import math
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from compress.quality import windows_of
 from compress.recipe import CompressRecipe
 from everlearn.progress import shown
 from serve.engines.onnx.decoder import Decoder
+from train.evaluate import compare
 
 TOKENS = 2048
 """Of each text, in windows that begin anew."""
@@ -34,7 +36,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
     windows = windows_of(chosen.model_dir / "tokenizer.json", held(), TOKENS)
-    ids = np.concatenate(list(windows.values()))  # (rows, window)
     with tempfile.TemporaryDirectory() as folder:
         bundles: dict[str, Path] = {}
         for kept in ("float32", "int8"):
@@ -43,41 +44,32 @@ def main() -> None:
                 recipe = CompressRecipe.model_validate({"to": chosen.to, "kv_cache": kept})
                 build(chosen.model_dir, directory, "generate", recipe, progress)
             bundles[kept] = directory
-        quality(bundles, ids, chosen.threads)
+        quality(bundles, np.concatenate(list(windows.values())), chosen.threads)
         speed(bundles, chosen.threads)
 
 
-def quality(bundles: dict[str, Path], ids: np.ndarray, threads: int) -> None:
-    """Perplexity with each, and how far the second's predictions are from the first's; ids: int64 (rows, window)."""
-    decoders = [
-        Decoder(bundle, rows=len(ids), threads=threads, context=ids.shape[1]) for bundle in bundles.values()
-    ]
-    losses = np.zeros(2)
-    apart, same, count = 0.0, 0, 0
-    for at in range(ids.shape[1] - 1):
-        lengths = np.full(len(ids), at + 1)
-        logits = [decoder.decode(np.ascontiguousarray(ids[:, at]), lengths) for decoder in decoders]
-        ours, theirs = (log_softmax(one) for one in logits)
-        losses -= [np.take_along_axis(one, ids[:, at + 1, None], 1).sum() for one in (ours, theirs)]
-        apart += float((np.exp(ours) * (ours - theirs)).sum())
-        same += int((ours.argmax(1) == theirs.argmax(1)).sum())
-        count += len(ids)
-    print(f"{count} tokens, each read behind its past from the cache")
+def quality(bundles: dict[str, Path], windows: np.ndarray, threads: int) -> None:
+    """Perplexity with each, and how far the second's predictions are from the first's; windows: int64 (rows, window)."""
+    decoders = {
+        kept: Decoder(bundle, rows=1, threads=threads, context=windows.shape[1])
+        for kept, bundle in bundles.items()
+    }
+    reference, logits = (through_cache(decoder, windows) for decoder in decoders.values())
+    found = compare(reference, logits, windows)
     print(
-        f"perplexity {' and '.join(f'{math.exp(loss / count):.3f}' for loss in losses)}: {' and '.join(bundles)}"
+        f"{found.tokens} tokens, each read behind its past from the cache: perplexity {found.perplexity:.3f} instead of"
+        f" {found.reference_perplexity:.3f}, ratio {found.perplexity / found.reference_perplexity:.5f},"
+        f" KL {found.divergence:.6f} nats a token, the same most likely token {found.agreement:.1%}"
     )
-    print(
-        f"ratio {math.exp((losses[1] - losses[0]) / count):.5f}, KL {apart / count:.6f} nats a token,"
-        f" the same most likely token {same / count:.1%}"
-    )
-    for kept, decoder in zip(bundles, decoders, strict=True):
+    for kept, decoder in decoders.items():
         print(f"{kept}: {decoder.kv_bytes_per_token / 1024:.1f} KiB a token")
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """float64 (rows, vocab)."""
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+def through_cache(decoder: Decoder, windows: np.ndarray) -> Iterator[np.ndarray]:
+    """Logits of each window, float32 (window, vocab), from one token after the other."""
+    for ids in windows:
+        steps = (decoder.decode(ids[at : at + 1], np.array([at + 1])) for at in range(len(ids)))
+        yield np.concatenate(list(steps))
 
 
 def speed(bundles: dict[str, Path], threads: int) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
+from benchmarks.gateway import free_port
 from benchmarks.machine import Neighbours, peak_memory_bytes, read_bandwidth
 from benchmarks.streams import Timeline, decode_rate, joining, prompt_of, together, wall_rate
 from everlearn.errors import NotFound
@@ -226,33 +226,44 @@ def environment(**variables: str) -> dict[str, str]:
 
 @contextmanager
 def everlearn(threads: int) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     variables = environment(
         EVERLEARN_SERVE__PORT=str(port),
         EVERLEARN_ONNX__THREADS=str(threads),
         EVERLEARN_ONNX__SLOTS=str(max(STREAMS)),
     )
     command = [sys.executable, "-m", "everlearn", "serve", MODEL]
-    with (CACHE / "everlearn.log").open("w") as log:
-        process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, text=True)
-    url = f"http://127.0.0.1:{port}"
+    with running("everlearn", command, variables, port) as process:
+        yield f"http://127.0.0.1:{port}", process
+
+
+@contextmanager
+def running(
+    name: str,
+    command: list[str],
+    variables: dict[str, str],
+    port: int,
+    ready: str = "/ready",
+    limit_s: float = 120,
+) -> Iterator[subprocess.Popen[str]]:
+    """A server's process once it has answered at the path ``ready``; it ends with the block."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    log = CACHE / f"{name}.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=variables, stdout=output, stderr=output, text=True)
     try:
-        wait_until_ready(url, process, CACHE / "everlearn.log")
-        yield url, process
+        wait_until_ready(f"http://127.0.0.1:{port}{ready}", process, log, limit_s)
+        yield process
     finally:
         process.terminate()
         process.wait(60)
 
 
-def wait_until_ready(
-    url: str, process: subprocess.Popen[Any], log: Path, limit_s: float = 120, path: str = "/ready"
-) -> None:
+def wait_until_ready(url: str, process: subprocess.Popen[str], log: Path, limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            with urllib.request.urlopen(url + path, timeout=5):
+            with urllib.request.urlopen(url, timeout=5):
                 return
         except OSError:
             time.sleep(0.2)

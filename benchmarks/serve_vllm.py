@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,12 +18,13 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.gateway import free_port
-from benchmarks.serve_onnx import CACHE, GREEDY, Served, say, wait_until_ready
+from benchmarks.serve_onnx import GREEDY, Served, environment, running, say
 from everlearn.registry import Registry
 from everlearn.settings import Settings
 
 MODEL = "bench"
 STREAMS = (1, 16, 64)
+START_LIMIT_S = 400
 
 Figures = dict[str, float]
 
@@ -49,7 +49,7 @@ def measure(
     home: Path, model_dir: Path, targets: Sequence[str], rounds: int
 ) -> dict[str, dict[str, Figures]]:
     """Version → server → figure → the best."""
-    variables = os.environ | {"EVERLEARN_HOME": str(home)}
+    variables = environment(EVERLEARN_HOME=str(home))
     for command in (
         ["import", str(model_dir), "--name", MODEL],
         *(["compress", f"{MODEL}@1", "--to", to] for to in targets),
@@ -94,33 +94,17 @@ def vllm(directory: Path) -> Iterator[str]:
         *(sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(directory)),
         *("--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)),
     ]
-    with running("vllm", command, dict(os.environ), f"http://127.0.0.1:{port}", "/health") as url:
-        yield url
+    with running("vllm", command, environment(), port, "/health", START_LIMIT_S):
+        yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager
 def everlearn(version: str, variables: dict[str, str]) -> Iterator[str]:
     """The gateway and its vLLM, as ``everlearn serve`` starts them."""
     port = free_port()
-    command = [
-        *(sys.executable, "-m", "everlearn", "serve", version, "--engine", "vllm", "--port", str(port)),
-    ]
-    with running("everlearn", command, variables, f"http://127.0.0.1:{port}", "/ready") as url:
-        yield url
-
-
-@contextmanager
-def running(name: str, command: list[str], variables: dict[str, str], url: str, ready: str) -> Iterator[str]:
-    CACHE.mkdir(parents=True, exist_ok=True)
-    log = CACHE / f"{name}.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(command, env=variables, stdout=output, stderr=output)
-    try:
-        wait_until_ready(url, process, limit_s=400, path=ready, log=log)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(60)
+    command = [sys.executable, "-m", "everlearn", "serve", version, "--engine", "vllm", "--port", str(port)]
+    with running("everlearn", command, variables, port, limit_s=START_LIMIT_S):
+        yield f"http://127.0.0.1:{port}"
 
 
 def show(report: dict[str, dict[str, Figures]]) -> None:

@@ -17,7 +17,6 @@ import torch
 from train.evaluate import load_causal_lm
 from train.loop import choose_dtype, fit, peak_memory_bytes
 from train.objectives import CausalLM
-from train.parallel import joined
 from train.recipe import Checkpoint, FitOptions, Optimizer, Schedule
 
 LR, BETAS, WEIGHT_DECAY, CLIP = 1e-5, (0.9, 0.95), 0.1, 1.0
@@ -46,11 +45,7 @@ def everlearn(work: dict[str, Any], folder: Path, dtype: torch.dtype, tell: Tell
     model = load_causal_lm(Path(work["model_dir"]))
     run_dir = folder / f"run-{time.monotonic_ns()}"
     run_dir.mkdir()
-    with joined("none") as group:
-        fit(
-            model, CausalLM(), packer, options,
-            run_dir=run_dir, group=group, on_step=lambda report: tell(report.loss),
-        )  # fmt: skip
+    fit(model, CausalLM(), packer, options, run_dir=run_dir, on_step=lambda report: tell(report.loss))
 
 
 def bare(work: dict[str, Any], folder: Path, dtype: torch.dtype, tell: Tell) -> None:

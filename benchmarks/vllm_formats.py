@@ -41,9 +41,8 @@ def main() -> None:
     for name in FORMATS:
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
-            shutil.copytree(chosen.config_dir, directory, dirs_exist_ok=True)
-            for weights in directory.glob("*.safetensors"):
-                weights.unlink()
+            weights = shutil.ignore_patterns("*.safetensors")
+            shutil.copytree(chosen.config_dir, directory, ignore=weights, dirs_exist_ok=True)
             said = config | {"dtype": "bfloat16"} | quantization(name)
             (directory / "config.json").write_text(json.dumps(said))
             command = [sys.executable, "-c", IN_CHILD, folder, str(chosen.rounds)]

@@ -118,7 +118,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     from train.failures import Diverged
     from train.loop import fit
     from train.model import from_scratch, saved_dtype
-    from train.parallel import joined
+    from train.parallel import Group
     from train.run import base_digest, held_of, metrics_of, open_stores, refuse_foreign_tokens
 
     recipe = validate_recipe(DistillRecipe, request["recipe"])
@@ -152,38 +152,38 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     if recipe.hidden:
         pairs = counterparts(kept, student.config.num_hidden_layers, depth)
         states = HiddenStates(teacher, student, pairs, recipe.hidden)
+    group = Group()
     try:
-        with joined("none") as group:
-            result = fit(
-                student,
-                Distillation(
-                    teacher.to(group.device), recipe.temperature, recipe.weight, recipe.divergence, states
+        result = fit(
+            student,
+            Distillation(
+                teacher.to(group.device), recipe.temperature, recipe.weight, recipe.divergence, states
+            ),
+            packer,
+            recipe,
+            run_dir=run_dir,
+            group=group,
+            validate=held_of(recipe, stores),
+            on_step=lambda at: progress(f"teaching, loss {at.loss:.3f}", at.step / at.steps),
+            identity={
+                "data": [store.card.sha256 for store in stores if store],
+                "teacher": base_digest(teacher_dir),
+                "start": request["student_dir"] and base_digest(Path(request["student_dir"])),
+                **recipe.model_dump(
+                    mode="json",
+                    include={
+                        "student",
+                        "temperature",
+                        "weight",
+                        "divergence",
+                        "hidden",
+                        "reconstruct_tokens",
+                        "quantize_to",
+                        "head_bits",
+                    },
                 ),
-                packer,
-                recipe,
-                run_dir=run_dir,
-                group=group,
-                validate=held_of(recipe, stores),
-                on_step=lambda at: progress(f"teaching, loss {at.loss:.3f}", at.step / at.steps),
-                identity={
-                    "data": [store.card.sha256 for store in stores if store],
-                    "teacher": base_digest(teacher_dir),
-                    "start": request["student_dir"] and base_digest(Path(request["student_dir"])),
-                    **recipe.model_dump(
-                        mode="json",
-                        include={
-                            "student",
-                            "temperature",
-                            "weight",
-                            "divergence",
-                            "hidden",
-                            "reconstruct_tokens",
-                            "quantize_to",
-                            "head_bits",
-                        },
-                    ),
-                },
-            )
+            },
+        )
     except Diverged as error:
         raise InvalidInput(error.message, param="optimizer.lr") from None
     HiddenStates.remove(student)

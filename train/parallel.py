@@ -33,6 +33,12 @@ class Stage(nn.Module):
         return objective(self.model, batch)
 
 
+def own_device() -> torch.device:
+    """The GPU that torchrun gave this process, else the first; the CPU where there is none."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class Group:
     """This process among those that train together. The default is one process alone."""
@@ -40,7 +46,7 @@ class Group:
     kind: Kind = "none"
     rank: int = 0
     ranks: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device = field(default_factory=own_device)
 
     @property
     def is_first(self) -> bool:
@@ -99,15 +105,13 @@ class Group:
 @contextmanager
 def joined(kind: Kind) -> Generator[Group]:
     """The group this process belongs to, as torchrun's variables say."""
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if kind == "none":
-        yield Group(device=device)
+        yield Group()
         return
-    if cuda:
+    device = own_device()
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield Group(kind, dist.get_rank(), dist.get_world_size(), device)
     finally:

@@ -157,8 +157,7 @@ def test_the_gate_refuses_what_is_not_a_small_number(divergence: float) -> None:
 def test_a_model_that_reads_fewer_tokens_at_once_is_calibrated_and_measured_on_shorter_rows(
     parent: Path, tmp_path: Path
 ) -> None:
-    (short := tmp_path / "short").mkdir()
-    shutil.copytree(parent, short, dirs_exist_ok=True)
+    short = shutil.copytree(parent, tmp_path / "short")
     config = json.loads((parent / "config.json").read_text())
     (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 96}))
     recipe = CompressRecipe(to="int4-onnx", weights="gptq", calibration=Calibration(tokens=1024))

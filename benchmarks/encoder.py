@@ -1,8 +1,13 @@
 """A sentence encoder in INT8 beside PyTorch: ``python -m benchmarks.encoder MODEL_DIR``.
 
 The task is the inverse cloze task (arXiv 1906.00300) on real text: of all second halves, which one goes on from this
-first half? Accuracy is the share whose nearest embedding is the right one. Speed: passages in batches, as they are
-indexed, and ten words at a time, as questions come; the same texts, the same threads, in turn, the best of some rounds.
+first half? Accuracy is the share whose nearest embedding is the right one. ``--sts FOLDER`` adds similarity judged by
+people (a file ``*.tsv`` each year and kind, ``score<tab>text<tab>text`` a line, as SemEval's are handed on): the mean
+of the files' rank correlations. Speed: passages in batches, as they are indexed, and ten words at a time, as questions
+come; the same texts, the same threads, in turn, the best of some rounds.
+
+``--layers N`` adds the encoder that a plan makes of it: N layers, healed on ``--steps`` steps of text that is not
+measured, in INT8.
 """
 
 from __future__ import annotations
@@ -11,37 +16,59 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.texts import held, readable
-from compress.export import build
-from compress.export_encoder import load_encoder
-from compress.recipe import CompressRecipe
-from everlearn.progress import shown
+from compress.encoder import cut_and_padded, inputs_of, load_encoder
+from compress.export_encoder import session_embed
+from compress.plan import follow
+from compress.recipe import CompressPlan, PlannedTarget, Prune, Teaching
+from everlearn.progress import Progress, shown
+from everlearn.registry import Registry, Version
+from everlearn.settings import Settings
+from everlearn.sources import import_model
+from train.recipe import Data, Optimizer
 
 WORDS = 60
 """Of a passage; its halves have 30 each."""
+PASSAGES = 500
+"""Of each kind of text, at most; what follows may be learnt."""
 BATCH, ROUNDS, TIMED_BATCHES = 32, 3, 12
 QUESTION_WORDS, QUESTIONS = 10, 300
+KINDS = ("jargon", "scripture", "python")
 
 Encode = Callable[[list[str]], np.ndarray]
 
 
+def words_of(kind: str) -> list[str]:
+    """All of a kind: what models are measured on elsewhere comes first."""
+    return "\n".join((held()[kind], *readable().get(kind, []))).split()
+
+
 def passages() -> list[tuple[str, str]]:
     """First and second halves of passages, from texts that come with everlearn and Python."""
-    kinds = readable()
-    texts = ["\n".join((held()[kind], *kinds.get(kind, []))) for kind in ("jargon", "scripture", "python")]
     found: list[tuple[str, str]] = []
-    for text in texts:
-        words = text.split()[: 500 * WORDS]
+    for kind in KINDS:
+        words = words_of(kind)[: PASSAGES * WORDS]
         for start in range(0, len(words) - WORDS, WORDS):
             half = start + WORDS // 2
             found.append((" ".join(words[start:half]), " ".join(words[half : start + WORDS])))
     return found
+
+
+def write_unmeasured(path: Path) -> int:
+    """All text of these and other kinds that no passage is of, as JSON lines; returns its words."""
+    kinds = {kind: words_of(kind)[PASSAGES * WORDS :] for kind in KINDS}
+    rest = {kind: " ".join(texts).split() for kind, texts in readable().items() if kind not in KINDS}
+    with path.open("w", encoding="utf-8") as file:
+        for words in (*kinds.values(), *rest.values()):
+            for start in range(0, len(words), 4 * WORDS):
+                file.write(json.dumps({"text": " ".join(words[start : start + 4 * WORDS])}) + "\n")
+    return sum(map(len, (*kinds.values(), *rest.values())))
 
 
 def nearest(encode: Encode, pairs: list[tuple[str, str]]) -> np.ndarray:
@@ -50,64 +77,55 @@ def nearest(encode: Encode, pairs: list[tuple[str, str]]) -> np.ndarray:
     return (firsts @ seconds.T).argmax(1)
 
 
+def similarity(encode: Encode, folder: Path) -> float:
+    """The mean over ``folder``'s files of the rank correlation between people's scores and cosines."""
+    from scipy.stats import spearmanr
+
+    found: list[float] = []
+    for file in sorted(folder.glob("*.tsv")):
+        rows = [line.split("\t") for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
+        rows = [row for row in rows if len(row) >= 3 and row[0].strip()]
+        firsts, seconds = (embedded(encode, [row[at] for row in rows]) for at in (1, 2))
+        found.append(float(spearmanr([float(row[0]) for row in rows], (firsts * seconds).sum(1)).statistic))
+    return float(np.mean(found))
+
+
 def embedded(encode: Encode, texts: list[str], batch: int = BATCH) -> np.ndarray:
     """float32 (texts, dim)."""
     return np.concatenate([encode(texts[at : at + batch]) for at in range(0, len(texts), batch)])
 
 
-def onnx_encoder(directory: Path, threads: int) -> Encode:
-    """As ``serve`` runs it: onnxruntime, texts padded to the longest of their batch."""
-    import onnxruntime
-    from tokenizers import Tokenizer
+def encoder_of(directory: Path, tokenizer: Any, threads: int) -> Encode:
+    """An exported one as ``serve`` runs it, by onnxruntime; another one in PyTorch, float32."""
+    if (directory / "model.onnx").exists():
+        embed = session_embed(directory / "model.onnx", threads)
+    else:
+        import torch
 
-    tokenizer = ready(Tokenizer.from_file(str(directory / "tokenizer.json")), directory)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"]
-    )
-    names = {one.name for one in session.get_inputs()}
-
-    def encode(texts: list[str]) -> np.ndarray:
-        feeds = {name: value for name, value in inputs(tokenizer, texts).items() if name in names}
-        return np.asarray(session.run(["sentence_embedding"], feeds)[0])
-
-    return encode
+        torch.set_num_threads(threads)
+        embed = load_encoder(directory).embed
+    return lambda texts: embed(inputs_of(tokenizer, texts))
 
 
-def torch_encoder(model_dir: Path, exported: Path, threads: int) -> Encode:
-    """The same in PyTorch, float32."""
-    import torch
-    from tokenizers import Tokenizer
-
-    torch.set_num_threads(threads)
-    encoder, names = load_encoder(model_dir)
-    tokenizer = ready(Tokenizer.from_file(str(exported / "tokenizer.json")), exported)
-
-    def encode(texts: list[str]) -> np.ndarray:
-        given = inputs(tokenizer, texts)
-        with torch.inference_mode():
-            return encoder(*(torch.from_numpy(given[name]) for name in names)).numpy()
-
-    return encode
-
-
-def ready(tokenizer: Any, directory: Path) -> Any:
-    """With the truncation and padding of the exported encoder."""
-    tokenizer.enable_truncation(json.loads((directory / "config.json").read_text())["max_length"])
-    tokenizer.enable_padding()
-    return tokenizer
-
-
-def inputs(tokenizer: Any, texts: list[str]) -> dict[str, np.ndarray]:
-    """int64 (texts, seq) each."""
-    encoded = tokenizer.encode_batch(texts)
-    return {
-        "input_ids": np.array([one.ids for one in encoded]),
-        "attention_mask": np.array([one.attention_mask for one in encoded]),
-        "token_type_ids": np.array([one.type_ids for one in encoded]),
-    }
+def planned(registry: Registry, chosen: argparse.Namespace, progress: Progress) -> Version:
+    """What is left of the encoder with fewer layers, healed and in INT8; the last version of a plan."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "text.jsonl"
+        print(f"{write_unmeasured(text)} words to learn from")
+        heal = Teaching(
+            data=Data(train=(text,)),
+            hidden=chosen.hidden,
+            sequence_tokens=128,
+            batch_tokens=chosen.batch_tokens,
+            micro_batch=64,
+            steps=chosen.steps,
+            optimizer=Optimizer(lr=chosen.lr),
+        )
+        plan = CompressPlan(
+            prune=Prune(layers=chosen.layers), heal=heal, targets=(PlannedTarget(to="int8-onnx"),)
+        )
+        *_, last = follow(registry.settings, "encoder@1", plan, progress)
+    return last
 
 
 def main() -> None:
@@ -115,46 +133,78 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model_dir", type=Path)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sts", type=Path)
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--hidden", type=float, default=1.0)
+    parser.add_argument("--home", type=Path, help="where versions are kept; the same plan goes on there")
     chosen = parser.parse_args()
-    pairs = passages()
     with tempfile.TemporaryDirectory() as folder, shown() as progress:
-        made: dict[str, tuple[Encode, int]] = {}
+        settings = Settings(home=chosen.home or Path(folder))
+        registry = Registry(settings)
+        import_model(settings, str(chosen.model_dir.absolute()), name="encoder")
+        made = {"PyTorch, float32": registry.weights("encoder@1")}
         for to in ("fp32-onnx", "int8-onnx"):
-            (directory := Path(folder) / to).mkdir()
-            build(chosen.model_dir, directory, "embed", CompressRecipe(to=to), progress)  # type: ignore[arg-type]
-            size = sum(file.stat().st_size for file in directory.iterdir())
-            made[to] = (onnx_encoder(directory, chosen.threads), size)
-        weights = sum(file.stat().st_size for file in chosen.model_dir.glob("*.safetensors"))
-        encode = torch_encoder(chosen.model_dir, Path(folder) / "fp32-onnx", chosen.threads)
-        made = {"PyTorch, fp32": (encode, weights), **made}
-        picked = {name: nearest(encode, pairs) for name, (encode, _) in made.items()}
-        right = {name: float((one == np.arange(len(pairs))).mean()) for name, one in picked.items()}
-        texts = [first + " " + second for first, second in pairs[: BATCH * TIMED_BATCHES]]
-        questions = [" ".join(first.split()[:QUESTION_WORDS]) for first, _ in pairs[:QUESTIONS]]
-        best = {name: [float("inf")] * 2 for name in made}
-        for _ in range(ROUNDS):
-            for name, (encode, _) in made.items():
-                for at, (asked, batch) in enumerate(((texts, BATCH), (questions, 1))):
-                    began = time.perf_counter()
-                    embedded(encode, asked, batch)
-                    best[name][at] = min(best[name][at], time.perf_counter() - began)
+            *_, made[to] = follow(
+                settings, "encoder@1", CompressPlan(targets=(PlannedTarget(to=to),)), progress
+            )
+        if chosen.layers:
+            made[f"int8-onnx, {chosen.layers} layers"] = planned(registry, chosen, progress)
+        compare(registry, made, chosen)
+
+
+def compare(registry: Registry, made: Mapping[str, Version], chosen: argparse.Namespace) -> None:
+    """Prints a row for each version, beside the first."""
+    pairs = passages()
+    tokenizer = cut_and_padded(registry.path(next(iter(made.values()))))
+    encoders = {
+        name: encoder_of(registry.path(version), tokenizer, chosen.threads) for name, version in made.items()
+    }
+    sizes = {name: weights_bytes(registry.path(version)) for name, version in made.items()}
+    picked = {name: nearest(encode, pairs) for name, encode in encoders.items()}
+    right = {name: float((one == np.arange(len(pairs))).mean()) for name, one in picked.items()}
+    judged = {name: similarity(encode, chosen.sts) for name, encode in encoders.items()} if chosen.sts else {}
+    best = timed(encoders, pairs)
     first = next(iter(made))
     print(
-        f"{len(pairs)} passages of {WORDS} words; speed on {len(texts)} of them, batches of {BATCH}, "
-        f"and on {len(questions)} questions of {QUESTION_WORDS} words, one at a time"
+        f"{len(pairs)} passages of {WORDS} words; speed on {BATCH * TIMED_BATCHES} of them, batches of {BATCH}, "
+        f"and on {QUESTIONS} questions of {QUESTION_WORDS} words, one at a time"
     )
     print(
-        "| | MB | of fp32 | accuracy | of fp32's | the same pick | passages/s | times PyTorch | ms a question "
-        "| times PyTorch |\n|---|---|---|---|---|---|---|---|---|---|"
+        "| | MB | of fp32 | accuracy | of fp32's | the same pick | similarity | of fp32's | passages/s | times PyTorch "
+        "| ms a question | times PyTorch |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
     )
-    for name, (_, size) in made.items():
+    for name in made:
         in_batches, alone = best[name]
+        told = f"{judged[name]:.4f} | {judged[name] / judged[first]:.2%}" if judged else " | "
         print(
-            f"| {name} | {size / 1e6:.1f} | {size / made[first][1]:.1%} | {right[name]:.4f} "
-            f"| {right[name] / right[first]:.2%} | {(picked[name] == picked[first]).mean():.1%} "
-            f"| {len(texts) / in_batches:.0f} | {best[first][0] / in_batches:.2f} "
-            f"| {1000 * alone / len(questions):.2f} | {best[first][1] / alone:.2f} |"
+            f"| {name} | {sizes[name] / 1e6:.1f} | {sizes[name] / sizes[first]:.1%} | {right[name]:.4f} "
+            f"| {right[name] / right[first]:.2%} | {(picked[name] == picked[first]).mean():.1%} | {told} "
+            f"| {BATCH * TIMED_BATCHES / in_batches:.0f} | {best[first][0] / in_batches:.2f} "
+            f"| {1000 * alone / QUESTIONS:.2f} | {best[first][1] / alone:.2f} |"
         )
+
+
+def weights_bytes(directory: Path) -> int:
+    """Of the weights in PyTorch; of an export all files, since its graph is among them."""
+    files: list[Path] = list(directory.glob("*.safetensors")) or list(directory.iterdir())
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def timed(encoders: Mapping[str, Encode], pairs: list[tuple[str, str]]) -> dict[str, list[float]]:
+    """Seconds for the passages in batches, and for the questions one at a time: the best round of each."""
+    texts = [first + " " + second for first, second in pairs[: BATCH * TIMED_BATCHES]]
+    questions = [" ".join(first.split()[:QUESTION_WORDS]) for first, _ in pairs[:QUESTIONS]]
+    best: dict[str, Any] = {name: [float("inf")] * 2 for name in encoders}
+    for _ in range(ROUNDS):
+        for name, encode in encoders.items():
+            for at, (asked, batch) in enumerate(((texts, BATCH), (questions, 1))):
+                began = time.perf_counter()
+                embedded(encode, asked, batch)
+                best[name][at] = min(best[name][at], time.perf_counter() - began)
+    return best
 
 
 if __name__ == "__main__":

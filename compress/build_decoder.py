@@ -63,7 +63,11 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     give_back()
     if whole:
         keep_within_window(directory / "genai_config.json", config)
-    return {"made": made, "compared": measure_export(model_dir, directory, request["tokens"], progress)}
+    scratch = Path(request["cache_dir"])
+    return {
+        "made": made,
+        "compared": measure_export(model_dir, directory, request["tokens"], scratch, progress),
+    }
 
 
 def quantize(

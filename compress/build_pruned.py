@@ -10,7 +10,7 @@ from compress.calibration import calibration_windows, seen
 from compress.measure_decoder import held_windows, measure
 from compress.recipe import Calibration, Prune
 from everlearn.child import answer
-from everlearn.errors import InvalidInput, Unsupported
+from everlearn.errors import Unsupported
 from everlearn.progress import Progress
 from train.evaluate import load_causal_lm, torch_logits
 from train.model import saved_dtype
@@ -46,7 +46,7 @@ def pruned(model: Any, wanted: Prune, ids: Any, progress: Progress) -> tuple[Any
 
     ids: int64 (windows, seq) of the calibration set.
     """
-    from compress.prune import layers_of, least_missed, narrow_ffn, share_of_zeros, with_layers
+    from compress.prune import chosen_layers, layers_of, least_missed, narrow_ffn, share_of_zeros, with_layers
     from compress.reconstruct import batch_of, reconstruct, rounded
 
     if wanted.sparsity is not None:
@@ -54,26 +54,16 @@ def pruned(model: Any, wanted: Prune, ids: Any, progress: Progress) -> tuple[Any
         return model, {"zeros": round(share_of_zeros(model), 4)}
     whole, kept, made = model, list(range(len(layers_of(model)))), dict[str, Any]()
     if wanted.layers is not None or wanted.drop:
-        depth = len(kept)
-        gone = sorted(set(wanted.drop))
-        if unknown := [one for one in gone if not 0 <= one < depth]:
-            raise InvalidInput(
-                f"there is no layer {unknown[0]}: the model's {depth} are 0 to {depth - 1}", param="drop"
-            )
-        if wanted.layers is not None:
-            if not wanted.layers < depth:
-                raise InvalidInput(
-                    f"{wanted.layers} layers are to stay; the model has {depth}", param="layers"
-                )
-            gone = least_missed(
-                model,
-                ids,
-                depth - wanted.layers,
-                lambda done, total: progress("trying without each layer", done / total),
-            )
+        gone = chosen_layers(
+            wanted,
+            len(kept),
+            lambda drop: least_missed(
+                model, ids, drop, lambda done, total: progress("trying without each layer", done / total)
+            ),
+        )
         kept = [one for one in kept if one not in gone]
         model = with_layers(model, kept)
-        made["dropped"] = sorted(gone)
+        made["dropped"] = gone
     if wanted.ffn is not None:
         model = narrow_ffn(
             model, wanted.ffn, ids[:BATCH], lambda done, total: progress("weighing columns", done / total)

@@ -60,7 +60,11 @@ PRECISIONS: Mapping[Target, Precision] = {
 }
 
 
+PARENTS_OWN = ("bundle.json", "model.safetensors.index.json")
+"""What describes the parent's weights, and no others."""
+
 FOR_VLLM: tuple[Target, ...] = ("w8a8", "w4a16")
+FOR_ENCODERS: tuple[Target, ...] = ("int8-onnx", "fp32-onnx")
 
 
 class Drifted(EverlearnError):
@@ -279,6 +283,16 @@ def keep_tokenizer(parent_dir: Path, staging: Path) -> None:
             shutil.copyfile(file, staging / file.name)
 
 
+def keep_beside_weights(parent_dir: Path, made: Path) -> None:
+    """All that a Hugging Face directory has beside its weights, where ``made`` has no such file of its own."""
+    for file in sorted(parent_dir.rglob("*")):
+        target = made / file.relative_to(parent_dir)
+        of_the_weights = file.suffix == ".safetensors" or file.name in PARENTS_OWN
+        if file.is_file() and not of_the_weights and not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
+
+
 def refuse_drift(divergence: float, precision: Precision) -> None:
     """The parity gate. Raises Drifted."""
     if not divergence <= precision.max_divergence:
@@ -293,8 +307,8 @@ def export_encoder(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds and measures an encoder; returns how it was made, and its metrics."""
     precision = PRECISIONS[recipe.to]
-    if recipe.to not in ("int8-onnx", "fp32-onnx"):
-        raise Unsupported("encoders are exported as int8-onnx or fp32-onnx")
+    if recipe.to not in FOR_ENCODERS:
+        raise Unsupported(f"encoders are exported as {' or '.join(FOR_ENCODERS)}")
     request = {"model_dir": str(parent_dir), "directory": str(staging), "precision": precision.name}
     made = run_child("compress.export_encoder", request, progress)
     metrics = made.pop("metrics")

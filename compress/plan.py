@@ -7,14 +7,13 @@ its recipe.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from compress.calibration import calibration_windows, seen
 from compress.compare import speed_of
-from compress.export import export, price, recipe_of, refuse_full_disk
+from compress.export import FOR_ENCODERS, export, keep_beside_weights, price, recipe_of, refuse_full_disk
 from compress.recipe import Calibration, CompressPlan, CompressRecipe, Prune
 from compress.search import (
     SMALLEST,
@@ -40,8 +39,6 @@ from train.evaluate import HELD_TOKENS
 TRAINING_FACTOR = 6
 SPEED_TRIALS = 3
 """Sizes are tried so often for a speed: each time by what the last one fell short."""
-PARENTS_OWN = ("bundle.json", "model.safetensors.index.json")
-"""What describes the parent's weights, and no pruned ones."""
 
 
 def follow(
@@ -189,28 +186,25 @@ def prune(
     """Adds a pruned version of ``ref``, with what it lost before any healing. Raises InvalidInput, Unsupported."""
     registry = Registry(settings)
     parent = registry.weights(ref)
-    if parent.task != "generate":
-        raise InvalidInput(f"{parent.ref} is an encoder; decoders are pruned here", param="prune")
+    decoder = parent.task == "generate"
     parent_dir = registry.path(parent)
     calibration = calibration or Calibration()
     recipe = pruned_recipe(wanted, calibration)
     with registry.staging() as staging:
         request = {**recipe, "model_dir": str(parent_dir), "directory": str(staging), "tokens": HELD_TOKENS}
-        answer = run_child("compress.build_pruned", request, progress)
-        for file in parent_dir.iterdir():
-            of_the_weights = file.suffix == ".safetensors" or file.name in PARENTS_OWN
-            if not of_the_weights and not (staging / file.name).exists():
-                shutil.copyfile(file, staging / file.name)
+        child = "compress.build_pruned" if decoder else "compress.prune_encoder"
+        answer = run_child(child, request, progress)
+        keep_beside_weights(parent_dir, staging)
         write_bundle(
             staging,
             name=parent.model,
             format="safetensors",
-            task="generate",
+            task=parent.task,
             architecture=parent.manifest.architecture,
             parameters=count_parameters(staging),
             parent=parent.digest,
             recipe={"prune": {**recipe, **answer["made"]}},
-            metrics=price(answer["compared"]),
+            metrics=price(answer["compared"]) if decoder else answer["compared"],
         )
         return registry.add(staging, parent.model)
 
@@ -260,6 +254,8 @@ def refuse_early(
     """Raises what would otherwise be found out after hours; returns which tokens will be looked at."""
     if plan.target:
         parse_target(plan.target)
+    if parent.task == "embed":
+        refuse_decoders_plan(plan, parent.ref)
     looked = seen(calibration_windows(plan.calibration, registry.path(parent) / "tokenizer.json"))
     for file in (*plan.heal.data.train, *plan.heal.data.held) if plan.heal else ():
         if not file.exists():
@@ -268,3 +264,16 @@ def refuse_early(
             )
     refuse_full_disk(settings, parent.manifest.size_bytes * (TRAINING_FACTOR if plan.heal else 2))
     return looked
+
+
+def refuse_decoders_plan(plan: CompressPlan, ref: str) -> None:
+    """Raises InvalidInput for what a plan asks of an encoder that only decoders have."""
+    pruned, wrong = plan.prune, None
+    if plan.target:
+        wrong = ("target", "name layers to prune, and targets")
+    elif pruned and (pruned.ffn is not None or pruned.sparsity is not None):
+        wrong = ("prune", "whole layers are taken out of it: prune by layers or drop")
+    elif any(one.to not in FOR_ENCODERS for one in plan.targets):
+        wrong = ("targets", f"it is made into {' or '.join(FOR_ENCODERS)}")
+    if wrong:
+        raise InvalidInput(f"{ref} is an encoder: {wrong[1]}", param=wrong[0])

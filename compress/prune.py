@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.recipe import Prune
 from compress.sensitivity import TRIAL_TOKENS, divergence, log_probabilities
 from everlearn.errors import InvalidInput, Unsupported
 
@@ -25,7 +26,7 @@ FFN_MULTIPLE = 32
 
 
 def layers_of(model: Any) -> nn.ModuleList:
-    """The decoder's layers."""
+    """The model's layers."""
     return next(part for part in model.modules() if isinstance(part, nn.ModuleList))
 
 
@@ -89,14 +90,20 @@ def block_influence(model: Any, ids: Tensor) -> list[float]:
 
 @torch.no_grad()
 def least_missed(model: Any, ids: Tensor, drop: int, on_part: OnPart | None = None) -> list[int]:
-    """Which layers to drop, in this order: one after the other, the one whose absence changes the predictions least.
+    """Which of a decoder's layers to drop, in this order: those whose absence changes the predictions least.
 
     ids: int64 (windows, seq), of which the beginning of the last is read. Change is KL from the whole model's
-    predictions, with all that went before already gone.
+    predictions.
     """
     ids = ids[-1:, :TRIAL_TOKENS]
     whole = log_probabilities(model, ids)
-    layers = layers_of(model)
+    return cheapest(layers_of(model), lambda: divergence(whole, model, ids), drop, on_part)
+
+
+def cheapest(
+    layers: Sequence[nn.Module], cost: Callable[[], float], drop: int, on_part: OnPart | None = None
+) -> list[int]:
+    """Which layers to drop, one after the other the one without which ``cost`` is least, with all that went before gone."""
     depth, dropped = len(layers), list[int]()
     trials = sum(depth - gone for gone in range(drop))
     done = 0
@@ -106,12 +113,26 @@ def least_missed(model: Any, ids: Tensor, drop: int, on_part: OnPart | None = No
             if at in dropped:
                 continue
             with skipped([layers[one] for one in (*dropped, at)]):
-                costs[at] = divergence(whole, model, ids)
+                costs[at] = cost()
             done += 1
             if on_part:
                 on_part(done, trials)
         dropped.append(min(costs, key=costs.__getitem__))
     return dropped
+
+
+def chosen_layers(wanted: Prune, depth: int, missed: Callable[[int], list[int]]) -> list[int]:
+    """Those to go of ``depth``, sorted: as named, or as ``missed`` answers how many. Raises InvalidInput."""
+    gone = sorted(set(wanted.drop))
+    if unknown := [one for one in gone if not 0 <= one < depth]:
+        raise InvalidInput(
+            f"there is no layer {unknown[0]}: the model's {depth} are 0 to {depth - 1}", param="drop"
+        )
+    if wanted.layers is None:
+        return gone
+    if not wanted.layers < depth:
+        raise InvalidInput(f"{wanted.layers} layers are to stay; the model has {depth}", param="layers")
+    return sorted(missed(depth - wanted.layers))
 
 
 class skipped:

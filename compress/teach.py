@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,6 +26,9 @@ from everlearn.settings import Settings
 from everlearn.settings_file import read_settings_file
 from train.data.card import DataOptions
 from train.recipe import Architecture, anchored, validate_recipe
+
+if TYPE_CHECKING:
+    from train.data.store import TokenStore
 
 
 class Student(BaseModel):
@@ -74,9 +77,14 @@ def distill(settings: Settings, recipe: DistillRecipe, run_dir: Path, progress: 
     """
     registry = Registry(settings)
     teacher = registry.weights(recipe.teacher)
-    if teacher.task != "generate":
-        raise InvalidInput(f"{teacher.ref} is an encoder; a teacher predicts next tokens", param="teacher")
     student = registry.weights(recipe.student.model) if recipe.student.model else None
+    if student and student.task != teacher.task:
+        raise InvalidInput(
+            f"{student.ref} and {teacher.ref}: an encoder learns from an encoder, a decoder from a decoder",
+            param="student.model",
+        )
+    if teacher.task == "embed":
+        refuse_decoders_options(recipe, teacher.ref)
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     request = {
         "recipe": recipe.model_dump(mode="json"),
@@ -85,7 +93,8 @@ def distill(settings: Settings, recipe: DistillRecipe, run_dir: Path, progress: 
         "dropped": student and dropped_of(student, teacher),
         "run_dir": str(run_dir),
     }
-    metrics = run_child("compress.teach", request, progress)
+    child = "compress.teach" if teacher.task == "generate" else "compress.teach_encoder"
+    metrics = run_child(child, request, progress)
     with registry.staging() as staging:
         shutil.copytree(run_dir / "model", staging, dirs_exist_ok=True)
         config = json.loads((staging / "config.json").read_bytes())
@@ -93,7 +102,7 @@ def distill(settings: Settings, recipe: DistillRecipe, run_dir: Path, progress: 
             staging,
             name=recipe.name,
             format="safetensors",
-            task="generate",
+            task=teacher.task,
             architecture=config["architectures"][0],
             parameters=count_parameters(staging),
             parent=(student or teacher).digest,
@@ -101,6 +110,45 @@ def distill(settings: Settings, recipe: DistillRecipe, run_dir: Path, progress: 
             metrics=metrics,
         )
         return registry.add(staging, recipe.name)
+
+
+OF_DECODERS = ("temperature", "weight", "divergence", "quantize_to", "head_bits")
+
+
+def refuse_decoders_options(recipe: DistillRecipe, teacher: str) -> None:
+    """Raises InvalidInput for what is said of predictions where an encoder teaches."""
+    if recipe.student.architecture is not None:
+        raise InvalidInput(
+            f"{teacher} is an encoder: its student has some of its layers, or is a model here",
+            param="student.architecture",
+        )
+    for name in OF_DECODERS:
+        if getattr(recipe, name) != Teaching.model_fields[name].default:
+            raise InvalidInput(
+                f"{name} is of predictions, and {teacher} is an encoder: it teaches its embeddings, and by hidden its "
+                "last states",
+                param=name,
+            )
+
+
+def texts_to_learn(
+    recipe: DistillRecipe, teacher_dir: Path, run_dir: Path, progress: Progress
+) -> tuple[TokenStore, TokenStore | None]:
+    """What to learn from and what to measure on, prepared where the recipe names files.
+
+    Raises InvalidInput where a store's tokens are another tokenizer's.
+    """
+    from train.data.prepare import prepare
+    from train.data.tokenize import Tokens
+    from train.run import open_stores, refuse_foreign_tokens
+
+    if recipe.data.train:
+        said = recipe.data.model_dump(include=set(DataOptions.model_fields))
+        options = DataOptions(**{**said, "max_tokens": recipe.data.max_tokens or recipe.sequence_tokens})
+        prepare(recipe.data.train, teacher_dir, run_dir / "data", options, progress, held=recipe.data.held)
+    stores = open_stores(recipe, run_dir)  # pyright: ignore[reportArgumentType]
+    refuse_foreign_tokens(stores, Tokens(teacher_dir).sha256)
+    return stores
 
 
 def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -112,23 +160,16 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     from compress.prune import evenly_spaced, with_layers
     from compress.quantize_aware import keep_rounded, round_in_training
     from train.data.packing import Packer
-    from train.data.prepare import prepare
-    from train.data.tokenize import Tokens
     from train.evaluate import load_causal_lm
     from train.failures import Diverged
     from train.loop import fit
     from train.model import from_scratch, saved_dtype
     from train.parallel import Group
-    from train.run import base_digest, held_of, metrics_of, open_stores, refuse_foreign_tokens
+    from train.run import base_digest, held_of, metrics_of
 
     recipe = validate_recipe(DistillRecipe, request["recipe"])
     teacher_dir, run_dir = Path(request["teacher_dir"]), Path(request["run_dir"])
-    if recipe.data.train:
-        said = recipe.data.model_dump(include=set(DataOptions.model_fields))
-        options = DataOptions(**{**said, "max_tokens": recipe.data.max_tokens or recipe.sequence_tokens})
-        prepare(recipe.data.train, teacher_dir, run_dir / "data", options, progress, held=recipe.data.held)
-    stores = open_stores(recipe, run_dir)  # pyright: ignore[reportArgumentType]
-    refuse_foreign_tokens(stores, Tokens(teacher_dir).sha256)
+    stores = texts_to_learn(recipe, teacher_dir, run_dir, progress)
     progress("loading the teacher", None)
     teacher = load_causal_lm(teacher_dir)
     torch.manual_seed(recipe.seed)

@@ -73,6 +73,8 @@ def token_windows(
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     if (config := tokenizer_file.with_name("config.json")).exists():
         window = min(window, json.loads(config.read_bytes()).get("max_position_embeddings") or window)
     ids = tokenizer.encode(text, add_special_tokens=False).ids[:limit]

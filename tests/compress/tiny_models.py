@@ -67,13 +67,13 @@ def write_llama(directory: Path) -> LlamaForCausalLM:
     return model
 
 
-def write_bert(directory: Path) -> BertModel:
-    """A sentence-transformers directory with a two-layer encoder, mean pooling, and texts cut at 64 tokens."""
+def write_bert(directory: Path, layers: int = 2) -> BertModel:
+    """A sentence-transformers directory with a small encoder, mean pooling, and texts cut at 64 tokens."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=512,
         hidden_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         intermediate_size=96,
         max_position_embeddings=128,

@@ -42,7 +42,7 @@ class Tokens:
         self.vocab_size = max(self._marked.get_vocab(with_added_tokens=True).values()) + 1
         config = _json(tokenizer_dir / "tokenizer_config.json")
         variables = {name: _text(config.get(name)) for name in TOKEN_NAMES}
-        self.bos = _prefix(self._marked)
+        self.bos, _ = _around(self._marked)
         self.eos = _end(tokenizer_dir, self._marked, variables["eos_token"])
         source = _template(tokenizer_dir, config)
         self.template = ChatTemplate(source, special.values(), variables) if source else None
@@ -134,11 +134,17 @@ def _load(file: Path) -> Tokenizer:
     return tokenizer
 
 
-def _prefix(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer's own post-processor puts before a text."""
+def marks(tokenizer_dir: Path) -> tuple[list[int], list[int]]:
+    """What the tokenizer of a Hugging Face directory puts before a text, and behind it."""
+    return _around(_load(tokenizer_dir / "tokenizer.json"))
+
+
+def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """What the tokenizer's own post-processor puts before a text, and behind it."""
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     full = tokenizer.encode("a", add_special_tokens=True).ids
-    return full[: len(full) - len(plain)] if full[-len(plain) :] == plain else full[: full.index(plain[0])]
+    at = len(full) - len(plain) if full[-len(plain) :] == plain else full.index(plain[0])
+    return full[:at], full[at + len(plain) :]
 
 
 def _end(directory: Path, tokenizer: Tokenizer, eos_token: str) -> list[int]:

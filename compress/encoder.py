@@ -1,0 +1,130 @@
+"""A sentence encoder in PyTorch: pooled, at unit length; and how near another one's embeddings are to its."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from everlearn.errors import Unsupported
+from train.evaluate import held_text
+
+# Short, long and unlike each other: embeddings are compared on them.
+PROBE_WORDS = (4, 16, 64, 120)
+
+Embed = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+"""From an encoder's inputs, int64 (batch, seq) each, to unit vectors, float32 (batch, dim)."""
+
+
+class Encoder(nn.Module):
+    """``body`` with pooling and normalisation. ``inputs``: the names of its inputs, in order."""
+
+    def __init__(self, body: Any, pooling: str) -> None:
+        super().__init__()
+        self.body, self.pooling = body, pooling
+        takes_types = "token_type_ids" in inspect.signature(body.forward).parameters
+        self.inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if takes_types else [])]
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Tensors: int64 (batch, seq) each; returns float32 (batch, dim), unit length."""
+        given = dict(zip(self.inputs, tensors, strict=True))
+        return self.pooled(self.body(**given).last_hidden_state, given["attention_mask"])
+
+    def pooled(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """hidden: (batch, seq, dim); mask: (batch, seq), 0 in the padding; returns (batch, dim), unit length."""
+        if self.pooling == "mean":
+            weights = mask.unsqueeze(-1).to(hidden.dtype)  # (batch, seq, 1)
+            one = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+        else:
+            one = hidden[:, 0]
+        return nn.functional.normalize(one, dim=-1)
+
+    @torch.inference_mode()
+    def embed(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        """An :data:`Embed`."""
+        return self(*(torch.from_numpy(feeds[name]) for name in self.inputs)).numpy()
+
+
+def load_encoder(model_dir: Path) -> Encoder:
+    """Float32, on the CPU. Raises Unsupported for another pooling than mean or cls."""
+    from transformers import AutoModel
+
+    body = AutoModel.from_pretrained(
+        model_dir, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
+    )
+    return Encoder(body, pooling_mode(model_dir)).eval()
+
+
+def save_encoder(encoder: Encoder, dtype: torch.dtype, directory: Path) -> None:
+    """Weights and config.json, without the pooler of a first token, through which no embedding comes. Last use of it."""
+    if hasattr(encoder.body, "pooler"):
+        encoder.body.pooler = None
+    encoder.body.to(dtype).save_pretrained(directory)
+
+
+def pooling_mode(model_dir: Path) -> str:
+    """``mean`` or ``cls``, as sentence-transformers' 1_Pooling says. Raises Unsupported for other modes."""
+    file = model_dir / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return "mean"
+    modes = json.loads(file.read_text())
+    chosen = {name for name, on in modes.items() if name.startswith("pooling_mode_") and on is True}
+    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    if len(chosen) != 1 or not chosen <= known.keys():
+        raise Unsupported(f"the encoder pools by {sorted(chosen)}; mean and cls are understood")
+    return known[chosen.pop()]
+
+
+def max_length(model_dir: Path) -> int:
+    """Tokens that a text is cut to."""
+    limit = int(json.loads((model_dir / "config.json").read_text())["max_position_embeddings"])
+    if (model_dir / "sentence_bert_config.json").is_file():
+        said = json.loads((model_dir / "sentence_bert_config.json").read_text()).get("max_seq_length")
+        limit = min(limit, int(said or limit))
+    return limit
+
+
+def cut_and_padded(model_dir: Path) -> Any:
+    """The tokenizer, which cuts each text where the encoder ends and pads a batch to its longest text."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+    tokenizer.enable_truncation(max_length(model_dir))
+    tokenizer.enable_padding()
+    return tokenizer
+
+
+def inputs_of(tokenizer: Any, texts: list[str]) -> dict[str, np.ndarray]:
+    """int64 (texts, seq) each."""
+    encoded = tokenizer.encode_batch(texts)
+    return {
+        "input_ids": np.array([one.ids for one in encoded], dtype=np.int64),
+        "attention_mask": np.array([one.attention_mask for one in encoded], dtype=np.int64),
+        "token_type_ids": np.array([one.type_ids for one in encoded], dtype=np.int64),
+    }
+
+
+def probe_texts() -> list[str]:
+    """Pieces of the held text, of several lengths."""
+    words = held_text().text.split()
+    return [" ".join(words[start : start + count]) for count in PROBE_WORDS for start in range(0, 4000, 500)]
+
+
+def nearness(ours: Embed, theirs: Embed, model_dir: Path) -> dict[str, Any]:
+    """Cosine similarity of both embeddings of each of the held text's pieces; padded batches, as an engine sends them."""
+    tokenizer, texts = cut_and_padded(model_dir), probe_texts()
+    cosines: list[float] = []
+    for start in range(0, len(texts), 8):
+        feeds = inputs_of(tokenizer, texts[start : start + 8])
+        cosines += (ours(feeds) * theirs(feeds)).sum(-1).tolist()
+    return {
+        "cosine_mean": round(float(np.mean(cosines)), 5),
+        "cosine_min": round(float(np.min(cosines)), 5),
+        "texts": len(texts),
+    }

@@ -1,0 +1,179 @@
+"""An encoder with some of its layers, and how near it stays. Run as a child process.
+
+What went is taken over in closed form, as :mod:`compress.reconstruct` does it for decoders: the layer before each gap
+has its last matrix solved for anew, so that its output comes as near as it can to that of the last missing layer.
+Here a norm follows on the sum (as BERT has it), so the layer takes over the missing one's norm as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compress.calibration import calibration_windows, seen
+from compress.distill import outputs_of
+from compress.encoder import Encoder, load_encoder, nearness, save_encoder
+from compress.prune import cheapest, chosen_layers, layers_of, with_layers
+from compress.recipe import Calibration, Prune
+from compress.reconstruct import changed, least_squares, rounded
+from everlearn.child import answer
+from everlearn.errors import Unsupported
+from everlearn.progress import Progress
+from train.data.tokenize import marks
+from train.model import saved_dtype
+
+TEXT_TOKENS = 32
+"""Of each text that layers are tried and solved on: between a question and a passage."""
+TRIAL_TEXTS = 64
+TEXTS_AT_ONCE = 32
+
+
+def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Prunes ``model_dir`` into ``directory``: how it was ``made``, and how it ``compared`` with its parent.
+
+    Raises InvalidInput, and Unsupported for what is no layer.
+    """
+    model_dir, directory = Path(request["model_dir"]), Path(request["directory"])
+    wanted = Prune.model_validate(request["prune"])
+    chosen = Calibration.model_validate(request["calibration"])
+    windows = calibration_windows(chosen, model_dir / "tokenizer.json")
+    progress("loading the encoder", None)
+    whole = load_encoder(model_dir)
+    smaller, made = pruned(whole, wanted, texts_of(windows, model_dir), progress)
+    progress("measuring", None)
+    compared = nearness(smaller.embed, whole.embed, model_dir)
+    progress("writing", None)
+    save_encoder(smaller, saved_dtype(model_dir), directory)
+    return {"made": {**made, "calibration_seen": seen(windows)}, "compared": compared}
+
+
+def texts_of(windows: np.ndarray, model_dir: Path) -> Tensor:
+    """Windows of tokens, int64 (windows, seq), as texts with their marks, int64 (texts, TEXT_TOKENS)."""
+    before, after = marks(model_dir)
+    size = TEXT_TOKENS - len(before) - len(after)
+    texts = windows.reshape(-1)[: windows.size // size * size].reshape(-1, size)
+    ends = [np.tile(np.array(ids, dtype=np.int64), (len(texts), 1)) for ids in (before, after)]
+    return torch.from_numpy(np.concatenate([ends[0], texts, ends[1]], axis=1))
+
+
+def pruned(
+    whole: Encoder, wanted: Prune, texts: Tensor, progress: Progress
+) -> tuple[Encoder, dict[str, Any]]:
+    """The encoder without some layers, and which; texts: int64 (texts, seq).
+
+    Raises InvalidInput for layers that there are not, Unsupported for another wish or architecture.
+    """
+    if wanted.sparsity is not None or wanted.ffn is not None:
+        raise Unsupported("of an encoder whole layers are taken out: prune by layers or drop")
+    layers = layers_of(whole.body)
+    depth = whole.body.config.num_hidden_layers
+    if len(layers) != depth:
+        raise Unsupported("prune: this architecture's layers share their weights")
+    gone = chosen_layers(
+        wanted,
+        depth,
+        lambda drop: cheapest(
+            layers,
+            away_from(whole, texts[-TRIAL_TEXTS:]),
+            drop,
+            lambda done, total: progress("trying without each layer", done / total),
+        ),
+    )
+    kept = [at for at in range(depth) if at not in gone]
+    smaller = Encoder(with_layers(whole.body, kept), whole.pooling).eval()
+    apart = take_over(
+        whole, smaller, kept, texts, lambda done: progress("solving for what was taken out", done)
+    )
+    return smaller, {"dropped": gone, "reconstructed": rounded(apart)}
+
+
+def away_from(encoder: Encoder, texts: Tensor) -> Callable[[], float]:
+    """How far its embeddings are, when called, from what they are now: the mean cosine distance."""
+    feeds = {
+        "input_ids": texts,
+        "attention_mask": torch.ones_like(texts),
+        "token_type_ids": torch.zeros_like(texts),
+    }
+    given = {name: one.numpy() for name, one in feeds.items()}
+    before = encoder.embed(given)
+    return lambda: float(1 - (encoder.embed(given) * before).sum(-1).mean())
+
+
+@torch.no_grad()
+def take_over(
+    whole: Encoder,
+    smaller: Encoder,
+    kept: Sequence[int],
+    texts: Tensor,
+    on_part: Callable[[float], None] | None = None,
+) -> dict[int, tuple[float, float]]:
+    """Solves the layers before gaps, one after the other; the distance on held-out tokens before and after, by layer.
+
+    What is solved for is the sum that the missing layer's norm reads. The norm takes each token's mean and deviation
+    out of it, so they are free: they stay what the layer gives, and each token counts relative to its deviation. Layers that do not end in ``output.dense`` and ``output.LayerNorm`` stay as they were.
+    """
+    theirs, ours = layers_of(whole.body), layers_of(smaller.body)
+    pairs = [
+        pair
+        for pair in changed(whole.body, smaller.body, kept)
+        if is_solvable(smaller, ours[pair[0]], texts[:2])
+    ]
+    apart: dict[int, tuple[float, float]] = {}
+    for number, (at, owed) in enumerate(pairs):
+        layer, missing = ours[at].output, theirs[owed].output
+        inputs, targets, weights = [], [], []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            some = texts[start : start + TEXTS_AT_ONCE]
+            wanted = read_by(missing.LayerNorm, whole, some)
+            read, given = read_by(layer.dense, smaller, some), read_by(layer.LayerNorm, smaller, some)
+            inputs.append(nn.functional.pad(read, (0, 1), value=1.0))  # the last one is the bias
+            targets.append(scaled_like(given, wanted) - given)
+            weights.append(1 / given.var(-1, keepdim=True).clamp_min(1e-12))
+            if on_part:
+                on_part((number + start / len(texts)) / len(pairs))
+        change, *distances = least_squares(torch.cat(inputs), torch.cat(targets), torch.cat(weights))
+        if distances[1] < distances[0]:
+            layer.dense.weight += change[:-1].T
+            layer.dense.bias += change[-1]
+            layer.LayerNorm.load_state_dict(missing.LayerNorm.state_dict())
+        apart[at] = (distances[0], distances[1])
+    return apart
+
+
+def scaled_like(given: Tensor, wanted: Tensor) -> Tensor:
+    """``wanted`` with each row's mean and deviation as ``given`` has them; both float32 (tokens, width)."""
+    middle, spread = given.mean(-1, keepdim=True), given.std(-1, keepdim=True)
+    plain = (wanted - wanted.mean(-1, keepdim=True)) / wanted.std(-1, keepdim=True).clamp_min(1e-6)
+    return plain * spread + middle
+
+
+def read_by(module: nn.Module, encoder: Encoder, texts: Tensor) -> Tensor:
+    """What ``module`` gets while ``encoder`` reads texts, int64 (texts, seq); float32 (texts * seq, width)."""
+    got: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, inputs: got.append(inputs[0].flatten(0, 1)))
+    try:
+        encoder.body(input_ids=texts, attention_mask=torch.ones_like(texts))
+    finally:
+        hook.remove()
+    return got[0]
+
+
+def is_solvable(encoder: Encoder, layer: Any, texts: Tensor) -> bool:
+    """Whether its output is ``output.LayerNorm`` of something plus ``output.dense``."""
+    norm = getattr(getattr(layer, "output", None), "LayerNorm", None)
+    dense = getattr(getattr(layer, "output", None), "dense", None)
+    if not (isinstance(norm, nn.LayerNorm) and isinstance(dense, nn.Linear) and dense.bias is not None):
+        return False
+    number = next(at for at, one in enumerate(layers_of(encoder.body)) if one is layer)
+    with outputs_of(encoder.body, [number]) as given:
+        read = read_by(norm, encoder, texts)
+    return torch.allclose(norm(read), given[number].flatten(0, 1), rtol=1e-3, atol=1e-4)
+
+
+if __name__ == "__main__":
+    answer(build)

@@ -1,0 +1,151 @@
+"""An encoder that is taught by a larger one: the child of ``everlearn distill``, and of a plan that heals an encoder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.distill_encoder import EmbeddingDistillation, Spans
+from compress.encoder import Encoder, load_encoder, max_length, nearness, save_encoder
+from compress.export import keep_beside_weights
+from compress.prune import evenly_spaced, layers_of, with_layers
+from compress.prune_encoder import take_over, texts_of
+from compress.reconstruct import rounded
+from compress.teach import DistillRecipe, refuse_other_tokenizer, texts_to_learn
+from everlearn.child import answer
+from everlearn.durable import write_file
+from everlearn.errors import InvalidInput
+from everlearn.progress import Progress
+from train.checkpoint import Checkpoints
+from train.data.store import TokenStore
+from train.data.tokenize import marks
+from train.failures import Diverged
+from train.loop import Held, fit
+from train.model import saved_dtype
+from train.parallel import Group
+from train.recipe import validate_recipe
+from train.run import base_digest
+
+
+def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Writes the student to ``run_dir/model`` and returns the metrics.
+
+    Only its layers learn: the embeddings of tokens that the text does not have would stay behind those that it has.
+    Raises InvalidInput, also where the loss diverged.
+    """
+    recipe = validate_recipe(DistillRecipe, request["recipe"])
+    teacher_dir, run_dir = Path(request["teacher_dir"]), Path(request["run_dir"])
+    stores = texts_to_learn(recipe, teacher_dir, run_dir, progress)
+    progress("loading the teacher", None)
+    teacher = load_encoder(teacher_dir)
+    depth, kept = teacher.body.config.num_hidden_layers, None
+    if request["student_dir"]:
+        student_dir = Path(request["student_dir"])
+        refuse_other_tokenizer(teacher_dir, student_dir)
+        body = load_encoder(student_dir).body
+        if request["dropped"] is not None:
+            kept = [at for at in range(depth) if at not in request["dropped"]]
+    else:
+        assert recipe.student.layers is not None
+        kept = evenly_spaced(recipe.student.layers, depth)
+        body = with_layers(teacher.body, kept)
+    if body.config.hidden_size != teacher.body.config.hidden_size:
+        raise InvalidInput(
+            f"the student's embeddings have {body.config.hidden_size} numbers, the teacher's "
+            f"{teacher.body.config.hidden_size}: an encoder learns from one of its own width",
+            param="student.model",
+        )
+    student = Encoder(body, teacher.pooling)
+    apart = solved(recipe, run_dir, teacher, student, kept, stores[0], teacher_dir, progress)
+    body.requires_grad_(False)
+    layers_of(body).requires_grad_(True)
+    for part in body.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    group = Group()
+    teacher.to(group.device)
+    rows, longest, ends = recipe.sequence_tokens, max_length(teacher_dir), marks(teacher_dir)
+    spans = Spans(stores[0], rows, longest, recipe.seed, *ends)
+    held = Spans(stores[1], rows, longest, 0, *ends) if stores[1] else None
+    try:
+        result = fit(
+            body,
+            EmbeddingDistillation(teacher, recipe.hidden),
+            spans,
+            recipe,
+            run_dir=run_dir,
+            group=group,
+            validate=held and Held(held, EmbeddingDistillation(teacher, 0)),
+            on_step=lambda at: progress(f"teaching, loss {at.loss:.4f}", at.step / at.steps),
+            identity={
+                "data": [store.card.sha256 for store in stores if store],
+                "teacher": base_digest(teacher_dir),
+                "start": request["student_dir"] and base_digest(Path(request["student_dir"])),
+                **recipe.model_dump(mode="json", include={"student", "hidden", "reconstruct_tokens"}),
+            },
+        )
+    except Diverged as error:
+        raise InvalidInput(error.message, param="optimizer.lr") from None
+    progress("measuring", None)
+    near = nearness(student.cpu().eval().embed, teacher.cpu().embed, teacher_dir)
+    model_dir = run_dir / "model"
+    shutil.rmtree(model_dir, ignore_errors=True)
+    save_encoder(student, saved_dtype(teacher_dir), model_dir)
+    keep_beside_weights(teacher_dir, model_dir)
+    return {
+        **near,
+        "held_cosine_before": cosine(result.held_nll_before),
+        "held_cosine": cosine(result.held_nll),
+        "train_loss": round(result.train_loss, 6),
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "seconds": round(result.seconds, 2),
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "reconstructed": apart,
+    }
+
+
+def cosine(distance: float | None) -> float | None:
+    return None if distance is None else round(1 - distance, 5)
+
+
+def solved(
+    recipe: DistillRecipe,
+    run_dir: Path,
+    teacher: Encoder,
+    student: Encoder,
+    kept: list[int] | None,
+    store: TokenStore,
+    teacher_dir: Path,
+    progress: Progress,
+) -> dict[str, list[float]]:
+    """Solves for what ``kept`` left out, once before the first step, on ``reconstruct_tokens`` of the text.
+
+    An interrupted run goes on from a checkpoint, which has it.
+    """
+    file = run_dir / "reconstructed.json"
+    if Checkpoints(run_dir / "checkpoints", recipe.checkpoint.keep, Group()).newest() and file.exists():
+        return json.loads(file.read_bytes())
+    apart: dict[int, tuple[float, float]] = {}
+    if kept is not None and recipe.reconstruct_tokens:
+        tokens = store.tokens[: recipe.reconstruct_tokens].astype("int64")
+        texts = texts_of(tokens.reshape(1, -1), teacher_dir)
+        if len(texts):
+            apart = take_over(
+                teacher,
+                student,
+                kept,
+                texts,
+                lambda done: progress("solving for what was taken out", done),
+            )
+    write_file(file, json.dumps(rounded(apart)).encode())
+    return rounded(apart)
+
+
+if __name__ == "__main__":
+    answer(teach)

@@ -46,7 +46,15 @@ def pruned(model: Any, wanted: Prune, ids: Any, progress: Progress) -> tuple[Any
 
     ids: int64 (windows, seq) of the calibration set.
     """
-    from compress.prune import chosen_layers, layers_of, least_missed, narrow_ffn, share_of_zeros, with_layers
+    from compress.prune import (
+        chosen_layers,
+        layers_of,
+        least_missed,
+        narrow_attention,
+        narrow_ffn,
+        share_of_zeros,
+        with_layers,
+    )
     from compress.reconstruct import batch_of, reconstruct, rounded
 
     if wanted.sparsity is not None:
@@ -67,6 +75,10 @@ def pruned(model: Any, wanted: Prune, ids: Any, progress: Progress) -> tuple[Any
     if wanted.ffn is not None:
         model = narrow_ffn(
             model, wanted.ffn, ids[:BATCH], lambda done, total: progress("weighing columns", done / total)
+        )
+    if wanted.kv_heads is not None:
+        model = narrow_attention(
+            model, wanted.kv_heads, ids[:BATCH], lambda done, total: progress("weighing heads", done / total)
         )
     apart = reconstruct(
         whole,

@@ -271,7 +271,7 @@ def refuse_decoders_plan(plan: CompressPlan, ref: str) -> None:
     pruned, wrong = plan.prune, None
     if plan.target:
         wrong = ("target", "name layers to prune, and targets")
-    elif pruned and (pruned.ffn is not None or pruned.sparsity is not None):
+    elif pruned and not pruned.layers_alone:
         wrong = ("prune", "whole layers are taken out of it: prune by layers or drop")
     elif any(one.to not in FOR_ENCODERS for one in plan.targets):
         wrong = ("targets", f"it is made into {' or '.join(FOR_ENCODERS)}")

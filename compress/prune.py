@@ -1,6 +1,6 @@
-"""Fewer weights: whole layers or feed-forward columns taken out, or single weights set to zero.
+"""Fewer weights: whole layers, feed-forward columns or attention heads taken out, or single weights set to zero.
 
-The first two make a smaller dense model that every engine runs; they lose much, most of which a short distillation
+All but the last make a smaller dense model that every engine runs; they lose much, most of which a short distillation
 from the unpruned model brings back. Zeros make no file smaller and no engine here faster: they are for hardware
 that skips them.
 """
@@ -154,8 +154,7 @@ class skipped:
 def narrow_ffn(model: Any, width: int, ids: Tensor, on_part: OnPart | None = None) -> Any:
     """A copy whose feed-forward layers have ``width`` columns: those that matter most on ``ids`` (rows, seq).
 
-    A column matters by the mean size of its activation times the norm of the weights that read it, which is Wanda's
-    measure (arXiv 2306.11695) summed over a column. Raises InvalidInput, Unsupported for another feed-forward layer.
+    Raises InvalidInput, Unsupported for another feed-forward layer.
     """
     config = deepcopy(model.config)
     before = getattr(config, "intermediate_size", None)
@@ -170,24 +169,11 @@ def narrow_ffn(model: Any, width: int, ids: Tensor, on_part: OnPart | None = Non
         raise InvalidInput(
             f"ffn ({width}) must be a multiple of {FFN_MULTIPLE} below the model's {before}", param="ffn"
         )
-    sizes: dict[nn.Module, Tensor] = {}
-
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        sizes[module] = inputs[0].flatten(0, -2).abs().mean(0)  # (ffn,)
-        if on_part:
-            on_part(len(sizes), len(layers))
-
-    hooks = [layer.mlp.down_proj.register_forward_pre_hook(hook) for layer in layers]  # type: ignore[union-attr]
-    try:
-        model.get_decoder()(input_ids=ids, use_cache=False)
-    finally:
-        for one in hooks:
-            one.remove()
+    weighed = importance(model, [layer.mlp.down_proj for layer in layers], ids, on_part)  # type: ignore[union-attr]
     state = dict(model.state_dict())
     for name, module in model.named_modules():
         if name.endswith(".mlp"):
-            importance = sizes[module.down_proj] * module.down_proj.weight.norm(dim=0)
-            kept = importance.topk(width).indices.sort().values
+            kept = weighed[module.down_proj].topk(width).indices.sort().values
             for part in ("gate_proj", "up_proj"):
                 for kind in ("weight", "bias"):
                     if f"{name}.{part}.{kind}" in state:
@@ -195,6 +181,65 @@ def narrow_ffn(model: Any, width: int, ids: Tensor, on_part: OnPart | None = Non
             state[f"{name}.down_proj.weight"] = state[f"{name}.down_proj.weight"][:, kept]
     config.intermediate_size = width
     return of_config(model, config, state)
+
+
+@torch.no_grad()
+def narrow_attention(model: Any, kv_heads: int, ids: Tensor, on_part: OnPart | None = None) -> Any:
+    """A copy whose attention has ``kv_heads`` heads of keys and values, with the queries' heads that read them.
+
+    Those stay that matter most on ``ids`` (rows, seq), with all their columns. Raises InvalidInput, Unsupported for
+    another attention.
+    """
+    config = deepcopy(model.config)
+    layers = layers_of(model)
+    parts = ("q_proj", "k_proj", "v_proj", "o_proj")
+    if not all(hasattr(getattr(layer, "self_attn", None), part) for layer in layers for part in parts):
+        raise Unsupported(f"kv_heads: the attention of this architecture is not {', '.join(parts)}")
+    heads, before = config.num_attention_heads, config.num_key_value_heads
+    if not 1 <= kv_heads < before:
+        raise InvalidInput(f"kv_heads ({kv_heads}) must be below the model's {before}", param="kv_heads")
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    weighed = importance(model, [layer.self_attn.o_proj for layer in layers], ids, on_part)  # type: ignore[union-attr]
+    state = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if not name.endswith(".self_attn"):
+            continue
+        best = weighed[module.o_proj].view(before, -1).sum(-1).topk(kv_heads).indices.sort().values
+        for part in parts:
+            columns = size if part in ("k_proj", "v_proj") else size * heads // before  # of a head of keys
+            kept = (best[:, None] * columns + torch.arange(columns)).flatten()
+            weight = state[f"{name}.{part}.weight"]
+            state[f"{name}.{part}.weight"] = weight[:, kept] if part == "o_proj" else weight[kept]
+            if part != "o_proj" and f"{name}.{part}.bias" in state:
+                state[f"{name}.{part}.bias"] = state[f"{name}.{part}.bias"][kept]
+    config.num_attention_heads, config.num_key_value_heads = heads // before * kv_heads, kv_heads
+    config.head_dim = size
+    return of_config(model, config, state)
+
+
+def importance(
+    model: Any, readers: Sequence[Any], ids: Tensor, on_part: OnPart | None = None
+) -> dict[nn.Module, Tensor]:
+    """For each of some linear layers how much each of its inputs matters on ``ids`` (rows, seq): float32 (in,).
+
+    The mean size of the input times the norm of the weights that read it: Wanda's measure (arXiv 2306.11695) summed
+    over a column.
+    """
+    found: dict[nn.Module, Tensor] = {}
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(module.weight, Tensor)
+        found[module] = inputs[0].flatten(0, -2).abs().mean(0) * module.weight.norm(dim=0)
+        if on_part:
+            on_part(len(found), len(readers))
+
+    hooks = [one.register_forward_pre_hook(hook) for one in readers]
+    try:
+        model.get_decoder()(input_ids=ids, use_cache=False)
+    finally:
+        for one in hooks:
+            one.remove()
+    return found
 
 
 @torch.no_grad()

@@ -68,7 +68,7 @@ def pruned(
 
     Raises InvalidInput for layers that there are not, Unsupported for another wish or architecture.
     """
-    if wanted.sparsity is not None or wanted.ffn is not None:
+    if not wanted.layers_alone:
         raise Unsupported("of an encoder whole layers are taken out: prune by layers or drop")
     layers = layers_of(whole.body)
     depth = whole.body.config.num_hidden_layers

@@ -103,10 +103,11 @@ class CompressRecipe(PlannedTarget):
 
 
 class Prune(BaseModel):
-    """What to take out: layers and feed-forward columns, or single weights.
+    """What to take out: layers, feed-forward columns and attention heads, or single weights.
 
     ``layers`` stay of all, those missed least; or ``drop`` names the ones to go, from 0. ``ffn``: the columns that
-    stay of each feed-forward layer. ``sparsity``: the share of zeros in each linear layer, chosen by ``method``;
+    stay of each feed-forward layer. ``kv_heads``: the heads of keys and values that stay of each attention, with the
+    queries' heads that read them. ``sparsity``: the share of zeros in each linear layer, chosen by ``method``;
     pattern ``2:4`` are two zeros in every four neighbours.
     """
 
@@ -115,6 +116,7 @@ class Prune(BaseModel):
     layers: int | None = Field(default=None, ge=1)
     drop: tuple[int, ...] = ()
     ffn: int | None = Field(default=None, ge=32)
+    kv_heads: int | None = Field(default=None, ge=1)
     sparsity: float | None = Field(default=None, gt=0, lt=1)
     method: Literal["magnitude", "wanda", "sparsegpt"] = "wanda"
     pattern: Literal["any", "2:4"] = "any"
@@ -128,14 +130,20 @@ class Prune(BaseModel):
 
     @model_validator(mode="after")
     def _something(self) -> Prune:
-        smaller = self.layers is not None or bool(self.drop) or self.ffn is not None
+        narrower = self.ffn is not None or self.kv_heads is not None
+        smaller = self.layers is not None or bool(self.drop) or narrower
         if smaller == (self.sparsity is not None):
-            raise ValueError("say what goes: layers, drop or ffn; or else sparsity, for zeros")
+            raise ValueError("say what goes: layers, drop, ffn or kv_heads; or else sparsity, for zeros")
         if self.layers is not None and self.drop:
             raise ValueError("say how many layers stay, or which ones to drop, not both")
         if self.pattern == "2:4" and self.sparsity != 0.5:
             raise ValueError(f"2:4 is a sparsity of 0.5, not {self.sparsity}")
         return self
+
+    @property
+    def layers_alone(self) -> bool:
+        """Whether nothing but whole layers goes."""
+        return self.ffn is None and self.kv_heads is None and self.sparsity is None
 
 
 class Teaching(FitOptions):

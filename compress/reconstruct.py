@@ -23,17 +23,20 @@ RIDGES = tuple(10 ** (half / 2) for half in range(-4, 3))
 HELD_SHARE = 1 / 8
 """Of the tokens, to choose the ridge by."""
 ROWS_AT_ONCE = 4
+WIDTHS = ("intermediate_size", "num_key_value_heads")
+"""What pruning makes smaller within a layer."""
 
 
 def changed(teacher: Any, student: Any, kept: Sequence[int]) -> list[tuple[int, int]]:
     """Which of the student's layers stand for more than they are, with the teacher's layer whose output they owe.
 
-    Those before a gap in ``kept``; all where the feed-forward layers are narrower. None of a student of another width.
+    Those before a gap in ``kept``; all where feed-forward layers or attention are narrower. None of a student of another
+    width.
     """
     ours, theirs = student.config, teacher.config
     if ours.hidden_size != theirs.hidden_size:
         return []
-    narrower = getattr(ours, "intermediate_size", None) != getattr(theirs, "intermediate_size", None)
+    narrower = any(getattr(ours, name, None) != getattr(theirs, name, None) for name in WIDTHS)
     pairs = counterparts(kept, len(kept), theirs.num_hidden_layers)
     return [(at, owed) for at, owed in pairs if narrower or kept[at] != owed]
 

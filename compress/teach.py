@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,7 +187,9 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         assert recipe.student.architecture
         student = from_scratch(recipe.student.architecture, teacher_dir)
     packer = Packer(stores[0], recipe.sequence_tokens, recipe.seed)
-    apart = reconstructed(recipe, run_dir, teacher, student, kept, packer, progress)
+    apart = solved_once(
+        recipe, run_dir, lambda: reconstructed(recipe, teacher, student, kept, packer, progress)
+    )
     rounded = round_in_training(student, recipe.head_bits) if recipe.quantize_to else []
     states = None
     if recipe.hidden:
@@ -239,35 +241,41 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 
 def reconstructed(
     recipe: DistillRecipe,
-    run_dir: Path,
     teacher: Any,
     student: Any,
     kept: list[int] | None,
     packer: Any,
     progress: Progress,
-) -> dict[str, list[float]]:
-    """Solves for what ``kept`` left out, once before the first step: how far each solved layer was, before and after.
+) -> dict[int, tuple[float, float]]:
+    """Solves for what ``kept`` left out: how far each solved layer was, before and after.
 
-    See :mod:`compress.reconstruct`. An interrupted run goes on from a checkpoint, which has it.
+    See :mod:`compress.reconstruct`.
     """
     import torch
 
-    from compress.reconstruct import reconstruct, rounded
+    from compress.reconstruct import reconstruct
+
+    rows = min(packer.rows, recipe.reconstruct_tokens // recipe.sequence_tokens)
+    if kept is None or not rows:
+        return {}
+    batch = {name: torch.as_tensor(one) for name, one in packer.batch(0, rows).items()}
+    return reconstruct(
+        teacher, student, kept, batch, lambda done: progress("solving for what was taken out", done)
+    )
+
+
+def solved_once(
+    recipe: DistillRecipe, run_dir: Path, solve: Callable[[], dict[int, tuple[float, float]]]
+) -> dict[str, list[float]]:
+    """What ``solve`` found, called before the first step: an interrupted run goes on from a checkpoint, which has it."""
+    from compress.reconstruct import rounded
     from train.checkpoint import Checkpoints
     from train.parallel import Group
 
     file = run_dir / "reconstructed.json"
-    if Checkpoints(run_dir / "checkpoints", recipe.checkpoint.keep, Group()).newest() and file.exists():
-        return json.loads(file.read_bytes())
-    rows = min(packer.rows, recipe.reconstruct_tokens // recipe.sequence_tokens)
-    apart: dict[int, tuple[float, float]] = {}
-    if kept is not None and rows:
-        batch = {name: torch.as_tensor(one) for name, one in packer.batch(0, rows).items()}
-        apart = reconstruct(
-            teacher, student, kept, batch, lambda done: progress("solving for what was taken out", done)
-        )
-    write_file(file, json.dumps(rounded(apart)).encode())
-    return rounded(apart)
+    if not (Checkpoints(run_dir / "checkpoints", recipe.checkpoint.keep, Group()).newest() and file.exists()):
+        write_file(file, json.dumps(rounded(solve())).encode())
+    return json.loads(file.read_bytes())
 
 
 def dropped_of(student: Version, teacher: Version) -> list[int] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +14,10 @@ from compress.encoder import Encoder, load_encoder, max_length, nearness, save_e
 from compress.export import keep_beside_weights
 from compress.prune import evenly_spaced, layers_of, with_layers
 from compress.prune_encoder import take_over, texts_of
-from compress.reconstruct import rounded
-from compress.teach import DistillRecipe, refuse_other_tokenizer, texts_to_learn
+from compress.teach import DistillRecipe, refuse_other_tokenizer, solved_once, texts_to_learn
 from everlearn.child import answer
-from everlearn.durable import write_file
 from everlearn.errors import InvalidInput
 from everlearn.progress import Progress
-from train.checkpoint import Checkpoints
 from train.data.store import TokenStore
 from train.data.tokenize import marks
 from train.failures import Diverged
@@ -43,25 +39,13 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     stores = texts_to_learn(recipe, teacher_dir, run_dir, progress)
     progress("loading the teacher", None)
     teacher = load_encoder(teacher_dir)
-    depth, kept = teacher.body.config.num_hidden_layers, None
-    if request["student_dir"]:
-        student_dir = Path(request["student_dir"])
-        refuse_other_tokenizer(teacher_dir, student_dir)
-        body = load_encoder(student_dir).body
-        if request["dropped"] is not None:
-            kept = [at for at in range(depth) if at not in request["dropped"]]
-    else:
-        assert recipe.student.layers is not None
-        kept = evenly_spaced(recipe.student.layers, depth)
-        body = with_layers(teacher.body, kept)
-    if body.config.hidden_size != teacher.body.config.hidden_size:
-        raise InvalidInput(
-            f"the student's embeddings have {body.config.hidden_size} numbers, the teacher's "
-            f"{teacher.body.config.hidden_size}: an encoder learns from one of its own width",
-            param="student.model",
-        )
+    body, kept = student_of(recipe, request, teacher)
     student = Encoder(body, teacher.pooling)
-    apart = solved(recipe, run_dir, teacher, student, kept, stores[0], teacher_dir, progress)
+    apart = solved_once(
+        recipe,
+        run_dir,
+        lambda: solved(recipe, teacher, student, kept, stores[0], teacher_dir, progress),
+    )
     body.requires_grad_(False)
     layers_of(body).requires_grad_(True)
     for part in body.modules():
@@ -110,41 +94,51 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     }
 
 
+def student_of(
+    recipe: DistillRecipe, request: Mapping[str, Any], teacher: Encoder
+) -> tuple[Any, list[int] | None]:
+    """Who learns, without pooling, and which of the teacher's layers it has, where it is made of those."""
+    depth, kept = teacher.body.config.num_hidden_layers, None
+    if request["student_dir"]:
+        student_dir = Path(request["student_dir"])
+        refuse_other_tokenizer(Path(request["teacher_dir"]), student_dir)
+        body = load_encoder(student_dir).body
+        if request["dropped"] is not None:
+            kept = [at for at in range(depth) if at not in request["dropped"]]
+    else:
+        assert recipe.student.layers is not None
+        kept = evenly_spaced(recipe.student.layers, depth)
+        body = with_layers(teacher.body, kept)
+    if body.config.hidden_size != teacher.body.config.hidden_size:
+        raise InvalidInput(
+            f"the student's embeddings have {body.config.hidden_size} numbers, the teacher's "
+            f"{teacher.body.config.hidden_size}: an encoder learns from one of its own width",
+            param="student.model",
+        )
+    return body, kept
+
+
 def cosine(distance: float | None) -> float | None:
     return None if distance is None else round(1 - distance, 5)
 
 
 def solved(
     recipe: DistillRecipe,
-    run_dir: Path,
     teacher: Encoder,
     student: Encoder,
     kept: list[int] | None,
     store: TokenStore,
     teacher_dir: Path,
     progress: Progress,
-) -> dict[str, list[float]]:
-    """Solves for what ``kept`` left out, once before the first step, on ``reconstruct_tokens`` of the text.
-
-    An interrupted run goes on from a checkpoint, which has it.
-    """
-    file = run_dir / "reconstructed.json"
-    if Checkpoints(run_dir / "checkpoints", recipe.checkpoint.keep, Group()).newest() and file.exists():
-        return json.loads(file.read_bytes())
-    apart: dict[int, tuple[float, float]] = {}
-    if kept is not None and recipe.reconstruct_tokens:
-        tokens = store.tokens[: recipe.reconstruct_tokens].astype("int64")
-        texts = texts_of(tokens.reshape(1, -1), teacher_dir)
-        if len(texts):
-            apart = take_over(
-                teacher,
-                student,
-                kept,
-                texts,
-                lambda done: progress("solving for what was taken out", done),
-            )
-    write_file(file, json.dumps(rounded(apart)).encode())
-    return rounded(apart)
+) -> dict[int, tuple[float, float]]:
+    """Solves for what ``kept`` left out, on ``reconstruct_tokens`` of the text; see :mod:`compress.prune_encoder`."""
+    tokens = store.tokens[: recipe.reconstruct_tokens].astype("int64")
+    texts = texts_of(tokens.reshape(1, -1), teacher_dir)
+    if kept is None or not len(texts):
+        return {}
+    return take_over(
+        teacher, student, kept, texts, lambda done: progress("solving for what was taken out", done)
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from everlearn.cli_arguments import Json, complete_ref, open_settings
 from everlearn.cli_audit import audit
-from everlearn.cli_compress import compare, compress, distill, export_gguf
+from everlearn.cli_compress import answers, compare, compress, distill, export_gguf
 from everlearn.cli_jobs import jobs, worker
 from everlearn.cli_keys import keys
 from everlearn.cli_models import alias, gc, ls, print_added, promote, rm, rollback, show
@@ -91,6 +91,7 @@ def import_(
 
 app.command()(compress)
 app.command()(distill)
+app.command()(answers)
 app.command()(compare)
 app.command("gguf")(export_gguf)
 

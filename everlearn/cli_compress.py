@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +26,8 @@ SHOWN = (
     ("cosine_min", "cosine with the parent's, least"),
     ("held_perplexity_before", "on its held text, before"),
     ("held_perplexity", "on its held text, after"),
+    ("held_cosine_before", "cosine on its held text, before"),
+    ("held_cosine", "cosine on its held text, after"),
     ("seconds", "seconds"),
 )
 
@@ -137,6 +141,44 @@ def distill(
     with shown() as progress:
         version = teach(settings, wanted, run_dir or default_run_dir(settings, wanted), progress)
     print_added(version, as_json)
+
+
+def answers(
+    prompts: Annotated[
+        Path, typer.Argument(metavar="PROMPTS.jsonl", help='A line each: {"prompt": …} or {"messages": […]}.')
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT.jsonl", help="Conversations, as everlearn train takes them.")
+    ],
+    url: Annotated[str, typer.Option(help="An OpenAI server's, as https://host/v1.")],
+    model: Annotated[str, typer.Option(help="Whom to ask there.")],
+    key_env: Annotated[
+        str, typer.Option(help="The environment variable that holds the key.")
+    ] = "OPENAI_API_KEY",
+    samples: Annotated[int, typer.Option(help="Answers to each prompt.", min=1, max=64)] = 1,
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
+    max_tokens: Annotated[int, typer.Option(help="Of an answer; a longer one is left out.", min=1)] = 1024,
+    at_once: Annotated[int, typer.Option(help="Requests under way.", min=1, max=256)] = 8,
+    as_json: Json = False,
+) -> None:
+    """Ask a served model, and keep its answers as text for another model to learn."""
+    from compress.answers import Asking, answer_prompts
+    from everlearn.printing import print_json
+    from everlearn.progress import shown
+
+    asking = Asking(url, model, os.environ.get(key_env), samples, temperature, max_tokens, at_once)
+    with shown() as progress:
+        found = answer_prompts(prompts, out, asking, progress)
+    if as_json:
+        print_json(asdict(found))
+        return
+    print(f"{out}: {found.answers} answers, {found.asked} asked for now")
+    if found.cut:
+        print(f"  left out: {found.cut} longer than {max_tokens} tokens; --max-tokens allows more")
+    if found.empty:
+        print(f"  left out: {found.empty} empty ones")
+    if found.refused:
+        print(f"  refused: {found.refused}, the first one with {found.why_refused}")
 
 
 def compare(

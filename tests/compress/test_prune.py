@@ -15,6 +15,7 @@ from compress.calibration import calibration_windows
 from compress.prune import (
     block_influence,
     least_missed,
+    narrow_attention,
     narrow_ffn,
     share_of_zeros,
     with_layers,
@@ -79,6 +80,38 @@ def test_columns_that_nothing_reads_go_first(model: LlamaForCausalLM, ids: torch
     assert narrow.config.intermediate_size == 64
     assert narrow.model.layers[0].mlp.up_proj.weight.shape == (64, 64)
     assert torch.allclose(logits(narrow, ids), logits(idle, ids), atol=1e-5)
+
+
+def test_heads_that_nothing_reads_go_first(model: LlamaForCausalLM, ids: torch.Tensor) -> None:
+    idle = deepcopy(model)
+    with torch.no_grad():
+        for at, layer in enumerate(idle.model.layers):
+            layer.self_attn.o_proj.weight[:, (32, 0)[at % 2] : (64, 32)[at % 2]] = (
+                0  # the queries of one of two
+            )
+    narrow = narrow_attention(idle, 1, ids)
+    assert (narrow.config.num_attention_heads, narrow.config.num_key_value_heads) == (2, 1)
+    assert narrow.model.layers[0].self_attn.k_proj.weight.shape == (16, 64)
+    assert torch.allclose(logits(narrow, ids), logits(idle, ids), atol=1e-5)
+
+
+def test_what_heads_did_is_taken_over_and_the_model_is_loaded_again(parent: Path, tmp_path: Path) -> None:
+    windows = torch.from_numpy(calibration_windows(Calibration(tokens=4096), parent / "tokenizer.json"))
+    whole = load_causal_lm(parent)
+    bare = narrow_attention(whole, 1, windows[:4])
+    narrow, made = pruned(load_causal_lm(parent), Prune(kv_heads=1), windows, silent)
+    assert all(after < before for before, after in made["reconstructed"].values())
+    expected = logits(whole, windows[-1:])
+    distance = [float((logits(one, windows[-1:]) - expected).square().mean()) for one in (bare, narrow)]
+    assert distance[1] < distance[0]
+    narrow.save_pretrained(tmp_path)
+    assert torch.equal(logits(load_causal_lm(tmp_path), windows[:1]), logits(narrow, windows[:1]))
+
+
+@pytest.mark.parametrize("heads", [2, 3])
+def test_heads_that_cannot_be_are_refused(model: LlamaForCausalLM, ids: torch.Tensor, heads: int) -> None:
+    with pytest.raises(InvalidInput, match=rf"kv_heads \({heads}\) must be below the model's 2"):
+        narrow_attention(model, heads, ids)
 
 
 @pytest.mark.parametrize("width", [96, 128, 40, 16])

@@ -12,7 +12,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 from compress.distill import Distillation
 from compress.prune import narrow_ffn, with_layers
 from compress.reconstruct import changed, least_squares, reconstruct, solvable
-from compress.teach import DistillRecipe, Student, reconstructed
+from compress.teach import DistillRecipe, Student, reconstructed, solved_once
 from everlearn.progress import silent
 from tests.compress.test_distill import options, packers, trained
 from tests.compress.tiny_models import tiny_config
@@ -140,7 +140,9 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_not_solved_for_again(
 
     def begun() -> tuple[LlamaForCausalLM, dict[str, list[float]]]:
         student = with_layers(teacher, kept)
-        return student, reconstructed(recipe, tmp_path, teacher, student, kept, packer, silent)
+        return student, solved_once(
+            recipe, tmp_path, lambda: reconstructed(recipe, teacher, student, kept, packer, silent)
+        )
 
     def solved(student: LlamaForCausalLM) -> bool:
         return not torch.equal(

@@ -8,6 +8,7 @@ Here a norm follows on the sum (as BERT has it), so the layer takes over the mis
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from compress.calibration import calibration_windows, seen
 from compress.distill import outputs_of
-from compress.encoder import Encoder, load_encoder, nearness, save_encoder
+from compress.encoder import Encoder, load_encoder, max_length, nearness, save_encoder
 from compress.prune import cheapest, chosen_layers, layers_of, with_layers
 from compress.recipe import Calibration, Prune
 from compress.reconstruct import changed, least_squares, rounded
@@ -27,10 +28,10 @@ from everlearn.progress import Progress
 from train.data.tokenize import marks
 from train.model import saved_dtype
 
-TEXT_TOKENS = 32
-"""Of each text that layers are tried and solved on: between a question and a passage."""
-TRIAL_TEXTS = 64
-TEXTS_AT_ONCE = 32
+TEXT_TOKENS = (16, 32, 64, 128)
+"""Of the texts that layers are tried and solved on."""
+TRIAL_TEXTS = 16
+"""Of each length."""
 
 
 def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     windows = calibration_windows(chosen, model_dir / "tokenizer.json")
     progress("loading the encoder", None)
     whole = load_encoder(model_dir)
-    smaller, made = pruned(whole, wanted, texts_of(windows, model_dir), progress)
+    smaller, made = pruned(whole, wanted, texts_of(windows.reshape(-1), model_dir), progress)
     progress("measuring", None)
     compared = nearness(smaller.embed, whole.embed, model_dir)
     progress("writing", None)
@@ -52,19 +53,28 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     return {"made": {**made, "calibration_seen": seen(windows)}, "compared": compared}
 
 
-def texts_of(windows: np.ndarray, model_dir: Path) -> Tensor:
-    """Windows of tokens, int64 (windows, seq), as texts with their marks, int64 (texts, TEXT_TOKENS)."""
+def texts_of(tokens: np.ndarray, model_dir: Path) -> list[Tensor]:
+    """Tokens, int64 (n,), as texts with their marks, short and long by turns: int64 (texts, length), a batch a length.
+
+    An encoder reads a question otherwise than a passage, and has its own numbers for each position.
+    """
     before, after = marks(model_dir)
-    size = TEXT_TOKENS - len(before) - len(after)
-    texts = windows.reshape(-1)[: windows.size // size * size].reshape(-1, size)
-    ends = [np.tile(np.array(ids, dtype=np.int64), (len(texts), 1)) for ids in (before, after)]
-    return torch.from_numpy(np.concatenate([ends[0], texts, ends[1]], axis=1))
+    lengths = [min(length, max_length(model_dir)) for length in TEXT_TOKENS]
+    texts: dict[int, list[list[int]]] = {length: [] for length in lengths}
+    at = 0
+    for length in cycle(lengths):
+        size = length - len(before) - len(after)
+        if at + size > len(tokens):
+            break
+        texts[length].append([*before, *tokens[at : at + size].tolist(), *after])
+        at += size
+    return [torch.tensor(some) for some in texts.values() if some]
 
 
 def pruned(
-    whole: Encoder, wanted: Prune, texts: Tensor, progress: Progress
+    whole: Encoder, wanted: Prune, texts: Sequence[Tensor], progress: Progress
 ) -> tuple[Encoder, dict[str, Any]]:
-    """The encoder without some layers, and which; texts: int64 (texts, seq).
+    """The encoder without some layers, and which; texts: batches, int64 (texts, seq) each.
 
     Raises InvalidInput for layers that there are not, Unsupported for another wish or architecture.
     """
@@ -79,7 +89,7 @@ def pruned(
         depth,
         lambda drop: cheapest(
             layers,
-            away_from(whole, texts[-TRIAL_TEXTS:]),
+            away_from(whole, [some[-TRIAL_TEXTS:] for some in texts]),
             drop,
             lambda done, total: progress("trying without each layer", done / total),
         ),
@@ -92,16 +102,24 @@ def pruned(
     return smaller, {"dropped": gone, "reconstructed": rounded(apart)}
 
 
-def away_from(encoder: Encoder, texts: Tensor) -> Callable[[], float]:
+def away_from(encoder: Encoder, texts: Sequence[Tensor]) -> Callable[[], float]:
     """How far its embeddings are, when called, from what they are now: the mean cosine distance."""
+
+    def embeddings() -> np.ndarray:
+        return np.concatenate([encoder.embed(whole_texts(some)) for some in texts])
+
+    before = embeddings()
+    return lambda: float(1 - (embeddings() * before).sum(-1).mean())
+
+
+def whole_texts(ids: Tensor) -> dict[str, np.ndarray]:
+    """The inputs of texts without padding; ids: int64 (texts, seq)."""
     feeds = {
-        "input_ids": texts,
-        "attention_mask": torch.ones_like(texts),
-        "token_type_ids": torch.zeros_like(texts),
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "token_type_ids": torch.zeros_like(ids),
     }
-    given = {name: one.numpy() for name, one in feeds.items()}
-    before = encoder.embed(given)
-    return lambda: float(1 - (encoder.embed(given) * before).sum(-1).mean())
+    return {name: one.numpy() for name, one in feeds.items()}
 
 
 @torch.no_grad()
@@ -109,7 +127,7 @@ def take_over(
     whole: Encoder,
     smaller: Encoder,
     kept: Sequence[int],
-    texts: Tensor,
+    texts: Sequence[Tensor],
     on_part: Callable[[float], None] | None = None,
 ) -> dict[int, tuple[float, float]]:
     """Solves the layers before gaps, one after the other; the distance on held-out tokens before and after, by layer.
@@ -121,22 +139,24 @@ def take_over(
     pairs = [
         pair
         for pair in changed(whole.body, smaller.body, kept)
-        if is_solvable(smaller, ours[pair[0]], texts[:2])
+        if is_solvable(smaller, ours[pair[0]], texts[0][:2])
     ]
     apart: dict[int, tuple[float, float]] = {}
     for number, (at, owed) in enumerate(pairs):
         layer, missing = ours[at].output, theirs[owed].output
         inputs, targets, weights = [], [], []
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            some = texts[start : start + TEXTS_AT_ONCE]
+        for done, some in enumerate(texts):
             wanted = read_by(missing.LayerNorm, whole, some)
             read, given = read_by(layer.dense, smaller, some), read_by(layer.LayerNorm, smaller, some)
             inputs.append(nn.functional.pad(read, (0, 1), value=1.0))  # the last one is the bias
             targets.append(scaled_like(given, wanted) - given)
             weights.append(1 / given.var(-1, keepdim=True).clamp_min(1e-12))
             if on_part:
-                on_part((number + start / len(texts)) / len(pairs))
-        change, *distances = least_squares(torch.cat(inputs), torch.cat(targets), torch.cat(weights))
+                on_part((number + done / len(texts)) / len(pairs))
+        mixed = torch.randperm(sum(map(len, inputs)), generator=torch.Generator().manual_seed(0))
+        change, *distances = least_squares(
+            *(torch.cat(parts)[mixed] for parts in (inputs, targets, weights))
+        )  # the last tokens, which choose the ridge, are of all lengths
         if distances[1] < distances[0]:
             layer.dense.weight += change[:-1].T
             layer.dense.bias += change[-1]

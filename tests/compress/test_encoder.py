@@ -58,12 +58,12 @@ def store(model_dir: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def texts(model_dir: Path, store: TokenStore) -> torch.Tensor:
-    return texts_of(np.array(store.tokens, dtype=np.int64).reshape(1, -1), model_dir)
+def texts(model_dir: Path, store: TokenStore) -> list[torch.Tensor]:
+    return texts_of(np.array(store.tokens, dtype=np.int64), model_dir)
 
 
 def test_the_layer_that_adds_nothing_goes_first_and_is_not_missed(
-    model_dir: Path, texts: torch.Tensor
+    model_dir: Path, texts: list[torch.Tensor]
 ) -> None:
     whole = load_encoder(model_dir)
     smaller, made = pruned(whole, Prune(layers=3), texts, silent)
@@ -71,7 +71,7 @@ def test_the_layer_that_adds_nothing_goes_first_and_is_not_missed(
     assert nearness(smaller.embed, whole.embed, model_dir)["cosine_min"] > 0.99999
 
 
-def test_what_layers_did_is_taken_over_by_the_one_before(model_dir: Path, texts: torch.Tensor) -> None:
+def test_what_layers_did_is_taken_over_by_the_one_before(model_dir: Path, texts: list[torch.Tensor]) -> None:
     whole = load_encoder(model_dir)
     kept = [0, 3]
     bare = Encoder(with_layers(whole.body, kept), whole.pooling).eval()
@@ -82,7 +82,7 @@ def test_what_layers_did_is_taken_over_by_the_one_before(model_dir: Path, texts:
     assert after > before + 0.2 * (1 - before), (before, after)
 
 
-def test_layers_that_end_otherwise_stay_as_they_were(model_dir: Path, texts: torch.Tensor) -> None:
+def test_layers_that_end_otherwise_stay_as_they_were(model_dir: Path, texts: list[torch.Tensor]) -> None:
     whole, other = load_encoder(model_dir), load_encoder(model_dir)
     smaller = Encoder(with_layers(other.body, [0, 3]), whole.pooling).eval()
     smaller.body.encoder.layer[0].output.LayerNorm = torch.nn.Identity()
@@ -114,6 +114,16 @@ def test_spans_are_a_function_of_their_number_and_keep_to_documents(
     assert min(lengths) < 16 and max(lengths) > 40
     assert not np.array_equal(spans.batch(3, 4)["input_ids"], spans.batch(4, 4)["input_ids"])
     assert np.array_equal(spans.batch(3, 4, rank=1, ranks=2)["input_ids"], spans.batch(7, 4)["input_ids"])
+
+
+def test_texts_are_short_and_long_and_have_their_marks(model_dir: Path) -> None:
+    tokens = np.arange(3, 503)
+    batches = texts_of(tokens, model_dir)
+    assert [one.shape[1] for one in batches] == [16, 32, 64], "the encoder reads 64 at most"
+    assert all((one[:, 0] == 1).all() and (one[:, -1] == 2).all() for one in batches)
+    assert batches[0][0].tolist() == [1, *range(3, 17), 2] and batches[1][0, 1] == 17
+    inner = np.concatenate([one[:, 1:-1].flatten().numpy() for one in batches])
+    assert len(set(inner.tolist())) == len(inner) > 400
 
 
 def is_part(text: list[int], of: list[int]) -> bool:
@@ -155,7 +165,7 @@ def recipe(model: str, corpus: Path, **said: Any) -> DistillRecipe:
 def plan(corpus: Path, steps: int) -> CompressPlan:
     taught = recipe("bert", corpus, steps=steps).model_dump(exclude={"name", "teacher", "student"})
     return CompressPlan.model_validate(
-        {"prune": {"layers": 2}, "heal": taught, "targets": [{"to": "int8-onnx"}]}
+        {"prune": {"layers": 1}, "heal": taught, "targets": [{"to": "int8-onnx"}]}
     )
 
 
@@ -164,7 +174,7 @@ def test_a_plan_prunes_heals_and_quantizes_and_does_nothing_twice(
 ) -> None:
     settings = Settings(home=tmp_path / "home")
     import_model(settings, str(model_dir), name="bert")
-    smaller, healed, int8 = follow(settings, "bert@1", plan(corpus, 60))
+    smaller, healed, int8 = follow(settings, "bert@1", plan(corpus, 100))
     assert [one.format for one in (smaller, healed, int8)] == ["safetensors", "safetensors", "onnx"]
     assert {one.task for one in (smaller, healed, int8)} == {"embed"}
     assert smaller.manifest.recipe["prune"]["dropped"] and 2 in smaller.manifest.recipe["prune"]["dropped"]
@@ -180,7 +190,7 @@ def test_a_plan_prunes_heals_and_quantizes_and_does_nothing_twice(
     assert nearness(student.embed, whole.embed, model_dir)["cosine_mean"] == pytest.approx(after, abs=1e-4)
     embeddings = [one.body.embeddings.word_embeddings.weight for one in (whole, student)]
     assert torch.equal(*embeddings), "a token that the text does not have stays among those that it has"
-    again = list(follow(settings, "bert@1", plan(corpus, 60)))
+    again = list(follow(settings, "bert@1", plan(corpus, 100)))
     assert [one.ref for one in again] == [one.ref for one in (smaller, healed, int8)]
 
 
@@ -230,7 +240,9 @@ def test_what_is_said_of_predictions_is_refused_of_an_encoder(
     assert refused.value.param == param and not (tmp_path / "run").exists()
 
 
-def test_layers_that_share_their_weights_cannot_be_taken_out(model_dir: Path, texts: torch.Tensor) -> None:
+def test_layers_that_share_their_weights_cannot_be_taken_out(
+    model_dir: Path, texts: list[torch.Tensor]
+) -> None:
     whole = load_encoder(model_dir)
     whole.body.config.num_hidden_layers = 12
     with pytest.raises(Unsupported, match="share their weights"):

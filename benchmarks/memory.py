@@ -15,16 +15,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+HELD = 1024
+"""Tokens that it is measured on."""
 HIDDEN, FFN, HEADS, KV_HEADS, VOCAB = 2048, 8192, 32, 8, 49152
 LAYER = HIDDEN * (2 * HIDDEN + 2 * KV_HEADS * HIDDEN // HEADS + 3 * FFN)
-CHILD = (
-    "import json, sys; from benchmarks.memory import build_in; build_in(json.loads(sys.argv[1]), sys.argv[2])"
-)
+CHILD = "import json, sys; from benchmarks import memory; memory.{}(json.loads(sys.argv[1]), sys.argv[2])"
 UNITS = {"MB": 10**6, "GB": 10**9}
 
 
@@ -54,11 +55,15 @@ def main(
     if cgroup:
         set_limit(cgroup, allowed)
     request = {"model_dir": str(model_dir), "work": str(work), "weights": weights, "tokens": tokens}
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps(request), str(cgroup or "")],
-        stdout=subprocess.PIPE, text=True, check=False,
-    )  # fmt: skip
-    said_lines = [json.loads(line[5:]) for line in child.stdout.splitlines() if line.startswith("STEP ")]
+    said_lines, codes = list[Any](), list[int]()
+    for part in ("build_in", "measure_in"):
+        child = subprocess.run(
+            [sys.executable, "-c", CHILD.format(part), json.dumps(request), str(cgroup or "")],
+            stdout=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+        said_lines += [json.loads(line[5:]) for line in child.stdout.splitlines() if line.startswith("STEP ")]
+        codes.append(child.returncode)
+        forget(work / "made")
     parameters = VOCAB * HIDDEN + layers * LAYER
     print(
         f"{parameters / 1e9:.2f} billion weights, {weights}: {4 * parameters / 1e9:.2f} GB in float32, ",
@@ -69,7 +74,7 @@ def main(
     )
     for name, peak, seconds in said_lines:
         print(f"  {name:<28} {peak / 1e6:7.0f} MB of its own {seconds:7.0f} s")
-    print(f"  ended with {child.returncode}; made {size_of(work / 'made') / 1e9:.2f} GB")
+    print(f"  ended with {codes}; made {size_of(work / 'made') / 1e9:.2f} GB")
 
 
 def size_of(folder: Path) -> int:
@@ -137,9 +142,8 @@ def set_limit(cgroup: Path, allowed: int) -> None:
 
 
 def build_in(request: dict[str, Any], cgroup: str) -> None:
-    """The child: builds, and prints what each step took."""
-    if cgroup:
-        Path(cgroup, "cgroup.procs").write_text(str(os.getpid()))
+    """The first child: builds, and prints what each step took."""
+    enter(cgroup)
     from compress.build_decoder import build
     from compress.export import PRECISIONS, decoder_options
     from compress.recipe import Calibration, CompressRecipe
@@ -152,10 +156,37 @@ def build_in(request: dict[str, Any], cgroup: str) -> None:
     made.mkdir(exist_ok=True)
     asked = {
         "model_dir": str(model_dir), "directory": str(made), "cache_dir": str(work / "cache"), "tied": True,
-        "scratch": str(work / "scratch"), "precision": "int4", "tokens": 1024,
+        "scratch": str(work / "scratch"), "precision": "int4", "tokens": HELD, "reference": str(work / "reference.npy"),
         "options": decoder_options(model_dir, PRECISIONS["int4-onnx"]),
         **recipe.model_dump(mode="json", include={"weights", "head_bits", "wide_share", "kv_cache", "calibration"}),
     }  # fmt: skip
+    step = watched()
+    build(asked, step)
+    step("end")
+
+
+def measure_in(request: dict[str, Any], cgroup: str) -> None:
+    """The second child: measures what the first one made."""
+    enter(cgroup)
+    step = watched()
+    from compress.measure_decoder import measure_export
+
+    work = Path(request["work"])
+    asked = {
+        "parent": request["model_dir"], "export": str(work / "made"), "tokens": HELD,
+        "reference": str(work / "reference.npy"),
+    }  # fmt: skip
+    measure_export(asked, step)
+    step("end")
+
+
+def enter(cgroup: str) -> None:
+    if cgroup:
+        Path(cgroup, "cgroup.procs").write_text(str(os.getpid()))
+
+
+def watched() -> Callable[..., None]:
+    """To be called as each step begins: prints what the one before it took."""
     at, peak, began = "start", [0], [time.monotonic()]
 
     def watch() -> None:
@@ -171,8 +202,7 @@ def build_in(request: dict[str, Any], cgroup: str) -> None:
             print("STEP", json.dumps([at, peak[0], time.monotonic() - began[0]]), flush=True)
             at, peak[0], began[0] = name, own_bytes(), time.monotonic()
 
-    build(asked, step)
-    step("end")
+    return step
 
 
 def own_bytes() -> int:

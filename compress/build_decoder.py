@@ -1,4 +1,4 @@
-"""One ONNX decoder: its weights quantized, onnxruntime-genai's model builder, and the price. Run as a child process.
+"""One ONNX decoder: its weights quantized, onnxruntime-genai's model builder. Run as a child process.
 
 Weights stay in their file (:mod:`compress.mapped`), quantized ones in ``scratch``, so that a model larger than memory is
 built, and what an interrupted run quantized is there when it is started again.
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.measure_decoder import measure_export
+from compress.measure_decoder import keep_reference
 from everlearn.child import answer
 from everlearn.durable import write_file
 from everlearn.errors import Unsupported
@@ -27,7 +27,7 @@ BITS = {"int4": 4, "int8": 8}
 
 
 def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """Exports ``model_dir`` to ``directory``: how it was ``made``, and how it ``compared`` with its parent.
+    """Exports ``model_dir`` to ``directory``: how it was ``made``. In ``reference`` is what the export is measured by.
 
     Raises Unsupported where the builder, or GPTQ, does not take the model.
     """
@@ -63,11 +63,10 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     give_back()
     if whole:
         keep_within_window(directory / "genai_config.json", config)
-    scratch = Path(request["cache_dir"])
-    return {
-        "made": made,
-        "compared": measure_export(model_dir, directory, request["tokens"], scratch, progress),
-    }
+    reference = Path(request["reference"])
+    reference.parent.mkdir(parents=True, exist_ok=True)
+    keep_reference(model_dir, request["tokens"], reference, progress)
+    return {"made": made}
 
 
 def quantize(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.measure_decoder import keep_logits
 from compress.quality import TOKENS_A_TEXT, Quality, qualities, windows_of, word_starts
 from compress.recipe import OFFERED
 from everlearn.child import answer, run_child
@@ -196,18 +197,6 @@ def measure_all(request: Mapping[str, Any], progress: Progress) -> dict[str, Any
         measured = qualities(reference, logits, windows, starts)
         found.append({name: asdict(one) for name, one in measured.items()})
     return {"qualities": found}
-
-
-def keep_logits(logits: Iterator[np.ndarray], rows: int, file: Path) -> np.ndarray:
-    """Logits on disk, as a view of the file: float32 (rows, window, vocab)."""
-    import numpy as np
-
-    first = next(logits)
-    kept = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(rows, *first.shape))
-    kept[0] = first
-    for at, one in enumerate(logits, start=1):
-        kept[at] = one
-    return kept
 
 
 def logits_of(model: Mapping[str, Any], windows: np.ndarray) -> Iterator[np.ndarray]:

@@ -88,7 +88,7 @@ def export(settings: Settings, ref: str, recipe: CompressRecipe, progress: Progr
     parent = registry.weights(ref)
     progress("verifying the parent", None)
     parent_dir = registry.path(parent)
-    refuse_full_disk(settings, 2 * parent.manifest.size_bytes)
+    refuse_full_disk(settings, 2 * parent.manifest.size_bytes + logits_bytes(parent_dir, parent.task))
     started = time.monotonic()
     with scratch_of(settings, parent, recipe) as scratch, registry.staging() as staging:
         made, metrics = build(parent_dir, staging, parent.task, recipe, progress, scratch=scratch)
@@ -156,6 +156,15 @@ def refuse_full_disk(settings: Settings, needed_bytes: int) -> None:
         )
 
 
+def logits_bytes(parent_dir: Path, task: Task) -> int:
+    """What an export says of the held text waits on disk for the parent, in float32."""
+    if task == "embed":
+        return 0
+    config = json.loads((parent_dir / "config.json").read_bytes())
+    vocab = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 0)
+    return 4 * HELD_TOKENS * vocab
+
+
 def recipe_of(version: Version) -> CompressRecipe:
     """The recipe that made ``version``. Raises InvalidInput where no compression made it."""
     if "export" not in version.manifest.recipe:
@@ -215,12 +224,15 @@ def export_decoder(
         "kv_cache": recipe.kv_cache,
         "calibration": recipe.calibration.model_dump(mode="json"),
         "tokens": HELD_TOKENS,
+        "reference": str(cache / "reference.npy"),
     }
-    answer = run_child("compress.build_decoder", request, progress)
+    made = run_child("compress.build_decoder", request, progress)["made"]
+    measured = {name: request[name] for name in ("tokens", "reference")}
+    measured |= {"parent": str(parent_dir), "export": str(staging)}
+    compared = run_child("compress.measure_decoder", measured, progress)
     shutil.rmtree(cache, ignore_errors=True)
     keep_tokenizer(parent_dir, staging)
-    metrics = priced(answer["compared"], precision)
-    return {"precision": precision.name, "options": options, **answer["made"]}, metrics
+    return {"precision": precision.name, "options": options, **made}, priced(compared, precision)
 
 
 def export_vllm(

@@ -154,7 +154,8 @@ class Teaching(FitOptions):
     weight: float = Field(default=0.9, ge=0, le=1)
     divergence: Literal["forward", "reverse", "jensen-shannon"] = "forward"
     hidden: float = Field(default=0.0, ge=0)
-    """Of the hidden states' distance from the teacher's; see ``compress.distill.HiddenStates``."""
+    """Of the hidden states' distance from the teacher's; see ``compress.distill.HiddenStates``, of an encoder
+    ``compress.distill_encoder.EmbeddingDistillation``."""
     reconstruct_tokens: int = Field(default=16384, ge=0)
     """A student made of the teacher's layers is solved for on so many first; see ``compress.reconstruct``."""
     quantize_to: Literal["int4-onnx"] | None = None

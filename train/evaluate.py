@@ -269,6 +269,7 @@ def onnx_logits(model_dir: Path, windows: np.ndarray) -> Iterator[np.ndarray]:
     decoder = json.loads((model_dir / "genai_config.json").read_text())["model"]["decoder"]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False  # which grows by doubling, and keeps what it has
     session = onnxruntime.InferenceSession(
         str(model_dir / decoder["filename"]), options, providers=["CPUExecutionProvider"]
     )

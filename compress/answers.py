@@ -93,8 +93,8 @@ def answer_prompts(prompts: Path, out: Path, asking: Asking, progress: Progress 
             asyncio.run(ask_all(missing, file, asking, found, progress))
         return found
     finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: later it may be another run's
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def prompts_in(file: Path) -> Iterator[list[Message]]:

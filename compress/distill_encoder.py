@@ -39,7 +39,7 @@ class Spans:
             raise InvalidInput("there is nothing to learn from: the data holds no text", param="data")
         self.store, self.sequence_tokens, self.seed = store, sequence_tokens, seed
         self.lengths = max(1, min(sequence_tokens, longest) - SHORTEST + 1)
-        self.before, self.after = before, after
+        self.before, self.after, self.ends = before, after, {*before, *after}
         self.rows = max(1, len(store.tokens) // sequence_tokens)
 
     def batch(self, step: int, micro_batch: int, rank: int = 0, ranks: int = 1) -> dict[str, np.ndarray]:
@@ -59,7 +59,7 @@ class Spans:
         """At most ``length`` tokens of the document that holds this place, its marks among them."""
         number = int(np.searchsorted(self.store.offsets, place, side="right")) - 1
         start, stop = (int(one) for one in self.store.offsets[number : number + 2])
-        text = [one for one in self.store.tokens[start:stop].tolist() if one not in self.before + self.after]
+        text = [one for one in self.store.tokens[start:stop].tolist() if one not in self.ends]
         room = length - len(self.before) - len(self.after)
         first = max(0, min(place - start, len(text) - room))
         return [*self.before, *text[first : first + room], *self.after]

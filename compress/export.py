@@ -157,7 +157,7 @@ def refuse_full_disk(settings: Settings, needed_bytes: int) -> None:
 
 
 def logits_bytes(parent_dir: Path, task: Task) -> int:
-    """What an export says of the held text waits on disk for the parent, in float32."""
+    """What the parent predicts for the held text waits on disk for its export, in float32."""
     if task == "embed":
         return 0
     config = json.loads((parent_dir / "config.json").read_bytes())

@@ -59,7 +59,8 @@ def texts_of(tokens: np.ndarray, model_dir: Path) -> list[Tensor]:
     An encoder reads a question otherwise than a passage, and has its own numbers for each position.
     """
     before, after = marks(model_dir)
-    lengths = [min(length, max_length(model_dir)) for length in TEXT_TOKENS]
+    longest = max_length(model_dir)
+    lengths = [min(length, longest) for length in TEXT_TOKENS]
     texts: dict[int, list[list[int]]] = {length: [] for length in lengths}
     at = 0
     for length in cycle(lengths):
@@ -133,21 +134,22 @@ def take_over(
     """Solves the layers before gaps, one after the other; the distance on held-out tokens before and after, by layer.
 
     What is solved for is the sum that the missing layer's norm reads. The norm takes each token's mean and deviation
-    out of it, so they are free: they stay what the layer gives, and each token counts relative to its deviation. Layers that do not end in ``output.dense`` and ``output.LayerNorm`` stay as they were.
+    out of it, so they are free: they stay what the layer gives, and each token counts relative to its deviation. Layers
+    that do not end in ``output.dense`` and ``output.LayerNorm`` stay as they were.
     """
     theirs, ours = layers_of(whole.body), layers_of(smaller.body)
     pairs = [
         pair
         for pair in changed(whole.body, smaller.body, kept)
-        if is_solvable(smaller, ours[pair[0]], texts[0][:2])
+        if is_solvable(smaller, pair[0], texts[0][:2])
     ]
     apart: dict[int, tuple[float, float]] = {}
     for number, (at, owed) in enumerate(pairs):
         layer, missing = ours[at].output, theirs[owed].output
         inputs, targets, weights = [], [], []
         for done, some in enumerate(texts):
-            wanted = read_by(missing.LayerNorm, whole, some)
-            read, given = read_by(layer.dense, smaller, some), read_by(layer.LayerNorm, smaller, some)
+            (wanted,) = read_by([missing.LayerNorm], whole, some)
+            read, given = read_by([layer.dense, layer.LayerNorm], smaller, some)
             inputs.append(nn.functional.pad(read, (0, 1), value=1.0))  # the last one is the bias
             targets.append(scaled_like(given, wanted) - given)
             weights.append(1 / given.var(-1, keepdim=True).clamp_min(1e-12))
@@ -172,27 +174,31 @@ def scaled_like(given: Tensor, wanted: Tensor) -> Tensor:
     return plain * spread + middle
 
 
-def read_by(module: nn.Module, encoder: Encoder, texts: Tensor) -> Tensor:
-    """What ``module`` gets while ``encoder`` reads texts, int64 (texts, seq); float32 (texts * seq, width)."""
-    got: list[Tensor] = []
-    hook = module.register_forward_pre_hook(lambda _, inputs: got.append(inputs[0].flatten(0, 1)))
+def read_by(modules: Sequence[nn.Module], encoder: Encoder, texts: Tensor) -> list[Tensor]:
+    """What each of ``modules`` gets while ``encoder`` reads texts, int64 (texts, seq); float32 (texts * seq, width)."""
+    got: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        got[module] = inputs[0].flatten(0, 1)
+
+    hooks = [module.register_forward_pre_hook(keep) for module in modules]
     try:
         encoder.body(input_ids=texts, attention_mask=torch.ones_like(texts))
     finally:
-        hook.remove()
-    return got[0]
+        for hook in hooks:
+            hook.remove()
+    return [got[module] for module in modules]
 
 
-def is_solvable(encoder: Encoder, layer: Any, texts: Tensor) -> bool:
-    """Whether its output is ``output.LayerNorm`` of something plus ``output.dense``."""
-    norm = getattr(getattr(layer, "output", None), "LayerNorm", None)
-    dense = getattr(getattr(layer, "output", None), "dense", None)
+def is_solvable(encoder: Encoder, at: int, texts: Tensor) -> bool:
+    """Whether this layer's output is ``output.LayerNorm`` of something plus ``output.dense``."""
+    output = getattr(layers_of(encoder.body)[at], "output", None)
+    norm, dense = getattr(output, "LayerNorm", None), getattr(output, "dense", None)
     if not (isinstance(norm, nn.LayerNorm) and isinstance(dense, nn.Linear) and dense.bias is not None):
         return False
-    number = next(at for at, one in enumerate(layers_of(encoder.body)) if one is layer)
-    with outputs_of(encoder.body, [number]) as given:
-        read = read_by(norm, encoder, texts)
-    return torch.allclose(norm(read), given[number].flatten(0, 1), rtol=1e-3, atol=1e-4)
+    with outputs_of(encoder.body, [at]) as given:
+        (read,) = read_by([norm], encoder, texts)
+    return torch.allclose(norm(read), given[at].flatten(0, 1), rtol=1e-3, atol=1e-4)
 
 
 if __name__ == "__main__":

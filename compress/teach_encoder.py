@@ -132,9 +132,10 @@ def solved(
     progress: Progress,
 ) -> dict[int, tuple[float, float]]:
     """Solves for what ``kept`` left out, on ``reconstruct_tokens`` of the text; see :mod:`compress.prune_encoder`."""
-    tokens = store.tokens[: recipe.reconstruct_tokens].astype("int64")
-    texts = texts_of(tokens, teacher_dir)
-    if kept is None or not texts:
+    if kept is None:
+        return {}
+    texts = texts_of(store.tokens[: recipe.reconstruct_tokens].astype("int64"), teacher_dir)
+    if not texts:
         return {}
     return take_over(
         teacher, student, kept, texts, lambda done: progress("solving for what was taken out", done)

@@ -175,7 +175,6 @@ def compare(
     reference_logits: Iterator[np.ndarray],
     logits: Iterator[np.ndarray],
     windows: np.ndarray,
-    on_window: OnWindow | None = None,
 ) -> Comparison:
     """Both models' perplexities, and how far apart their predictions are, window by window.
 
@@ -183,13 +182,11 @@ def compare(
     """
     nll = reference_nll = divergence = 0.0
     same = 0
-    for done, one in enumerate(predictions(reference_logits, logits, windows), start=1):
+    for one in predictions(reference_logits, logits, windows):
         reference_nll += float(one.reference_nll.sum())
         nll += float(one.nll.sum())
         divergence += float(one.divergence.sum())
         same += int((one.reference_top == one.top).sum())
-        if on_window:
-            on_window(done, len(windows))
     tokens = scored_tokens(windows)
     return Comparison(
         perplexity=Perplexity(nll / tokens, tokens).perplexity,

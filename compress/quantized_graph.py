@@ -217,10 +217,12 @@ def compute_rotary_tables(graph: ir.Graph, config: dict[str, Any]) -> None:
 
 def rotary_frequencies(config: dict[str, Any], cosines: np.ndarray, sines: np.ndarray) -> np.ndarray | None:
     """Radians a position, float32 (pairs,), where the tables (positions, pairs) are plain rotary positions' (arXiv
-    2104.09864)."""
+    2104.09864). In torch, as the builder reckons: numpy's powers differ in the last bit on some CPUs, which far positions
+    multiply.
+    """
     positions, pairs = cosines.shape
     theta = (config.get("rope_parameters") or {}).get("rope_theta") or config.get("rope_theta") or 10000.0
-    found = (1 / float(theta) ** (np.arange(pairs, dtype=np.float32) / np.float32(pairs))).astype(np.float32)
+    found = (1 / float(theta) ** (torch.arange(pairs).float() / pairs)).numpy()
     angles = np.arange(positions, dtype=np.float32)[:, None] * found
     same = np.abs(np.cos(angles) - cosines).max() < SAME_TABLE
     return found if same and np.abs(np.sin(angles) - sines).max() < SAME_TABLE else None

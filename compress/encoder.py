@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from everlearn.errors import Unsupported
+from train.data.tokenize import marks
 from train.evaluate import held_text
 
 # Short, long and unlike each other: embeddings are compared on them.
 PROBE_WORDS = (4, 16, 64, 120)
+TEXT_TOKENS = (16, 32, 64, 128)
+"""Of the texts that say what layers do."""
+BEHIND_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
+"""Model types that number positions from behind their padding's id, as fairseq did."""
 
 Embed = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 """From an encoder's inputs, int64 (batch, seq) each, to unit vectors, float32 (batch, dim)."""
@@ -61,10 +67,15 @@ def load_encoder(model_dir: Path) -> Encoder:
     return Encoder(body, pooling_mode(model_dir)).eval()
 
 
-def save_encoder(encoder: Encoder, dtype: torch.dtype, directory: Path) -> None:
-    """Weights and config.json, without the pooler of a first token, through which no embedding comes. Last use of it."""
+def drop_pooler(encoder: Encoder) -> None:
+    """Drops the one of a first token: no embedding comes through it."""
     if hasattr(encoder.body, "pooler"):
         encoder.body.pooler = None
+
+
+def save_encoder(encoder: Encoder, dtype: torch.dtype, directory: Path) -> None:
+    """Weights and config.json, without the pooler. Last use of it."""
+    drop_pooler(encoder)
     encoder.body.to(dtype).save_pretrained(directory)
 
 
@@ -83,7 +94,10 @@ def pooling_mode(model_dir: Path) -> str:
 
 def max_length(model_dir: Path) -> int:
     """Tokens that a text is cut to."""
-    limit = int(json.loads((model_dir / "config.json").read_text())["max_position_embeddings"])
+    config = json.loads((model_dir / "config.json").read_text())
+    limit = int(config["max_position_embeddings"])
+    if config["model_type"] in BEHIND_PADDING:
+        limit -= config["pad_token_id"] + 1
     if (model_dir / "sentence_bert_config.json").is_file():
         said = json.loads((model_dir / "sentence_bert_config.json").read_text()).get("max_seq_length")
         limit = min(limit, int(said or limit))
@@ -108,6 +122,35 @@ def inputs_of(tokenizer: Any, texts: list[str]) -> dict[str, np.ndarray]:
         "attention_mask": np.array([one.attention_mask for one in encoded], dtype=np.int64),
         "token_type_ids": np.array([one.type_ids for one in encoded], dtype=np.int64),
     }
+
+
+def texts_of(tokens: np.ndarray, model_dir: Path) -> list[Tensor]:
+    """Tokens, int64 (n,), as texts with their marks, short and long by turns: int64 (texts, length), a batch a length.
+
+    An encoder reads a question otherwise than a passage, and has its own numbers for each position.
+    """
+    before, after = marks(model_dir)
+    longest = max_length(model_dir)
+    lengths = [min(length, longest) for length in TEXT_TOKENS]
+    texts: dict[int, list[list[int]]] = {length: [] for length in lengths}
+    at = 0
+    for length in cycle(lengths):
+        size = length - len(before) - len(after)
+        if at + size > len(tokens):
+            break
+        texts[length].append([*before, *tokens[at : at + size].tolist(), *after])
+        at += size
+    return [torch.tensor(some) for some in texts.values() if some]
+
+
+def whole_texts(ids: Tensor) -> dict[str, np.ndarray]:
+    """The inputs of texts without padding; ids: int64 (texts, seq)."""
+    feeds = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "token_type_ids": torch.zeros_like(ids),
+    }
+    return {name: one.numpy() for name, one in feeds.items()}
 
 
 def probe_texts() -> list[str]:

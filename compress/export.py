@@ -321,7 +321,12 @@ def export_encoder(
     precision = PRECISIONS[recipe.to]
     if recipe.to not in FOR_ENCODERS:
         raise Unsupported(f"encoders are exported as {' or '.join(FOR_ENCODERS)}")
-    request = {"model_dir": str(parent_dir), "directory": str(staging), "precision": precision.name}
+    request = {
+        "model_dir": str(parent_dir),
+        "directory": str(staging),
+        "precision": precision.name,
+        "calibration": recipe.calibration.model_dump(mode="json"),
+    }
     made = run_child("compress.export_encoder", request, progress)
     metrics = made.pop("metrics")
     if not metrics["cosine_min"] >= precision.min_cosine:

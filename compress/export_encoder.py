@@ -1,19 +1,34 @@
 """A sentence encoder as one ONNX graph: text ids in, unit-length embeddings out. Run as a child process.
 
 Pooling and normalisation are in the graph, so whoever reads ``sentence_embedding`` needs no more than the
-tokenizer. int8 is onnxruntime's dynamic quantization: weights by output channel, activations as they come.
+tokenizer. int8 is onnxruntime's dynamic quantization: weights by output channel, activations as they come, after
+:mod:`compress.smooth_encoder`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compress.encoder import Embed, Encoder, load_encoder, max_length, nearness, pooling_mode
+from compress.calibration import calibration_windows, seen
+from compress.encoder import (
+    Embed,
+    Encoder,
+    drop_pooler,
+    load_encoder,
+    max_length,
+    nearness,
+    pooling_mode,
+    texts_of,
+)
+from compress.recipe import Calibration
+from compress.smooth_encoder import BLOCK, smooth
 from everlearn.child import answer
 from everlearn.progress import Progress
 
@@ -26,17 +41,23 @@ def export(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     longest = write_config(model_dir, directory)
     write_tokenizer(model_dir, directory)
     progress("loading the encoder", None)
-    encoder = load_encoder(model_dir)
-    progress("exporting the graph", None)
-    graph = directory / "model.onnx"
-    trace(encoder, graph)
+    encoder, graph, made = load_encoder(model_dir), directory / "model.onnx", {}
+    drop_pooler(encoder)
     if request["precision"] == "int8":
+        progress("finding out what 8 bits cost each layer", None)
+        chosen = Calibration.model_validate(request["calibration"])
+        windows = calibration_windows(chosen, model_dir / "tokenizer.json")
+        smoothed, by_blocks = smooth(encoder, texts_of(windows.reshape(-1), model_dir))
+        made = {"smoothed": smoothed, "by_blocks": by_blocks, "calibration_seen": seen(windows)}
+    progress("exporting the graph", None)
+    trace(encoder, graph)
+    if made:
         progress("quantizing", None)
-        quantize(graph)
+        quantize(graph, by_blocks)
     progress("measuring", None)
-    near = nearness(session_embed(graph), encoder.embed, model_dir)
+    near = nearness(session_embed(graph), load_encoder(model_dir).embed, model_dir)
     metrics = {**near, "dimensions": encoder.body.config.hidden_size}
-    return {"opset": OPSET, "max_length": longest, "metrics": metrics}
+    return {"opset": OPSET, "max_length": longest, "metrics": metrics, **made}
 
 
 def write_config(model_dir: Path, directory: Path) -> int:
@@ -59,9 +80,14 @@ def write_tokenizer(model_dir: Path, directory: Path) -> None:
 
 
 def trace(encoder: Encoder, graph: Path) -> None:
-    """model.onnx with free batch and sequence."""
+    """model.onnx with free batch and sequence.
+
+    Attention is spelt out: torch's own would bring a test for rows that are masked altogether, in each layer, and it
+    takes as long as a product.
+    """
     import torch
 
+    encoder.body.set_attn_implementation("eager")
     example = torch.ones((2, 8), dtype=torch.int64)
     axes = {name: {0: "batch", 1: "seq"} for name in encoder.inputs}
     with torch.inference_mode():
@@ -79,16 +105,38 @@ def trace(encoder: Encoder, graph: Path) -> None:
         )
 
 
-def quantize(graph: Path) -> None:
-    """Weights and embeddings to int8 in place."""
+def quantize(graph: Path, by_blocks: Sequence[str]) -> None:
+    """Weights and embeddings to int8 in place. ``by_blocks``: the layers with a scale for each block of each token."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared, result = graph.with_name("prepared.onnx"), graph.with_name("quantized.onnx")
     quant_pre_process(str(graph), str(prepared), skip_symbolic_shape=True)
+    logging.getLogger().setLevel(logging.WARNING)  # the quantizer tells of every node
+    if by_blocks:
+        model = onnx.load(prepared)
+        products = {node.name for node in model.graph.node if node.op_type == "MatMul"}
+        others = products - {product_of(name) for name in by_blocks}
+        blocks = MatMulNBitsQuantizer(
+            model,
+            bits=8,
+            block_size=BLOCK,
+            is_symmetric=True,
+            accuracy_level=4,
+            nodes_to_exclude=sorted(others),
+        )
+        blocks.process()
+        blocks.model.save_model_to_file(str(prepared))
     quantize_dynamic(str(prepared), str(result), per_channel=True, weight_type=QuantType.QInt8)
     prepared.unlink()
     result.replace(graph)
+
+
+def product_of(layer: str) -> str:
+    """How :func:`trace` calls the node that multiplies by a linear layer's weights."""
+    return re.sub(r"\.(?=\D)", "/", f"/body.{layer}.MatMul")
 
 
 def session_embed(graph: Path, threads: int = 0) -> Embed:

@@ -8,7 +8,6 @@ Here a norm follows on the sum (as BERT has it), so the layer takes over the mis
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,15 @@ from torch import Tensor, nn
 
 from compress.calibration import calibration_windows, seen
 from compress.distill import outputs_of
-from compress.encoder import Encoder, load_encoder, max_length, nearness, save_encoder
+from compress.encoder import Encoder, load_encoder, nearness, save_encoder, texts_of, whole_texts
 from compress.prune import cheapest, chosen_layers, layers_of, with_layers
 from compress.recipe import Calibration, Prune
 from compress.reconstruct import changed, least_squares, rounded
 from everlearn.child import answer
 from everlearn.errors import Unsupported
 from everlearn.progress import Progress
-from train.data.tokenize import marks
 from train.model import saved_dtype
 
-TEXT_TOKENS = (16, 32, 64, 128)
-"""Of the texts that layers are tried and solved on."""
 TRIAL_TEXTS = 16
 """Of each length."""
 
@@ -51,25 +47,6 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     progress("writing", None)
     save_encoder(smaller, saved_dtype(model_dir), directory)
     return {"made": {**made, "calibration_seen": seen(windows)}, "compared": compared}
-
-
-def texts_of(tokens: np.ndarray, model_dir: Path) -> list[Tensor]:
-    """Tokens, int64 (n,), as texts with their marks, short and long by turns: int64 (texts, length), a batch a length.
-
-    An encoder reads a question otherwise than a passage, and has its own numbers for each position.
-    """
-    before, after = marks(model_dir)
-    longest = max_length(model_dir)
-    lengths = [min(length, longest) for length in TEXT_TOKENS]
-    texts: dict[int, list[list[int]]] = {length: [] for length in lengths}
-    at = 0
-    for length in cycle(lengths):
-        size = length - len(before) - len(after)
-        if at + size > len(tokens):
-            break
-        texts[length].append([*before, *tokens[at : at + size].tolist(), *after])
-        at += size
-    return [torch.tensor(some) for some in texts.values() if some]
 
 
 def pruned(
@@ -111,16 +88,6 @@ def away_from(encoder: Encoder, texts: Sequence[Tensor]) -> Callable[[], float]:
 
     before = embeddings()
     return lambda: float(1 - (embeddings() * before).sum(-1).mean())
-
-
-def whole_texts(ids: Tensor) -> dict[str, np.ndarray]:
-    """The inputs of texts without padding; ids: int64 (texts, seq)."""
-    feeds = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "token_type_ids": torch.zeros_like(ids),
-    }
-    return {name: one.numpy() for name, one in feeds.items()}
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from compress.distill_encoder import EmbeddingDistillation, Spans
-from compress.encoder import Encoder, load_encoder, max_length, nearness, save_encoder
+from compress.encoder import Encoder, load_encoder, max_length, nearness, save_encoder, texts_of
 from compress.export import keep_beside_weights
 from compress.prune import evenly_spaced, layers_of, with_layers
-from compress.prune_encoder import take_over, texts_of
+from compress.prune_encoder import take_over
 from compress.teach import DistillRecipe, refuse_other_tokenizer, solved_once, texts_to_learn
 from everlearn.child import answer
 from everlearn.errors import InvalidInput

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from compress.distill_encoder import SHORTEST, EmbeddingDistillation, Spans
-from compress.encoder import Encoder, load_encoder, nearness
+from compress.encoder import Encoder, load_encoder, nearness, texts_of
 from compress.plan import follow
 from compress.prune import with_layers
-from compress.prune_encoder import pruned, take_over, texts_of
+from compress.prune_encoder import pruned, take_over
 from compress.recipe import CompressPlan, Prune
 from compress.teach import DistillRecipe, Student, distill
 from everlearn.errors import EverlearnError, InvalidInput, Unsupported

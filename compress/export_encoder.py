@@ -48,12 +48,12 @@ def export(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         chosen = Calibration.model_validate(request["calibration"])
         windows = calibration_windows(chosen, model_dir / "tokenizer.json")
         smoothed, by_blocks = smooth(encoder, texts_of(windows.reshape(-1), model_dir))
-        made = {"smoothed": smoothed, "by_blocks": by_blocks, "calibration_seen": seen(windows)}
+        made = {"smoothed": smoothed, "calibration_seen": seen(windows)}
     progress("exporting the graph", None)
     trace(encoder, graph)
     if made:
         progress("quantizing", None)
-        quantize(graph, by_blocks)
+        made["by_blocks"] = quantize(graph, by_blocks)
     progress("measuring", None)
     near = nearness(session_embed(graph), load_encoder(model_dir).embed, model_dir)
     metrics = {**near, "dimensions": encoder.body.config.hidden_size}
@@ -105,8 +105,11 @@ def trace(encoder: Encoder, graph: Path) -> None:
         )
 
 
-def quantize(graph: Path, by_blocks: Sequence[str]) -> None:
-    """Weights and embeddings to int8 in place. ``by_blocks``: the layers with a scale for each block of each token."""
+def quantize(graph: Path, by_blocks: Sequence[str]) -> list[str]:
+    """Weights and embeddings to int8 in place. ``by_blocks``: the layers with a scale for each block of each token.
+
+    Returns those of them that are: a product that the graph calls otherwise is rounded as all others.
+    """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
@@ -115,23 +118,24 @@ def quantize(graph: Path, by_blocks: Sequence[str]) -> None:
     prepared, result = graph.with_name("prepared.onnx"), graph.with_name("quantized.onnx")
     quant_pre_process(str(graph), str(prepared), skip_symbolic_shape=True)
     logging.getLogger().setLevel(logging.WARNING)  # the quantizer tells of every node
-    if by_blocks:
-        model = onnx.load(prepared)
-        products = {node.name for node in model.graph.node if node.op_type == "MatMul"}
-        others = products - {product_of(name) for name in by_blocks}
+    model = onnx.load(prepared)
+    products = {node.name for node in model.graph.node if node.op_type == "MatMul"}
+    found = [name for name in by_blocks if product_of(name) in products]
+    if found:
         blocks = MatMulNBitsQuantizer(
             model,
             bits=8,
             block_size=BLOCK,
             is_symmetric=True,
             accuracy_level=4,
-            nodes_to_exclude=sorted(others),
+            nodes_to_exclude=sorted(products - {product_of(name) for name in found}),
         )
         blocks.process()
         blocks.model.save_model_to_file(str(prepared))
     quantize_dynamic(str(prepared), str(result), per_channel=True, weight_type=QuantType.QInt8)
     prepared.unlink()
     result.replace(graph)
+    return found
 
 
 def product_of(layer: str) -> str:

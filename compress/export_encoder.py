@@ -41,23 +41,32 @@ def export(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     longest = write_config(model_dir, directory)
     write_tokenizer(model_dir, directory)
     progress("loading the encoder", None)
-    encoder, graph, made = load_encoder(model_dir), directory / "model.onnx", {}
-    drop_pooler(encoder)
+    encoder, graph = load_encoder(model_dir), directory / "model.onnx"
+    made: dict[str, Any] = {}
     if request["precision"] == "int8":
-        progress("finding out what 8 bits cost each layer", None)
         chosen = Calibration.model_validate(request["calibration"])
-        windows = calibration_windows(chosen, model_dir / "tokenizer.json")
-        smoothed, by_blocks = smooth(encoder, texts_of(windows.reshape(-1), model_dir))
-        made = {"smoothed": smoothed, "calibration_seen": seen(windows)}
-    progress("exporting the graph", None)
-    trace(encoder, graph)
-    if made:
-        progress("quantizing", None)
-        made["by_blocks"] = quantize(graph, by_blocks)
+        made = export_int8(model_dir, graph, chosen, progress)
+    else:
+        progress("exporting the graph", None)
+        trace(encoder, graph)
     progress("measuring", None)
-    near = nearness(session_embed(graph), load_encoder(model_dir).embed, model_dir)
+    near = nearness(session_embed(graph), encoder.embed, model_dir)
     metrics = {**near, "dimensions": encoder.body.config.hidden_size}
     return {"opset": OPSET, "max_length": longest, "metrics": metrics, **made}
+
+
+def export_int8(model_dir: Path, graph: Path, calibration: Calibration, progress: Progress) -> dict[str, Any]:
+    """Smooths, traces and quantizes an encoder; returns what a bundle says of that."""
+    progress("finding out what 8 bits cost each layer", None)
+    encoder = load_encoder(model_dir)
+    drop_pooler(encoder)
+    windows = calibration_windows(calibration, model_dir / "tokenizer.json")
+    smoothed, wanted = smooth(encoder, texts_of(windows.reshape(-1), model_dir))
+    progress("exporting the graph", None)
+    trace(encoder, graph)
+    progress("quantizing", None)
+    by_blocks = quantize(graph, wanted)
+    return {"smoothed": smoothed, "by_blocks": by_blocks, "calibration_seen": seen(windows)}
 
 
 def write_config(model_dir: Path, directory: Path) -> int:
@@ -110,17 +119,27 @@ def quantize(graph: Path, by_blocks: Sequence[str]) -> list[str]:
 
     Returns those of them that are: a product that the graph calls otherwise is rounded as all others.
     """
-    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared, result = graph.with_name("prepared.onnx"), graph.with_name("quantized.onnx")
     quant_pre_process(str(graph), str(prepared), skip_symbolic_shape=True)
-    logging.getLogger().setLevel(logging.WARNING)  # the quantizer tells of every node
-    model = onnx.load(prepared)
+    found = compute_by_blocks(prepared, by_blocks) if by_blocks else []
+    quantize_dynamic(str(prepared), str(result), per_channel=True, weight_type=QuantType.QInt8)
+    prepared.unlink()
+    result.replace(graph)
+    return found
+
+
+def compute_by_blocks(graph: Path, layers: Sequence[str]) -> list[str]:
+    """Makes the products of ``layers`` MatMulNBits of 8 bits, in place; returns those whose product was found."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    logging.getLogger().setLevel(logging.WARNING)  # it would tell of every node
+    model = onnx.load(graph)
     products = {node.name for node in model.graph.node if node.op_type == "MatMul"}
-    found = [name for name in by_blocks if product_of(name) in products]
+    found = [name for name in layers if product_of(name) in products]
     if found:
         blocks = MatMulNBitsQuantizer(
             model,
@@ -131,10 +150,7 @@ def quantize(graph: Path, by_blocks: Sequence[str]) -> list[str]:
             nodes_to_exclude=sorted(products - {product_of(name) for name in found}),
         )
         blocks.process()
-        blocks.model.save_model_to_file(str(prepared))
-    quantize_dynamic(str(prepared), str(result), per_channel=True, weight_type=QuantType.QInt8)
-    prepared.unlink()
-    result.replace(graph)
+        blocks.model.save_model_to_file(str(graph))
     return found
 
 

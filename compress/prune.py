@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.listening import listening
 from compress.recipe import Prune
 from compress.sensitivity import TRIAL_TOKENS, divergence, log_probabilities
 from everlearn.errors import InvalidInput, Unsupported
@@ -227,18 +228,13 @@ def importance(
     """
     found: dict[nn.Module, Tensor] = {}
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(module.weight, Tensor)
-        found[module] = inputs[0].flatten(0, -2).abs().mean(0) * module.weight.norm(dim=0)
+    def weigh(module: nn.Linear, given: Tensor) -> None:
+        found[module] = given.flatten(0, -2).abs().mean(0) * module.weight.norm(dim=0)
         if on_part:
             on_part(len(found), len(readers))
 
-    hooks = [one.register_forward_pre_hook(hook) for one in readers]
-    try:
+    with listening(readers, weigh):
         model.get_decoder()(input_ids=ids, use_cache=False)
-    finally:
-        for one in hooks:
-            one.remove()
     return found
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from compress.calibration import calibration_windows, seen
 from compress.distill import outputs_of
 from compress.encoder import Encoder, load_encoder, nearness, save_encoder, texts_of, whole_texts
+from compress.listening import listening
 from compress.prune import cheapest, chosen_layers, layers_of, with_layers
 from compress.recipe import Calibration, Prune
 from compress.reconstruct import changed, least_squares, rounded
@@ -145,15 +146,11 @@ def read_by(modules: Sequence[nn.Module], encoder: Encoder, texts: Tensor) -> li
     """What each of ``modules`` gets while ``encoder`` reads texts, int64 (texts, seq); float32 (texts * seq, width)."""
     got: dict[nn.Module, Tensor] = {}
 
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        got[module] = inputs[0].flatten(0, 1)
+    def keep(module: nn.Module, given: Tensor) -> None:
+        got[module] = given.flatten(0, 1)
 
-    hooks = [module.register_forward_pre_hook(keep) for module in modules]
-    try:
+    with listening(modules, keep):
         encoder.body(input_ids=texts, attention_mask=torch.ones_like(texts))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return [got[module] for module in modules]
 
 

@@ -85,9 +85,9 @@ def weight_of(layer: nn.Module) -> Tensor:
     return layer.weight.detach()
 
 
-def in_int8(rows: Tensor) -> Tensor:
-    """Each row (…, n) rounded with a scale of its own, as ``w8a8`` has weights and inputs."""
-    scales = rows.abs().amax(-1, keepdim=True).clamp(min=1e-12) / INT8_STEPS
+def in_int8(rows: Tensor, steps: float = INT8_STEPS) -> Tensor:
+    """Each row (…, n) rounded with a scale of its own, as ``w8a8`` has weights and inputs; its largest is ``steps``."""
+    scales = rows.abs().amax(-1, keepdim=True).clamp(min=1e-12) / steps
     return (rows / scales).round_().clamp_(-128, 127).mul_(scales)
 
 

@@ -8,9 +8,8 @@ block of each token (MatMulNBits), which takes longer.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.encoder import Encoder, whole_texts
+from compress.listening import listening
+from compress.sensitivity import in_int8
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """How much of its largest value a channel hands to its weights: SmoothQuant's alpha."""
@@ -27,6 +28,8 @@ BEARABLE = 0.002
 """The loss above which a layer is computed by blocks: of a token's output, the share of its square that is error."""
 BLOCK = 128
 """Input channels that have one scale, where a layer is computed by blocks."""
+STEPS = 127
+"""A row's largest weight lies so many steps from 0, as onnxruntime reckons."""
 ROWS = 128
 """Tokens of each batch of texts that losses are taken on."""
 TINY = 1e-9
@@ -68,17 +71,10 @@ def smooth(encoder: Encoder, texts: Sequence[Tensor]) -> tuple[dict[str, float],
         linears = [encoder.body.get_submodule(name) for name in read.layers]
         weight = torch.cat([linear.weight for linear in linears])  # (out of all, in)
         wanted = read.rows @ weight.T
-
-        def lost(
-            factor: Tensor, read: Read = read, weight: Tensor = weight, wanted: Tensor = wanted
-        ) -> float:
-            span = (read.low * factor).min(), (read.high * factor).max()
-            return loss(rounded_together(read.rows * factor, *span) @ rounded(weight / factor).T, wanted)
-
         factors = {strength: factor_of(read, weight, strength) for strength in STRENGTHS}
-        losses = {strength: lost(factor) for strength, factor in factors.items()}
+        losses = {strength: lost(read, weight, factor, wanted) for strength, factor in factors.items()}
         strength = min(losses, key=losses.__getitem__)
-        plain = lost(torch.ones_like(read.low))
+        plain = lost(read, weight, torch.ones_like(read.low), wanted)
         left = min(plain, losses[strength])
         if left > BEARABLE and loss(in_blocks(read.rows) @ in_blocks(weight).T, wanted) < left:
             by_blocks += read.layers
@@ -91,53 +87,44 @@ def smooth(encoder: Encoder, texts: Sequence[Tensor]) -> tuple[dict[str, float],
 
 def reads(encoder: Encoder, texts: Sequence[Tensor]) -> list[Read]:
     """What linear layers read. Without those that are called more than once: their inputs are several tensors."""
-    calls: list[tuple[str, Tensor]] = []
-    with listening(encoder, lambda name, given: calls.append((name, given))):
+    names = {one: name for name, one in encoder.body.named_modules() if isinstance(one, nn.Linear)}
+    calls: list[tuple[nn.Linear, Tensor]] = []
+    with listening(names, lambda linear, given: calls.append((linear, given))):
         encoder.embed(whole_texts(texts[0][:1]))
-    once = [one for one in calls if sum(name == one[0] for name, _ in calls) == 1]
-    together: defaultdict[Any, list[str]] = defaultdict(list)
-    for name, given in once:
-        together[given.data_ptr(), given.shape, given.stride()].append(name)
-    groups = {layers[0]: layers for layers in together.values()}
-    found: dict[str, Read] = {}
+    times = Counter(linear for linear, _ in calls)
+    together: defaultdict[Any, list[nn.Linear]] = defaultdict(list)
+    for linear, given in calls:
+        if times[linear] == 1:
+            together[given.data_ptr(), given.shape, given.stride()].append(linear)
+    groups = {linears[0]: [names[one] for one in linears] for linears in together.values()}
+    found: dict[nn.Linear, Read] = {}
 
-    def look(name: str, given: Tensor) -> None:
-        if name not in groups:
-            return
+    def look(linear: nn.Linear, given: Tensor) -> None:
         tokens = given.flatten(0, -2)  # (tokens, in)
         low, high = tokens.amin(0), tokens.amax(0)
         rows = tokens[:: max(1, len(tokens) // ROWS)].clone()
-        before = found.get(name)
+        before = found.get(linear)
         if before:
             low, high = torch.minimum(low, before.low), torch.maximum(high, before.high)
             rows = torch.cat([before.rows, rows])
-        found[name] = Read(groups[name], low, high, rows)
+        found[linear] = Read(groups[linear], low, high, rows)
 
-    with listening(encoder, look):
+    with listening(groups, look):
         for some in texts:
             encoder.embed(whole_texts(some))
     return list(found.values())
-
-
-@contextmanager
-def listening(encoder: Encoder, heard: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """``heard`` gets each linear layer's name and input while the encoder computes."""
-    hooks = [
-        module.register_forward_pre_hook(lambda _module, given, name=name: heard(name, given[0]))
-        for name, module in encoder.body.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def factor_of(read: Read, weight: Tensor, strength: float) -> Tensor:
     """What each channel is multiplied with: (in,); weight: (out, in)."""
     largest = torch.maximum(read.low.abs(), read.high.abs()).clamp(min=TINY)
     return weight.abs().amax(0).clamp(min=TINY) ** (1 - strength) / largest**strength
+
+
+def lost(read: Read, weight: Tensor, factor: Tensor, wanted: Tensor) -> float:
+    """:func:`loss` of the layers behind ``factor``, whose inputs have one scale."""
+    span = (read.low * factor).min(), (read.high * factor).max()
+    return loss(rounded_together(read.rows * factor, *span) @ in_int8(weight / factor, STEPS).T, wanted)
 
 
 def loss(made: Tensor, wanted: Tensor) -> float:
@@ -153,14 +140,8 @@ def rounded_together(rows: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return (((rows / scale).round() + zero).clamp(0, 255) - zero) * scale
 
 
-def rounded(values: Tensor) -> Tensor:
-    """Each row to 8 bits with a scale of its own."""
-    scale = values.abs().amax(-1, keepdim=True).clamp(min=TINY) / 127
-    return (values / scale).round() * scale
-
-
 def in_blocks(values: Tensor) -> Tensor:
     """Each :data:`BLOCK` of each row to 8 bits with a scale of its own."""
     width = values.shape[-1]
     padded = nn.functional.pad(values, (0, -width % BLOCK))
-    return rounded(padded.unflatten(-1, (-1, BLOCK))).flatten(-2)[..., :width]
+    return in_int8(padded.unflatten(-1, (-1, BLOCK)), STEPS).flatten(-2)[..., :width]

@@ -22,18 +22,19 @@ from benchmarks.texts import held, write_readable
 from compress.build_pruned import pruned
 from compress.calibration import calibration_windows
 from compress.distill import Distillation, HiddenStates, counterparts
+from compress.kept_predictions import KeptDistillation, KeptPredictions
 from compress.prune import block_influence, evenly_spaced, least_missed, with_layers
 from compress.quality import windows_of
 from compress.recipe import Calibration, Prune
 from compress.reconstruct import reconstruct
-from everlearn.progress import Progress, shown
+from everlearn.progress import Progress, shown, silent
 from train.data.card import DataOptions
 from train.data.packing import Packer
 from train.data.prepare import prepare
 from train.data.store import open_store
 from train.evaluate import load_causal_lm, score, torch_logits
-from train.loop import StepReport, fit
-from train.objectives import CausalLM
+from train.loop import StepReport, choose_dtype, fit
+from train.objectives import CausalLM, vocabulary
 from train.recipe import FitOptions, Optimizer
 
 TOKENS = 2048
@@ -55,6 +56,10 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument(
         "--weight", type=float, default=1.0, help="of the teacher's word; the rest is the text's"
+    )
+    parser.add_argument("--epochs", type=int, default=1, help="how often the tokens are read")
+    parser.add_argument(
+        "--keep-predictions", type=int, help="tokens of each position; the teacher is asked once"
     )
     parser.add_argument("--hidden", type=float, default=0.0, help="weight of the hidden states' distance")
     parser.add_argument(
@@ -183,11 +188,30 @@ def learn(
         sequence_tokens=SEQUENCE,
         batch_tokens=chosen.batch,
         micro_batch=2,
-        steps=chosen.tokens // chosen.batch,
+        steps=chosen.epochs * chosen.tokens // chosen.batch,
         optimizer=Optimizer(lr=chosen.lr),
     )
+    batches: Any = packer
     with tempfile.TemporaryDirectory() as folder:
-        fit(student, objective, packer, options, run_dir=Path(folder), on_step=on_step)
+        if teacher is not None and chosen.keep_predictions:
+            name = f"healed by {chosen.keep_predictions} kept predictions"
+            batches = kept(chosen, teacher, packer, options, Path(folder))
+            objective = KeptDistillation(batches, 1.0, chosen.weight)
+        fit(student, objective, batches, options, run_dir=Path(folder), on_step=on_step)
+
+
+def kept(
+    chosen: argparse.Namespace, teacher: Any, packer: Packer, options: FitOptions, folder: Path
+) -> KeptPredictions:
+    """What the teacher predicts; says what asking took."""
+    began, asked = time.monotonic(), options.steps * options.rows if options.steps else packer.rows
+    predictions = KeptPredictions(
+        packer, asked, folder / "predictions", chosen.keep_predictions, vocabulary(teacher), {}
+    )
+    predictions.ask(teacher, 1.0, choose_dtype(options.dtype, torch.device("cpu")), silent)
+    size = sum(file.stat().st_size for file in (folder / "predictions").iterdir())
+    print(f"asked the teacher in {time.monotonic() - began:.0f} s, {size / 1e6:.1f} MB", flush=True)
+    return predictions
 
 
 def text_to_learn(chosen: argparse.Namespace, folder: Path, progress: Progress) -> Packer:

@@ -13,10 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from compress.prune import layers_of
-from train.objectives import logits_at, predicted
-
-CHUNK_BYTES = 64 * 1024**2
-"""Logits held at once, of teacher and student each."""
+from train.objectives import chunks, logits_at, predicted, vocabulary
 
 Divergence = Literal["forward", "reverse", "jensen-shannon"]
 
@@ -112,7 +109,8 @@ class Distillation:
     """``weight`` of the divergence from the teacher, the rest cross-entropy of the text; an objective of the loop.
 
     The divergence (see :func:`apart`) is that of distributions softened by ``temperature`` T, times T squared, so
-    that its gradient keeps its size whatever T is. What the ``states`` say is added.
+    that its gradient keeps its size whatever T is. What the ``states`` say is added. Where one of the two has more
+    ids, they are padding beyond the tokenizer's: the divergence is over those that both have.
     """
 
     def __init__(
@@ -138,12 +136,10 @@ class Distillation:
             theirs = logits_at(self.teacher, batch, rows)
         with outputs_of(model, [pair[0] for pair in pairs]) as our_states:
             ours = logits_at(model, batch, rows)
-        size = max(32, CHUNK_BYTES // (4 * model.config.get_text_config().vocab_size))
         loss = torch.zeros((), device=labels.device)
         if self.states:
             loss = self.states.apart(model, our_states, their_states, rows)
-        for start in range(0, len(rows), size):
-            chunk = slice(start, start + size)
+        for chunk in chunks(len(rows), vocabulary(model)):
             with torch.no_grad():
                 soft = theirs(chunk)  # (size, vocab)
             part = checkpoint(self.divergence, ours, chunk, soft, targets[chunk], use_reentrant=False)
@@ -156,8 +152,9 @@ class Distillation:
     ) -> Tensor:
         """Sum over the chunk; soft: the teacher's logits (n, vocab); targets: int64 (n,)."""
         logits, temperature = ours(chunk), self.temperature
+        both = min(soft.shape[-1], logits.shape[-1])
         soft_loss = apart(
-            torch.log_softmax(soft / temperature, -1), torch.log_softmax(logits / temperature, -1), self.kind
+            *(torch.log_softmax(one[:, :both] / temperature, -1) for one in (soft, logits)), self.kind
         )
         hard = nn.functional.cross_entropy(logits, targets, reduction="sum")
         return self.weight * temperature**2 * soft_loss + (1 - self.weight) * hard

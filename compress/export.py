@@ -88,7 +88,8 @@ def export(settings: Settings, ref: str, recipe: CompressRecipe, progress: Progr
     parent = registry.weights(ref)
     progress("verifying the parent", None)
     parent_dir = registry.path(parent)
-    refuse_full_disk(settings, 2 * parent.manifest.size_bytes + logits_bytes(parent_dir, parent.task))
+    needed = 2 * parent.manifest.size_bytes + logits_bytes(parent_dir, parent.task)
+    refuse_full_disk(settings.directory("store"), needed)
     started = time.monotonic()
     with scratch_of(settings, parent, recipe) as scratch, registry.staging() as staging:
         made, metrics = build(parent_dir, staging, parent.task, recipe, progress, scratch=scratch)
@@ -132,7 +133,7 @@ def export_gguf(
         raise InvalidInput(f"{parent.ref} is an encoder; decoders are written as GGUF", param="ref")
     if not file.absolute().parent.is_dir():
         raise InvalidInput(f"{file.absolute().parent} is no folder", param="file")
-    refuse_full_disk(settings, 2 * parent.manifest.size_bytes)
+    refuse_full_disk(settings.directory("store"), 2 * parent.manifest.size_bytes)
     with registry.staging() as staging:
         request = {
             "model_dir": str(registry.path(parent)),
@@ -145,9 +146,8 @@ def export_gguf(
     return {"size_bytes": file.stat().st_size, **price(answer["compared"])}
 
 
-def refuse_full_disk(settings: Settings, needed_bytes: int) -> None:
-    """Raises Unavailable where the store's disk has less room."""
-    folder = settings.directory("store")
+def refuse_full_disk(folder: Path, needed_bytes: int) -> None:
+    """Raises Unavailable where the disk of ``folder`` has less room."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise Unavailable(

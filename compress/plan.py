@@ -262,7 +262,8 @@ def refuse_early(
             raise InvalidInput(
                 f"{file}: no such file, and the pruned model is to be healed on it", param="heal"
             )
-    refuse_full_disk(settings, parent.manifest.size_bytes * (TRAINING_FACTOR if plan.heal else 2))
+    needed = parent.manifest.size_bytes * (TRAINING_FACTOR if plan.heal else 2)
+    refuse_full_disk(settings.directory("store"), needed)
     return looked
 
 

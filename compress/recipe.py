@@ -162,6 +162,16 @@ class Teaching(FitOptions):
     """What the student will be rounded to; it learns with its weights so rounded. See ``compress.quantize_aware``."""
     head_bits: Literal[4, 8] = 8
     """With ``quantize_to``: of the output layer, as the target will have it."""
+    keep_predictions: int | None = Field(default=None, ge=1, le=1024)
+    """The teacher is asked once, and so many tokens of each position are kept; see ``compress.kept_predictions``."""
+
+    @model_validator(mode="after")
+    def _kept_is_enough(self) -> Teaching:
+        if self.keep_predictions and self.hidden:
+            raise ValueError("hidden is of the teacher's states, which keep_predictions does not keep")
+        if self.keep_predictions and self.divergence != "forward":
+            raise ValueError(f"keep_predictions is for divergence: forward, not {self.divergence}")
+        return self
 
 
 class CompressPlan(BaseModel):

@@ -28,6 +28,8 @@ from train.data.card import DataOptions
 from train.recipe import Architecture, anchored, validate_recipe
 
 if TYPE_CHECKING:
+    from compress.kept_predictions import KeptPredictions
+    from train.data.packing import Packer
     from train.data.store import TokenStore
 
 
@@ -112,7 +114,9 @@ def distill(settings: Settings, recipe: DistillRecipe, run_dir: Path, progress: 
         return registry.add(staging, recipe.name)
 
 
-OF_DECODERS = ("temperature", "weight", "divergence", "quantize_to", "head_bits")
+OF_DECODERS = ("temperature", "weight", "divergence", "quantize_to", "head_bits", "keep_predictions")
+OF_TEACHING = ("student", "hidden", "reconstruct_tokens", *OF_DECODERS)
+"""What of a recipe decides a run beside the options of its loop."""
 
 
 def refuse_decoders_options(recipe: DistillRecipe, teacher: str) -> None:
@@ -157,6 +161,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 
     from compress.distill import Distillation, HiddenStates, counterparts
     from compress.export import keep_tokenizer
+    from compress.kept_predictions import KeptDistillation
     from compress.prune import evenly_spaced, with_layers
     from compress.quantize_aware import keep_rounded, round_in_training
     from train.data.packing import Packer
@@ -164,6 +169,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     from train.failures import Diverged
     from train.loop import fit
     from train.model import from_scratch, saved_dtype
+    from train.objectives import vocabulary
     from train.parallel import Group
     from train.run import base_digest, held_of, metrics_of
 
@@ -196,36 +202,32 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         pairs = counterparts(kept, student.config.num_hidden_layers, depth)
         states = HiddenStates(teacher, student, pairs, recipe.hidden)
     group = Group()
+    teacher.to(group.device)
+    identity = {
+        "data": [store.card.sha256 for store in stores if store],
+        "teacher": base_digest(teacher_dir),
+        "start": request["student_dir"] and base_digest(Path(request["student_dir"])),
+        **recipe.model_dump(mode="json", include=set(OF_TEACHING)),
+    }
+    if recipe.keep_predictions:
+        vocab = min(vocabulary(teacher), vocabulary(student))
+        batches = kept_predictions(recipe, teacher, vocab, packer, run_dir, identity, progress)
+        objective = KeptDistillation(batches, recipe.temperature, recipe.weight)
+        del teacher
+    else:
+        batches = packer
+        objective = Distillation(teacher, recipe.temperature, recipe.weight, recipe.divergence, states)
     try:
         result = fit(
             student,
-            Distillation(
-                teacher.to(group.device), recipe.temperature, recipe.weight, recipe.divergence, states
-            ),
-            packer,
+            objective,
+            batches,
             recipe,
             run_dir=run_dir,
             group=group,
             validate=held_of(recipe, stores),
             on_step=lambda at: progress(f"teaching, loss {at.loss:.3f}", at.step / at.steps),
-            identity={
-                "data": [store.card.sha256 for store in stores if store],
-                "teacher": base_digest(teacher_dir),
-                "start": request["student_dir"] and base_digest(Path(request["student_dir"])),
-                **recipe.model_dump(
-                    mode="json",
-                    include={
-                        "student",
-                        "temperature",
-                        "weight",
-                        "divergence",
-                        "hidden",
-                        "reconstruct_tokens",
-                        "quantize_to",
-                        "head_bits",
-                    },
-                ),
-            },
+            identity=identity,
         )
     except Diverged as error:
         raise InvalidInput(error.message, param="optimizer.lr") from None
@@ -262,6 +264,34 @@ def reconstructed(
     return reconstruct(
         teacher, student, kept, batch, lambda done: progress("solving for what was taken out", done)
     )
+
+
+def kept_predictions(
+    recipe: DistillRecipe,
+    teacher: Any,
+    vocab: int,
+    packer: Packer,
+    run_dir: Path,
+    identity: Mapping[str, Any],
+    progress: Progress,
+) -> KeptPredictions:
+    """What the teacher predicts for the rows that will be read. Raises InvalidInput, and Unavailable for a full disk."""
+    from compress.kept_predictions import KeptPredictions
+    from train.loop import choose_dtype, total_steps
+
+    assert recipe.keep_predictions
+    decides = {name: identity[name] for name in ("data", "teacher", "temperature")}
+    kept = KeptPredictions(
+        packer,
+        total_steps(recipe, packer.rows) * recipe.rows,
+        run_dir / "predictions",
+        recipe.keep_predictions,
+        vocab,
+        {**decides, "seed": recipe.seed},
+    )
+    precision = choose_dtype(recipe.dtype, next(teacher.parameters()).device)
+    kept.ask(teacher, recipe.temperature, precision, progress)
+    return kept
 
 
 def solved_once(

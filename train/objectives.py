@@ -80,6 +80,11 @@ def _from_logits(
     return loss, torch.tensor(len(rows), dtype=torch.float32, device=loss.device)
 
 
+def vocabulary(model: Any) -> int:
+    """How many logits a position has."""
+    return model.config.get_text_config().vocab_size
+
+
 def logits_at(model: nn.Module, batch: Mapping[str, Tensor], rows: Tensor) -> Logits:
     """Logits float32 (n, vocab) at a slice of ``rows``, int64 (n,) positions of the flattened batch.
 
@@ -113,13 +118,14 @@ def linear_cross_entropy(
     total = torch.zeros((), device=hidden.device)
     with torch.autocast(device, enabled=False):
         weight = weight.to(dtype)
-        for chunk in _chunks(len(rows), len(weight)):
+        for chunk in chunks(len(rows), len(weight)):
             logits = _logits(hidden[rows[chunk]].to(dtype), weight, bias)
             total += nn.functional.cross_entropy(logits, targets[chunk], reduction="sum")
     return total
 
 
-def _chunks(rows: int, vocab: int) -> list[slice]:
+def chunks(rows: int, vocab: int) -> list[slice]:
+    """Slices of ``rows`` positions whose logits, float32, are held at once."""
     size = max(32, CHUNK_BYTES // (4 * vocab))
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
@@ -152,7 +158,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             used = weight.to(dtype)
-            for chunk in _chunks(len(rows), len(weight)):
+            for chunk in chunks(len(rows), len(weight)):
                 chosen, wanted = hidden[rows[chunk]].to(dtype), targets[chunk]
                 log_probs = torch.log_softmax(_logits(chosen, used, bias), -1)  # (n, vocab)
                 each = torch.arange(len(wanted), device=wanted.device)

@@ -85,16 +85,24 @@ class Packer:
         """
         if not 0 <= rank < ranks or step < 0 or micro_batch < 1:
             raise ValueError(f"no batch at step {step} for rank {rank} of {ranks}, micro batch {micro_batch}")
-        shape = (micro_batch, self.sequence_tokens)
+        return self.rows_of(self.row_numbers(step, micro_batch, rank, ranks))
+
+    def row_numbers(self, step: int, micro_batch: int, rank: int = 0, ranks: int = 1) -> list[int]:
+        """The rows of that batch, by numbers that are the same in every epoch."""
+        first = (step * ranks + rank) * micro_batch
+        return [self._row(number) for number in range(first, first + micro_batch)]
+
+    def rows_of(self, numbers: Sequence[int]) -> Batch:
+        """The rows with these numbers."""
+        shape = (len(numbers), self.sequence_tokens)
         batch = Batch(
             input_ids=np.zeros(shape, dtype=np.int64),
             labels=np.full(shape, IGNORED, dtype=np.int64),
             position_ids=np.zeros(shape, dtype=np.int64),
             document_ids=np.full(shape, PADDING, dtype=np.int64),
         )
-        first = (step * ranks + rank) * micro_batch
-        for line, number in enumerate(range(first, first + micro_batch)):
-            self._fill(batch, line, self._row(number))
+        for line, row in enumerate(numbers):
+            self._fill(batch, line, row)
         return batch
 
     def _row(self, number: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -44,6 +45,7 @@ SEQUENCE = 512
 
 def main() -> None:
     """Entry point."""
+    os.environ.setdefault("LLM_COMPRESSOR_LOG_DISABLED", "true")  # a line for each layer, among the rows
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model_dir", type=Path)
     parser.add_argument("--zeros", action="store_true")

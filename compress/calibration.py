@@ -33,7 +33,12 @@ def calibration_windows(chosen: Calibration, tokenizer_file: Path) -> np.ndarray
         raise InvalidInput(
             f"the calibration text {chosen.text} is not UTF-8: {error}", param="calibration"
         ) from None
-    return token_windows(tokenizer_file, text, chosen.tokens, chosen.sequence_tokens)
+    try:
+        return token_windows(tokenizer_file, text, chosen.tokens, chosen.sequence_tokens)
+    except InvalidInput as error:
+        raise InvalidInput(
+            f"the calibration text {chosen.text}: {error.message}", param="calibration"
+        ) from None
 
 
 def store_windows(chosen: Calibration, store_dir: Path) -> np.ndarray:

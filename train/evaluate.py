@@ -80,7 +80,7 @@ def token_windows(
     ids = tokenizer.encode(text, add_special_tokens=False).ids[:limit]
     rows = len(ids) // window
     if rows == 0:
-        raise InvalidInput(f"the text has {len(ids)} tokens; perplexity needs at least {window}")
+        raise InvalidInput(f"the text has {len(ids)} tokens, and needs at least {window}")
     return np.array(ids[: rows * window], dtype=np.int64).reshape(rows, window)
 
 

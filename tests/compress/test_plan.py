@@ -102,7 +102,9 @@ def test_what_would_fail_after_hours_fails_at_once(
 
     (short := plan_file.with_name("short.txt")).write_text("too short")
     calibration = Calibration(text=short)
-    assert "the text has" in refused(plan.model_copy(update={"calibration": calibration}))
+    said = refused(plan.model_copy(update={"calibration": calibration}))
+    assert said.startswith("the calibration text ")
+    assert "the text has" in said
     plan_file.with_name("corpus.txt").unlink()
     assert "no such file" in refused(plan)
     plan_file.with_name("corpus.txt").write_text(held_text().text)

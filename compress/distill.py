@@ -10,32 +10,47 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from compress.prune import layers_of
-from train.objectives import chunks, logits_at, predicted, vocabulary
+from train.keep import divergence
+from train.objectives import before_logits, cross_entropies, linear_loss, logits_at, predicted
 
 Divergence = Literal["forward", "reverse", "jensen-shannon"]
 
 
-def apart(teacher: Tensor, student: Tensor, kind: Divergence) -> Tensor:
-    """Summed over the rows of log-probabilities (n, vocab), in nats.
+def apart(teacher: Tensor, student: Tensor, kind: Divergence) -> tuple[Tensor, Tensor]:
+    """Summed over the rows of log-probabilities (n, vocab), in nats; and its derivative by the student's logits.
 
     ``forward``: KL(teacher || student), which covers all that the teacher finds likely. ``reverse``: KL(student ||
     teacher), which leaves out what the student cannot say (arXiv 2306.08543). ``jensen-shannon``: the mean of both
     sides' KL from their mixture (arXiv 2306.13649), bounded by log 2.
     """
     if kind == "forward":
-        return kl(teacher, student)
+        return divergence(teacher, student)
+    ours = student.exp()
     if kind == "reverse":
-        return kl(student, teacher)
+        further = student - teacher
+        each = (ours * further).sum(-1, keepdim=True)
+        return each.sum(), ours.mul_(further.sub_(each))
     mixture = torch.logaddexp(teacher, student) - math.log(2)
-    return (kl(teacher, mixture) + kl(student, mixture)) / 2
+    further = student - mixture
+    each = (ours * further).sum(-1, keepdim=True)
+    both = each.sum() + (teacher.exp() * (teacher - mixture)).sum()
+    return both / 2, ours.mul_(further.sub_(each)).div_(2)
 
 
-def kl(of: Tensor, by: Tensor) -> Tensor:
-    """KL(of || by), summed over rows of log-probabilities (n, vocab)."""
-    return nn.functional.kl_div(by, of, reduction="sum", log_target=True)
+def with_text(
+    soft: tuple[Tensor, Tensor], temperature: float, weight: float, logits: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``weight`` of what the teacher says, loss and derivative by logits over ``temperature``, the rest of the text.
+
+    The teacher's part counts times the temperature's square, so that its gradient keeps its size whatever that is.
+    logits: (n, vocab); targets: int64 (n,). Ids beyond those of ``soft`` are the text's alone.
+    """
+    hard_loss, slope = cross_entropies(targets)(slice(None), logits)
+    soft_loss, soft_slope = soft
+    slope.mul_(1 - weight)[:, : soft_slope.shape[-1]].add_(soft_slope, alpha=weight * temperature)
+    return weight * temperature**2 * soft_loss + (1 - weight) * hard_loss, slope
 
 
 def counterparts(kept: Sequence[int] | None, student: int, teacher: int) -> list[tuple[int, int]]:
@@ -128,33 +143,23 @@ class Distillation:
         self.weight = weight
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        labels = batch["labels"]
-        following, rows = predicted(labels)
+        following, rows = predicted(batch["labels"])
         targets = following[rows]
         pairs = self.states.pairs if self.states else []
         with outputs_of(self.teacher, [pair[1] for pair in pairs]) as their_states, torch.no_grad():
             theirs = logits_at(self.teacher, batch, rows)
         with outputs_of(model, [pair[0] for pair in pairs]) as our_states:
-            ours = logits_at(model, batch, rows)
-        loss = torch.zeros((), device=labels.device)
+            now = before_logits(model, batch)
+        loss = linear_loss(
+            *now, rows, lambda chunk, logits: self.slopes(theirs(chunk), logits, targets[chunk])
+        )
         if self.states:
-            loss = self.states.apart(model, our_states, their_states, rows)
-        for chunk in chunks(len(rows), vocabulary(model)):
-            with torch.no_grad():
-                soft = theirs(chunk)  # (size, vocab)
-            part = checkpoint(self.divergence, ours, chunk, soft, targets[chunk], use_reentrant=False)
-            assert isinstance(part, Tensor)
-            loss = loss + part
+            loss = loss + self.states.apart(model, our_states, their_states, rows)
         return loss, torch.tensor(len(rows), dtype=torch.float32, device=loss.device)
 
-    def divergence(
-        self, ours: Callable[[slice], Tensor], chunk: slice, soft: Tensor, targets: Tensor
-    ) -> Tensor:
-        """Sum over the chunk; soft: the teacher's logits (n, vocab); targets: int64 (n,)."""
-        logits, temperature = ours(chunk), self.temperature
+    def slopes(self, soft: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the losses, and its derivative by logits (n, vocab). soft: the teacher's (n, vocab)."""
         both = min(soft.shape[-1], logits.shape[-1])
-        soft_loss = apart(
-            *(torch.log_softmax(one[:, :both] / temperature, -1) for one in (soft, logits)), self.kind
-        )
-        hard = nn.functional.cross_entropy(logits, targets, reduction="sum")
-        return self.weight * temperature**2 * soft_loss + (1 - self.weight) * hard
+        teacher, student = (torch.log_softmax(one[:, :both] / self.temperature, -1) for one in (soft, logits))
+        found = apart(teacher, student, self.kind)
+        return with_text(found, self.temperature, self.weight, logits, targets)

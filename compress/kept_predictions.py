@@ -11,21 +11,21 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from compress.distill import with_text
 from compress.export import refuse_full_disk
 from everlearn.durable import write_file
 from everlearn.errors import InvalidInput
 from everlearn.progress import Progress
 from train.data.packing import Packer
-from train.objectives import chunks, logits_at, predicted, vocabulary
+from train.objectives import before_logits, chunks, linear_loss, logits_at, predicted, vocabulary
 
 ROWS_AT_ONCE = 8
 ROWS_BETWEEN_FLUSHES = 64
@@ -177,28 +177,20 @@ class KeptDistillation:
         ids, log_probs, entropy = (
             batch[name].flatten(0, 1)[places] for name in ("kept_ids", "kept_log_probs", "kept_entropy")
         )
-        ours = logits_at(model, batch, places)
-        loss = -self.weight * self.temperature**2 * entropy.sum()
-        for chunk in chunks(len(places), vocabulary(model)):
-            part = checkpoint(
-                self.cross_entropies,
-                ours,
-                chunk,
-                ids[chunk],
-                log_probs[chunk],
-                targets[chunk],
-                use_reentrant=False,
-            )
-            assert isinstance(part, Tensor)
-            loss = loss + part
+        loss = linear_loss(
+            *before_logits(model, batch),
+            places,
+            lambda chunk, logits: self.slopes(logits, ids[chunk], log_probs[chunk], targets[chunk]),
+        )
+        loss = loss - self.weight * self.temperature**2 * entropy.sum()
         return loss, torch.tensor(len(places), dtype=torch.float32, device=loss.device)
 
-    def cross_entropies(
-        self, ours: Callable[[slice], Tensor], chunk: slice, ids: Tensor, log_probs: Tensor, targets: Tensor
-    ) -> Tensor:
-        """Sum over the chunk. ids, log_probs: (n, kept), of the teacher; targets: int64 (n,)."""
-        logits = ours(chunk)
-        softened = torch.log_softmax(logits[:, : self.vocab] / self.temperature, -1).gather(-1, ids)
-        soft = -(torch.softmax(log_probs, -1) * softened).sum()  # what float16 rounded adds up to one again
-        hard = nn.functional.cross_entropy(logits, targets, reduction="sum")
-        return self.weight * self.temperature**2 * soft + (1 - self.weight) * hard
+    def slopes(
+        self, logits: Tensor, ids: Tensor, log_probs: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sum of the cross-entropies, and its derivative by logits (n, vocab). ids, log_probs: (n, kept)."""
+        theirs = torch.softmax(log_probs, -1)  # what float16 rounded adds up to one again
+        ours = torch.log_softmax(logits[:, : self.vocab] / self.temperature, -1)
+        loss = -(theirs * ours.gather(-1, ids)).sum()
+        slope = ours.exp_().scatter_add_(-1, ids, -theirs)
+        return with_text((loss, slope), self.temperature, self.weight, logits, targets)

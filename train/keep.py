@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from train.data.packing import Batch, Packer
-from train.objectives import CHUNK_BYTES, Logits, head_of, linear_cross_entropy, logits_at, predicted
+from train.objectives import Logits, Slopes, before_logits, cross_entropies, linear_loss, logits_at, predicted
 
 
 class WithKept:
@@ -55,51 +54,22 @@ class Keeping:
         following, places = predicted(labels)
         first_kept = (len(labels) - kept_rows) * labels.shape[1]
         new, kept = places[places < first_kept], places[places >= first_kept]
-        loss, ours = self._both(model, batch, new, kept, following[new])
+        now = before_logits(model, batch)
+        loss = linear_loss(*now, new, cross_entropies(following[new]))
         if len(kept):
             with torch.no_grad():
                 old = {key: batch[key][-kept_rows:] for key in ("input_ids", "position_ids")}
                 theirs = logits_at(self.before, old, kept - first_kept)
-            loss = loss + self.weight * _divergence(ours, theirs, len(kept), model)
+            loss = loss + self.weight * linear_loss(*now, kept, divergences(theirs))
         return loss, torch.tensor(len(new), dtype=torch.float32, device=loss.device)
 
-    def _both(
-        self, model: nn.Module, batch: Mapping[str, Tensor], new: Tensor, kept: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Logits]:
-        """The new rows' loss, and logits of the kept ones, from one pass through the model."""
-        parts = head_of(model)
-        if parts is None:
-            logits = _whole_logits(model, batch)
-            return nn.functional.cross_entropy(logits[new].float(), targets, reduction="sum"), (
-                lambda chunk: logits[kept[chunk]].float()
-            )
-        decoder, head = parts
-        hidden = _hidden(decoder, batch)
-        loss = linear_cross_entropy(hidden, head.weight, head.bias, new, targets)
-        return loss, lambda chunk: head(hidden[kept[chunk]]).float()
+
+def divergences(theirs: Logits) -> Slopes:
+    """KL(theirs || now), in nats."""
+    return lambda chunk, now: divergence(torch.log_softmax(theirs(chunk), -1), torch.log_softmax(now, -1))
 
 
-def _divergence(ours: Logits, theirs: Logits, count: int, model: Any) -> Tensor:
-    """KL(theirs || ours) in nats, summed over ``count`` positions, few rows of logits at a time."""
-
-    def part(chunk: slice) -> Tensor:
-        with torch.no_grad():
-            before = torch.log_softmax(theirs(chunk), -1)
-        now = torch.log_softmax(ours(chunk), -1)
-        return nn.functional.kl_div(now, before, reduction="sum", log_target=True)
-
-    size = max(32, CHUNK_BYTES // (4 * model.config.get_text_config().vocab_size))
-    chunks = [slice(start, min(start + size, count)) for start in range(0, count, size)]
-    return torch.stack([checkpoint(part, chunk, use_reentrant=False) for chunk in chunks]).sum()  # type: ignore[misc]
-
-
-def _hidden(decoder: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """(rows * seq, hidden). Documents packed in one row do not see each other: position ids start anew."""
-    inputs = {key: batch[key] for key in ("input_ids", "position_ids")}
-    return decoder(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-
-
-def _whole_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """(rows * seq, vocab), of a model whose logits are more than its output layer applied to its hidden states."""
-    inputs = {key: batch[key] for key in ("input_ids", "position_ids")}
-    return model(**inputs, use_cache=False).logits.flatten(0, 1)
+def divergence(before: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(before || now) of log-probabilities (n, vocab), summed, in nats; and its derivative by the logits of now."""
+    probabilities = before.exp()
+    return (probabilities * (before - now)).sum(), now.exp().sub_(probabilities)

@@ -22,6 +22,10 @@ _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "l
 Logits = Callable[[slice], Tensor]
 """Logits, float32 (n, vocab), at a slice of the positions that were asked for."""
 
+Slopes = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+"""Of a slice of the positions and their logits, float32 (n, vocab): the sum of their losses, and its derivative by
+the logits, (n, vocab)."""
+
 
 class Objective(Protocol):
     """batch: int64 tensors (rows, seq) of ``train.data.packing``. Returns float32 sums: (loss, targets)."""
@@ -37,14 +41,7 @@ class CausalLM:
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         targets, rows = predicted(batch["labels"])
-        parts = head_of(model)
-        if parts is None:
-            return _from_logits(model, batch, rows, targets)
-        decoder, head = parts
-        hidden = decoder(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-        ).last_hidden_state  # (rows, seq, hidden)
-        loss = linear_cross_entropy(hidden.flatten(0, 1), head.weight, head.bias, rows, targets[rows])
+        loss = linear_loss(*before_logits(model, batch), rows, cross_entropies(targets[rows]))
         return loss, torch.tensor(len(rows), dtype=torch.float32, device=loss.device)
 
 
@@ -69,25 +66,17 @@ def head_of(model: Any) -> tuple[nn.Module, nn.Linear] | None:
     return (decoder, head) if plain else None
 
 
-def _from_logits(
-    model: nn.Module, batch: Mapping[str, Tensor], rows: Tensor, targets: Tensor
-) -> tuple[Tensor, Tensor]:
-    logits = model(
-        input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-    ).logits  # (rows, seq, vocab)
-    chosen = logits.flatten(0, 1)[rows].float()  # (n, vocab)
-    loss = nn.functional.cross_entropy(chosen, targets[rows], reduction="sum")
-    return loss, torch.tensor(len(rows), dtype=torch.float32, device=loss.device)
-
-
 def vocabulary(model: Any) -> int:
     """How many logits a position has."""
     return model.config.get_text_config().vocab_size
 
 
-def logits_at(model: nn.Module, batch: Mapping[str, Tensor], rows: Tensor) -> Logits:
-    """Logits float32 (n, vocab) at a slice of ``rows``, int64 (n,) positions of the flattened batch.
+def before_logits(
+    model: nn.Module, batch: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Hidden states (rows * seq, hidden) with the output layer's weight and bias.
 
+    Where logits are more than one applied to the other: whole logits (rows * seq, vocab), and None for both.
     Documents packed in one row do not see each other: position ids start anew.
     """
     inputs: dict[str, Any] = {
@@ -97,30 +86,63 @@ def logits_at(model: nn.Module, batch: Mapping[str, Tensor], rows: Tensor) -> Lo
     }
     parts = head_of(model)
     if parts is None:
-        logits = model(**inputs).logits.flatten(0, 1)[rows]
-        return lambda chunk: logits[chunk].float()
+        return model(**inputs).logits.flatten(0, 1), None, None
     decoder, head = parts
-    hidden = decoder(**inputs).last_hidden_state.flatten(0, 1)[rows]  # (n, hidden)
-    return lambda chunk: head(hidden[chunk]).float()
+    return decoder(**inputs).last_hidden_state.flatten(0, 1), head.weight, head.bias
 
 
-def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, targets: Tensor
+def logits_at(model: nn.Module, batch: Mapping[str, Tensor], rows: Tensor) -> Logits:
+    """Logits float32 (n, vocab) at a slice of ``rows``, int64 (n,) positions of the flattened batch.
+
+    As precise, wherever they are asked for, as autocast said here.
+    """
+    hidden, weight, bias = before_logits(model, batch)
+    hidden, device = hidden[rows], hidden.device.type
+    if weight is None:
+        return lambda chunk: hidden[chunk].float()
+    precision = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+
+    def at(chunk: slice) -> Tensor:
+        with torch.autocast(device, *precision):
+            return nn.functional.linear(hidden[chunk], weight, bias).float()
+
+    return at
+
+
+def cross_entropies(targets: Tensor) -> Slopes:
+    """Of ``targets``, int64 (positions,)."""
+
+    def slopes(chunk: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+        wanted = targets[chunk]
+        log_probs = torch.log_softmax(logits, -1)  # (n, vocab)
+        each = torch.arange(len(wanted), device=wanted.device)
+        loss = -log_probs[each, wanted].sum()
+        slope = log_probs.exp_()  # d loss / d logits = softmax - one hot
+        slope[each, wanted] -= 1
+        return loss, slope
+
+    return slopes
+
+
+def linear_loss(
+    hidden: Tensor, weight: Tensor | None, bias: Tensor | None, rows: Tensor, slopes: Slopes
 ) -> Tensor:
-    """Sum of cross-entropies of ``hidden[rows] @ weight.T + bias``, few rows of logits at a time.
+    """Sum of the losses of ``hidden[rows] @ weight.T + bias``, few rows of logits at a time.
 
-    hidden: (m, hidden); weight: (vocab, hidden); bias: (vocab,); rows, targets: int64 (n,). Returns float32 ().
+    hidden: (m, hidden); weight: (vocab, hidden); bias: (vocab,); rows: int64 (n,). Without a weight, ``hidden`` are
+    the logits. Returns float32 ().
     """
     device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    dtype = hidden.dtype if weight is None else weight.dtype
+    if weight is not None and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
     if torch.is_grad_enabled():
-        return _LinearCrossEntropy.apply(hidden, weight, bias, rows, targets, dtype)  # type: ignore[return-value]
+        return _LinearLoss.apply(hidden, weight, bias, rows, slopes, dtype)  # type: ignore[return-value]
     total = torch.zeros((), device=hidden.device)
     with torch.autocast(device, enabled=False):
-        weight = weight.to(dtype)
-        for chunk in chunks(len(rows), len(weight)):
-            logits = _logits(hidden[rows[chunk]].to(dtype), weight, bias)
-            total += nn.functional.cross_entropy(logits, targets[chunk], reduction="sum")
+        used = None if weight is None else weight.to(dtype)
+        for chunk in chunks(len(rows), (hidden.shape[-1] if weight is None else len(weight))):
+            total += slopes(chunk, _logits(hidden[rows[chunk]].to(dtype), used, bias))[0]
     return total
 
 
@@ -130,12 +152,12 @@ def chunks(rows: int, vocab: int) -> list[slice]:
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = (hidden @ weight.t()).float()  # (n, vocab)
+def _logits(hidden: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    logits = (hidden if weight is None else hidden @ weight.t()).float()  # (n, vocab)
     return logits if bias is None else logits + bias.float()
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+class _LinearLoss(torch.autograd.Function):
     """Gradients are made while the logits are there, so none are kept or computed twice.
 
     As in Liger-Kernel's fused linear cross-entropy (arXiv 2410.10989).
@@ -145,31 +167,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         bias: Tensor | None,
         rows: Tensor,
-        targets: Tensor,
+        slopes: Slopes,
         dtype: torch.dtype,
     ) -> Tensor:
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden) if of_hidden else None
-        grad_weight = torch.zeros_like(weight) if of_weight else None
+        grad_weight = torch.zeros_like(weight) if of_weight and weight is not None else None
         grad_bias = torch.zeros_like(bias) if of_bias and bias is not None else None
         total = torch.zeros((), device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            used = weight.to(dtype)
-            for chunk in chunks(len(rows), len(weight)):
-                chosen, wanted = hidden[rows[chunk]].to(dtype), targets[chunk]
-                log_probs = torch.log_softmax(_logits(chosen, used, bias), -1)  # (n, vocab)
-                each = torch.arange(len(wanted), device=wanted.device)
-                total -= log_probs[each, wanted].sum()
-                slope = log_probs.exp_()  # d loss / d logits = softmax - one hot
-                slope[each, wanted] -= 1
+            used = None if weight is None else weight.to(dtype)
+            for chunk in chunks(len(rows), hidden.shape[-1] if weight is None else len(weight)):
+                chosen = hidden[rows[chunk]].to(dtype)
+                loss, slope = slopes(chunk, _logits(chosen, used, bias))
+                total += loss
                 if grad_bias is not None:
                     grad_bias += slope.sum(0).to(grad_bias.dtype)
                 slope = slope.to(dtype)
                 if grad_hidden is not None:
-                    grad_hidden[rows[chunk]] = (slope @ used).to(grad_hidden.dtype)
+                    back = slope if used is None else slope @ used
+                    grad_hidden[rows[chunk]] = back.to(grad_hidden.dtype)
                 if grad_weight is not None and dtype == grad_weight.dtype:
                     grad_weight.addmm_(slope.t(), chosen)
                 elif grad_weight is not None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from compress.distill import Distillation, HiddenStates, apart, counterparts, outputs_of
+from compress.distill import Distillation, Divergence, HiddenStates, apart, counterparts, outputs_of
 from compress.prune import evenly_spaced, with_layers
 from compress.teach import DistillRecipe, Student, distill
 from everlearn.errors import InvalidInput
@@ -78,19 +78,52 @@ def test_a_taught_student_beats_the_same_student_alone_on_the_same_tokens(
     assert nll["taught"] < nll["alone"] - 0.02, nll
 
 
-def test_divergences_are_what_torch_says_they_are() -> None:
+def test_divergences_and_their_slopes_are_what_torch_says_they_are() -> None:
     torch.manual_seed(0)
-    teacher, student = (torch.randn(5, 40).log_softmax(-1) for _ in range(2))
-    theirs, ours = (torch.distributions.Categorical(logits=one) for one in (teacher, student))
-    forward, reverse = (
-        torch.distributions.kl_divergence(*pair).sum() for pair in ((theirs, ours), (ours, theirs))
-    )
-    assert torch.allclose(apart(teacher, student, "forward"), forward, rtol=1e-4)
-    assert torch.allclose(apart(teacher, student, "reverse"), reverse, rtol=1e-4)
+    teacher, logits = torch.randn(5, 40).log_softmax(-1), torch.randn(5, 40, requires_grad=True)
+    theirs, ours = (torch.distributions.Categorical(logits=one) for one in (teacher, logits))
     mixture = torch.distributions.Categorical(probs=(theirs.probs + ours.probs) / 2)
-    both = sum(torch.distributions.kl_divergence(one, mixture).sum() for one in (theirs, ours)) / 2
-    assert torch.allclose(apart(teacher, student, "jensen-shannon"), both, rtol=1e-4)
-    assert both / 5 < math.log(2)
+    between = torch.distributions.kl_divergence
+    expected: dict[Divergence, torch.Tensor] = {
+        "forward": between(theirs, ours).sum(),
+        "reverse": between(ours, theirs).sum(),
+        "jensen-shannon": (between(theirs, mixture) + between(ours, mixture)).sum() / 2,
+    }
+    assert expected["jensen-shannon"] / 5 < math.log(2)
+    for kind, loss in expected.items():
+        (slope,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        found, its_slope = apart(teacher, logits.detach().log_softmax(-1), kind)
+        torch.testing.assert_close(found, loss.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(its_slope, slope, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["forward", "reverse", "jensen-shannon"])
+@pytest.mark.parametrize(("temperature", "weight"), [(1.0, 1.0), (2.0, 0.7)])
+def test_the_objectives_gradient_is_that_of_its_formula(
+    teacher: LlamaForCausalLM, kind: Divergence, temperature: float, weight: float
+) -> None:
+    batch = {key: torch.as_tensor(value) for key, value in packers()[1].batch(0, 2).items()}
+    student = with_layers(teacher, [0, 2]).eval()
+    labels = batch["labels"][:, 1:]
+    following = labels != -100
+    inputs = {key: batch[key] for key in ("input_ids", "position_ids")}
+    theirs, ours = (one(**inputs, use_cache=False).logits[:, :-1][following] for one in (teacher, student))
+    p, q = ((one / temperature).softmax(-1) for one in (theirs, ours))
+    mixture = (p + q) / 2
+    soft = {
+        "forward": (p * (p / q).log()).sum(),
+        "reverse": (q * (q / p).log()).sum(),
+        "jensen-shannon": ((p * (p / mixture).log()).sum() + (q * (q / mixture).log()).sum()) / 2,
+    }[kind]
+    hard = torch.nn.functional.cross_entropy(ours, labels[following], reduction="sum")
+    formula = weight * temperature**2 * soft + (1 - weight) * hard
+    loss, _ = Distillation(teacher, temperature, weight, kind)(student, batch)
+    assert loss.item() == pytest.approx(formula.item(), rel=1e-4)
+    parameters = list(student.parameters())
+    for mine, expected in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(formula, parameters), strict=True
+    ):
+        torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("divergence", ["reverse", "jensen-shannon"])

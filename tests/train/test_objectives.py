@@ -12,7 +12,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 from tests.train.conftest import sequences
 from train import objectives
 from train.data.packing import Packer
-from train.objectives import CausalLM, head_of, linear_cross_entropy
+from train.objectives import CausalLM, cross_entropies, head_of, linear_loss
 
 
 def packed(sequence_tokens: int = 64, rows: int = 3) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ def test_loss_and_gradients_are_torchs(
     rows = torch.randperm(200)[:131].sort().values
     targets = torch.randint(0, 50, (131,))
     leaves = [hidden, weight, *([bias] if biased else [])]
-    ours = linear_cross_entropy(hidden, weight, bias, rows, targets)
+    ours = linear_loss(hidden, weight, bias, rows, cross_entropies(targets))
     theirs = torch.nn.functional.cross_entropy(
         torch.nn.functional.linear(hidden[rows], weight, bias), targets, reduction="sum"
     )
@@ -94,7 +94,7 @@ def test_loss_and_gradients_are_torchs(
     ):
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
-        assert linear_cross_entropy(hidden, weight, bias, rows, targets).item() == pytest.approx(
+        assert linear_loss(hidden, weight, bias, rows, cross_entropies(targets)).item() == pytest.approx(
             theirs.item(), rel=1e-5
         )
 
@@ -105,7 +105,8 @@ def test_logits_are_never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objectives, "CHUNK_BYTES", 4 * 1000 * 64)
     monkeypatch.setattr(objectives, "_logits", lambda *given: widest.append(len(given[0])) or made(*given))
     hidden, weight = torch.randn(500, 8, requires_grad=True), torch.randn(1000, 8)
-    linear_cross_entropy(hidden, weight, None, torch.arange(500), torch.zeros(500, dtype=torch.int64))
+    targets = torch.zeros(500, dtype=torch.int64)
+    linear_loss(hidden, weight, None, torch.arange(500), cross_entropies(targets))
     assert max(widest) == 64
     assert sum(widest) == 500
 

@@ -5,6 +5,7 @@ SQLite in WAL mode by default, PostgreSQL by URL. Times are seconds since 1970, 
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -352,13 +353,27 @@ def _prepare_sqlite(engine: Engine) -> None:
     def _(connection: Any, record: object) -> None:
         connection.isolation_level = None  # the driver begins no transactions by itself; see below
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        _write_ahead(cursor)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
     @event.listens_for(engine, "begin")
     def _(connection: Connection) -> None:
         connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
+
+
+def _write_ahead(cursor: sqlite3.Cursor) -> None:
+    """Into WAL mode. For other processes that begin with the same new file SQLite does not wait here by itself."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _schema(engine: Engine) -> str | None:

@@ -353,7 +353,7 @@ def _prepare_sqlite(engine: Engine) -> None:
     def _(connection: Any, record: object) -> None:
         connection.isolation_level = None  # the driver begins no transactions by itself; see below
         cursor = connection.cursor()
-        _write_ahead(cursor)
+        write_ahead(cursor)
         for pragma in ("synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
@@ -363,7 +363,7 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
 
 
-def _write_ahead(cursor: sqlite3.Cursor) -> None:
+def write_ahead(cursor: sqlite3.Cursor) -> None:
     """Into WAL mode. For other processes that begin with the same new file SQLite does not wait here by itself."""
     deadline = time.monotonic() + BUSY_TIMEOUT_S
     while True:

@@ -1,3 +1,6 @@
+import sqlite3
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,7 +9,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
-from everlearn.database import SCHEMA, Table, open_database, write
+from everlearn.database import SCHEMA, Table, open_database, write, write_ahead
 from everlearn.errors import ConfigError, EverlearnError, Unavailable
 from everlearn.migrations import configuration
 from everlearn.registry import Registry
@@ -76,3 +79,16 @@ def test_a_database_that_is_locked_too_long_is_unavailable(
     with write(registry.database), pytest.raises(Unavailable, match="database is locked"):
         impatient.promote("tiny")
     impatient.promote("tiny")
+
+
+def test_the_switch_to_wal_waits_for_who_has_the_file(tmp_path: Path) -> None:
+    """SQLite gives up at once where two connections switch at the same moment; so does one that may not wait."""
+    other = sqlite3.connect(tmp_path / "x.db", isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE t (x)")
+    other.execute("BEGIN IMMEDIATE")
+    ours = sqlite3.connect(tmp_path / "x.db", timeout=0, isolation_level=None)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        ours.execute("PRAGMA journal_mode=WAL")
+    threading.Timer(0.3, other.execute, ["COMMIT"]).start()
+    write_ahead(ours.cursor())
+    assert ours.execute("PRAGMA journal_mode").fetchone() == ("wal",)

@@ -197,12 +197,12 @@ def learn(
     with tempfile.TemporaryDirectory() as folder:
         if teacher is not None and chosen.keep_predictions:
             name = f"healed by {chosen.keep_predictions} kept predictions"
-            batches = kept(chosen, teacher, packer, options, Path(folder))
+            batches = asked_once(chosen, teacher, packer, options, Path(folder))
             objective = KeptDistillation(batches, 1.0, chosen.weight)
         fit(student, objective, batches, options, run_dir=Path(folder), on_step=on_step)
 
 
-def kept(
+def asked_once(
     chosen: argparse.Namespace, teacher: Any, packer: Packer, options: FitOptions, folder: Path
 ) -> KeptPredictions:
     """What the teacher predicts; says what asking took."""

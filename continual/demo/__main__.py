@@ -82,6 +82,7 @@ def demo(
         parent_mb=registry.lineage(MODEL)[1].manifest.size_bytes / 1e6,
         replay_text=f"{RECIPE['replay']['share']:.0%} of earlier lessons and {RECIPE['replay']['base']:.0%} of text "
         "that the model had written itself before the first, for each new token",
+        max_forgetting=RECIPE["gate"]["max_forgetting"],
         rolled_back_to=back_to,
         rollback_s=rollback_s,
     )
@@ -196,10 +197,13 @@ def conclude(started: float, ours: Record, naive: Record, visitor: Visitor, repo
     """The figures in four lines, also where they miss their goals."""
     share = ratio(ours, naive)
     said = "nothing to compare: the naive way forgot nothing" if share is None else f"{share:.0%} of it"
-    say(started, f"naive fine-tuning gained {naive.gain:.3f} nats a token and forgot {naive.forgetting:.3f}")
     say(
         started,
-        f"everlearn gained {ours.gain:.3f} ({ours.gain / naive.gain:.0%}) and forgot {ours.forgetting:.3f} ({said})",
+        f"naive fine-tuning gained {naive.gain:.3f} nats per token from start to end and forgot {naive.forgetting:.3f}",
+    )
+    say(
+        started,
+        f"everlearn gained {ours.gain:.3f} from start to end and forgot {ours.forgetting:.3f} ({said})",
     )
     say(started, f"{visitor.answers} streamed answers, {len(visitor.failures)} failed requests")
     console.print(f"\nThe report: [bold]{report.absolute()}[/]")

@@ -66,22 +66,35 @@ class Record:
     rows: tuple[Mapping[str, float], ...]
 
     @property
+    def gained(self) -> dict[str, float]:
+        """By domain, nats per token from the start to the end; what a lesson did to other domains counts too."""
+        return {name: start - self.rows[-1][name] for name, start in self.rows[0].items()}
+
+    @property
     def gain(self) -> float:
-        """Nats per token gained on a domain by its own lesson, the mean over the lessons."""
-        gains = [self.rows[n][name] - self.rows[n + 1][name] for n, name in enumerate(self.order)]
-        return sum(gains) / len(gains)
+        """The mean of :attr:`gained`, the general text included."""
+        return sum(self.gained.values()) / len(self.gained)
 
     @property
     def forgotten(self) -> dict[str, float]:
-        """By domain, nats per token lost between its own lesson and the end; what was there before, from the start.
-
-        The last lesson cannot have been forgotten yet.
-        """
-        learned_at = {name: n + 1 for n, name in enumerate(self.order[:-1])}
-        kept = [name for name in self.rows[0] if name != self.order[-1]]
-        return {name: self.rows[-1][name] - self.rows[learned_at.get(name, 0)][name] for name in kept}
+        """By domain, nats per token lost between its best moment and the end: never below zero."""
+        return {name: self.rows[-1][name] - min(row[name] for row in self.rows) for name in self.rows[0]}
 
     @property
     def forgetting(self) -> float:
-        """The mean of :attr:`forgotten`, where what became better counts as nothing forgotten."""
-        return sum(max(0.0, value) for value in self.forgotten.values()) / len(self.forgotten)
+        """The mean of :attr:`forgotten`."""
+        return sum(self.forgotten.values()) / len(self.forgotten)
+
+    @property
+    def worst_loss(self) -> tuple[str, float]:
+        """The domain that stood furthest below its best so far after any lesson, and by how many nats per token.
+
+        Domains that were not taught yet count: a later lesson of their own may hide what was done to them.
+        """
+        drops = {
+            (name, n): row[name] - min(earlier[name] for earlier in self.rows[: n + 1])
+            for n, row in enumerate(self.rows)
+            for name in row
+        }
+        (name, _), nats = max(drops.items(), key=lambda drop: drop[1])
+        return name, nats

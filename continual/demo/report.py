@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -51,6 +51,7 @@ class Outcome:
     naive: Record
     parent_mb: float
     replay_text: str
+    max_forgetting: float
     rolled_back_to: str
     rollback_s: float
 
@@ -58,6 +59,11 @@ class Outcome:
 def ratio(ours: Record, naive: Record) -> float | None:
     """What ours forgot for each nat that the naive way forgot; None where that forgot nothing."""
     return ours.forgetting / naive.forgetting if naive.forgetting > 0 else None
+
+
+def gain_share(ours: Record, naive: Record) -> float | None:
+    """What ours gained from start to end for each nat of the naive way; None where that gained nothing."""
+    return ours.gain / naive.gain if naive.gain > 0 else None
 
 
 def write_report(path: Path, outcome: Outcome, visitor: Visitor) -> None:
@@ -78,7 +84,7 @@ def write_report(path: Path, outcome: Outcome, visitor: Visitor) -> None:
             ],
             "ratio": share,
             "ratio_text": "none" if share == 0 else f"{100 * share:.0f} %" if share is not None else "n/a",
-            "gain_share": outcome.ours.gain / outcome.naive.gain,
+            "gain_share": gain_share(outcome.ours, outcome.naive),
             "size_mb": outcome.lessons[-1].size_mb,
             "answers": visitor.answers,
             "failures": visitor.failures,
@@ -101,17 +107,19 @@ def _table(title: str, record: Record) -> dict[str, Any]:
         "title": title,
         "rows": rows,
         "gain": record.gain,
+        "gained": record.gained,
         "forgetting": record.forgetting,
         "forgotten": record.forgotten,
+        "worst_loss": record.worst_loss,
     }
 
 
 def _cell(record: Record, n: int, domain: str) -> dict[str, Any]:
-    """Green where a domain is better than at the start, red where it is worse than it was at its best reference."""
+    """Red where a domain is worse than at its best so far, else green by how much better than at the start."""
     loss = record.rows[n][domain]
     learned = record.order.index(domain) + 1 if domain in record.order else 0
-    before: Mapping[str, float] = record.rows[learned if n > learned else 0]
-    change = loss - before[domain]
+    best = min(row[domain] for row in record.rows[: n + 1])
+    change = loss - best if loss > best else loss - record.rows[0][domain]
     strength = min(1.0, abs(change) / STRONGEST_NATS)
     hue = HUE_WORSE if change > 0 else HUE_BETTER
     return {

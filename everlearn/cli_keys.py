@@ -35,7 +35,13 @@ def create(
         int | None, typer.Option(min=1, help="A calendar month's budget, UTC.")
     ] = None,
     expires_in: Annotated[str | None, typer.Option(help="As 90m, 12h or 30d. Default: never.")] = None,
-    admin: Annotated[bool, typer.Option("--admin", help="May also open the console.")] = False,
+    requests_in_flight: Annotated[
+        int | None, typer.Option(min=1, help="At once. Default: serve.key_requests_in_flight.")
+    ] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="May create training jobs, which can move the champion.")
+    ] = False,
+    admin: Annotated[bool, typer.Option("--admin", help="May also open the console, and train.")] = False,
     as_json: Json = False,
 ) -> None:
     """Create a key and print its secret, this once."""
@@ -44,8 +50,9 @@ def create(
 
     expires_at = time.time() + duration_s(expires_in) if expires_in else None
     secret, key = create_key(
-        _database(), name, models, requests_per_minute, tokens_per_minute, expires_at, admin, tokens_per_month
-    )
+        _database(), name, models, requests_per_minute, tokens_per_minute, expires_at, admin, tokens_per_month,
+        requests_in_flight=requests_in_flight, train=train,
+    )  # fmt: skip
     if as_json:
         print_json(describe_key(key) | {"secret": secret})
         return
@@ -59,28 +66,57 @@ def ls(as_json: Json = False) -> None:
     from everlearn.keys import list_keys
     from everlearn.printing import moment, print_json, print_table
 
-    found = list_keys(_database())
+    database = _database()
+    found = list_keys(database)
     if as_json:
         print_json([describe_key(key) for key in found])
         return
     rows = [
-        (key.id, key.name, key.prefix + "…", ", ".join(key.models or ["all"]), key.requests_per_minute or "",
+        (key.id, key.name, key.prefix + "…", ", ".join(key.models or ["all"]), rights(key),
+         key.requests_per_minute or "",
          key.tokens_per_minute or "", key.tokens_per_month or "", moment(key.created_at), state(key))
         for key in found
     ]  # fmt: skip
     print_table(
-        ["ID", "NAME", "SECRET", "MODELS", "-REQ/MIN", "-TOK/MIN", "-TOK/MONTH", "CREATED", "STATE"], rows
+        ["ID", "NAME", "SECRET", "MODELS", "MAY", "-REQ/MIN", "-TOK/MIN", "-TOK/MONTH", "CREATED", "STATE"],
+        rows,
     )
+    _tell_if_none_is_valid(database)
 
 
 @keys.command()
 def revoke(key: Annotated[str, typer.Argument(metavar="ID|NAME")], as_json: Json = False) -> None:
-    """Close a key; whoever uses it is turned away within seconds."""
+    """Close a key; whoever uses it is turned away within seconds, and its batches and jobs end."""
     from everlearn.keys import revoke_key
     from everlearn.printing import print_json
 
-    closed = revoke_key(_database(), key)
+    database = _database()
+    closed = revoke_key(database, key)
     print_json(describe_key(closed)) if as_json else print(f"revoked {closed.id} ({closed.name})")
+    _tell_if_none_is_valid(database)
+
+
+@keys.command("open")
+def open_() -> None:
+    """Ask for no key any more, on this machine alone, until the next one is created. Needs all keys revoked."""
+    from everlearn.keys import open_door
+
+    open_door(_database())
+    print("requests from this machine need no key now; `everlearn keys create NAME` changes that")
+
+
+def _tell_if_none_is_valid(database: Engine) -> None:
+    from everlearn.keys import any_active_key, keys_required
+
+    if keys_required(database) and not any_active_key(database):
+        print(
+            "no key is valid: the server refuses every request until `everlearn keys create NAME`",
+            file=sys.stderr,
+        )
+
+
+def rights(key: ApiKey) -> str:
+    return "administer" if key.admin else "train" if key.train else "ask"
 
 
 def duration_s(text: str) -> int:

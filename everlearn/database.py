@@ -31,7 +31,7 @@ from everlearn.errors import ConfigError, Unavailable
 from everlearn.settings import Settings
 
 # The newest migration. Comparing with it spares every start the import of Alembic.
-SCHEMA = "0005"
+SCHEMA = "0006"
 # Names the advisory lock that everlearn's writers and migrations take on PostgreSQL.
 POSTGRES_LOCK = 0x6576_6572
 BUSY_TIMEOUT_S = 30
@@ -86,7 +86,8 @@ class AliasRow(Table):
 class ApiKey(Table):
     """A key, kept as the hash of its secret. ``models`` None means every model.
 
-    ``admin``: may look at everything and administer the server. ``tokens_per_month``: by calendar month, UTC.
+    ``admin``: may look at everything and administer the server. ``train``: may have models taught.
+    ``tokens_per_month``: by calendar month, UTC. ``requests_in_flight`` None: as many as the setting says.
     """
 
     __tablename__ = "api_keys"
@@ -99,10 +100,24 @@ class ApiKey(Table):
     requests_per_minute: Mapped[int | None]
     tokens_per_minute: Mapped[int | None]
     tokens_per_month: Mapped[int | None] = mapped_column(BigInteger)
+    requests_in_flight: Mapped[int | None]
     admin: Mapped[bool] = mapped_column(default=False)
+    train: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[float] = mapped_column(default=time.time)
     expires_at: Mapped[float | None]
     revoked_at: Mapped[float | None]
+
+
+class DoorRow(Table):
+    """There is one row from the first key on, until the door is opened by an act of its own: requests need a key.
+
+    Beside the keys, so that no key's end opens anything.
+    """
+
+    __tablename__ = "door"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    closed_at: Mapped[float] = mapped_column(default=time.time)
 
 
 class UsageRow(Table):

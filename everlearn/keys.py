@@ -6,13 +6,14 @@ import hashlib
 import hmac
 import secrets
 import time
+from typing import Any
 
-from sqlalchemy import Engine, Row, or_, select
+from sqlalchemy import Connection, Engine, Row, Select, delete, insert, or_, select
 from sqlalchemy.orm import Session
 
 from everlearn.audit import record
-from everlearn.database import ApiKey, write
-from everlearn.errors import InvalidInput, NotFound
+from everlearn.database import ApiKey, DoorRow, write
+from everlearn.errors import Conflict, InvalidInput, NotFound
 
 SECRET_BYTES = 32
 MAX_SECRET_CHARS = 256
@@ -28,18 +29,22 @@ def create_key(
     admin: bool = False,
     tokens_per_month: int | None = None,
     *,
+    requests_in_flight: int | None = None,
+    train: bool = False,
     actor: str | None = None,
 ) -> tuple[str, ApiKey]:
     """A new key and its secret, which is shown this once and cannot be had again.
 
-    ``models`` None covers every model. ``expires_at`` is seconds since 1970, UTC. An ``admin`` key opens the console.
+    ``models`` None covers every model. ``expires_at`` is seconds since 1970, UTC. An ``admin`` key opens the console
+    and may do what a ``train`` key may: have models taught. ``requests_in_flight``: at once; None: the setting's.
     ``tokens_per_month``: a budget for each calendar month, UTC, of prompt and answer together.
-    ``actor``: as :func:`everlearn.audit.record` takes it.
+    From the first key on, requests need one, whatever becomes of it. ``actor``: as :func:`everlearn.audit.record` takes it.
     """
     limits = {
         "requests_per_minute": requests_per_minute,
         "tokens_per_minute": tokens_per_minute,
         "tokens_per_month": tokens_per_month,
+        "requests_in_flight": requests_in_flight,
     }
     _check(name, models, limits, expires_at)
     secret = "el-" + secrets.token_urlsafe(SECRET_BYTES)
@@ -51,6 +56,7 @@ def create_key(
         models=models,
         **limits,
         admin=admin,
+        train=train,
         created_at=time.time(),
         expires_at=expires_at,
     )
@@ -58,8 +64,10 @@ def create_key(
         session.add(key)
         session.flush()
         session.expunge(key)
+        _close_door(connection)
         record(
-            connection, actor, "key.create", key.id, name=name, models=models, admin=admin, expires_at=expires_at, **limits
+            connection, actor, "key.create", key.id, name=name, models=models, admin=admin, train=train,
+            expires_at=expires_at, **limits,
         )  # fmt: skip
     return secret, key
 
@@ -81,19 +89,49 @@ def is_active(key: ApiKey | Row[tuple[object, ...]]) -> bool:
     return key.revoked_at is None and (key.expires_at is None or key.expires_at > time.time())
 
 
+def may_train(key: ApiKey) -> bool:
+    """Whether the key may have models taught, and so move their champions."""
+    return key.train or key.admin
+
+
 def covers(key: ApiKey, model: str) -> bool:
     """Whether the key may use ``model``, given as ``name`` or ``name@version``."""
     return key.models is None or model in key.models or model.partition("@")[0] in key.models
 
 
-def any_active_key(db: Engine) -> bool:
-    """Whether requests must bring a key at all: no key yet means an open door on this machine alone."""
-    now = time.time()
-    active = select(ApiKey.id).where(
-        ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now)
-    )
+def keys_required(db: Engine) -> bool:
+    """Whether requests must bring a key: from the first key on, also once none is valid any more."""
     with Session(db) as session:
-        return session.scalar(active.limit(1)) is not None
+        closed = session.scalar(select(DoorRow.id).limit(1)) is not None
+    return closed or any_active_key(db)
+
+
+def any_active_key(db: Engine) -> bool:
+    """Whether there is a key that opens anything."""
+    with Session(db) as session:
+        return session.scalar(_active().limit(1)) is not None
+
+
+def open_door(db: Engine, *, actor: str | None = None) -> None:
+    """From now on requests from this machine need no key, until the next key is made.
+
+    Raises Conflict while a key is valid: its limits would hold for nobody.
+    """
+    with write(db) as connection:
+        if names := connection.scalars(_active(ApiKey.name).order_by(ApiKey.created_at)).all():
+            raise Conflict(f"there are valid keys: revoke {', '.join(names)} first", param="key")
+        connection.execute(delete(DoorRow))
+        record(connection, actor, "door.open", "keys")
+
+
+def _close_door(connection: Connection) -> None:
+    if connection.scalar(select(DoorRow.id).limit(1)) is None:
+        connection.execute(insert(DoorRow).values(id=1, closed_at=time.time()))
+
+
+def _active(*columns: Any) -> Select[Any]:
+    unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > time.time())
+    return select(*columns or (ApiKey.id,)).where(ApiKey.revoked_at.is_(None), unexpired)
 
 
 def list_keys(db: Engine) -> list[ApiKey]:

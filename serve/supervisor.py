@@ -28,7 +28,7 @@ from sqlalchemy import Engine
 
 from everlearn.database import open_database
 from everlearn.errors import InvalidInput, Unavailable
-from everlearn.keys import any_active_key
+from everlearn.keys import any_active_key, keys_required
 from everlearn.records import CHAMPION, TRIALS
 from everlearn.reference import parse_reference
 from everlearn.registry import Registry
@@ -127,7 +127,10 @@ class House:
             self._refuse_empty_house()
             await self._routed()
         serving = [model.serving.version for model in self.models if model.serving]
-        welcome(self.settings, serving, time.monotonic() - started_at, needs_key=any_active_key(self.db))
+        needs_key = keys_required(self.db)
+        welcome(self.settings, serving, time.monotonic() - started_at, needs_key=needs_key)
+        if needs_key and not any_active_key(self.db):
+            log.warning("no_valid_key", note="every request is refused until `everlearn keys create NAME`")
         while True:
             await asyncio.sleep(0.5)
             self._refuse_empty_house()
@@ -274,7 +277,7 @@ def _empty(folder: Path) -> Path:
 
 def _refuse_open_door(settings: Settings, db: Engine) -> None:
     host = settings.serve.host
-    if not is_loopback(host) and not any_active_key(db):
+    if not is_loopback(host) and not keys_required(db):
         raise InvalidInput(
             f"other machines could reach {host!r} and no API key protects it; create one with "
             "`everlearn keys create NAME`, or serve this machine alone with --host 127.0.0.1",

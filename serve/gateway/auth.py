@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from everlearn.database import ApiKey
 from everlearn.errors import AuthError, ConfigError, Forbidden, Unavailable
-from everlearn.keys import any_active_key, covers, find_key, is_active
+from everlearn.keys import covers, find_key, is_active, keys_required
 from everlearn.settings import ServeSettings
 
 MAX_CACHED = 4096
@@ -30,7 +30,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Doorkeeper:
-    """Decides about each request. Open without keys on loopback until the first key exists."""
+    """Decides about each request. Open without keys on loopback until the first key exists; then never by itself."""
 
     def __init__(self, db: Engine, settings: ServeSettings) -> None:
         self._db = db
@@ -38,7 +38,7 @@ class Doorkeeper:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="keys")
         self._cache: dict[bytes, tuple[float, ApiKey | None]] = {}
         self.loopback = is_loopback(settings.host)
-        self.keys_required = any_active_key(db)
+        self.keys_required = keys_required(db)
         if not self.loopback and not self.keys_required:
             raise ConfigError(
                 f"serve.host is {settings.host}, which others can reach, and there is no API key. "
@@ -47,16 +47,16 @@ class Doorkeeper:
             )
 
     async def watch(self) -> None:
-        """Notice the first key soon after it was made. Runs until cancelled."""
+        """Notice the first key soon after it was made, and a door that was opened again. Runs until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(max(0.1, self._ttl_s))
             try:
-                exists = await loop.run_in_executor(self._threads, any_active_key, self._db)
+                required = await loop.run_in_executor(self._threads, keys_required, self._db)
             except SQLAlchemyError as error:
                 log.error("keys_unreadable", error=type(error).__name__)
             else:
-                self.keys_required = exists or not self.loopback
+                self.keys_required = required or not self.loopback
 
     async def admit(self, request: Request) -> ApiKey | None:
         """The key of a request, or None where none is needed. Raises AuthError, Forbidden, Unavailable."""

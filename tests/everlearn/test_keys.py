@@ -3,11 +3,24 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text
+from alembic import command
+from sqlalchemy import Engine, create_engine, text
 
-from everlearn.errors import InvalidInput, NotFound
-from everlearn.keys import any_active_key, create_key, find_key, list_keys, revoke_key
+from everlearn.database import open_database
+from everlearn.errors import Conflict, InvalidInput, NotFound
+from everlearn.keys import (
+    any_active_key,
+    create_key,
+    find_key,
+    keys_required,
+    list_keys,
+    may_train,
+    open_door,
+    revoke_key,
+)
+from everlearn.migrations import configuration
 from everlearn.registry import Registry
+from everlearn.settings import Settings
 
 
 def test_a_secret_finds_its_key_and_nothing_else_does(registry: Registry) -> None:
@@ -39,6 +52,89 @@ def test_a_revoked_and_an_expired_key_open_nothing(registry: Registry) -> None:
     assert find_key(db, secret) is None and find_key(db, brief) is None
     assert not any_active_key(db)
     assert [one.name for one in list_keys(db)] == ["ci", "brief"]
+
+
+def test_once_a_key_existed_a_key_is_needed_whatever_becomes_of_it(registry: Registry) -> None:
+    db = registry.database
+    assert not keys_required(db)
+    _, brief = create_key(db, "brief", expires_at=time.time() + 0.1)
+    time.sleep(0.15)
+    assert keys_required(db) and not any_active_key(db)
+    revoke_key(db, brief.id)
+    assert keys_required(db)
+    with db.begin() as connection:
+        connection.execute(text("DELETE FROM api_keys"))
+    assert keys_required(open_database(registry.settings))
+
+
+def test_only_an_act_of_its_own_opens_the_door_again_and_only_without_valid_keys(registry: Registry) -> None:
+    db = registry.database
+    create_key(db, "ci")
+    with pytest.raises(Conflict, match="revoke ci first"):
+        open_door(db)
+    revoke_key(db, "ci")
+    open_door(db, actor="me@here")
+    assert not keys_required(db)
+    with db.connect() as connection:
+        assert (
+            connection.execute(text("SELECT actor FROM audit WHERE act = 'door.open'")).scalar() == "me@here"
+        )
+    create_key(db, "next")
+    assert keys_required(db)
+
+
+@pytest.mark.parametrize("left", ["an expired key", "a revoked key", "the audit of a deleted key", "nothing"])
+def test_a_database_of_an_earlier_version_keeps_its_door_as_its_keys_say(
+    settings: Settings, left: str
+) -> None:
+    db = _database_at(settings, "0005")
+    row = {"an expired key": ("k", 1.0, None), "a revoked key": ("k", None, 1.0)}.get(left)
+    with db.begin() as connection:
+        if row:
+            insert = (
+                "INSERT INTO api_keys (id, name, hash, prefix, admin, created_at, expires_at, revoked_at)"
+                " VALUES (:id, 'k', 'h', 'p', 0, 1.0, :expires_at, :revoked_at)"
+            )
+            connection.execute(text(insert), dict(zip(("id", "expires_at", "revoked_at"), row, strict=True)))
+        elif left != "nothing":
+            connection.execute(
+                text(
+                    "INSERT INTO audit (at, actor, act, subject, detail) VALUES (1, 'a', 'key.create', 'k', '{}')"
+                )
+            )
+    assert keys_required(open_database(settings)) == (left != "nothing")
+
+
+def test_keys_of_an_earlier_version_may_train_where_they_did_or_administer(settings: Settings) -> None:
+    db = _database_at(settings, "0005")
+    with db.begin() as connection:
+        for name, admin in (("plain", 0), ("trained", 0), ("admin", 1)):
+            connection.execute(
+                text(
+                    "INSERT INTO api_keys (id, name, hash, prefix, admin, created_at)"
+                    f" VALUES ('{name}', '{name}', '{name}', 'p', {admin}, 1.0)"
+                )
+            )
+        connection.execute(
+            text(
+                "INSERT INTO jobs (id, key_id, model, state, attempt, beats, fence, recipe, training_file, seed,"
+                " request, progress, created_at)"
+                " VALUES ('j', 'trained', 'm', 'queued', 0, 0, 0, '{}', 'f', 0, '{}', '{}', 1)"
+            )
+        )
+    found = {key.name: may_train(key) for key in list_keys(open_database(settings))}
+    assert found == {"plain": False, "trained": True, "admin": True}
+
+
+def _database_at(settings: Settings, schema: str) -> Engine:
+    """A database as an earlier version left it."""
+    settings.directory("run")
+    db = create_engine(settings.resolved_database_url())
+    config = configuration()
+    with db.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, schema)
+    return db
 
 
 def test_a_key_is_revoked_by_name_where_that_is_clear(registry: Registry) -> None:

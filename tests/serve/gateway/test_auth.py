@@ -178,6 +178,58 @@ def test_the_first_key_closes_an_open_door(start_gateway: Callable[..., RunningG
     assert ask(gateway, secret).status_code == 200
 
 
+@pytest.mark.parametrize("end", ["revoked", "expired", "deleted"])
+def test_the_end_of_the_last_key_opens_nothing(
+    start_gateway: Callable[..., RunningGateway], end: str
+) -> None:
+    gateway = start_gateway()
+    gateway.add_engine("m")
+    secret, key = create_key(gateway.db, "last", expires_at=time.time() + 1 if end == "expired" else None)
+    wait_until(lambda: gateway.chat().status_code == 401, "the key is required", 3)
+    if end == "revoked":
+        revoke_key(gateway.db, key.id)
+    elif end == "deleted":
+        with gateway.db.begin() as connection:
+            connection.execute(text("DELETE FROM api_keys"))
+    wait_until(lambda: ask(gateway, secret).status_code == 401, "the key has ended", 5)
+    time.sleep(0.5)  # the gateway has looked several times since
+    again = RunningGateway(gateway.settings.home)
+    try:
+        for door in (gateway, again):
+            act = {"act": "promote", "subject": "m@1"}
+            assert door.chat().status_code == 401
+            assert door.client.post("/console/acts", json=act).status_code == 401
+            assert door.client.get("/console/state").status_code == 401
+            assert door.client.get("/v1/files").status_code == 401
+    finally:
+        again.stop()
+
+
+def test_the_owner_comes_back_in_by_the_command_line(start_gateway: Callable[..., RunningGateway]) -> None:
+    gateway = start_gateway()
+    gateway.add_engine("m")
+    command_line(gateway, "keys", "create", "first")
+    wait_until(lambda: gateway.chat().status_code == 401, "the key is required", 3)
+    assert "keys create NAME" in command_line(gateway, "keys", "revoke", "first")
+    secret = command_line(gateway, "keys", "create", "second").split()[0]
+    wait_until(lambda: ask(gateway, secret).status_code == 200, "the new key works", 3)
+    assert "revoke second first" in command_line(gateway, "keys", "open")
+    command_line(gateway, "keys", "revoke", "second")
+    assert gateway.chat().status_code == 401
+    command_line(gateway, "keys", "open")
+    wait_until(lambda: gateway.chat().status_code == 200, "the door was opened", 3)
+
+
+def command_line(gateway: RunningGateway, *arguments: str) -> str:
+    """What `everlearn` prints in the gateway's home."""
+    environment = os.environ | {"EVERLEARN_HOME": str(gateway.settings.home)}
+    done = subprocess.run(
+        [sys.executable, "-m", "everlearn", *arguments], env=environment, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    return done.stdout + done.stderr
+
+
 def test_while_the_database_fails_cached_keys_work_and_others_get_503(
     start_gateway: Callable[..., RunningGateway],
 ) -> None:

@@ -15,6 +15,7 @@ import uvloop
 from everlearn.bundle import open_bundle
 from everlearn.logs import configure_logging
 from everlearn.settings import load_settings
+from serve.bounded_http import BoundedHttp
 from serve.engines.onnx.embed import EmbedBackend
 from serve.engines.onnx.generate import GenerateBackend
 from serve.engines.onnx.http import Application, Backend
@@ -63,6 +64,8 @@ async def serve(arguments: argparse.Namespace) -> None:
         uds=str(arguments.uds) if arguments.uds else None,
         host="127.0.0.1",
         port=arguments.port or 0,
+        http=BoundedHttp,
+        ws="none",
         log_level="warning",
         lifespan="off",
         access_log=False,

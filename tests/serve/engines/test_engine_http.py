@@ -287,3 +287,9 @@ def test_embedding_input_is_checked(embedding_engine: httpx.Client) -> None:
 def test_health_says_how_much_the_model_takes(engine: httpx.Client, embedding_engine: httpx.Client) -> None:
     assert engine.get("/health").json() == {"status": "ready", "context": 8192}
     assert embedding_engine.get("/health").json()["context"] == 512
+
+
+def test_an_upgrade_to_http_2_is_ignored_and_the_body_read(engine: httpx.Client) -> None:
+    headers = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAMAAABk"}
+    response = engine.post("/v1/chat/completions", json=ask("Say hello.", max_tokens=2), headers=headers)
+    assert response.status_code == 200, response.text

@@ -34,6 +34,7 @@ from serve.gateway.pages import add_pages
 from serve.gateway.quota import Quotas
 from serve.gateway.relay import AsIs, Relay, Shape
 from serve.gateway.responses import ResponseShape, to_chat
+from serve.gateway.route import Route
 from serve.gateway.router import Router
 from serve.gateway.shadow import Shadows
 from serve.gateway.tokens import add_tokens
@@ -179,6 +180,7 @@ def create_app(settings: Settings) -> FastAPI:
         root_path=settings.serve.root_path,
         redirect_slashes=False,
     )
+    app.router.route_class = Route
     app.state.gateway = gateway
     app.add_middleware(Door, metrics=gateway.metrics, tracer=open_tracer("gateway"))
     app.add_exception_handler(EverlearnError, _everlearn_error)

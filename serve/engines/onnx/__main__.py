@@ -42,6 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     end_with_parent()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # on the thread that asks, whose priority is low
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(arguments))
 
@@ -57,7 +58,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         backend = EmbedBackend(bundle.path, arguments.model, sizes)
     else:
         backend = GenerateBackend(bundle.path, arguments.model, sizes, asyncio.get_running_loop())
-        backend.routes |= token_routes(backend.reader)
+        backend.routes |= token_routes(backend.reader, backend.readers)
     let_computing_go_first()
     config = uvicorn.Config(
         Application(arguments.model, backend, open_tracer("engine")),

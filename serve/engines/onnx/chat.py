@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ class ChatTemplate:
         self.tokens = {name: token_text(config.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
         self.knows_tools = isinstance(source, str) and "tools" in source
         self.template = sandbox().from_string(source) if isinstance(source, str) else None
-        self.special = any_of(codec.special)
 
     def encode(self, messages: list[Message], tools: list[Tool]) -> list[int]:
         """The prompt's tokens. A special token's name inside a message stays text: no role can be forged.
@@ -51,7 +51,8 @@ class ChatTemplate:
         signatures = [tool.model_dump(exclude_unset=True) for tool in tools]
         if tools and not self.knows_tools:
             plain = describe_tools(plain, signatures)
-        shield = Shield(self.special, secrets.token_hex(8))
+        found = [name for name in self.codec.special if any(name in text for text in texts_in(plain))]
+        shield = Shield(any_of(found), secrets.token_hex(8))
         plain = [shield.hide(message) for message in plain]
         try:
             prompt = self.template.render(
@@ -61,14 +62,20 @@ class ChatTemplate:
             raise InvalidInput(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
-        ids: list[int] = []
-        for index, part in enumerate(shield.parts(prompt)):
-            ids += self.codec.encode_literal(part) if index % 2 else self.codec.encode(part)
-        return ids
+        return self.codec.encode_parts(shield.parts(prompt), "messages")
 
     def plain(self, message: Message) -> dict[str, Any]:
         """The dictionary that this template expects."""
         return plain_message(message.model_dump(exclude_unset=True), knows_tools=self.knows_tools)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in lists and dictionaries. Looking for names in each is far faster than one expression for all."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(inner)
 
 
 def token_text(token: Any) -> str:

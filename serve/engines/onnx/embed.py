@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from prometheus_client import Gauge
 from everlearn.errors import Unsupported
 from serve.engines.onnx.embedder import Embedder
 from serve.engines.onnx.http import Exchange
+from serve.engines.onnx.reading import Readers
 from serve.engines.onnx.sizing import Sizes
 from serve.protocol import EmbeddingRequest, parse
 
@@ -26,6 +28,7 @@ class EmbedBackend:
     def __init__(self, bundle: Path, model: str, sizes: Sizes) -> None:
         self.model = model
         self.embedder = Embedder(bundle, threads=sizes.threads, queue_limit=sizes.queue_limit * 64)
+        self.readers = Readers()
         self.routes = {"/v1/embeddings": self.embeddings}
         Gauge("everlearn_engine_running", "texts being embedded").set_function(lambda: self.embedder.active)
         Gauge("everlearn_engine_waiting", "texts in the queue").set_function(
@@ -39,19 +42,10 @@ class EmbedBackend:
 
     async def embeddings(self, body: bytes, exchange: Exchange) -> None:
         """POST /v1/embeddings."""
-        request = await asyncio.to_thread(parse, EmbeddingRequest, body)
-        texts = request.input if isinstance(request.input, list) else [request.input]
-        if not all(isinstance(text, str) for text in texts):
-            raise Unsupported("input must be text; this model takes no token ids", param="input")
-        encoded = await asyncio.to_thread(self.embedder.encode, texts)
+        request, encoded = await self.readers.read(body, exchange, partial(self._read, body))
         task = asyncio.ensure_future(self.embedder.embed(encoded))
-        exchange.on_gone = task.cancel  # type: ignore[assignment]
-        try:
-            vectors = await task
-        except asyncio.CancelledError:
-            if exchange.gone:
-                return
-            raise
+        exchange.on_gone = task.cancel
+        vectors = await task
         tokens = sum(map(len, encoded))
         as_base64 = request.encoding_format == "base64"
         data = [
@@ -60,6 +54,13 @@ class EmbedBackend:
         ]
         counted = {"prompt_tokens": tokens, "total_tokens": tokens}
         await exchange.json({"object": "list", "data": data, "model": self.model, "usage": counted})
+
+    def _read(self, body: bytes) -> tuple[EmbeddingRequest, list[list[int]]]:
+        request = parse(EmbeddingRequest, body)
+        texts = request.input if isinstance(request.input, list) else [request.input]
+        if not all(isinstance(text, str) for text in texts):
+            raise Unsupported("input must be text; this model takes no token ids", param="input")
+        return request, self.embedder.encode(texts)
 
 
 def written(vector: NDArray[np.float32], as_base64: bool) -> Any:

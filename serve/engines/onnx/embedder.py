@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from everlearn.errors import Corrupt, InvalidInput, RateLimited
+from serve.engines.onnx.bound import Bound, ContextLengthExceeded
+from serve.engines.onnx.text import whole
 
 BATCH_TOKENS = 4096
 """Padded size of one batch: large enough to fill the cores, small enough to stay in the caches."""
@@ -40,10 +42,14 @@ class Embedder:
         self.output = self.session.get_outputs()[0].name
         if self.output != "sentence_embedding":
             raise Corrupt(f"{bundle.name}: the graph's first output is {self.output}, not sentence_embedding")
-        self.tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
+        path = bundle / "tokenizer.json"
+        self.tokenizer = Tokenizer.from_file(str(path))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self.context = int(json.loads((bundle / "config.json").read_text())["max_position_embeddings"])
+        definition = json.loads(path.read_bytes())
+        longest = max(len(token.encode()) for token in self.tokenizer.get_vocab())
+        self.bound = Bound(self.tokenizer, definition, longest, self.context)
         self.queue_limit = queue_limit
         self.pending: deque[Pending] = deque()
         self.active = 0
@@ -51,13 +57,18 @@ class Embedder:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids with the encoder's own special tokens; raises InvalidInput for an empty or too long text."""
-        encoded = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
-        for index, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
+        texts = [whole(text) for text in texts]
+        for index, text in enumerate(texts):
             if not text:
                 raise InvalidInput(f"input[{index}] is empty", param="input")
+            self.bound.check([text], f"input[{index}]")
+            self.bound.probe(text, f"input[{index}]")
+        encoded = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
+        for index, ids in enumerate(encoded):
             if len(ids) > self.context:
-                raise InvalidInput(
-                    f"input[{index}] has {len(ids)} tokens; this model takes {self.context}", param="input"
+                raise ContextLengthExceeded(
+                    f"this model's context is {self.context} tokens; input[{index}] has {len(ids)}",
+                    param="input",
                 )
         return encoded
 

@@ -19,14 +19,12 @@ from serve.engines.onnx.constraint import offered_tools
 from serve.engines.onnx.decoder import Decoder
 from serve.engines.onnx.generation import Generation, Piece
 from serve.engines.onnx.http import Exchange
+from serve.engines.onnx.reading import Readers
 from serve.engines.onnx.requests import RequestReader
 from serve.engines.onnx.scheduler import Delivery, Scheduler
 from serve.engines.onnx.sizing import Sizes
 from serve.protocol import ChatRequest, CompletionRequest, parse
 from serve.tracing import Span
-
-SMALL_BODY_BYTES = 16 * 1024
-"""Above this, reading a request is moved off the event loop, where streams are written."""
 
 Request = TypeVar("Request", ChatRequest, CompletionRequest)
 
@@ -66,6 +64,7 @@ class GenerateBackend:
             drafts=sizes.speculative_tokens,
         )
         self.reader = RequestReader(bundle, self.decoder.config, self.decoder.context)
+        self.readers = Readers()
         self.scheduler = Scheduler(
             self.decoder,
             lambda delivery: loop.call_soon_threadsafe(self._dispatch, delivery),
@@ -97,7 +96,7 @@ class GenerateBackend:
 
     async def chat(self, body: bytes, exchange: Exchange) -> None:
         """POST /v1/chat/completions."""
-        request, generations = await self._read(body, ChatRequest, self.reader.chat)
+        request, generations = await self._read(body, exchange, ChatRequest, self.reader.chat)
         answer = ChatAnswer(
             self.model,
             self.reader.codec,
@@ -108,7 +107,7 @@ class GenerateBackend:
 
     async def completion(self, body: bytes, exchange: Exchange) -> None:
         """POST /v1/completions."""
-        request, generations = await self._read(body, CompletionRequest, self.reader.completion)
+        request, generations = await self._read(body, exchange, CompletionRequest, self.reader.completion)
         answer = CompletionAnswer(self.model, self.reader.codec, with_logprobs=request.logprobs is not None)
         await self._answer(request, answer, generations, exchange)
 
@@ -117,16 +116,17 @@ class GenerateBackend:
         await exchange.json({"leaving": leaving})
 
     async def _read(
-        self, body: bytes, kind: type[Request], read: Callable[[Request], list[Generation]]
+        self,
+        body: bytes,
+        exchange: Exchange,
+        kind: type[Request],
+        read: Callable[[Request], list[Generation]],
     ) -> tuple[Request, list[Generation]]:
-        """Validate and tokenize, off the event loop when that takes long or compiles a grammar."""
-
         def work() -> tuple[Request, list[Generation]]:
             request = parse(kind, body)
             return request, read(request)
 
-        small = len(body) < SMALL_BODY_BYTES and b'"response_format"' not in body and b'"tools"' not in body
-        return work() if small else await asyncio.to_thread(work)
+        return await self.readers.read(body, exchange, work)
 
     async def _answer(
         self,

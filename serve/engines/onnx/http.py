@@ -45,7 +45,7 @@ class Exchange:
         self.span: Span | None = None
         self.started = False
         self.gone = False
-        self.on_gone: Callable[[], None] = lambda: None
+        self.on_gone: Callable[[], object] = lambda: None
 
     async def read_body(self) -> bytes:
         """The whole body; raises InvalidInput beyond the limit."""
@@ -166,6 +166,9 @@ class Application:
         except EverlearnError as refused:
             error = refused.code
             raise
+        except asyncio.CancelledError:
+            if not exchange.gone:
+                raise
         finally:
             watcher.cancel()
             if exchange.span:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from everlearn.errors import InvalidInput
+from serve.engines.onnx.bound import ContextLengthExceeded
 from serve.engines.onnx.chat import ChatTemplate
 from serve.engines.onnx.constraint import (
     Constraint,
@@ -41,7 +42,7 @@ class RequestReader:
     def __init__(self, bundle: Path, config: DecoderConfig, context: int) -> None:
         self.config = config
         self.context = context
-        self.codec = TextCodec(bundle, config.vocab_size)
+        self.codec = TextCodec(bundle, config.vocab_size, context)
         self.template = ChatTemplate(bundle, self.codec)
         self.constraints = Constraints(self.codec, config.eos_ids)
 
@@ -148,9 +149,3 @@ class RequestReader:
         if isinstance(shape, GrammarFormat):
             return self.constraints.compile(lark_grammar(shape.grammar), "response_format.grammar")
         return None
-
-
-class ContextLengthExceeded(InvalidInput):
-    """The prompt and the answer asked for do not fit the model's context."""
-
-    code = "context_length_exceeded"

@@ -10,34 +10,33 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from everlearn.errors import Corrupt
+from serve.engines.onnx.bound import Bound, byte_level_alphabet
 
 BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-def byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte (Radford et al. 2019, `bytes_to_unicode`), inverted."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
 class TextCodec:
-    """A bundle's tokenizer.json, with the bytes that each token stands for.
+    """A bundle's tokenizer.json, with the bytes that each token stands for. All text enters the tokenizer here.
 
-    `token_bytes[i]` is empty for special tokens: they never become text.
+    `token_bytes[i]` is empty for special tokens: they never become text. Encoding lets other threads run meanwhile:
+    of the tokenizer's calls only those for batches do.
     """
 
-    def __init__(self, bundle: Path, vocab_size: int) -> None:
+    def __init__(self, bundle: Path, vocab_size: int, context: int) -> None:
         path = bundle / "tokenizer.json"
         try:
             self.tokenizer = Tokenizer.from_file(str(path))
             self.literal = Tokenizer.from_file(str(path))
+            definition = json.loads(path.read_bytes())
         except Exception as error:
             raise Corrupt(f"tokenizer.json of {bundle.name} cannot be read: {error}") from error
+        for each in (self.tokenizer, self.literal):
+            each.no_truncation()
+            each.no_padding()
         self.literal.encode_special_tokens = True
         added = self.tokenizer.get_added_tokens_decoder()
         self.special = {token.content: index for index, token in added.items() if token.special}
-        byte_level = "ByteLevel" in json.dumps(json.loads(path.read_bytes()).get("decoder"))
+        byte_level = "ByteLevel" in json.dumps(definition.get("decoder"))
         alphabet = byte_level_alphabet() if byte_level else None
         plain_added = {index: token.content.encode() for index, token in added.items()}
         self.raw_bytes = [
@@ -48,6 +47,8 @@ class TextCodec:
         ]
         special_ids = set(self.special.values())
         self.token_bytes = [b"" if i in special_ids else raw for i, raw in enumerate(self.raw_bytes)]
+        self.names = {name: self._encode(self.literal, name) for name in self.special}
+        self.bound = Bound(self.tokenizer, definition, max(map(len, self.raw_bytes)), context)
 
     @staticmethod
     def _bytes(token: str | None, alphabet: dict[str, int] | None) -> bytes:
@@ -59,13 +60,52 @@ class TextCodec:
             return bytes([int(match[1], 16)])
         return token.replace("▁", " ").encode()
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of `text`; the text of a special token becomes that token."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, param: str = "prompt") -> list[int]:
+        """Tokens of `text`; the text of a special token becomes that token.
+
+        Raises ContextLengthExceeded, naming `param`, where it is certain before the end that they do not fit.
+        """
+        return self.encode_parts([text], param)
+
+    def encode_parts(self, parts: list[str], param: str) -> list[int]:
+        """Tokens of `parts`: texts as in `encode`, and between them names of special tokens that stay plain text."""
+        parts = [whole(part) for part in parts]
+        self.bound.check(parts, param)
+        ids: list[int] = []
+        for index, part in enumerate(parts):
+            if index % 2:
+                ids += self.names[part]
+            elif part:
+                self.bound.probe(part, param)
+                ids += self._encode(self.tokenizer, part)
+            self.bound.check_count(len(ids), param)
+        return ids
+
+    def count(self, text: str) -> list[int]:
+        """Tokens of a `text` that need not fit the context: of at most so many bytes as one that fits could have."""
+        self.bound.check([text := whole(text)], "prompt")
+        return self._encode(self.tokenizer, text)
 
     def encode_literal(self, text: str) -> list[int]:
-        """Tokens of `text` as plain text, special tokens' names included."""
-        return self.literal.encode(text, add_special_tokens=False).ids
+        """Tokens of a short `text` as plain text, special tokens' names included."""
+        return self._encode(self.literal, text)
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of `tokens`; special tokens show as their names."""
+        return self.tokenizer.decode_batch([tokens], skip_special_tokens=False)[0]
+
+    @staticmethod
+    def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+        return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+
+def whole(text: str) -> str:
+    """`text` with U+FFFD for each lone surrogate: half a character has no tokens."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 class TextStream:

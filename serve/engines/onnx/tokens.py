@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from everlearn.errors import InvalidInput
 from serve.engines.onnx.http import Exchange
+from serve.engines.onnx.reading import Readers
 from serve.engines.onnx.requests import RequestReader
 from serve.protocol import parse
 from serve.protocol_tokens import DetokenizeRequest, TokenizeRequest
 
 
-def token_routes(reader: RequestReader) -> dict[str, Callable[[bytes, Exchange], Awaitable[None]]]:
+def token_routes(
+    reader: RequestReader, readers: Readers
+) -> dict[str, Callable[[bytes, Exchange], Awaitable[None]]]:
     """What a generating backend offers besides answers."""
 
     async def tokenize(body: bytes, exchange: Exchange) -> None:
-        await exchange.json(await asyncio.to_thread(_tokens, reader, body))
+        await exchange.json(await readers.read(body, exchange, partial(_tokens, reader, body)))
 
     async def detokenize(body: bytes, exchange: Exchange) -> None:
-        await exchange.json(await asyncio.to_thread(_text, reader, body))
+        await exchange.json(await readers.read(body, exchange, partial(_text, reader, body)))
 
     return {"/tokenize": tokenize, "/detokenize": detokenize}
 
@@ -28,7 +31,7 @@ def token_routes(reader: RequestReader) -> dict[str, Callable[[bytes, Exchange],
 def _tokens(reader: RequestReader, body: bytes) -> dict[str, Any]:
     request = parse(TokenizeRequest, body)
     if request.messages is None:
-        tokens = reader.codec.encode(request.prompt or "")
+        tokens = reader.codec.count(request.prompt or "")
     else:
         tokens = reader.template.encode(request.messages, request.tools or [])
     return {"count": len(tokens), "max_model_len": reader.context, "tokens": tokens}
@@ -40,4 +43,4 @@ def _text(reader: RequestReader, body: bytes) -> dict[str, Any]:
     last = reader.config.vocab_size - 1
     if tokens and max(tokens) > last:
         raise InvalidInput(f"tokens has {max(tokens)}; the vocabulary ends at {last}", param="tokens")
-    return {"prompt": reader.codec.tokenizer.decode(tokens, skip_special_tokens=False)}
+    return {"prompt": reader.codec.decode(tokens)}

@@ -65,7 +65,8 @@ class Front:
 
     def _translate(self, vllm: Any, path: str, body: bytes) -> bytes:
         if self.requests is None:
-            self.requests = Requests(Path(vllm.args.model), bool(vllm.args.speculative_config))
+            context = vllm.vllm_config.model_config.max_model_len
+            self.requests = Requests(Path(vllm.args.model), bool(vllm.args.speculative_config), context)
         served = {"model": vllm.args.served_model_name[0]}  # a client may have said `name@version`
         return json.dumps(TRANSLATIONS[path](self.requests, body) | served).encode()
 

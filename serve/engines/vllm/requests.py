@@ -6,11 +6,12 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from everlearn.chat_template import any_of, describe_tools
+from everlearn.chat_template import describe_tools
 from everlearn.errors import InvalidInput, Unsupported
+from serve.engines.onnx.bound import PROBE_CHARACTERS
 from serve.engines.onnx.chat import ChatTemplate
 from serve.engines.onnx.constraint import COMPACT, offered_tools, tool_lark
-from serve.engines.onnx.text import TextCodec
+from serve.engines.onnx.text import TextCodec, whole
 from serve.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -32,17 +33,19 @@ Body = dict[str, Any]
 class Requests:
     """Bodies for vLLM, made of validated ones, for one bundle."""
 
-    def __init__(self, bundle: Path, speculative: bool = False) -> None:
+    def __init__(self, bundle: Path, speculative: bool = False, context: int | None = None) -> None:
         self.speculative = speculative
         config = json.loads((bundle / "config.json").read_text())
-        codec = TextCodec(bundle, config.get("text_config", config)["vocab_size"])
-        self.template = ChatTemplate(bundle, codec)
-        self.control = any_of(codec.special)
+        text = config.get("text_config", config)
+        self.codec = TextCodec(bundle, text["vocab_size"], context or text["max_position_embeddings"])
+        self.template = ChatTemplate(bundle, self.codec)
 
     def chat(self, body: bytes) -> Body:
         """POST /v1/chat/completions; raises InvalidInput and Unsupported naming the parameter at fault."""
         request = parse(ChatRequest, body)
         tools = offered_tools(request)
+        if len(body) > PROBE_CHARACTERS:
+            self.template.encode(request.messages, tools)  # raises where it cannot fit
         changes = (
             self._prompt(request.messages, request.tools, tools)
             | self._sampling(request)
@@ -63,6 +66,10 @@ class Requests:
     def completion(self, body: bytes) -> Body:
         """POST /v1/completions."""
         request = parse(CompletionRequest, body)
+        if len(body) > PROBE_CHARACTERS:
+            for prompt in request.prompt if isinstance(request.prompt, list) else [request.prompt]:
+                if isinstance(prompt, str):
+                    self.codec.encode(prompt)
         return request.model_dump(exclude_unset=True, exclude={"service_tier"}) | self._sampling(request)
 
     def tokenize(self, body: bytes) -> Body:
@@ -70,6 +77,7 @@ class Requests:
         request = parse(TokenizeRequest, body)
         asked = request.model_dump(exclude_unset=True, exclude={"messages", "tools"})
         if request.messages is None:
+            self.codec.bound.check([whole(request.prompt or "")], "prompt")
             return asked
         return asked | self._prompt(request.messages, request.tools, request.tools or [])
 
@@ -112,14 +120,17 @@ class Requests:
         """vLLM would read a control token's name inside a message as the token: a client could forge a role."""
         for index, message in enumerate(messages):
             text = json.dumps(message.model_dump(), ensure_ascii=False)
-            if found := self.control.search(text):
+            if found := self._control(text):
                 raise InvalidInput(
-                    f"messages[{index}] holds {found[0]!r}, which vLLM would read as this model's control "
+                    f"messages[{index}] holds {found!r}, which vLLM would read as this model's control "
                     "token; leave it out, or use an ONNX version, whose engine takes it as text",
                     param=f"messages[{index}].content",
                 )
-        if found := self.control.search(json.dumps([tool.model_dump() for tool in tools])):
-            raise InvalidInput(f"tools hold {found[0]!r}, a control token of this model", param="tools")
+        if found := self._control(json.dumps([tool.model_dump() for tool in tools], ensure_ascii=False)):
+            raise InvalidInput(f"tools hold {found!r}, a control token of this model", param="tools")
+
+    def _control(self, text: str) -> str | None:
+        return next((name for name in self.codec.special if name in text), None)
 
 
 def sampling(request: SamplingFields) -> Body:

@@ -95,7 +95,7 @@ def test_what_comes_before_an_answer_is_the_prompt_that_the_engine_gives_the_mod
         {"role": "assistant", "content": answer},
     ], [tool] if with_tools else None)  # fmt: skip
     (example,) = tokens.encode(chat, 1000)
-    served = ChatTemplate(directory, TextCodec(directory, tokens.vocab_size)).encode(
+    served = ChatTemplate(directory, TextCodec(directory, tokens.vocab_size, 8192)).encode(
         [SystemMessage(role="system", content=system), UserMessage(role="user", content=question)],
         [Tool.model_validate(tool)] if with_tools else [],
     )

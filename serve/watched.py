@@ -33,7 +33,7 @@ class Patience:
     settled_s: float = 30.0
     """A process that was ready for longer than this did not crash quickly."""
     quick_crashes: int = 4
-    """So many quick crashes in a row, and it is given up."""
+    """So many quick crashes in a row, and it is given up. Hangs do not count: see `Life`."""
     backoff_s: float = 0.5
     """The pause before the first restart; doubled with each quick crash, up to `backoff_max_s`."""
     backoff_max_s: float = 30.0
@@ -52,11 +52,17 @@ class Observer(Protocol):
 
 
 class Life(NamedTuple):
-    """One life of a process, from its start to its end; after a `hopeless` one, another would end the same way."""
+    """One life of a process, from its start to its end; after a `hopeless` one, another would end the same way.
+
+    One that was ready and then `hung` says nothing about the next: its start and its warm-up showed that the program,
+    the weights and the machine are sound, so that what it was asked for made it hang. Nobody's requests may make
+    us give up. What dies at its start, or quickly by itself, does count.
+    """
 
     ready_s: float
     reason: str
     hopeless: bool = False
+    hung: bool = False
 
 
 class Watched:
@@ -139,7 +145,8 @@ class Watched:
         crashes = 0
         while True:
             life = await self._live()
-            crashes = 1 if life.ready_s > self.patience.settled_s else crashes + 1
+            if not life.hung:
+                crashes = 1 if life.ready_s > self.patience.settled_s else crashes + 1
             given_up = life.hopeless or crashes >= self.patience.quick_crashes
             self.reason = life.reason
             self.state = "failed" if given_up else "starting"
@@ -147,7 +154,7 @@ class Watched:
             if given_up:
                 return
             await asyncio.sleep(
-                min(self.patience.backoff_s * 2 ** (crashes - 1), self.patience.backoff_max_s)
+                min(self.patience.backoff_s * 2 ** max(0, crashes - 1), self.patience.backoff_max_s)
             )
 
     async def _live(self) -> Life:
@@ -179,7 +186,7 @@ class Watched:
                     child.kill()
                     await death
                     reason = f"showed no health for {limit_s:g} s and was killed"
-                    return Life(now - (ready_at or now), reason, hopeless=not ready_at)
+                    return Life(now - (ready_at or now), reason, hopeless=not ready_at, hung=bool(ready_at))
                 await asyncio.wait({death}, timeout=self.patience.poll_s if ready_at else 0.1)
         code = await death
         misconfigured = code == WRONG_USAGE and not ready_at

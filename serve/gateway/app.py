@@ -55,6 +55,9 @@ from serve.tracing import open_tracer
 if TYPE_CHECKING:
     from serve.gateway.shared import Shared
 
+SMALL_BODY_BYTES = 64 * 1024
+"""A larger body is parsed where others need not wait for it."""
+
 Body = TypeVar("Body", bound=AboutModel)
 
 
@@ -119,7 +122,8 @@ class Gateway:
         exchange.key = await self.keeper.admit(request)
         exchange.on_end.append(partial(self.meter.count, exchange))
         self._take_place(exchange)
-        body = parse(model, await read_body(request, self.settings.max_body_bytes))
+        raw = await read_body(request, self.settings.max_body_bytes)
+        body = await asyncio.to_thread(parse, model, raw) if len(raw) > SMALL_BODY_BYTES else parse(model, raw)
         check_scope(exchange.key, body.model)
         exchange.model = self.router.known_model(body.model) or exchange.model
         if isinstance(body, SamplingFields) and (body.n or 1) > self.settings.max_n:

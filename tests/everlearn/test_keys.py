@@ -1,9 +1,9 @@
 import time
 
 import pytest
+from alembic import command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from alembic import command
 from sqlalchemy import Engine, create_engine, text
 
 from everlearn.database import open_database

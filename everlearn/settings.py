@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AliasChoices,
@@ -69,7 +69,8 @@ class ServeSettings(BaseModel):
 
     ``keep_previous`` auto: the version that served before stays loaded where the memory allows, so that going back
     takes a moment. ``gateways``: processes that share the port. ``vllm_models``: those that vLLM serves, whatever
-    ``engine`` is.
+    ``engine`` is. ``cors_origins``: pages of these origins, as in ``https://app.example.com``, may use the API; ``*``
+    are all, and those need a key.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -77,6 +78,7 @@ class ServeSettings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     root_path: str = ""
+    cors_origins: list[Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s?#@A-Z]+)$")]] = []
     gateways: int = Field(default=1, ge=1, le=64)
     engine: EngineChoice = "auto"
     vllm_models: list[str] = []

@@ -6,6 +6,7 @@ is refused by name; nothing is silently ignored except the labels listed in `Lab
 """
 
 import json
+from codecs import BOM_UTF8
 from typing import Annotated, Any, Literal, TypeVar
 
 import jiter
@@ -550,6 +551,7 @@ def error_body(message: str, type: str, param: str | None = None, code: str | No
 
 
 def _decode(body: bytes) -> Any:
+    body = body.removeprefix(BOM_UTF8)  # some clients write one, and RFC 8259 lets a parser ignore it
     _check_structure(body)
     try:
         return jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True)

@@ -36,8 +36,8 @@ from everlearn.settings import Settings
 from serve import claims, replicas
 from serve.child import python
 from serve.engines.programs import program as engine_program
-from serve.gateway.auth import is_loopback
 from serve.gateway.metrics import TOGETHER
+from serve.gateway.origin import is_loopback
 from serve.gateway.router import POLL_S
 from serve.prepare import servable_versions
 from serve.running import Program, Workshop, log_end, pass_on

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from everlearn.database import ApiKey, open_database
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 
 SMALL_BODY_BYTES = 64 * 1024
 """A larger body is parsed where others need not wait for it."""
+ALL = ["*"]
+CORS_MAX_AGE_S = 600
 
 Body = TypeVar("Body", bound=AboutModel)
 
@@ -186,6 +189,11 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.router.route_class = Route
     app.state.gateway = gateway
+    if origins := settings.serve.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=ALL, allow_headers=ALL, expose_headers=ALL,
+            max_age=CORS_MAX_AGE_S,
+        )  # fmt: skip
     app.add_middleware(Door, metrics=gateway.metrics, tracer=open_tracer("gateway"))
     app.add_exception_handler(EverlearnError, _everlearn_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -275,8 +283,7 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/metrics", responses=error_responses(401, 403, 503), response_class=Response)
     async def metrics(request: Request) -> Response:
         """For Prometheus; needs a key unless the server is bound to loopback."""
-        if not gateway.keeper.loopback:
-            await gateway.keeper.admit(request)
+        await gateway.keeper.admit_reader(request)
         gateway.router.count()
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import ipaddress
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,18 +14,11 @@ from everlearn.database import ApiKey
 from everlearn.errors import AuthError, ConfigError, Forbidden, Unavailable
 from everlearn.keys import covers, find_key, is_active, keys_required
 from everlearn.settings import ServeSettings
+from serve.gateway.origin import is_loopback, names_this_machine, refuse_foreign
 
 MAX_CACHED = 4096
 
 log = structlog.get_logger()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address can only be reached from this machine."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 class Doorkeeper:
@@ -37,6 +29,7 @@ class Doorkeeper:
         self._ttl_s = settings.keys_cache_ttl_s
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="keys")
         self._cache: dict[bytes, tuple[float, ApiKey | None]] = {}
+        self._trusted = settings.cors_origins
         self.loopback = is_loopback(settings.host)
         self.keys_required = keys_required(db)
         if not self.loopback and not self.keys_required:
@@ -61,12 +54,17 @@ class Doorkeeper:
     async def admit(self, request: Request) -> ApiKey | None:
         """The key of a request, or None where none is needed. Raises AuthError, Forbidden, Unavailable."""
         if not self.keys_required:
-            _refuse_foreign_host(request)
+            refuse_foreign(request, self._trusted)
             return None
         key = await self._find(_secret(request))
         if key is None or not is_active(key):
             raise AuthError("Incorrect API key provided.")
         return key
+
+    async def admit_reader(self, request: Request) -> None:
+        """For figures, which on this machine need no key. Raises as `admit`."""
+        if not (self.loopback and names_this_machine(request)):
+            await self.admit(request)
 
     async def _find(self, secret: str) -> ApiKey | None:
         digest = hashlib.sha256(secret.encode()).digest()
@@ -109,16 +107,3 @@ def _secret(request: Request) -> str:
 def _of_bearer(value: str) -> str:
     scheme, _, secret = value.partition(" ")
     return secret.strip() if scheme.lower() == "bearer" else ""
-
-
-def _refuse_foreign_host(request: Request) -> None:
-    """Without keys, a web page must not reach this server through a name that resolves to loopback."""
-    host = request.headers.get("host", "").rsplit(":", 1)[0] if not _bare_ipv6(request) else "::1"
-    if host and not is_loopback(host):
-        raise Forbidden(
-            "Without API keys this server answers only to localhost. Create a key to use another name."
-        )
-
-
-def _bare_ipv6(request: Request) -> bool:
-    return request.headers.get("host", "").startswith("[::1]")

@@ -45,6 +45,12 @@ def test_a_good_file_is_counted_and_becomes_patient_requests(written: Any) -> No
     assert not second.work.stream
 
 
+def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it(written: Any) -> None:
+    assert (
+        check(written(b"\xef\xbb\xbf" + json.dumps(line("a")).encode(), line("b")), CHAT, None, SETTINGS) == 2
+    )
+
+
 @pytest.mark.parametrize(
     ("wrong", "code", "param"),
     [

@@ -1,0 +1,51 @@
+"""While there is no key: who asks must be on this machine, and no page of another site may act through its browser."""
+
+import ipaddress
+import re
+from collections.abc import Collection
+
+from starlette.requests import Request
+
+from everlearn.errors import Forbidden
+
+HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
+HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?", re.IGNORECASE)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address can only be reached from this machine."""
+    name = host.lower().removesuffix(".")
+    try:
+        return ipaddress.ip_address(name[1:-1] if name[:1] + name[-1:] == "[]" else name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+
+
+def names_this_machine(request: Request) -> bool:
+    """Whether the name that the client used is loopback's: another one may be a web page's, made to resolve to it."""
+    hosts = request.headers.getlist("host")
+    found = [HOST.fullmatch(host.strip()) for host in hosts if host.strip()]
+    return len(hosts) < 2 and all(match and is_loopback(match["name"]) for match in found)
+
+
+def refuse_foreign(request: Request, trusted: Collection[str]) -> None:
+    """Raises Forbidden for a foreign host name, and for what a page of another origin would change.
+
+    A browser tells both in headers that a page cannot forge; other clients send neither. ``trusted``: origins that
+    may act, too.
+    """
+    if not names_this_machine(request):
+        raise Forbidden(
+            "Without API keys this server answers only to localhost. Create a key to use another name."
+        )
+    if request.method in HARMLESS:
+        return
+    host, origin, site = (request.headers.get(name) for name in ("host", "origin", "sec-fetch-site"))
+    if origin in trusted:
+        return
+    same_origin = origin is None or origin.lower().partition("://")[2] == (host or "").lower()
+    if not same_origin or site not in (None, "same-origin", "none"):
+        raise Forbidden(
+            "Without API keys this server takes nothing from pages of other sites. "
+            "Create a key, or list the page's origin in serve.cors_origins."
+        )

@@ -129,7 +129,7 @@ def _close_door(connection: Connection) -> None:
         connection.execute(insert(DoorRow).values(id=1, closed_at=time.time()))
 
 
-def _active(*columns: Any) -> Select[Any]:
+def _active(*columns: Any) -> Select[*tuple[Any, ...]]:
     unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > time.time())
     return select(*columns or (ApiKey.id,)).where(ApiKey.revoked_at.is_(None), unexpired)
 

@@ -10,12 +10,14 @@ from alembic import op
 revision = "0006"
 down_revision = "0005"
 
+SECONDS: sa.Double[float] = sa.Double()
+
 
 def upgrade() -> None:
     door = op.create_table(
         "door",
         sa.Column("id", sa.Integer(), primary_key=True, autoincrement=False),
-        sa.Column("closed_at", sa.Double(), nullable=False),
+        sa.Column("closed_at", SECONDS, nullable=False),
     )
     ever = "SELECT 1 FROM api_keys UNION SELECT 1 FROM audit WHERE act = 'key.create'"
     if op.get_bind().scalar(sa.text(f"SELECT count(*) FROM ({ever}) AS ever")):

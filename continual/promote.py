@@ -19,7 +19,16 @@ from continual.replay import Arrival, insert_examples, sizes
 from everlearn.audit import record
 from everlearn.bundle import read_manifest
 from everlearn.errors import Conflict
-from everlearn.records import CHAMPION, Version, aliases_of, find_version, move_champion
+from everlearn.records import (
+    CANDIDATE,
+    CHAMPION,
+    Version,
+    aliases_of,
+    drop_alias,
+    find_version,
+    move_champion,
+    put_alias,
+)
 from everlearn.reference import Reference
 from everlearn.registry import Registry
 
@@ -41,6 +50,7 @@ def promote(
     trained_tokens: int,
 ) -> Version:
     """Registers and promotes the candidate; ``served_bundle`` None where the float weights are what is served.
+    Where the recipe says not to promote, it gets the alias candidate, and champion and buffer stay as they were.
 
     A bundle that an interrupted promotion registered is not registered twice.
     Raises LeaseLost, ChampionMoved, and what the registry raises; then nothing has changed.
@@ -51,16 +61,16 @@ def promote(
     def finish(connection: Connection, version: Version) -> None:
         check_lease(connection, lease)
         refuse_other_champion(connection, plan)
-        former = move_champion(connection, version)
-        record(connection, actor, "promote", version.ref, former=former)
-        counts = insert_examples(connection, plan.model, lease.job_id, plan.domain, arrivals)
-        told = {
-            **report,
-            "outcome": "promoted",
-            "result": version.ref,
-            "inserted": counts,
-            "buffer": sizes(connection, plan.model),
-        }
+        told = {**report, "result": version.ref}
+        if plan.recipe.promote:
+            former = move_champion(connection, version)
+            record(connection, actor, "promote", version.ref, former=former)
+            counts = insert_examples(connection, plan.model, lease.job_id, plan.domain, arrivals)
+            told |= {"outcome": "promoted", "inserted": counts, "buffer": sizes(connection, plan.model)}
+        else:
+            stand_by(connection, version)
+            record(connection, actor, "alias", version.ref, alias=CANDIDATE)
+            told |= {"outcome": "candidate"}
         finish_within(
             connection,
             lease,
@@ -80,6 +90,13 @@ def promote(
     except ChampionMoved:
         registry.delete(weights.ref, actor=actor)  # the job starts over: nobody will ever need them
         raise
+
+
+def stand_by(connection: Connection, version: Version) -> None:
+    """The version becomes the candidate, and not the champion either where the model has none."""
+    put_alias(connection, version.model, CANDIDATE, version.version)
+    if aliases_of(connection, version.model).get(CHAMPION) == version.version:
+        drop_alias(connection, version.model, CHAMPION)
 
 
 def find_digest(registry: Registry, model: str, bundle: Path) -> Version | None:

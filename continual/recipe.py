@@ -89,6 +89,7 @@ class ContinualRecipe(_Part):
 
     The learning rate is warmed up over ``warmup`` of all steps to ``lr`` x ``lr_multiplier`` and decayed by a
     cosine to ``final_lr`` of that (arXiv 2403.08763). ``batch_tokens`` counts tokens of one optimizer step.
+    Without ``promote`` what passes the gate becomes the alias candidate, and the champion stays.
     """
 
     domain: Domain | None = None
@@ -108,6 +109,7 @@ class ContinualRecipe(_Part):
     generation: Generation = Generation()
     gate: GateThresholds = GateThresholds()
     checkpoint_every_s: float = Field(default=60, gt=0)
+    promote: bool = True
     seed: int = Field(default=0, ge=0, lt=2**31)
     threads: int | None = Field(default=None, ge=1, le=1024)
 

@@ -17,6 +17,7 @@ from everlearn.suggest import did_you_mean
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
+CANDIDATE = "candidate"
 CANARY = "canary"
 SHADOW = "shadow"
 Trial = Literal["canary", "shadow"]

@@ -446,13 +446,14 @@ function showKeys({ keys, at, you }) {
   const rows = keys.rows.map((key) => {
     const limits = [
       [key.requests_per_minute, "requests/min"], [key.tokens_per_minute, "tokens/min"], [key.tokens_per_month, "tokens/month"],
+      [key.requests_in_flight, "at once"],
     ].filter(([value]) => value !== null).map(([value, unit]) => `${count(value)} ${unit}`);
     const until = key.state === "active" && key.expires_at ? soft(`for ${span(key.expires_at - at)}`) : null;
     return {
       key: key.id,
       look: key.state === "active" ? "" : "over",
       cells: [
-        [{ text: key.name, look: "strong", hint: key.id }, key.admin ? { text: "admin", look: "tag" } : null, key.id === you ? soft("this one") : null],
+        [{ text: key.name, look: "strong", hint: key.id }, key.admin ? { text: "admin", look: "tag" } : key.train ? { text: "train", look: "tag" } : null, key.id === you ? soft("this one") : null],
         [{ text: `${key.prefix}…`, look: "mono" }],
         [key.models === null ? "all" : key.models.join(", ")],
         [limits.join(", ") || "none"],

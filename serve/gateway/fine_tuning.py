@@ -10,7 +10,8 @@ from fastapi import FastAPI, Request
 
 from continual.files import Files
 from continual.jobs import Jobs, why_no_worker
-from everlearn.errors import InvalidInput, NotFound, Unavailable
+from everlearn.errors import Forbidden, InvalidInput, NotFound, Unavailable
+from everlearn.keys import may_train
 from everlearn.settings import Settings
 from serve.gateway.auth import check_scope
 from serve.gateway.body import read_body
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from serve.gateway.app import Gateway
 
 MAX_IDEMPOTENCY_CHARS = 256
+NO_TRAINER = (
+    "This API key may not create training jobs, which can move the version that is served. "
+    "`everlearn keys create NAME --train` makes one that may."
+)
 
 
 class JobsDesk(Desk):
@@ -36,11 +41,13 @@ class JobsDesk(Desk):
         self.why_closed = why_no_worker(settings)
 
     async def create_job(self, request: Request) -> dict[str, Any]:
-        """Raises Unavailable where nobody trains, and what is wrong with the request."""
+        """Raises Forbidden, Unavailable where nobody trains, and what is wrong with the request."""
         client = await self.writer(request)
+        exchange = exchange_of(request)
+        if exchange.key and not may_train(exchange.key):
+            raise Forbidden(NO_TRAINER)
         if self.why_closed:
             raise Unavailable(self.why_closed)
-        exchange = exchange_of(request)
         body = parse(JobRequest, await read_body(request, self.gateway.settings.max_body_bytes))
         check_scope(exchange.key, body.model)
         token = request.headers.get("idempotency-key")

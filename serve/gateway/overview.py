@@ -180,7 +180,8 @@ def _engines(connection: Connection) -> dict[str, Any]:
 def _keys(connection: Connection) -> dict[str, Any]:
     query = select(
         ApiKey.id, ApiKey.name, ApiKey.prefix, ApiKey.models, ApiKey.requests_per_minute, ApiKey.tokens_per_minute,
-        ApiKey.tokens_per_month, ApiKey.admin, ApiKey.created_at, ApiKey.expires_at, ApiKey.revoked_at,
+        ApiKey.tokens_per_month, ApiKey.requests_in_flight, ApiKey.admin, ApiKey.train, ApiKey.created_at,
+        ApiKey.expires_at, ApiKey.revoked_at,
     ).order_by(ApiKey.revoked_at.is_not(None), ApiKey.created_at.desc(), ApiKey.id)  # fmt: skip
     rows = [
         row._asdict() | {"state": "active" if is_active(row) else "revoked" if row.revoked_at else "expired"}

@@ -79,6 +79,21 @@ def test_everything_happens_at_once(home: Home, lease: Lease, plan: Plan, candid
     assert (act.actor, act.act, act.subject) == (f"job {lease.job_id}", "promote", "tiny@2")
 
 
+@pytest.mark.parametrize("champion", [1, None])
+def test_a_job_that_shall_not_promote_leaves_a_candidate(
+    home: Home, lease: Lease, plan: Plan, candidate: Path, champion: int | None
+) -> None:
+    if champion:
+        home.registry.promote("tiny@1")
+    version = do(home, lease, plan.model_copy(update={"recipe": recipe(promote=False)}), candidate)
+    job = home.jobs.get(lease.job_id)
+    assert (job.state, job.result_model, version.ref) == ("succeeded", "tiny@2", "tiny@2")
+    assert job.report and job.report["outcome"] == "candidate"
+    aliases = home.registry.aliases("tiny")
+    assert (aliases.get("champion"), aliases["candidate"]) == (champion, 2)
+    assert not home.buffer()
+
+
 def _stale(home: Home, lease: Lease) -> None:
     """Recovered, and claimed by another: the first worker wakes up and goes on."""
     home.jobs.retry(lease, "silent")

@@ -291,7 +291,9 @@ def test_each_key_sees_only_its_own_and_teaches_only_its_models(
     local = Files(running.settings).add(Path(__file__))
     one, other, scoped = (
         openai.OpenAI(
-            base_url=f"{running.url}/v1", max_retries=0, api_key=create_key(running.db, name, models)[0]
+            base_url=f"{running.url}/v1",
+            max_retries=0,
+            api_key=create_key(running.db, name, models, train=True)[0],
         )
         for name, models in (("one", None), ("other", None), ("scoped", ["else"]))
     )
@@ -321,6 +323,28 @@ def test_each_key_sees_only_its_own_and_teaches_only_its_models(
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{running.url}/v1", api_key="no", max_retries=0).files.list()
     assert one.fine_tuning.jobs.retrieve(job.id).status == "queued"
+
+
+def test_only_keys_that_may_train_create_jobs(start_gateway: Callable[..., RunningGateway]) -> None:
+    """A job can move the version that all are served, so a key for asking is not enough; nor does it say more."""
+    running = start_gateway()
+    add_model(Registry(running.settings), "m")
+    plain, trainer, admin = (
+        openai.OpenAI(
+            base_url=f"{running.url}/v1", max_retries=0, api_key=create_key(running.db, name, **rights)[0]
+        )
+        for name, rights in (("plain", {}), ("trainer", {"train": True}), ("admin", {"admin": True}))
+    )
+    time.sleep(0.5)
+    file = plain.files.create(file=("a.jsonl", LINES), purpose="fine-tune")
+    for model in ("m", "nope"):
+        with pytest.raises(openai.PermissionDeniedError, match="--train"):
+            plain.fine_tuning.jobs.create(model=model, training_file=file.id)
+    assert list(plain.fine_tuning.jobs.list()) == []
+    for allowed in (trainer, admin):
+        mine = allowed.files.create(file=("a.jsonl", LINES), purpose="fine-tune")
+        job = create(allowed, mine, extra_body={"everlearn": {"promote": False}})
+        assert job.to_dict()["everlearn"]["recipe"]["promote"] is False
 
 
 def test_where_nobody_trains_a_job_is_refused_with_the_reason(

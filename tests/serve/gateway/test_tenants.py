@@ -24,7 +24,7 @@ class Tenant:
 
     def __init__(self, gateway: RunningGateway, name: str) -> None:
         self.gateway = gateway
-        self.secret, _ = create_key(gateway.db, name)
+        self.secret, _ = create_key(gateway.db, name, train=True)
         self.own: dict[str, str] = {}
 
     def ask(self, method: str, path: str, **options: Any) -> httpx2.Response:

@@ -26,6 +26,7 @@ from continual.queue_process import Kept
 from continual.queue_reconciler import Reconciler
 from everlearn.errors import EverlearnError, Unavailable
 from everlearn.logs import configure_logging
+from everlearn.privacy import keep_private
 from everlearn.settings import Settings, load_settings
 from everlearn.watched_process import answering_health, told_to_stop
 
@@ -140,6 +141,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m continual.worker", description="Run queued jobs.")
     parser.add_argument("--uds", type=Path, help="answer GET /health here, and end when standard input does")
     arguments = parser.parse_args()
+    keep_private()
     try:
         settings = load_settings()
         configure_logging(settings.log_level)

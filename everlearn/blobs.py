@@ -15,6 +15,7 @@ from urllib.request import url2pathname
 from everlearn.bundle import MANIFEST, BundleManifest, parse_manifest, verify_bundle
 from everlearn.durable import move_directory, sync_tree
 from everlearn.errors import ConfigError, Corrupt, Unavailable
+from everlearn.privacy import make_private
 from everlearn.settings import Settings
 from everlearn.staging import staging_directory, sweep_staging
 from everlearn.verification import forget_verified, is_verified, remember_verified
@@ -51,6 +52,7 @@ class LocalBlobs:
             if source.stat().st_dev != self.root.stat().st_dev:
                 near = stack.enter_context(staging_directory(self.root)) / "bundle"
                 shutil.copytree(source, near)
+            make_private(near)
             sync_tree(near)
             yield lambda: self._move_in(near, manifest)
         remember_verified(self._path(manifest.digest), manifest.digest)

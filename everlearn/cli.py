@@ -21,6 +21,7 @@ from everlearn.cli_train import train
 from everlearn.cli_trials import canary, shadow
 from everlearn.cli_usage import usage
 from everlearn.errors import EverlearnError
+from everlearn.privacy import keep_private
 
 EPILOG = (
     "Exit codes: 0 done · 1 refused, or failed for the reason printed · 2 wrong input or settings · "
@@ -69,6 +70,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point."""
+    keep_private()
     app()
 
 

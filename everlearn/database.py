@@ -8,7 +8,8 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -28,7 +29,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from everlearn.errors import ConfigError, Unavailable
-from everlearn.settings import Settings
+from everlearn.privacy import create_private, make_private
+from everlearn.settings import FOLDERS, Settings
 
 # The newest migration. Comparing with it spares every start the import of Alembic.
 SCHEMA = "0006"
@@ -320,6 +322,7 @@ def open_database(settings: Settings) -> Engine:
         raise ConfigError(f"database_url cannot be used: {error}", param="database_url") from None
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine)
+        _keep_private(engine)
     with _answering(engine):
         if _schema(engine) != SCHEMA:
             _migrate(engine, settings)
@@ -378,6 +381,17 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
 
 
+def _keep_private(engine: Engine) -> None:
+    """SQLite gives the files beside the database its own permissions, once they are made."""
+    name = engine.url.database
+    if not name or name == ":memory:" or name.startswith("file:"):
+        return
+    with suppress(OSError):  # connecting tells what is wrong
+        create_private(Path(name))
+    for beside in ("-wal", "-shm", "-journal"):
+        make_private(Path(name + beside))
+
+
 def write_ahead(cursor: sqlite3.Cursor) -> None:
     """Into WAL mode. For other processes that begin with the same new file SQLite does not wait here by itself."""
     deadline = time.monotonic() + BUSY_TIMEOUT_S
@@ -405,3 +419,5 @@ def _migrate(engine: Engine, settings: Settings) -> None:
     from everlearn.migrations import upgrade
 
     upgrade(engine, settings.directory("run") / "migrate.lock")
+    for name in FOLDERS:
+        make_private(settings.home / name)  # an earlier version left what is in them to the umask

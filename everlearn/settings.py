@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AliasChoices,
@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from everlearn.errors import ConfigError
+from everlearn.privacy import OTHERS, make_private
 from everlearn.settings_file import SettingsFile, read_settings_file
 from everlearn.suggest import did_you_mean
 
@@ -35,6 +36,8 @@ CONTROLS = frozenset({"EVERLEARN_CONFIG", "EVERLEARN_DEBUG"})
 # Kubernetes gives every pod variables for each service, so a service called "everlearn" looks like settings.
 KUBERNETES = re.compile(r"EVERLEARN_(SERVICE_(HOST|PORT)|PORT(_\d+_(TCP|UDP)))")
 
+Folder = Literal["run", "store", "tmp", "cache", "files", "jobs"]
+FOLDERS: tuple[Folder, ...] = get_args(Folder)
 LogLevel = Literal["debug", "info", "warning", "error"]
 EngineChoice = Literal["auto", "onnx", "vllm"]
 
@@ -199,12 +202,14 @@ class Settings(BaseSettings):
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
 
-    def directory(self, name: Literal["run", "store", "tmp", "cache", "files", "jobs"]) -> Path:
-        """A folder under ``home``, made on first use and readable by its owner alone."""
+    def directory(self, name: Folder) -> Path:
+        """A folder under ``home``, made on first use; its owner alone may look into it, whatever ``home`` allows."""
         path = self.home / name
         if not path.is_dir():
             self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.mkdir(mode=0o700, exist_ok=True)
+        elif path.stat().st_mode & OTHERS:  # made by an earlier version, or by hand
+            make_private(path)
         return path
 
     def resolved_database_url(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from everlearn.errors import EverlearnError
 from everlearn.logs import configure_logging
+from everlearn.privacy import keep_private
 from everlearn.settings import Settings, load_settings
 from everlearn.watched_process import answering_health, told_to_stop
 from serve.batches.runner import Runner
@@ -50,6 +51,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m serve.batches", description="Work on batches.")
     parser.add_argument("--uds", type=Path, help="answer GET /health here, and end when standard input does")
     arguments = parser.parse_args()
+    keep_private()
     try:
         settings = load_settings()
         configure_logging(settings.log_level)

@@ -16,7 +16,9 @@ def main() -> int:
     arguments = parser.parse_args()
     gc.disable()  # importing makes a million objects and no garbage: collecting takes a third of the start
     from everlearn.errors import EverlearnError
+    from everlearn.privacy import keep_private
 
+    keep_private()
     try:
         run = prepare(arguments.parent_pipe, arguments.fd, arguments.uds)
     except EverlearnError as error:

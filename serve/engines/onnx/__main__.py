@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -60,6 +61,8 @@ async def serve(arguments: argparse.Namespace) -> None:
         backend = GenerateBackend(bundle.path, arguments.model, sizes, asyncio.get_running_loop())
         backend.routes |= token_routes(backend.reader, backend.readers)
     let_computing_go_first()
+    if arguments.uds:
+        leave_private_socket(arguments.uds)
     config = uvicorn.Config(
         Application(arguments.model, backend, open_tracer("engine")),
         uds=str(arguments.uds) if arguments.uds else None,
@@ -74,6 +77,14 @@ async def serve(arguments: argparse.Namespace) -> None:
         timeout_keep_alive=75,
     )
     await uvicorn.Server(config).serve()
+
+
+def leave_private_socket(path: Path) -> None:
+    """A socket nobody listens at: uvicorn puts its own there, and takes over the permissions instead of 0666."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    path.chmod(0o600)
 
 
 def let_computing_go_first() -> None:

@@ -1,0 +1,47 @@
+"""What an installation keeps is its owner's alone: answers, training text, hashes of keys, the logs of jobs."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def keep_private() -> None:
+    """What this process and its children create from now on, whoever writes it, is for their user alone.
+
+    For programs, as their first act: it changes the umask.
+    """
+    os.umask(OTHERS)
+
+
+def make_private(path: Path) -> None:
+    """Takes from group and others what they may do with a file, or with a folder and all that is in it.
+
+    Links are left alone, and so is what belongs to another user or is gone meanwhile.
+    """
+    _close(path)
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            _close(Path(folder, name))
+
+
+def create_private(file: Path) -> None:
+    """An empty file for its owner alone, where there is none; one that is there is closed to others.
+
+    It is never opened then: closing it would end the locks that SQLite has on it in this process.
+    """
+    try:
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        _close(file)
+
+
+def _close(path: Path) -> None:
+    with suppress(FileNotFoundError, PermissionError, NotADirectoryError):
+        mode = path.lstat().st_mode
+        if mode & OTHERS and not stat.S_ISLNK(mode):
+            path.chmod(stat.S_IMODE(mode) & ~OTHERS)

@@ -126,7 +126,9 @@ class Gateway:
         exchange.on_end.append(partial(self.meter.count, exchange))
         self._take_place(exchange)
         raw = await read_body(request, self.settings.max_body_bytes)
-        body = await asyncio.to_thread(parse, model, raw) if len(raw) > SMALL_BODY_BYTES else parse(model, raw)
+        body = (
+            await asyncio.to_thread(parse, model, raw) if len(raw) > SMALL_BODY_BYTES else parse(model, raw)
+        )
         check_scope(exchange.key, body.model)
         exchange.model = self.router.known_model(body.model) or exchange.model
         if isinstance(body, SamplingFields) and (body.n or 1) > self.settings.max_n:

@@ -12,6 +12,7 @@ from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic_core import from_json
 
 TOOL_OPEN, TOOL_CLOSE = "<tool_call>\n", "\n</tool_call>"
 
@@ -133,7 +134,8 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _json_or_text(text: str) -> Any:
+    """The value of JSON text; the text itself where it is none, is nested hundreds of levels deep, or no Unicode."""
     try:
-        return json.loads(text)
+        return from_json(text)
     except ValueError:
         return text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +11,6 @@ from typing import Any
 from jinja2 import TemplateError
 
 from everlearn.chat_template import (
-    TOOL_CLOSE,
-    TOOL_OPEN,
     Shield,
     any_of,
     describe_tools,
@@ -23,8 +20,6 @@ from everlearn.chat_template import (
 from everlearn.errors import InvalidInput, Unsupported
 from serve.engines.onnx.text import TextCodec
 from serve.protocol import Message, Tool
-
-TOOL_CALL = re.compile(re.escape(TOOL_OPEN) + r"(.*?)" + re.escape(TOOL_CLOSE), re.DOTALL)
 
 
 class ChatTemplate:
@@ -58,7 +53,7 @@ class ChatTemplate:
             prompt = self.template.render(
                 messages=plain, tools=signatures or None, add_generation_prompt=True, **self.tokens
             )
-        except (TemplateError, TypeError, ValueError, OverflowError) as error:
+        except (TemplateError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidInput(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
@@ -81,19 +76,3 @@ def texts_in(value: Any) -> Iterator[str]:
 def token_text(token: Any) -> str:
     """tokenizer_config.json writes a token as its text or as an object that holds it."""
     return token.get("content", "") if isinstance(token, dict) else token or ""
-
-
-def tool_calls(text: str) -> list[dict[str, Any]]:
-    """The complete calls in an answer, as OpenAI's `tool_calls`."""
-    calls = [json.loads(match[1]) for match in TOOL_CALL.finditer(text)]
-    return [
-        {
-            "id": f"call_{secrets.token_hex(12)}",
-            "type": "function",
-            "function": {
-                "name": call["name"],
-                "arguments": json.dumps(call["arguments"], ensure_ascii=False),
-            },
-        }
-        for call in calls
-    ]

@@ -6,3 +6,6 @@ TAKE_OVER = "/take-over"
 
 Only the ONNX engine knows the two; vLLM's queue ends where it stands.
 """
+
+LEFT_OPEN = "x-everlearn-left-open"
+"""The header that names what of a request's schemas no grammar enforces."""

@@ -28,6 +28,7 @@ from pydantic_core import to_json
 from everlearn.errors import EverlearnError
 from everlearn.keys import covers
 from everlearn.settings import Fallback
+from serve.engines import LEFT_OPEN
 from serve.gateway.events import BrokenStream, EngineError, EventFilter
 from serve.gateway.exchange import Exchange
 from serve.gateway.failures import (
@@ -133,6 +134,11 @@ class Reply:
         """The next bytes, empty at the end. Raises ClientError when the connection breaks."""
         assert self._response is not None
         return await self._response.content.readany()
+
+    def left_open(self) -> bytes:
+        """What of the request's schemas the engine says that it does not enforce."""
+        assert self._response is not None
+        return self._response.headers.get(LEFT_OPEN, "").encode("ascii", "replace")
 
     async def finish(self) -> None:
         """After the last event: let the engine end its answer, so that it sees no hang-up and the connection lives."""
@@ -270,6 +276,8 @@ class Dispatcher:
                 self._metrics.retries.labels(exchange.model).inc()
                 exchange.headers.append((b"x-everlearn-retries", b"1"))
             exchange.headers.append((b"x-everlearn-version", replica.name.encode()))
+            if left_open := reply.left_open():
+                exchange.headers.append((LEFT_OPEN.encode(), left_open))
             return reply
 
     async def _choose(

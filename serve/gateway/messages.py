@@ -228,7 +228,8 @@ class MessageShape:
             content: list[Json] = [{"type": "text", "text": said["content"]}] if said.get("content") else []
             for index, call in enumerate(said.get("tool_calls") or ()):
                 self._called.add(index)
-                content.append(_tool_use(call["id"], call["function"]))
+                cut = choice.get("finish_reason") == "length"
+                content.append(_tool_use(call["id"], call["function"], cut))
             self._end(choice)
             self._usage = completion.get("usage") or {}
         return json.dumps(self._message(content)).encode()
@@ -314,8 +315,10 @@ class MessageShape:
         }
 
 
-def _tool_use(id: str, function: Json) -> Json:
-    given = jiter.from_json((function["arguments"] or "{}").encode())
+def _tool_use(id: str, function: Json, cut: bool) -> Json:
+    """Of a call that was cut, the input holds what came."""
+    arguments = (function["arguments"] or "{}").encode()
+    given = jiter.from_json(arguments, partial_mode="trailing-strings" if cut else False)
     return {"type": "tool_use", "id": id, "name": function["name"], "input": given}
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import orjson
 
-from everlearn.chat_template import TOOL_OPEN
-from serve.engines.onnx.chat import tool_calls
+from serve.engines.calls import whole_calls
 from serve.engines.onnx.generation import Generation, Piece, SampledToken
 from serve.engines.onnx.text import TextCodec
 
@@ -81,11 +80,9 @@ class ChatAnswer(Answer):
 
     prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, model: str, codec: TextCodec, *, with_tools: bool, with_logprobs: bool) -> None:
+    def __init__(self, model: str, codec: TextCodec, *, with_logprobs: bool) -> None:
         super().__init__(model, codec)
-        self.with_tools = with_tools
         self.with_logprobs = with_logprobs
-        self.texts: dict[int, str] = {}
 
     def first(self, index: int) -> bytes:
         """The event that opens a choice."""
@@ -99,51 +96,32 @@ class ChatAnswer(Answer):
 
     def events(self, index: int, piece: Piece) -> Iterator[bytes]:
         """The events of one piece."""
-        text, calls = piece.text, []
-        if self.with_tools:
-            text, calls = self._hold_calls(index, piece)
-        if text or piece.sampled:
+        if piece.text or piece.sampled:
             yield self.chunk(
                 b'{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":null}'
-                % (index, orjson.dumps(text), orjson.dumps(self._logprobs(piece.sampled)))
+                % (index, orjson.dumps(piece.text), orjson.dumps(self._logprobs(piece.sampled)))
             )
-        for position, call in enumerate(calls):
-            delta = {"tool_calls": [{"index": position, **call}]}
+        for part in piece.calls:
+            delta = {"tool_calls": [part.delta()]}
             yield self.chunk(
                 orjson.dumps({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
             )
         if piece.finish:
-            reason = "tool_calls" if calls and piece.finish == "stop" else piece.finish
             yield self.chunk(
-                b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%b"}' % (index, reason.encode())
+                b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%b"}'
+                % (index, piece.finish.encode())
             )
-
-    def _hold_calls(self, index: int, piece: Piece) -> tuple[str, list[dict[str, Any]]]:
-        """Text at once; calls when the answer ends, since half a call is no use to anyone."""
-        so_far = self.texts.get(index, "") + piece.text
-        self.texts[index] = so_far
-        if not so_far.startswith(TOOL_OPEN[0]):
-            return piece.text, []
-        if not piece.finish:
-            return "", []
-        calls = tool_calls(so_far)
-        return ("", calls) if calls else (so_far, [])
 
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
         """One whole choice; `piece` is all of its pieces joined."""
-        calls = tool_calls(piece.text) if self.with_tools else []
-        message: dict[str, Any] = {
-            "role": "assistant",
-            "content": None if calls else piece.text,
-            "refusal": None,
-        }
-        if calls:
-            message["tool_calls"] = calls
+        message: dict[str, Any] = {"role": "assistant", "content": piece.text, "refusal": None}
+        if piece.calls:
+            message |= {"content": piece.text or None, "tool_calls": whole_calls(piece.calls)}
         return {
             "index": index,
             "message": message,
             "logprobs": self._logprobs(piece.sampled) if self.with_logprobs else None,
-            "finish_reason": "tool_calls" if calls and piece.finish == "stop" else piece.finish,
+            "finish_reason": piece.finish,
         }
 
     def _logprobs(self, sampled: list[SampledToken]) -> dict[str, Any] | None:
@@ -209,4 +187,5 @@ class CompletionAnswer(Answer):
 def join(pieces: list[Piece]) -> Piece:
     """All pieces of one choice as one."""
     sampled = [one for piece in pieces for one in piece.sampled]
-    return Piece("".join(p.text for p in pieces), sampled, pieces[-1].finish, pieces[-1].error)
+    calls = [part for piece in pieces for part in piece.calls]
+    return Piece("".join(p.text for p in pieces), calls, sampled, pieces[-1].finish, pieces[-1].error)

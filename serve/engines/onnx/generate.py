@@ -13,9 +13,9 @@ from typing import TypeVar
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from serve.engines import HAND_OVER, TAKE_OVER
+from serve.engines import HAND_OVER, LEFT_OPEN, TAKE_OVER
+from serve.engines.grammar import header_text
 from serve.engines.onnx.answers import DONE, ChatAnswer, CompletionAnswer, join, usage
-from serve.engines.onnx.constraint import offered_tools
 from serve.engines.onnx.decoder import Decoder
 from serve.engines.onnx.generation import Generation, Piece
 from serve.engines.onnx.http import Exchange
@@ -97,12 +97,9 @@ class GenerateBackend:
     async def chat(self, body: bytes, exchange: Exchange) -> None:
         """POST /v1/chat/completions."""
         request, generations = await self._read(body, exchange, ChatRequest, self.reader.chat)
-        answer = ChatAnswer(
-            self.model,
-            self.reader.codec,
-            with_tools=bool(offered_tools(request)),
-            with_logprobs=bool(request.logprobs),
-        )
+        answer = ChatAnswer(self.model, self.reader.codec, with_logprobs=bool(request.logprobs))
+        if generations[0].left_open:
+            exchange.headers[LEFT_OPEN] = header_text(generations[0].left_open)
         await self._answer(request, answer, generations, exchange)
 
     async def completion(self, body: bytes, exchange: Exchange) -> None:

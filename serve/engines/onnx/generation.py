@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from everlearn.errors import EverlearnError
+from serve.engines.calls import CallPart, FinishReason, Reading, Said
 from serve.engines.onnx.constraint import Constraint
 from serve.engines.onnx.draft import Draft
 from serve.engines.onnx.sampling import Sampler, SamplingOptions, TokenLogprobs
 from serve.engines.onnx.text import TextCodec, TextStream
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Piece:
     """What one or more steps added to an answer."""
 
     text: str = ""
+    calls: list[CallPart] = field(default_factory=list)
     sampled: list[SampledToken] = field(default_factory=list)
     finish: FinishReason | None = None
     error: EverlearnError | None = None
@@ -39,6 +39,11 @@ class Piece:
     def last(self) -> bool:
         """Nothing follows."""
         return self.finish is not None or self.error is not None
+
+    @property
+    def empty(self) -> bool:
+        """It adds nothing that a client sees."""
+        return not (self.last or self.text or self.calls or self.sampled)
 
 
 class Generation:
@@ -53,7 +58,10 @@ class Generation:
         options: SamplingOptions,
         max_new_tokens: int,
         stop: list[str],
+        tools: Sequence[str] = (),
+        must_call: bool = False,
         constraint: Constraint | None = None,
+        left_open: Sequence[str] = (),
         flexible: bool = False,
     ) -> None:
         self.tokens: NDArray[np.int64] = np.empty(len(prompt) + max_new_tokens, np.int64)
@@ -72,8 +80,11 @@ class Generation:
         self.draft = Draft()
         self.sampler = Sampler(options)
         self.constraint = constraint
+        self.left_open = left_open
+        """Of the client's schemas, what `constraint` does not enforce."""
         self.eos_ids = frozenset(eos_ids)
-        self.stream = TextStream(codec, stop)
+        self.stream = TextStream(codec)
+        self.reading = Reading(stop, tools, must_call=must_call)
 
     @property
     def new_tokens(self) -> int:
@@ -98,14 +109,12 @@ class Generation:
         self.length += 1
         self.first_token_ns = self.first_token_ns or time.time_ns()
         complete = self.constraint.advance(token) if self.constraint else False
-        if token in self.eos_ids:
-            return Piece(text=self.stream.finish(), finish="stop")
-        piece = Piece(text=self.stream.push(token))
-        if logprobs is not None:
+        ended = token in self.eos_ids
+        said = Said() if ended else self.reading.feed(self.stream.push(token))
+        if ended or complete or self.reading.stopped or self.length == len(self.tokens):
+            said.add(self.reading.feed(self.stream.finish()))
+            said.add(self.reading.finish("stop" if ended or complete else "length"))
+        piece = Piece(said.text, said.calls, finish=said.finish)
+        if logprobs is not None and not ended:
             piece.sampled.append(SampledToken(token, logprobs))
-        if self.stream.stopped:
-            piece.finish = "stop"
-        elif complete or self.length == len(self.tokens):
-            piece.text += self.stream.finish()
-            piece.finish = "stop" if complete else "length"
         return piece

@@ -44,6 +44,8 @@ class Exchange:
         self.send = send
         self.span: Span | None = None
         self.started = False
+        self.headers: dict[str, str] = {}
+        """Sent with the answer, besides those that every answer has."""
         self.gone = False
         self.on_gone: Callable[[], object] = lambda: None
 
@@ -106,7 +108,7 @@ class Exchange:
 
     async def _start(self, status: int, headers: dict[str, str]) -> None:
         self.started = True
-        fields = [(name.encode(), value.encode()) for name, value in headers.items()]
+        fields = [(name.encode(), value.encode()) for name, value in (headers | self.headers).items()]
         await self.send({"type": "http.response.start", "status": status, "headers": fields})
 
 

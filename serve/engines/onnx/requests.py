@@ -7,16 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from everlearn.errors import InvalidInput
+from serve.engines.grammar import grammar_of, must_call, offered_tools
 from serve.engines.onnx.bound import ContextLengthExceeded
 from serve.engines.onnx.chat import ChatTemplate
-from serve.engines.onnx.constraint import (
-    Constraint,
-    Constraints,
-    json_grammar,
-    lark_grammar,
-    offered_tools,
-    tool_grammar,
-)
+from serve.engines.onnx.constraint import Constraint, Constraints
 from serve.engines.onnx.decoder import DecoderConfig
 from serve.engines.onnx.generation import Generation
 from serve.engines.onnx.sampling import SamplingOptions
@@ -24,12 +18,7 @@ from serve.engines.onnx.text import TextCodec
 from serve.protocol import (
     ChatRequest,
     CompletionRequest,
-    GrammarFormat,
-    JsonObjectFormat,
-    JsonSchemaFormat,
-    NamedTool,
     SamplingFields,
-    Tool,
 )
 
 COMPLETION_TOKENS = 16
@@ -52,13 +41,24 @@ class RequestReader:
         prompt = self.template.encode(request.messages, tools)
         limit = self._new_tokens("messages", [prompt], request.max_new_tokens)
         top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
-        return self._generations(request, [prompt], limit, top_logprobs, self._constraint(request, tools))
+        grammar = grammar_of(request)
+        constraint = self.constraints.compile(grammar.lark, grammar.param) if grammar else None
+        return self._generations(
+            request,
+            [prompt],
+            limit,
+            top_logprobs,
+            constraint=constraint,
+            left_open=grammar.left_open if grammar else (),
+            tools=[tool.function.name for tool in tools],
+            must_call=must_call(request),
+        )
 
     def completion(self, request: CompletionRequest) -> list[Generation]:
         """One generation per prompt and choice, a prompt's choices together."""
         prompts = self._prompts(request.prompt)
         limit = self._new_tokens("prompt", prompts, request.max_tokens or COMPLETION_TOKENS)
-        return self._generations(request, prompts, limit, request.logprobs, None)
+        return self._generations(request, prompts, limit, request.logprobs)
 
     def _prompts(self, prompt: Any) -> list[list[int]]:
         several = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
@@ -89,7 +89,8 @@ class RequestReader:
         prompts: list[list[int]],
         limit: int,
         top_logprobs: int | None,
-        constraint: Constraint | None,
+        constraint: Constraint | None = None,
+        **chat: Any,
     ) -> list[Generation]:
         seed = random.getrandbits(63) if request.seed is None else request.seed % 2**63
         bias = self._logit_bias(request)
@@ -114,6 +115,7 @@ class RequestReader:
                 stop=request.stop or [],
                 constraint=constraint.copy() if constraint else None,
                 flexible=request.service_tier == "flex",
+                **chat,
             )
             for prompt in prompts
             for choice in range(request.n or 1)
@@ -127,25 +129,3 @@ class RequestReader:
                 param="logit_bias",
             )
         return bias
-
-    def _constraint(self, request: ChatRequest, tools: list[Tool]) -> Constraint | None:
-        shape = request.response_format
-        if tools:
-            if shape is not None and shape.type != "text":
-                raise InvalidInput("response_format and tools exclude each other", param="response_format")
-            schemas = {tool.function.name: tool.function.parameters or {"type": "object"} for tool in tools}
-            grammar = tool_grammar(
-                schemas,
-                text_allowed=request.tool_choice in (None, "auto"),
-                several=request.parallel_tool_calls is not False
-                and not isinstance(request.tool_choice, NamedTool),
-            )
-            return self.constraints.compile(grammar, "tools")
-        if isinstance(shape, JsonObjectFormat):
-            return self.constraints.compile(json_grammar({"type": "object"}), "response_format")
-        if isinstance(shape, JsonSchemaFormat):
-            grammar = json_grammar(shape.json_schema.schema_)
-            return self.constraints.compile(grammar, "response_format.json_schema.schema")
-        if isinstance(shape, GrammarFormat):
-            return self.constraints.compile(lark_grammar(shape.grammar), "response_format.grammar")
-        return None

@@ -336,7 +336,7 @@ class Scheduler(threading.Thread):
         self.counters.generated_tokens += 1
         if piece.last:
             self._leave(row)
-        if piece.last or piece.text or piece.sampled:
+        if not piece.empty:
             delivery.append((generation, piece))
 
     def _make_room(self) -> None:

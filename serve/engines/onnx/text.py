@@ -109,46 +109,16 @@ def whole(text: str) -> str:
 
 
 class TextStream:
-    """Decodes one answer token by token and cuts it at the first stop string.
+    """Decodes one answer token by token; half of a UTF-8 sequence is held back."""
 
-    Text is held back while it may still be the beginning of a stop string, or half of a UTF-8 sequence.
-    """
-
-    def __init__(self, codec: TextCodec, stop: list[str]) -> None:
+    def __init__(self, codec: TextCodec) -> None:
         self.token_bytes = codec.token_bytes
-        self.stop = stop
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.held = ""
-        self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that this token makes certain (often empty); sets `stopped` at a stop string."""
-        return self._release(self.decoder.decode(self.token_bytes[token]))
+        """The text that this token completes (often empty)."""
+        return self.decoder.decode(self.token_bytes[token])
 
     def finish(self) -> str:
         """The rest, once no token follows; an incomplete UTF-8 sequence becomes U+FFFD."""
-        text = self._release(self.decoder.decode(b"", final=True))
-        if not self.stopped:
-            text, self.held = text + self.held, ""
-        return text
-
-    def _release(self, new: str) -> str:
-        if not self.stop:
-            return new
-        text = self.held + new
-        cuts = [at for stop in self.stop if (at := text.find(stop)) >= 0]
-        if cuts:
-            self.stopped, self.held = True, ""
-            return text[: min(cuts)]
-        hold = max((overlap(text, stop) for stop in self.stop), default=0)
-        cut = len(text) - hold
-        self.held = text[cut:]
-        return text[:cut]
-
-
-def overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
+        return self.decoder.decode(b"", final=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from everlearn.errors import EverlearnError, InvalidInput, NotFound
-from serve.engines.vllm.requests import Requests
+from serve.engines import LEFT_OPEN
+from serve.engines.grammar import header_text
+from serve.engines.vllm.answers import CallReader
+from serve.engines.vllm.requests import Asked, Requests
 from serve.protocol import error_body
 
 MAX_BODY_BYTES = 64 * 1024**2
@@ -58,17 +62,22 @@ class Front:
             body = await read_body(receive)
             if body is None:
                 return
-            translated = await asyncio.to_thread(self._translate, vllm, path, body)
-            await self.app(*with_body(scope, receive, translated), plain_errors(send))
+            asked = await asyncio.to_thread(self._translate, vllm, path, body)
+            if asked.left_open:
+                send = with_header(send, LEFT_OPEN, header_text(asked.left_open))
+            if asked.reading:
+                send = CallReader(send, asked.reading)
+            await self.app(*with_body(scope, receive, json.dumps(asked.body).encode()), plain_errors(send))
         else:
             raise NotFound(f"no such path: {method} {path}")
 
-    def _translate(self, vllm: Any, path: str, body: bytes) -> bytes:
+    def _translate(self, vllm: Any, path: str, body: bytes) -> Asked:
         if self.requests is None:
             context = vllm.vllm_config.model_config.max_model_len
             self.requests = Requests(Path(vllm.args.model), bool(vllm.args.speculative_config), context)
         served = {"model": vllm.args.served_model_name[0]}  # a client may have said `name@version`
-        return json.dumps(TRANSLATIONS[path](self.requests, body) | served).encode()
+        asked = TRANSLATIONS[path](self.requests, body)
+        return replace(asked, body=asked.body | served)
 
 
 def health(vllm: Any) -> JSONResponse:
@@ -113,6 +122,17 @@ def with_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Recei
         return {"type": "http.request", "body": body, "more_body": False}
 
     return {**scope, "headers": headers}, receive_body
+
+
+def with_header(send: Send, name: str, value: str) -> Send:
+    """`send`, with one more header of the answer."""
+
+    async def send_with_header(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (name.encode(), value.encode())]}
+        await send(message)
+
+    return send_with_header
 
 
 def plain_errors(send: Send) -> Send:

@@ -51,7 +51,6 @@ def flags(bundle: Path, model: str, uds: Path, settings: Settings, draft: Path |
         *("--load-format", "safetensors", "--max-model-len", "auto"),
         *("--enable-prefix-caching", "--structured-outputs-config.backend", "guidance"),
         *("--scheduling-policy", "priority"),
-        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
         *("--middleware", "serve.engines.vllm.front.Front"),
         *("--shutdown-timeout", str(round(settings.serve.drain_timeout_s))),
         *("--disable-uvicorn-access-log", "--disable-fastapi-docs", "--uvicorn-log-level", "warning"),

@@ -1,6 +1,9 @@
 """What the gateway sends, in vLLM's spelling; what vLLM does not do is refused by name."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +11,15 @@ from llguidance import LLMatcher
 
 from everlearn.chat_template import describe_tools
 from everlearn.errors import InvalidInput, Unsupported
+from serve.engines.calls import Reading
+from serve.engines.grammar import grammar_of, must_call, offered_tools
 from serve.engines.onnx.bound import PROBE_CHARACTERS
 from serve.engines.onnx.chat import ChatTemplate
-from serve.engines.onnx.constraint import COMPACT, offered_tools, tool_lark
 from serve.engines.onnx.text import TextCodec, whole
 from serve.protocol import (
     ChatRequest,
     CompletionRequest,
-    GrammarFormat,
-    JsonObjectFormat,
-    JsonSchemaFormat,
     Message,
-    NamedTool,
     SamplingFields,
     Tool,
     ToolMessage,
@@ -28,6 +28,15 @@ from serve.protocol import (
 from serve.protocol_tokens import DetokenizeRequest, TokenizeRequest
 
 Body = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What vLLM is asked, how an answer of it is read where it may hold calls, and what no grammar enforces."""
+
+    body: Body
+    reading: Callable[[], Reading] | None = None
+    left_open: tuple[str, ...] = ()
 
 
 class Requests:
@@ -40,19 +49,20 @@ class Requests:
         self.codec = TextCodec(bundle, text["vocab_size"], context or text["max_position_embeddings"])
         self.template = ChatTemplate(bundle, self.codec)
 
-    def chat(self, body: bytes) -> Body:
-        """POST /v1/chat/completions; raises InvalidInput and Unsupported naming the parameter at fault."""
+    def chat(self, body: bytes) -> Asked:
+        """POST /v1/chat/completions; raises InvalidInput and Unsupported naming the parameter at fault.
+
+        With tools vLLM is asked for text: what of it is a call is read here, as for the ONNX engine, and stop strings
+        are looked for here, since vLLM would cut calls by them.
+        """
         request = parse(ChatRequest, body)
         tools = offered_tools(request)
         if len(body) > PROBE_CHARACTERS:
             self.template.encode(request.messages, tools)  # raises where it cannot fit
-        changes = (
-            self._prompt(request.messages, request.tools, tools)
-            | self._sampling(request)
-            | constraint(request)
-        )
-        if tools:
-            changes["tool_choice"] = "auto"  # the grammar of `constraint` says whether a call must come
+        grammar = grammar_of(request)
+        changes = self._prompt(request.messages, request.tools, tools) | self._sampling(request)
+        if grammar:
+            changes |= compiled(grammar.lark, grammar.param)
         dropped = {
             "tools",
             "tool_choice",
@@ -61,29 +71,37 @@ class Requests:
             "messages",
             "service_tier",
         }
-        return request.model_dump(exclude_unset=True, exclude=dropped) | changes
+        reading = None
+        if tools:
+            changes["tool_choice"] = "none"
+            dropped.add("stop")
+            names = [tool.function.name for tool in tools]
+            reading = partial(Reading, request.stop or [], names, must_call=must_call(request))
+        asked = request.model_dump(exclude_unset=True, exclude=dropped) | changes
+        return Asked(asked, reading, grammar.left_open if grammar else ())
 
-    def completion(self, body: bytes) -> Body:
+    def completion(self, body: bytes) -> Asked:
         """POST /v1/completions."""
         request = parse(CompletionRequest, body)
         if len(body) > PROBE_CHARACTERS:
             for prompt in request.prompt if isinstance(request.prompt, list) else [request.prompt]:
                 if isinstance(prompt, str):
                     self.codec.encode(prompt)
-        return request.model_dump(exclude_unset=True, exclude={"service_tier"}) | self._sampling(request)
+        asked = request.model_dump(exclude_unset=True, exclude={"service_tier"})
+        return Asked(asked | self._sampling(request))
 
-    def tokenize(self, body: bytes) -> Body:
+    def tokenize(self, body: bytes) -> Asked:
         """POST /tokenize: what the chat or the completion would be asked with."""
         request = parse(TokenizeRequest, body)
         asked = request.model_dump(exclude_unset=True, exclude={"messages", "tools"})
         if request.messages is None:
             self.codec.bound.check([whole(request.prompt or "")], "prompt")
-            return asked
-        return asked | self._prompt(request.messages, request.tools, request.tools or [])
+            return Asked(asked)
+        return Asked(asked | self._prompt(request.messages, request.tools, request.tools or []))
 
-    def detokenize(self, body: bytes) -> Body:
+    def detokenize(self, body: bytes) -> Asked:
         """POST /detokenize."""
-        return parse(DetokenizeRequest, body).model_dump()
+        return Asked(parse(DetokenizeRequest, body).model_dump())
 
     def _sampling(self, request: SamplingFields) -> Body:
         if self.speculative:
@@ -108,10 +126,19 @@ class Requests:
         return {"messages": plain, "tools": signatures}
 
     def _message(self, message: Message) -> Body:
-        """As templates expect it; vLLM itself turns the arguments of earlier tool calls into objects."""
+        """As templates expect it; vLLM itself turns the arguments of earlier tool calls into objects.
+
+        Arguments that are no JSON, or nested too deep, are a text here, and to vLLM no arguments.
+        """
         plain = self.template.plain(message)
         if "tool_calls" in plain:
-            plain["tool_calls"] = message.model_dump(exclude_unset=True)["tool_calls"]
+            plain["tool_calls"] = [
+                given
+                | {"function": given["function"] | {"arguments": json.dumps(read["function"]["arguments"])}}
+                for given, read in zip(
+                    message.model_dump(exclude_unset=True)["tool_calls"], plain["tool_calls"], strict=True
+                )
+            ]
         if isinstance(message, ToolMessage) and self.template.knows_tools:
             plain["tool_call_id"] = message.tool_call_id
         return plain
@@ -145,32 +172,7 @@ def sampling(request: SamplingFields) -> Body:
     return changes
 
 
-def constraint(request: ChatRequest) -> Body:
-    """The grammar that the answer must follow: the same one, and the same library, as in the ONNX engine."""
-    tools, shape = offered_tools(request), request.response_format
-    if tools and shape is not None and shape.type != "text":
-        raise InvalidInput("response_format and tools exclude each other", param="response_format")
-    if tools:
-        schemas = {tool.function.name: tool.function.parameters or {"type": "object"} for tool in tools}
-        named = isinstance(request.tool_choice, NamedTool)
-        several = request.parallel_tool_calls is not False and not named
-        text_allowed = request.tool_choice in (None, "auto")
-        return grammar(tool_lark(schemas, text_allowed=text_allowed, several=several), "tools")
-    if isinstance(shape, JsonObjectFormat):
-        return grammar(json_lark({"type": "object"}), "response_format")
-    if isinstance(shape, JsonSchemaFormat):
-        return grammar(json_lark(shape.json_schema.schema_), "response_format.json_schema.schema")
-    if isinstance(shape, GrammarFormat):
-        return grammar(shape.grammar, "response_format.grammar")
-    return {}
-
-
-def json_lark(schema: dict[str, Any]) -> str:
-    """A Lark grammar of the JSON values that `schema` admits, written in one way."""
-    return f"start: %json {json.dumps(schema | {'x-guidance': COMPACT})}"
-
-
-def grammar(lark: str, param: str) -> Body:
+def compiled(lark: str, param: str) -> Body:
     """A Lark grammar that compiles; raises InvalidInput naming `param` for one that does not."""
     if flaw := LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(lark)):
         raise InvalidInput(f"{param} cannot be compiled: {flaw[:500]}", param=param)

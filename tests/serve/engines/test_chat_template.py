@@ -4,7 +4,6 @@ import pytest
 
 from everlearn.chat_template import sandbox
 from everlearn.errors import InvalidInput
-from serve.engines.onnx.chat import tool_calls
 from serve.engines.onnx.requests import RequestReader
 from serve.protocol import ChatRequest, parse
 
@@ -57,12 +56,6 @@ def test_earlier_calls_and_their_results_are_shown(reader: RequestReader) -> Non
     )
     assert '{"name": "weather", "arguments": {"city": "Paris"}}' in text
     assert "sunny" in text
-
-
-def test_calls_are_read_back_from_an_answer() -> None:
-    text = '<tool_call>\n{"name": "f", "arguments": {"x": "ü"}}\n</tool_call>\n<tool_call>\n{"name": "f"'
-    (call,) = tool_calls(text)
-    assert call["function"] == {"name": "f", "arguments": '{"x": "ü"}'}
 
 
 def test_what_a_template_marks_for_training_is_plain_text_to_an_engine() -> None:

@@ -1,5 +1,6 @@
 """Guessed tokens change how fast an answer comes, and no bit of it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.engines.onnx.constraint import json_grammar
 from serve.engines.onnx.decoder import Decoder
 from serve.engines.onnx.draft import COST, CREDIT_PER_STEP, FIRST_CREDIT, Draft, continuation
 from serve.engines.onnx.generation import Generation
@@ -62,7 +62,9 @@ def plain(decoder: Decoder) -> Iterator[Running]:
 def ask(reader: RequestReader) -> Ask:
     def make(text: str, tokens: int = 40, stop: list[str] | None = None, **options: object) -> Generation:
         schema = options.pop("schema", None)
-        constraint = reader.constraints.compile(json_grammar(schema), "schema") if schema else None  # type: ignore[arg-type]
+        constraint = (
+            reader.constraints.compile(f"start: %json {json.dumps(schema)}", "schema") if schema else None
+        )  # type: ignore[arg-type]
         return said(reader, text, tokens, options, stop=stop or [], constraint=constraint)
 
     return make

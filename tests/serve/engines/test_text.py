@@ -3,18 +3,19 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve.engines.calls import Reading, overlap
 from serve.engines.onnx.requests import RequestReader
-from serve.engines.onnx.text import TextStream, overlap
+from serve.engines.onnx.text import TextStream
 
 
-def streamed(reader: RequestReader, tokens: list[int], stop: list[str]) -> tuple[list[str], TextStream]:
-    stream = TextStream(reader.codec, stop)
+def streamed(reader: RequestReader, tokens: list[int], stop: list[str]) -> tuple[list[str], Reading]:
+    stream, reading = TextStream(reader.codec), Reading(stop)
     pieces = []
     for token in tokens:
-        pieces.append(stream.push(token))
-        if stream.stopped:
-            return pieces, stream
-    return [*pieces, stream.finish()], stream
+        pieces.append(reading.feed(stream.push(token)).text)
+        if reading.stopped:
+            return pieces, reading
+    return [*pieces, reading.feed(stream.finish()).text, reading.finish("stop").text], reading
 
 
 @given(text=st.text(max_size=60))

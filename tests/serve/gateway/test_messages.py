@@ -138,6 +138,21 @@ def test_an_answer_says_why_it_ended(
     assert message["content"] == []
 
 
+def test_a_call_that_was_cut_has_the_input_that_came(gateway: RunningGateway, engine: ScriptedEngine) -> None:
+    async def cut(connection: Connection) -> None:
+        function = {"name": "weather", "arguments": '{"at": "Kö'}
+        calls = [{"id": "call_0", "type": "function", "function": function}]
+        choice = {"index": 0, "message": {"content": None, "tool_calls": calls}, "finish_reason": "length"}
+        await connection.json({"choices": [choice], "usage": None})
+
+    engine.script = cut
+    message = answered(gateway, tools=[TOOL])
+    assert message["stop_reason"] == "max_tokens"
+    assert message["content"] == [
+        {"type": "tool_use", "id": "call_0", "name": "weather", "input": {"at": "Kö"}}
+    ]
+
+
 def test_what_the_cache_gave_is_counted_apart(gateway: RunningGateway, engine: ScriptedEngine) -> None:
     async def cached(connection: Connection) -> None:
         counted = {"prompt_tokens": 9, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 5}}

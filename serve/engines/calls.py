@@ -1,0 +1,235 @@
+"""What an answer says: text, calls of the functions on offer, or a call that was cut.
+
+One reading for streamed and whole answers, and for both kinds of engine: text goes in as it is generated, and what is
+certain comes out. The grammar of the answer (`serve.engines.grammar`) is written from the same `Form`, so a call that has
+begun is one of a function on offer, and its arguments keep to their schema.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from everlearn.chat_template import TOOL_CLOSE, TOOL_OPEN
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a family of models writes a call: opening, name, middle, arguments as JSON, closing."""
+
+    opening: str
+    middle: str
+    closing: str
+    tag: str
+    """The beginning of `opening` that is never text where calls are on offer."""
+
+    def head(self, name: str) -> str:
+        """What stands before the arguments of a call of `name`."""
+        return f"{self.opening}{name}{self.middle}"
+
+
+HERMES = Form(TOOL_OPEN + '{"name": "', '", "arguments": ', "}" + TOOL_CLOSE, TOOL_OPEN.rstrip("\n"))
+
+
+@dataclass(frozen=True)
+class CallPart:
+    """A piece of a call: its first one has `id` and `name`, all have some of the arguments' JSON."""
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+    def delta(self) -> dict[str, Any]:
+        """As an entry of `delta.tool_calls`."""
+        if self.name is None:
+            return {"index": self.index, "function": {"arguments": self.arguments}}
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"index": self.index, "id": self.id, "type": "function", "function": function}
+
+
+@dataclass
+class Said:
+    """What a piece of an answer adds: text, or parts of calls after it."""
+
+    text: str = ""
+    calls: list[CallPart] = field(default_factory=list)
+    finish: FinishReason | None = None
+
+    def add(self, other: Said) -> None:
+        """What comes next."""
+        self.text += other.text
+        self.calls += other.calls
+        self.finish = self.finish or other.finish
+
+
+def whole_calls(parts: Sequence[CallPart]) -> list[dict[str, Any]]:
+    """The parts of an answer's calls as `message.tool_calls`. A call that was cut has the arguments that came."""
+    calls: list[dict[str, Any]] = []
+    for part in parts:
+        if part.name is not None:
+            function = {"name": part.name, "arguments": ""}
+            calls.append({"id": part.id, "type": "function", "function": function})
+        calls[part.index]["function"]["arguments"] += part.arguments
+    return calls
+
+
+class Reading:
+    """Reads one answer. `stopped` is set when its text holds a stop string: what follows is not part of it.
+
+    Text is held back while it may be the beginning of a call or of a stop string. Stop strings are looked for in text
+    alone: they cut neither a call nor its framing.
+    """
+
+    def __init__(
+        self,
+        stop: Sequence[str] = (),
+        names: Sequence[str] = (),
+        *,
+        must_call: bool = False,
+        form: Form = HERMES,
+    ) -> None:
+        self.stopped = False
+        self._stop = stop
+        self._heads = {form.head(name): name for name in names}
+        self._must_call = must_call
+        self._form = form
+        self._text = ""
+        self._held = ""
+        self._after_call = False
+        self._arguments: _Json | None = None
+        self._calls = 0
+
+    def feed(self, text: str) -> Said:
+        """What `text`, the next piece of the answer, makes certain."""
+        if not self._heads:
+            return Said(self._released(text))
+        said = Said()
+        self._held += text
+        while not self.stopped and (
+            self._go_on_with_call(said) if self._arguments else self._look_for_call(said)
+        ):
+            pass
+        return said
+
+    def finish(self, reason: Literal["stop", "length"]) -> Said:
+        """The rest of an answer that ended by itself, or was cut. A call's framing that was cut is no text."""
+        if self.stopped:
+            return Said(finish="stop")
+        held, self._held = self._held, ""
+        if self._arguments or (held and (self._must_call or (reason == "length" and len(held) > 1))):
+            held = ""
+        text = self._released(held)
+        if not self.stopped:
+            text, self._text = text + self._text, ""
+        called = reason == "stop" and self._calls and not self._arguments
+        return Said(text, finish="tool_calls" if called else "stop" if self.stopped else reason)
+
+    # -- text ---------------------------------------------------------------------------------------------
+
+    def _released(self, new: str) -> str:
+        """The text that no stop string can begin in; sets `stopped` at the first of them."""
+        if self._after_call:
+            new = new.lstrip()
+            self._after_call = not new
+        if not self._stop:
+            return new
+        text = self._text + new
+        cuts = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        if cuts:
+            self.stopped, self._text = True, ""
+            return text[: min(cuts)]
+        cut = len(text) - max(overlap(text, stop) for stop in self._stop)
+        self._text = text[cut:]
+        return text[:cut]
+
+    # -- calls --------------------------------------------------------------------------------------------
+
+    def _look_for_call(self, said: Said) -> bool:
+        """Release text up to the next call; True if one has begun."""
+        held = self._held
+        begun = [(at, head) for head in self._heads if (at := held.find(head)) >= 0]
+        if not begun:
+            cut = len(held) - max(overlap(held, head) for head in self._heads)
+            self._held = held[cut:]
+            said.text += self._released(held[:cut])
+            return False
+        at, head = min(begun)
+        said.text += self._released(held[:at])
+        if self.stopped:
+            return False
+        said.text, self._text = said.text + self._text, ""
+        self._held = held[at + len(head) :]
+        self._arguments = _Json()
+        id = f"call_{secrets.token_hex(12)}"
+        said.calls.append(CallPart(self._calls, id=id, name=self._heads[head]))
+        self._calls += 1
+        return True
+
+    def _go_on_with_call(self, said: Said) -> bool:
+        """Hand on arguments up to their end, then drop the closing; True when the call is complete."""
+        json, index = self._arguments, self._calls - 1
+        assert json is not None
+        if not json.ended:
+            length = json.feed(self._held)
+            if length:
+                said.calls.append(CallPart(index, self._held[:length]))
+            self._held = self._held[length:]
+        closing = self._form.closing
+        if not json.ended or (len(self._held) < len(closing) and closing.startswith(self._held)):
+            return False
+        self._held = self._held.removeprefix(closing)
+        self._arguments, self._after_call = None, True
+        return True
+
+
+class _Json:
+    """Finds the end of a JSON value, which is followed by a closing brace."""
+
+    TOKEN = re.compile(r'"|[{\[]|[}\]]')
+    STRING_END = re.compile(r'\\|"')
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+
+    def feed(self, text: str) -> int:
+        """How many characters of `text` belong to the value; sets `ended` before the brace that does not."""
+        at = 0
+        while at < len(text):
+            if self._escaped:
+                self._escaped = False
+                at += 1
+                continue
+            found = (self.STRING_END if self._in_string else self.TOKEN).search(text, at)
+            if found is None:
+                break
+            at = found.end()
+            mark = found[0]
+            if mark == '"':
+                self._in_string = not self._in_string
+            elif mark == "\\":
+                self._escaped = True
+            elif mark in "{[":
+                self._depth += 1
+            elif self._depth:
+                self._depth -= 1
+            else:
+                self.ended = True
+                return at - 1
+        return len(text)
+
+
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that `stop` begins with, `stop` itself not counted."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

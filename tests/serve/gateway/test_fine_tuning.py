@@ -8,11 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import openai
+import psutil
 import pytest
 from openai.types import FileObject
 from openai.types.fine_tuning import FineTuningJob
@@ -363,3 +365,33 @@ def test_the_gateway_loads_no_library_that_trains_or_queues() -> None:
     code = f"import sys, serve.gateway.app; print([m for m in '{heavy}'.split() if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+RANGES = {
+    "apart": ",".join(f"{2 * at}-{2 * at}" for at in range(10_000)),
+    "overlapping": ",".join(["0-"] * 10_000),
+    "backwards": ",".join(f"-{at}" for at in range(1, 10_000)),
+    "no numbers": ",".join(["a-b"] * 10_000),
+    "one that is long": "0-" + "9" * 50_000,
+    "as many as are answered": ",".join(f"{9 * at}-{9 * at}" for at in range(100)),
+}
+
+
+@pytest.mark.parametrize("ranges", RANGES.values(), ids=RANGES)
+def test_ranges_without_number_cost_no_more_than_the_file(
+    door: RunningGateway, training_file: FileObject, ranges: str
+) -> None:
+    process = psutil.Process(door.process.pid)
+    url, sent = f"/v1/files/{training_file.id}/content", {"range": f"bytes={ranges[:60_000]}"}
+    cpu_s = [sum(process.cpu_times()[:2])]
+    for _ in range(5):
+        answer = door.client.get(url, headers=sent)
+        cpu_s.append(sum(process.cpu_times()[:2]))
+    assert min(after - before for before, after in pairwise(cpu_s)) < 0.05
+    assert answer.status_code in (200, 206, 400, 416)
+    assert len(answer.content) < 2 * len(LINES) + 100 * 200
+
+
+def test_one_range_is_answered(door: RunningGateway, training_file: FileObject) -> None:
+    answer = door.client.get(f"/v1/files/{training_file.id}/content", headers={"range": "bytes=5-9"})
+    assert (answer.status_code, answer.content) == (206, LINES[5:10])

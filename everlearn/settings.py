@@ -86,6 +86,7 @@ class ServeSettings(BaseModel):
     engine: EngineChoice = "auto"
     vllm_models: list[str] = []
     max_body_bytes: int = Field(default=8 * 1024**2, ge=1024)
+    body_timeout_s: float = Field(default=30, gt=0)
     max_n: int = Field(default=8, ge=1, le=128)
     queue_limit: int = Field(default=256, ge=1)
     engine_wait_s: float = Field(default=10, ge=0)

@@ -125,7 +125,7 @@ class Gateway:
         exchange.key = await self.keeper.admit(request)
         exchange.on_end.append(partial(self.meter.count, exchange))
         self._take_place(exchange)
-        raw = await read_body(request, self.settings.max_body_bytes)
+        raw = await self.body(request)
         body = (
             await asyncio.to_thread(parse, model, raw) if len(raw) > SMALL_BODY_BYTES else parse(model, raw)
         )
@@ -138,6 +138,11 @@ class Gateway:
             exchange.headers += await self.quotas.admit(exchange.key)
             exchange.on_end.append(partial(self._charge, exchange, exchange.key))
         return exchange, body
+
+    async def body(self, request: Request, limit_bytes: int | None = None) -> bytes:
+        """The bytes of a request; `limit_bytes` None: the setting. Raises EverlearnError."""
+        settings = self.settings
+        return await read_body(request, limit_bytes or settings.max_body_bytes, settings.body_timeout_s)
 
     def relay(self, exchange: Exchange, work: Work, shape: Shape) -> Relay:
         """The response that does the work."""

@@ -8,7 +8,6 @@ from fastapi import FastAPI, Request
 from everlearn.errors import Unavailable
 from everlearn.settings import Settings
 from serve.batches.table import Batches
-from serve.gateway.body import read_body
 from serve.gateway.desk import READ_ERRORS, WRITE_ERRORS, Desk
 from serve.gateway.exchange import exchange_of
 from serve.gateway.paging import PAGE, described, limit_in, listed, page
@@ -33,7 +32,7 @@ def add_batches(app: FastAPI, gateway: "Gateway", settings: Settings) -> None:
         if not settings.serve.batch_requests:
             raise Unavailable(CLOSED)
         gateway.meter.admit(exchange_of(request).key)
-        body = parse(BatchRequest, await read_body(request, settings.serve.max_body_bytes))
+        body = parse(BatchRequest, await gateway.body(request))
         made = await asyncio.to_thread(
             batches.create, endpoint=body.endpoint, input_file=body.input_file_id, labels=body.metadata or {},
             client=client,

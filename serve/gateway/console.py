@@ -15,7 +15,6 @@ from continual.jobs import Jobs
 from everlearn.errors import Conflict, Forbidden
 from everlearn.keys import revoke_key
 from everlearn.settings import Settings
-from serve.gateway.body import read_body
 from serve.gateway.desk import Desk
 from serve.gateway.exchange import exchange_of
 from serve.gateway.overview import Overview, traffic, with_load
@@ -91,6 +90,6 @@ def add_console(app: FastAPI, gateway: "Gateway", settings: Settings) -> None:
     async def act(request: Request) -> dict[str, str]:
         """A body of JSON, which a page from elsewhere cannot send here."""
         client = await console.administrator(request, acts=True)
-        wanted = parse(Act, await read_body(request, MAX_ACT_BYTES))
+        wanted = parse(Act, await gateway.body(request, MAX_ACT_BYTES))
         await asyncio.to_thread(console.do, wanted, client)
         return {"done": wanted.act}

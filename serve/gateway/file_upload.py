@@ -11,13 +11,13 @@ from starlette.requests import Request
 
 from continual.files import Client, File, Files, Upload, check_purpose
 from everlearn.errors import InvalidInput, Unavailable
-from serve.gateway.failures import SlowBody, TooLarge, UnsupportedMediaType
+from serve.gateway.body import chunks
+from serve.gateway.failures import TooLarge, UnsupportedMediaType
 
 FIELDS = ("purpose", "file")
 MAX_FIELD_BYTES = 1024
 MAX_FRAME_BYTES = 64 * 1024
 """All that is not the file: boundaries, headers, the other field."""
-SILENCE_S = 30.0
 
 T = TypeVar("T")
 
@@ -35,14 +35,7 @@ async def receive_file(request: Request, files: Files, client: Client) -> File:
     with files.uploading() as upload:
         form = Form(boundary, upload)
         left_bytes = limit_bytes
-        stream = request.stream()
-        while True:
-            try:
-                chunk = await asyncio.wait_for(anext(stream, None), SILENCE_S)
-            except TimeoutError:
-                raise SlowBody(f"The upload stood still for {SILENCE_S:.0f} s.") from None
-            if chunk is None:
-                break
+        async for chunk in chunks(request, files.settings.serve.body_timeout_s):
             left_bytes -= len(chunk)
             if left_bytes < 0:
                 raise too_large

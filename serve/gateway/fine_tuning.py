@@ -14,7 +14,6 @@ from everlearn.errors import Forbidden, InvalidInput, NotFound, Unavailable
 from everlearn.keys import may_train
 from everlearn.settings import Settings
 from serve.gateway.auth import check_scope
-from serve.gateway.body import read_body
 from serve.gateway.desk import READ_ERRORS, WRITE_ERRORS, Desk
 from serve.gateway.exchange import exchange_of
 from serve.gateway.paging import PAGE, described, limit_in, listed, page
@@ -48,7 +47,7 @@ class JobsDesk(Desk):
             raise Forbidden(NO_TRAINER)
         if self.why_closed:
             raise Unavailable(self.why_closed)
-        body = parse(JobRequest, await read_body(request, self.gateway.settings.max_body_bytes))
+        body = parse(JobRequest, await self.gateway.body(request))
         check_scope(exchange.key, body.model)
         token = request.headers.get("idempotency-key")
         if token is not None and not 0 < len(token) <= MAX_IDEMPOTENCY_CHARS:

@@ -7,7 +7,7 @@ is refused by name; nothing is silently ignored except the labels listed in `Lab
 
 import json
 from codecs import BOM_UTF8
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import jiter
 from pydantic import (
@@ -34,6 +34,7 @@ MAX_SCHEMA_BYTES = 128 * 1024
 MAX_GRAMMAR_BYTES = 64 * 1024
 MAX_MESSAGES = 2048
 MAX_TOKENS = 2**31 - 1
+MAX_STOPS = 16
 
 NOT_OFFERED = frozenset(
     [
@@ -44,19 +45,25 @@ NOT_OFFERED = frozenset(
         "cache_control",
         "chat_template",
         "chat_template_kwargs",
+        "compaction",
+        "container",
         "context_management",
         "conversation",
+        "diagnostics",
         "dimensions",
         "echo",
+        "fallbacks",
         "file",
         "file_id",
         "function_call",
         "functions",
         "image_url",
         "include",
+        "inference_geo",
         "input_audio",
         "logprobs_mode",
         "max_tool_calls",
+        "mcp_servers",
         "modalities",
         "moderation",
         "prediction",
@@ -67,8 +74,10 @@ NOT_OFFERED = frozenset(
         "reasoning_content",
         "reasoning_effort",
         "refusal",
+        "speed",
         "suffix",
         "thinking",
+        "thread",
         "truncation",
         "verbosity",
         "web_search_options",
@@ -122,26 +131,44 @@ Prompt = Annotated[
 
 
 class Body(BaseModel):
-    """Strict object: no coercion, no unknown key, and `null` for a known key means 'not given'."""
+    """Strict object: no coercion, no unknown key.
+
+    A key is 'not given' where its value is `null` (for a known key) or asks for nothing.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", serialize_by_alias=True, protected_namespaces=())
 
+    asks_nothing: ClassVar[dict[str, Any]] = {}
+    """For some keys the value that changes nothing: clients send it by default."""
+
     @model_validator(mode="before")
     @classmethod
-    def _null_is_absent(cls, data: Any) -> Any:
-        if isinstance(data, dict) and None in data.values():
-            names = _field_names(cls)
-            return {
-                k: v for k, v in data.items() if v is not None or (k not in names and k not in NOT_OFFERED)
-            }
+    def _drop_what_is_not_given(cls, data: Any) -> Any:
+        if isinstance(data, dict) and (None in data.values() or not cls.asks_nothing.keys().isdisjoint(data)):
+            return {key: value for key, value in data.items() if not cls._not_given(key, value)}
         return data
+
+    @classmethod
+    def _not_given(cls, key: str, value: Any) -> bool:
+        if value is None:
+            return key in NOT_OFFERED or key in _field_names(cls)
+        nothing = cls.asks_nothing.get(key)
+        return nothing is not None and type(value) is type(nothing) and value == nothing
+
+
+class Past(Body):
+    """A piece of the history, as a client kept it from an earlier answer: `null` is 'not given' for any key."""
+
+    @classmethod
+    def _not_given(cls, key: str, value: Any) -> bool:
+        return value is None or super()._not_given(key, value)
 
 
 def _field_names(model: type[BaseModel]) -> set[str]:
     return {field.alias or name for name, field in model.model_fields.items()}
 
 
-class TextPart(Body):
+class TextPart(Past):
     """One piece of message text."""
 
     type: Literal["text"]
@@ -164,18 +191,18 @@ def _only_types(data: Any, offered: tuple[str, ...], what: str) -> Any:
     return data
 
 
-TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+TextParts = Annotated[list[TextPart], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 Content = Annotated[
     Annotated[str, Tag("text")] | Annotated[TextParts, Tag("list")], Discriminator(_string_or_list)
 ]
 
 
-class CalledFunction(Body):
+class CalledFunction(Past):
     name: FunctionName
     arguments: str
 
 
-class ToolCall(Body):
+class ToolCall(Past):
     """A function call an earlier assistant turn made."""
 
     id: str = Field(max_length=256)
@@ -184,7 +211,7 @@ class ToolCall(Body):
     index: int | None = Field(None, exclude=True)
 
 
-class _Message(Body):
+class _Message(Past):
     name: str | None = Field(None, min_length=1, max_length=64)
 
 
@@ -199,10 +226,19 @@ class UserMessage(_Message):
 
 
 class AssistantMessage(_Message):
+    asks_nothing: ClassVar = {"tool_calls": []}
+
     role: Literal["assistant"]
     content: Content | None = None
-    tool_calls: list[ToolCall] | None = Field(None, min_length=1, max_length=128)
+    tool_calls: list[ToolCall] | None = Field(None, max_length=128)
     annotations: list[Any] | None = Field(None, max_length=0, exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_without_calls_is_nothing_said(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("content", "") is None and not data.get("tool_calls"):
+            return data | {"content": ""}
+        return data
 
     @model_validator(mode="after")
     def _says_something(self) -> "AssistantMessage":
@@ -312,7 +348,7 @@ class SamplingFields(Labels):
     stop: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=256)]] | None,
         BeforeValidator(_as_list, json_schema_input_type=str | list[str] | None),
-    ] = Field(None, max_length=4)
+    ] = Field(None, max_length=MAX_STOPS)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
     presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
@@ -347,29 +383,32 @@ class SamplingFields(Labels):
 class ChatRequest(SamplingFields):
     """POST /v1/chat/completions."""
 
+    asks_nothing: ClassVar = {
+        "tools": [],
+        "functions": [],
+        "function_call": "none",
+        "modalities": ["text"],
+        "store": False,
+        "top_logprobs": 0,
+    }
+
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = Field(None, min_length=1, max_length=128)
+    tools: list[Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     store: Literal[False] | None = Field(None, exclude=True)
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "ChatRequest":
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
-            _disagree("max_tokens", "Give max_completion_tokens or max_tokens, not both")
+        if len({self.max_tokens, self.max_completion_tokens} - {None}) > 1:
+            _disagree("max_tokens", "Differs from max_completion_tokens; give one of the two")
         if self.top_logprobs is not None and not self.logprobs:
             _disagree("top_logprobs", "Only allowed when logprobs is true")
-        names = {tool.function.name for tool in self.tools or ()}
-        if len(names) != len(self.tools or ()):
-            _disagree("tools", "Two tools have the same name")
-        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            _disagree("tool_choice", "Names a function that is not in tools")
-        if self.tool_choice == "required" and not names:
-            _disagree("tool_choice", "'required' needs tools")
+        check_tools(self.tools or [], self.tool_choice)
         return self
 
     @property
@@ -378,8 +417,21 @@ class ChatRequest(SamplingFields):
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
 
+def check_tools(tools: list[Tool], choice: str | NamedTool | None) -> None:
+    """In a validator: each tool has its own name, and what is chosen is there."""
+    names = {tool.function.name for tool in tools}
+    if len(names) != len(tools):
+        _disagree("tools", "Two tools have the same name")
+    if isinstance(choice, NamedTool) and choice.function.name not in names:
+        _disagree("tool_choice", "Names a function that is not in tools")
+    if choice == "required" and not names:
+        _disagree("tool_choice", "'required' needs tools")
+
+
 class CompletionRequest(SamplingFields):
     """POST /v1/completions."""
+
+    asks_nothing: ClassVar = {"echo": False, "best_of": 1, "suffix": ""}
 
     prompt: Prompt
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -392,7 +444,7 @@ class EmbeddingRequest(Labels):
     encoding_format: Literal["float", "base64"] | None = None
 
 
-class InputTextPart(Body):
+class InputTextPart(Past):
     """A piece of text in a Responses item; what an earlier answer attached to it is dropped."""
 
     type: Literal["input_text", "output_text", "text"]
@@ -406,13 +458,13 @@ class InputTextPart(Body):
         return _only_types(data, ("input_text", "output_text", "text"), "Content parts")
 
 
-InputTextParts = Annotated[list[InputTextPart], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+InputTextParts = Annotated[list[InputTextPart], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 InputContent = Annotated[
     Annotated[str, Tag("text")] | Annotated[InputTextParts, Tag("list")], Discriminator(_string_or_list)
 ]
 
 
-class _Item(Body):
+class _Item(Past):
     id: str | None = Field(None, max_length=256, exclude=True)
     status: str | None = Field(None, max_length=64, exclude=True)
 
@@ -440,7 +492,7 @@ ITEM_TYPES = ("message", "function_call", "function_call_output")
 
 
 def _item_kind(value: Any) -> str | None:
-    return value.get("type", "message") if isinstance(value, dict) else getattr(value, "type", None)
+    return (value.get("type") or "message") if isinstance(value, dict) else getattr(value, "type", None)
 
 
 def _offered_item(value: Any) -> Any:
@@ -492,6 +544,8 @@ class ResponseStreamOptions(Body):
 class ResponsesRequest(Labels):
     """POST /v1/responses; stateless, so nothing is stored and no earlier response can be named."""
 
+    asks_nothing: ClassVar = {"top_logprobs": 0}
+
     input: Annotated[
         Annotated[str, Tag("text")] | Annotated[Items, Tag("list")], Discriminator(_string_or_list)
     ]
@@ -499,6 +553,8 @@ class ResponsesRequest(Labels):
     max_output_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
+    presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
     text: ResponseText | None = None
     tools: list[ResponseTool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedResponseTool | None = None
@@ -509,6 +565,7 @@ class ResponsesRequest(Labels):
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
     include: list[str] | None = Field(None, max_length=0)
+    service_tier: Literal["auto", "default", "flex"] | None = None
 
 
 def _disagree(field: str, message: str) -> None:

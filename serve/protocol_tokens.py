@@ -1,20 +1,25 @@
 """The bodies of /tokenize and /detokenize, in vLLM's shape, as an allow-list."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from serve.protocol import MAX_MESSAGES, AboutModel, Message, TokenId, Tool
+from serve.protocol import MAX_MESSAGES, AboutModel, Message, NamedTool, TokenId, Tool, check_tools
 
 
 class TokenizeRequest(AboutModel):
     """POST /tokenize: a prompt as /v1/completions reads it, or messages as /v1/chat/completions does."""
 
+    asks_nothing: ClassVar = {"tools": []}
+
     prompt: str | None = None
     messages: list[Message] | None = Field(None, min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     add_generation_prompt: Literal[True] | None = Field(None, exclude=True)
-    tools: list[Tool] | None = Field(None, min_length=1, max_length=128)
+    tools: list[Tool] | None = Field(None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
+        None, description="Extension: which of the tools the prompt shows."
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "TokenizeRequest":
@@ -22,8 +27,10 @@ class TokenizeRequest(AboutModel):
             raise PydanticCustomError(
                 "fields_disagree", "Give prompt or messages, one of them", {"below": "prompt"}
             )
-        if self.messages is None and self.tools is not None:
-            raise PydanticCustomError("fields_disagree", "Only allowed with messages", {"below": "tools"})
+        for name in ("tools", "tool_choice"):
+            if self.messages is None and getattr(self, name) is not None:
+                raise PydanticCustomError("fields_disagree", "Only allowed with messages", {"below": name})
+        check_tools(self.tools or [], self.tool_choice)
         return self
 
 

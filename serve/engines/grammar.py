@@ -18,6 +18,7 @@ from serve.protocol import (
     ResponseFormat,
     Tool,
 )
+from serve.protocol_tokens import TokenizeRequest
 
 MAX_CALLS = 8
 """Calls in one answer: a small model that may repeat itself does so until it is stopped."""
@@ -37,8 +38,8 @@ class Grammar:
     left_open: tuple[str, ...] = ()
 
 
-def offered_tools(request: ChatRequest) -> list[Tool]:
-    """The tools that this answer may call."""
+def offered_tools(request: ChatRequest | TokenizeRequest) -> list[Tool]:
+    """The tools that this answer may call: those that its prompt shows."""
     if not request.tools or request.tool_choice == "none":
         return []
     if isinstance(request.tool_choice, NamedTool):

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from everlearn.errors import InvalidInput
+from serve.engines.grammar import offered_tools
 from serve.engines.onnx.http import Exchange
 from serve.engines.onnx.reading import Readers
 from serve.engines.onnx.requests import RequestReader
@@ -33,7 +34,7 @@ def _tokens(reader: RequestReader, body: bytes) -> dict[str, Any]:
     if request.messages is None:
         tokens = reader.codec.count(request.prompt or "")
     else:
-        tokens = reader.template.encode(request.messages, request.tools or [])
+        tokens = reader.template.encode(request.messages, offered_tools(request))
     return {"count": len(tokens), "max_model_len": reader.context, "tokens": tokens}
 
 

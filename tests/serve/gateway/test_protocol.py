@@ -99,6 +99,90 @@ def test_common_bodies_are_taken(body: bytes, model: type[Body]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        (ChatRequest, {"tools": []}),
+        (ChatRequest, {"functions": [], "function_call": "none", "modalities": ["text"]}),
+        (ChatRequest, {"top_logprobs": 0}),
+        (CompletionRequest, {"echo": False, "best_of": 1, "suffix": ""}),
+        (ResponsesRequest, {"top_logprobs": 0}),
+    ],
+)
+def test_a_value_that_asks_for_nothing_is_taken_and_not_passed_on(
+    model: type[Body], fields: dict[str, Any]
+) -> None:
+    plain = {"model": "m"} | {ChatRequest: {"messages": [USER]}, CompletionRequest: {"prompt": "x"}}.get(
+        model,  # type: ignore[call-overload]
+        {"input": "x"},
+    )
+    assert json.loads(encode(parse(model, json.dumps(plain | fields).encode()))) == plain
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        (CompletionRequest, {"best_of": 2}),
+        (CompletionRequest, {"suffix": "x"}),
+        (CompletionRequest, {"best_of": True}),
+        (CompletionRequest, {"suffix": []}),
+        (ChatRequest, {"modalities": ["text", "audio"]}),
+        (ResponsesRequest, {"top_logprobs": 2}),
+    ],
+)
+def test_any_other_value_is_refused_by_name(model: type[Body], fields: dict[str, Any]) -> None:
+    body = {"model": "m", "messages": [USER], "prompt": "x", "input": "x"}
+    taken = {name: value for name, value in body.items() if name in model.model_fields}
+    assert refused(json.dumps(taken | fields).encode(), model).param == next(iter(fields))
+
+
+def test_both_names_of_the_limit_are_taken_where_they_agree() -> None:
+    assert parse(ChatRequest, chat(max_tokens=5, max_completion_tokens=5)).max_new_tokens == 5
+
+
+ANSWERED: dict[str, Any] = {
+    "role": "assistant", "content": None, "refusal": None, "annotations": [], "audio": None, "function_call": None,
+    "tool_calls": None, "reasoning": None, "never_heard_of": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        ANSWERED,
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "assistant", "content": ""},
+    ],
+)
+def test_an_answer_of_nothing_is_history_like_any_other(message: dict[str, Any]) -> None:
+    (parsed,) = parse(ChatRequest, chat(messages=[message])).messages
+    assert parsed.model_dump(exclude_unset=True) == {"role": "assistant", "content": ""}
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "system"])
+def test_a_message_may_have_no_parts(role: str) -> None:
+    (parsed,) = parse(ChatRequest, chat(messages=[{"role": role, "content": []}])).messages
+    assert parsed.content == []
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": None, "role": "user", "content": "x", "phase": None},
+        {"type": "message", "role": "assistant", "id": "m", "status": "completed", "phase": None, "content": [
+            {"type": "output_text", "text": "x", "annotations": [], "logprobs": [], "parsed": None}]},
+        ITEMS[1] | {"namespace": None, "caller": None, "parsed_arguments": None},
+        ITEMS[2] | {"caller": None, "name": None},
+    ],
+)  # fmt: skip
+def test_null_in_a_piece_of_history_is_not_given(item: dict[str, Any]) -> None:
+    parse(ResponsesRequest, json.dumps({"model": "m", "input": [item]}).encode())
+
+
+def test_null_for_an_unknown_parameter_is_still_unknown() -> None:
+    assert refused(chat(never_heard_of=None)).param == "never_heard_of"
+
+
+@pytest.mark.parametrize(
     ("fields", "param"),
     [
         *(({"max_tokens": value}, "max_tokens") for value in (-1, 0, 2**63, "5", 1e9, 1.5, True)),
@@ -117,7 +201,7 @@ def test_common_bodies_are_taken(body: bytes, model: type[Body]) -> None:
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
         ({"store": True}, "store"),
         ({"messages": []}, "messages"),
         ({"messages": "hi"}, "messages"),

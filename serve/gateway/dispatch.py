@@ -43,6 +43,7 @@ from serve.gateway.metrics import Metrics
 from serve.gateway.replica import Replica
 from serve.gateway.router import Router
 from serve.protocol import SamplingFields, encode
+from serve.told import Told, told_in
 
 if TYPE_CHECKING:
     from serve.gateway.shadow import Shadows
@@ -102,6 +103,7 @@ class Reply:
         self.replica = replica
         self.events = EventFilter(work.strip_usage)
         self.first = b""
+        self.told = Told()
         self._work = work
         self._response: ClientResponse | None = None
         replica.start()
@@ -165,6 +167,7 @@ class Reply:
         assert self._response is not None
         status = self._response.status
         if status == 200:
+            self.told = told_in(self._response.headers)
             return
         error = _error_object(await self._bounded(MAX_ERROR_BYTES))
         raise self.refusal(error, status)

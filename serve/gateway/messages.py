@@ -18,6 +18,7 @@ from serve.gateway.relay import AsIs
 from serve.gateway.responses import Misshapen, foreign
 from serve.protocol import ChatRequest, encode, validate
 from serve.protocol_messages import (
+    AssistantTurn,
     CountTokensRequest,
     MessagesRequest,
     NamedToolChoice,
@@ -27,6 +28,7 @@ from serve.protocol_messages import (
     UserTurn,
 )
 from serve.protocol_tokens import TokenizeRequest
+from serve.told import Told
 
 if TYPE_CHECKING:
     from serve.gateway.app import Gateway
@@ -89,6 +91,11 @@ def describe_as_anthropic(error: EverlearnError) -> tuple[int, Json]:
 def to_chat(request: CountTokensRequest) -> ChatRequest:
     """The chat request that asks an engine for the same. Raises InvalidInput."""
     chat: Json = {"model": request.model, "messages": list(_messages(request)), **_tools(request)}
+    if request.output_config and (format := request.output_config.format):
+        chat["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": format.schema_, "strict": True},
+        }
     if isinstance(request, MessagesRequest):
         chat |= {
             "max_completion_tokens": request.max_tokens,
@@ -104,9 +111,7 @@ def to_chat(request: CountTokensRequest) -> ChatRequest:
 def to_tokenize(request: CountTokensRequest) -> TokenizeRequest:
     """The question how long the prompt of a chat is."""
     chat = to_chat(request).model_dump(exclude_unset=True)
-    if chat.get("tool_choice") == "none":
-        chat.pop("tools", None)
-    asked = {name: chat[name] for name in ("model", "messages", "tools") if name in chat}
+    asked = {name: chat[name] for name in ("model", "messages", "tools", "tool_choice") if name in chat}
     return validate(TokenizeRequest, asked)
 
 
@@ -118,12 +123,16 @@ def _messages(request: CountTokensRequest) -> Iterator[Json]:
             yield {"role": turn.role, "content": turn.content}
         elif isinstance(turn, UserTurn):
             yield from _user(turn.content)
-        else:
+        elif isinstance(turn, AssistantTurn):
             yield _assistant(turn.content)
+        else:
+            yield {"role": "system", "content": _text(turn.content)}
 
 
 def _user(blocks: Sequence[TextBlock | ToolResultBlock]) -> Iterator[Json]:
     """Results of tools are messages of their own, between which the user's words stay where they were."""
+    if not blocks:
+        yield {"role": "user", "content": ""}
     said: list[TextBlock] = []
     for block in blocks:
         if isinstance(block, TextBlock):
@@ -143,7 +152,7 @@ def _user(blocks: Sequence[TextBlock | ToolResultBlock]) -> Iterator[Json]:
 
 
 def _assistant(blocks: Sequence[TextBlock | ToolUseBlock]) -> Json:
-    message: Json = {"role": "assistant"}
+    message: Json = {"role": "assistant"} if blocks else {"role": "assistant", "content": ""}
     if said := [block for block in blocks if isinstance(block, TextBlock)]:
         message["content"] = _text(said)
     calls = [block for block in blocks if isinstance(block, ToolUseBlock)]
@@ -180,7 +189,7 @@ def _tools(request: CountTokensRequest) -> Json:
                 "function": {
                     "name": tool.name,
                     "parameters": tool.input_schema,
-                    **({"description": tool.description} if tool.description is not None else {}),
+                    **tool.model_dump(include={"description", "strict"}, exclude_none=True),
                 },
             }
             for tool in request.tools
@@ -219,13 +228,18 @@ class MessageShape:
         self._stop: Json = {"stop_reason": None, "stop_sequence": None}
         self._usage: Json = {}
 
+    def hear(self, told: Told) -> None:
+        """A stream's first event has the length of the prompt."""
+        details = {"cached_tokens": told.cached_tokens}
+        self._usage = {"prompt_tokens": told.prompt_tokens or 0, "prompt_tokens_details": details}
+
     def whole(self, answer: bytes) -> bytes:
         """The message of a chat completion."""
         with foreign():
             completion = jiter.from_json(answer)
             choice = completion["choices"][0]
             said = choice["message"]
-            content: list[Json] = [{"type": "text", "text": said["content"]}] if said.get("content") else []
+            content = [_text_block(said["content"])] if said.get("content") else []
             for index, call in enumerate(said.get("tool_calls") or ()):
                 self._called.add(index)
                 cut = choice.get("finish_reason") == "length"
@@ -243,7 +257,7 @@ class MessageShape:
         for event in events.split(b"\n\n"):
             if event == b"data: [DONE]":
                 out += self._close()
-                out.append({"type": "message_delta", "delta": self._stop, "usage": usage(self._usage)})
+                out.append(_message_delta(self._stop, self._usage))
                 out.append({"type": "message_stop"})
             elif event.startswith(b"data: "):
                 with foreign():
@@ -260,7 +274,7 @@ class MessageShape:
             delta = choice.get("delta") or {}
             if text := delta.get("content"):
                 if self._open != "text":
-                    yield from self._begin("text", {"type": "text", "text": ""})
+                    yield from self._begin("text", _text_block(""))
                 yield self._delta({"type": "text_delta", "text": text})
             for call in delta.get("tool_calls") or ():
                 yield from self._call(call)
@@ -272,9 +286,7 @@ class MessageShape:
         if index not in self._called:
             self._called.add(index)
             id = call.get("id") or f"toolu_{uuid4().hex}"
-            yield from self._begin(
-                index, {"type": "tool_use", "id": id, "name": function["name"], "input": {}}
-            )
+            yield from self._begin(index, _tool_block(id, function["name"], {}))
         if self._open != index:
             raise Misshapen("a call went on after another had begun")
         if arguments := function.get("arguments"):
@@ -311,7 +323,14 @@ class MessageShape:
             "model": self._model,
             "content": content,
             **self._stop,
-            "usage": usage(self._usage),
+            "stop_details": None,
+            "container": None,
+            "usage": usage(self._usage)
+            | {
+                "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
+                "service_tier": "standard",
+                "inference_geo": None,
+            },
         }
 
 
@@ -319,17 +338,31 @@ def _tool_use(id: str, function: Json, cut: bool) -> Json:
     """Of a call that was cut, the input holds what came."""
     arguments = (function["arguments"] or "{}").encode()
     given = jiter.from_json(arguments, partial_mode="trailing-strings" if cut else False)
-    return {"type": "tool_use", "id": id, "name": function["name"], "input": given}
+    return _tool_block(id, function["name"], given)
+
+
+def _tool_block(id: str, name: str, given: Json) -> Json:
+    return {"type": "tool_use", "id": id, "name": name, "input": given, "caller": {"type": "direct"}}
+
+
+def _text_block(text: str) -> Json:
+    return {"type": "text", "text": text, "citations": None}
+
+
+def _message_delta(stop: Json, counted: Json) -> Json:
+    delta = stop | {"stop_details": None, "container": None}
+    return {"type": "message_delta", "delta": delta, "usage": usage(counted)}
 
 
 def usage(counted: Json) -> Json:
-    """Anthropic counts apart what was read from the cache. A stream knows its input only at its end."""
+    """Anthropic counts apart what was read from the cache."""
     cached = (counted.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     return {
         "input_tokens": counted.get("prompt_tokens", 0) - cached,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
         "output_tokens": counted.get("completion_tokens", 0),
+        "server_tool_use": None,
     }
 
 

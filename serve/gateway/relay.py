@@ -21,6 +21,7 @@ from serve.gateway.failures import BackendFailed, BackendTimeout, Draining, desc
 from serve.gateway.guard import Guard, Reason, Stopped
 from serve.gateway.metrics import Metrics
 from serve.gateway.responses import Misshapen
+from serve.told import Told
 
 WHOLE_ANSWER_FACTOR = 5
 """An answer that is no stream shows no first token: it may take this many times the limit for one."""
@@ -37,6 +38,10 @@ MAX_USAGE_BYTES = 4096
 class Shape(Protocol):
     """How an engine's chat answer looks to the client."""
 
+    def hear(self, told: Told) -> None:
+        """What the engine tells before the answer."""
+        ...
+
     def whole(self, answer: bytes) -> bytes:
         """A complete answer."""
         ...
@@ -52,6 +57,8 @@ class Shape(Protocol):
 
 class AsIs:
     """The client speaks what the engine speaks."""
+
+    def hear(self, told: Told) -> None: ...
 
     def whole(self, answer: bytes) -> bytes:
         return answer
@@ -99,6 +106,7 @@ class Relay(Response):
     async def _answer(self, guard: Guard, send: Send) -> None:
         with self._waiting.track_inprogress():
             reply = await self._dispatcher.open(self._work, self._exchange)
+        self._shape.hear(reply.told)
         try:
             await (self._stream if self._work.stream else self._whole)(reply, guard, send)
         finally:
@@ -138,7 +146,8 @@ class Relay(Response):
             await self._break(send, BackendFailed("The model's engine stopped in the middle of the answer."))
         finally:
             events = reply.events
-            self._exchange.usage = events.usage or {"completion_tokens": events.events}
+            left = {"prompt_tokens": reply.told.prompt_tokens, "completion_tokens": events.events}
+            self._exchange.usage = events.usage or left
 
     async def _pass_on(self, reply: Reply, guard: Guard, send: Send) -> None:
         """The hot loop: per chunk one read, one look, one write."""

@@ -24,8 +24,14 @@ from serve.protocol import (
     ResponsesRequest,
     validate,
 )
+from serve.told import Told
 
 Json = dict[str, Any]
+
+FAILURES = {429: "rate_limit_exceeded"}
+"""By status; a response's error has other codes than HTTP's."""
+
+TOOL = {"description": None, "parameters": None, "strict": False}
 
 
 def to_chat(request: ResponsesRequest) -> ChatRequest:
@@ -36,6 +42,9 @@ def to_chat(request: ResponsesRequest) -> ChatRequest:
         "max_completion_tokens": request.max_output_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
+        "frequency_penalty": request.frequency_penalty,
+        "presence_penalty": request.presence_penalty,
+        "service_tier": request.service_tier,
         "parallel_tool_calls": request.parallel_tool_calls,
         "stream": request.stream,
     }
@@ -124,6 +133,11 @@ class ResponseShape:
         self._usage: Json | None = None
         self._sequence = 0
         self._begun = False
+        self._told = Told()
+
+    def hear(self, told: Told) -> None:
+        """What the answer is sampled with, where the client left that to the model."""
+        self._told = told
 
     def whole(self, answer: bytes) -> bytes:
         """The response object of a chat completion."""
@@ -134,13 +148,14 @@ class ResponseShape:
     def _take(self, completion: Json) -> None:
         choice = completion["choices"][0]
         message = choice["message"]
+        self._finish = choice.get("finish_reason")
+        self._usage = completion.get("usage")
         if message.get("content") or not message.get("tool_calls"):
             self._output.append(_message_item(message.get("content") or "", "completed"))
         for call in message.get("tool_calls") or ():
             item = _call_item(call["id"], call["function"]["name"], call["function"]["arguments"])
             self._output.append(item | {"status": "completed"})
-        self._finish = choice.get("finish_reason")
-        self._usage = completion.get("usage")
+        self._output[-1]["status"] = self._status()
 
     def events(self, events: bytes) -> bytes:
         """The typed events of whole chat events."""
@@ -160,7 +175,9 @@ class ResponseShape:
     def failure(self, error: EverlearnError) -> bytes:
         """The event that ends a stream which broke."""
         body = describe(error)[1]["error"]
-        problem = {"code": body["code"] or "server_error", "message": body["message"]}
+        problem = {"code": FAILURES.get(error.status, "server_error"), "message": body["message"]}
+        for item in self._output:
+            item["status"] = "incomplete" if item["status"] == "in_progress" else item["status"]
         return self._encode(
             {"type": "response.failed", "response": self._response("failed") | {"error": problem}}
         )
@@ -209,15 +226,13 @@ class ResponseShape:
         item = self._open
         if item is None:
             return
-        item["status"] = "incomplete" if self._finish == "length" else "completed"
+        item["status"] = self._status()
         if item["type"] == "message":
             text = item["content"][0]["text"]
             yield self._at("response.output_text.done", content_index=0, text=text, logprobs=[])
             yield self._at("response.content_part.done", content_index=0, part=_text_part(text))
         else:
-            yield self._at(
-                "response.function_call_arguments.done", name=item["name"], arguments=item["arguments"]
-            )
+            yield self._at("response.function_call_arguments.done", arguments=item["arguments"])
         yield self._event("response.output_item.done", output_index=self._output.index(item), item=dict(item))
         self._open = None
 
@@ -242,6 +257,7 @@ class ResponseShape:
         return f"event: {event['type']}\ndata: {data}\n\n".encode()
 
     def _status(self) -> str:
+        """Of the response, and of the item that is written: what came before was complete."""
         return "incomplete" if self._finish in ("length", "content_filter") else "completed"
 
     def _response(self, status: str) -> Json:
@@ -251,26 +267,47 @@ class ResponseShape:
             "id": self._id,
             "object": "response",
             "created_at": self._created_at,
+            "completed_at": int(time.time()) if status == "completed" else None,
             "status": status,
+            "background": False,
             "error": None,
+            "frequency_penalty": request.frequency_penalty or 0.0,
             "incomplete_details": {"reason": reason} if status == "incomplete" else None,
             "instructions": request.instructions,
             "max_output_tokens": request.max_output_tokens,
+            "max_tool_calls": None,
             "model": request.model,
             "output": [dict(item) for item in self._output],
             "parallel_tool_calls": request.parallel_tool_calls is not False,
+            "presence_penalty": request.presence_penalty or 0.0,
             "previous_response_id": None,
+            "prompt_cache_key": request.prompt_cache_key,
             "reasoning": {"effort": None, "summary": None},
+            "safety_identifier": request.safety_identifier,
+            "service_tier": request.service_tier if request.service_tier == "flex" else "default",
             "store": False,
-            "temperature": request.temperature,
-            "text": _given(request.text) if request.text else {"format": {"type": "text"}},
+            "temperature": _first_of(request.temperature, self._told.temperature),
+            "text": {"format": _format(request)},
             "tool_choice": _choice(request),
-            "tools": [_given(tool) for tool in request.tools or ()],
-            "top_p": request.top_p,
+            "tools": [TOOL | _given(tool) for tool in request.tools or ()],
+            "top_logprobs": 0,
+            "top_p": _first_of(request.top_p, self._told.top_p),
             "truncation": "disabled",
             "usage": _usage(self._usage) if status in ("completed", "incomplete") else None,
             "metadata": request.metadata or {},
         }
+
+
+def _first_of(*known: float | None) -> float:
+    """OpenAI's default where neither the client nor the engine said."""
+    return next((value for value in known if value is not None), 1.0)
+
+
+def _format(request: ResponsesRequest) -> Json:
+    format = request.text.format if request.text else None
+    if isinstance(format, ResponseSchemaFormat):
+        return {"description": None, "strict": False} | _given(format)
+    return {"type": format.type if format else "text"}
 
 
 def _choice(request: ResponsesRequest) -> str | Json:
@@ -309,7 +346,7 @@ def _usage(usage: Json | None) -> Json | None:
     details = usage.get("prompt_tokens_details") or {}
     return {
         "input_tokens": usage.get("prompt_tokens", 0),
-        "input_tokens_details": {"cached_tokens": details.get("cached_tokens") or 0},
+        "input_tokens_details": {"cached_tokens": details.get("cached_tokens") or 0, "cache_write_tokens": 0},
         "output_tokens": usage.get("completion_tokens", 0),
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.get("total_tokens", 0),

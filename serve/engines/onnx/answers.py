@@ -114,7 +114,12 @@ class ChatAnswer(Answer):
 
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
         """One whole choice; `piece` is all of its pieces joined."""
-        message: dict[str, Any] = {"role": "assistant", "content": piece.text, "refusal": None}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": piece.text,
+            "refusal": None,
+            "annotations": [],
+        }
         if piece.calls:
             message |= {"content": piece.text or None, "tool_calls": whole_calls(piece.calls)}
         return {

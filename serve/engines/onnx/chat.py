@@ -43,7 +43,7 @@ class ChatTemplate:
         if self.template is None:
             raise Unsupported("this model has no chat template; use /v1/completions", param="messages")
         plain = [self.plain(message) for message in messages]
-        signatures = [tool.model_dump(exclude_unset=True) for tool in tools]
+        signatures = [signature(tool) for tool in tools]
         if tools and not self.knows_tools:
             plain = describe_tools(plain, signatures)
         found = [name for name in self.codec.special if any(name in text for text in texts_in(plain))]
@@ -71,6 +71,11 @@ def texts_in(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from texts_in(inner)
+
+
+def signature(tool: Tool) -> dict[str, Any]:
+    """What a model reads of a tool; how strictly its schema binds is the grammar's affair."""
+    return tool.model_dump(exclude_unset=True, exclude={"function": {"strict"}})
 
 
 def token_text(token: Any) -> str:

@@ -24,6 +24,7 @@ from serve.engines.onnx.requests import RequestReader
 from serve.engines.onnx.scheduler import Delivery, Scheduler
 from serve.engines.onnx.sizing import Sizes
 from serve.protocol import ChatRequest, CompletionRequest, parse
+from serve.told import Told
 from serve.tracing import Span
 
 Request = TypeVar("Request", ChatRequest, CompletionRequest)
@@ -161,6 +162,8 @@ class GenerateBackend:
         while unfinished and not exchange.gone:
             events: list[bytes] = []
             for index, piece in await box.take():
+                if not opened:
+                    exchange.headers |= told(box.generations, request.n or 1).headers()
                 if index not in opened:
                     opened.add(index)
                     events.append(answer.first(index))
@@ -191,6 +194,7 @@ class GenerateBackend:
             for index, piece in taken:
                 pieces[index].append(piece)
                 unfinished -= piece.last
+        exchange.headers |= told(box.generations, request.n or 1).headers()
         choices = [answer.choice(index, join(parts)) for index, parts in enumerate(pieces)]
         await exchange.json(answer.body(choices, usage(box.generations, request.n or 1)))
 
@@ -203,6 +207,18 @@ class GenerateBackend:
                     del self.boxes[generation]
                 box.pieces.append((box.index[generation], piece))
                 box.news.set()
+
+
+def told(generations: list[Generation], choices: int) -> Told:
+    """What is known once the prompts are read."""
+    counted = usage(generations, choices)
+    options = generations[0].sampler.options
+    return Told(
+        prompt_tokens=counted["prompt_tokens"],
+        cached_tokens=counted["prompt_tokens_details"]["cached_tokens"],
+        temperature=options.temperature,
+        top_p=options.top_p,
+    )
 
 
 def trace(span: Span, generations: list[Generation], submitted_ns: int) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from everlearn.errors import EverlearnError, InvalidInput, NotFound
 from serve.engines import LEFT_OPEN
 from serve.engines.grammar import header_text
 from serve.engines.vllm.answers import CallReader
+from serve.engines.vllm.plain import Plain
 from serve.engines.vllm.requests import Asked, Requests
 from serve.protocol import error_body
 
@@ -62,22 +62,22 @@ class Front:
             body = await read_body(receive)
             if body is None:
                 return
-            asked = await asyncio.to_thread(self._translate, vllm, path, body)
+            asked, translated, sampling = await asyncio.to_thread(self._translate, vllm, path, body)
             if asked.left_open:
                 send = with_header(send, LEFT_OPEN, header_text(asked.left_open))
             if asked.reading:
                 send = CallReader(send, asked.reading)
-            await self.app(*with_body(scope, receive, json.dumps(asked.body).encode()), plain_errors(send))
+            await self.app(*with_body(scope, receive, translated), Plain(send, sampling))
         else:
             raise NotFound(f"no such path: {method} {path}")
 
-    def _translate(self, vllm: Any, path: str, body: bytes) -> Asked:
+    def _translate(self, vllm: Any, path: str, body: bytes) -> tuple[Asked, bytes, dict[str, float]]:
         if self.requests is None:
             context = vllm.vllm_config.model_config.max_model_len
             self.requests = Requests(Path(vllm.args.model), bool(vllm.args.speculative_config), context)
         served = {"model": vllm.args.served_model_name[0]}  # a client may have said `name@version`
         asked = TRANSLATIONS[path](self.requests, body)
-        return replace(asked, body=asked.body | served)
+        return asked, json.dumps(asked.body | served).encode(), self.requests.sampled(asked.body)
 
 
 def health(vllm: Any) -> JSONResponse:
@@ -133,38 +133,3 @@ def with_header(send: Send, name: str, value: str) -> Send:
         await send(message)
 
     return send_with_header
-
-
-def plain_errors(send: Send) -> Send:
-    """`send`, with the body of an error answer written as OpenAI writes it."""
-    failing: Message | None = None
-    held = b""
-
-    async def send_plain(message: Message) -> None:
-        nonlocal failing, held
-        if message["type"] == "http.response.start" and message["status"] >= 400:
-            failing = message
-        elif failing is None:
-            await send(message)
-        else:
-            held += message.get("body", b"")
-            if not message.get("more_body"):
-                await send_error(send, failing, held)
-
-    return send_plain
-
-
-async def send_error(send: Send, start: Message, body: bytes) -> None:
-    """vLLM's error with OpenAI's type, and a text as code."""
-    status = start["status"]
-    try:
-        told = json.loads(body)["error"]
-        message, param = str(told["message"]), told.get("param")
-    except (ValueError, KeyError, TypeError):
-        message, param = "the engine failed", None
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    code = "context_length_exceeded" if "context length" in message or "max_model_len" in message else None
-    plain = json.dumps(error_body(message, kind, param, code)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(plain))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": plain})

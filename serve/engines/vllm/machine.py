@@ -49,7 +49,8 @@ def flags(bundle: Path, model: str, uds: Path, settings: Settings, draft: Path |
     shared = [
         *("--model", str(bundle), "--served-model-name", model, "--uds", str(uds)),
         *("--load-format", "safetensors", "--max-model-len", "auto"),
-        *("--enable-prefix-caching", "--structured-outputs-config.backend", "guidance"),
+        *("--enable-prefix-caching", "--enable-prompt-tokens-details"),
+        *("--structured-outputs-config.backend", "guidance"),
         *("--scheduling-policy", "priority"),
         *("--middleware", "serve.engines.vllm.front.Front"),
         *("--shutdown-timeout", str(round(settings.serve.drain_timeout_s))),

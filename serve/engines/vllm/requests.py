@@ -14,7 +14,7 @@ from everlearn.errors import InvalidInput, Unsupported
 from serve.engines.calls import Reading
 from serve.engines.grammar import grammar_of, must_call, offered_tools
 from serve.engines.onnx.bound import PROBE_CHARACTERS
-from serve.engines.onnx.chat import ChatTemplate
+from serve.engines.onnx.chat import ChatTemplate, signature
 from serve.engines.onnx.text import TextCodec, whole
 from serve.protocol import (
     ChatRequest,
@@ -39,6 +39,9 @@ class Asked:
     left_open: tuple[str, ...] = ()
 
 
+MAX_STOPS = 4
+
+
 class Requests:
     """Bodies for vLLM, made of validated ones, for one bundle."""
 
@@ -48,6 +51,7 @@ class Requests:
         text = config.get("text_config", config)
         self.codec = TextCodec(bundle, text["vocab_size"], context or text["max_position_embeddings"])
         self.template = ChatTemplate(bundle, self.codec)
+        self.defaults = {"temperature": 1.0, "top_p": 1.0} | _defaults(bundle)
 
     def chat(self, body: bytes) -> Asked:
         """POST /v1/chat/completions; raises InvalidInput and Unsupported naming the parameter at fault.
@@ -77,7 +81,9 @@ class Requests:
             dropped.add("stop")
             names = [tool.function.name for tool in tools]
             reading = partial(Reading, request.stop or [], names, must_call=must_call(request))
-        asked = request.model_dump(exclude_unset=True, exclude=dropped) | changes
+        else:
+            bound_stops(request)
+        asked = request.model_dump(exclude_unset=True, exclude=dropped) | changes | counting(request)
         return Asked(asked, reading, grammar.left_open if grammar else ())
 
     def completion(self, body: bytes) -> Asked:
@@ -87,17 +93,24 @@ class Requests:
             for prompt in request.prompt if isinstance(request.prompt, list) else [request.prompt]:
                 if isinstance(prompt, str):
                     self.codec.encode(prompt)
+        bound_stops(request)
         asked = request.model_dump(exclude_unset=True, exclude={"service_tier"})
-        return Asked(asked | self._sampling(request))
+        return Asked(asked | self._sampling(request) | counting(request))
+
+    def sampled(self, asked: Body) -> dict[str, float]:
+        """The temperature and top_p that vLLM samples the answer to such a body with."""
+        return {
+            name: value if asked.get(name) is None else asked[name] for name, value in self.defaults.items()
+        }
 
     def tokenize(self, body: bytes) -> Asked:
         """POST /tokenize: what the chat or the completion would be asked with."""
         request = parse(TokenizeRequest, body)
-        asked = request.model_dump(exclude_unset=True, exclude={"messages", "tools"})
+        asked = request.model_dump(exclude_unset=True, exclude={"messages", "tools", "tool_choice"})
         if request.messages is None:
             self.codec.bound.check([whole(request.prompt or "")], "prompt")
             return Asked(asked)
-        return Asked(asked | self._prompt(request.messages, request.tools, request.tools or []))
+        return Asked(asked | self._prompt(request.messages, request.tools, offered_tools(request)))
 
     def detokenize(self, body: bytes) -> Asked:
         """POST /detokenize."""
@@ -120,7 +133,7 @@ class Requests:
         plain = [self._message(message) for message in messages]
         if not offered:
             return {"messages": plain}
-        signatures = [tool.model_dump(exclude_unset=True) for tool in offered]
+        signatures = [signature(tool) for tool in offered]
         if not self.template.knows_tools:
             plain = describe_tools(plain, signatures)
         return {"messages": plain, "tools": signatures}
@@ -158,6 +171,26 @@ class Requests:
 
     def _control(self, text: str) -> str | None:
         return next((name for name in self.codec.special if name in text), None)
+
+
+def _defaults(bundle: Path) -> dict[str, float]:
+    """What the model's own generation_config.json says, which vLLM goes by."""
+    file = bundle / "generation_config.json"
+    config = json.loads(file.read_text()) if file.exists() else {}
+    return {name: config[name] for name in ("temperature", "top_p") if config.get(name) is not None}
+
+
+def bound_stops(request: SamplingFields) -> None:
+    """Where vLLM itself looks for them. Raises Unsupported."""
+    if len(request.stop or ()) > MAX_STOPS:
+        raise Unsupported(f"vLLM takes at most {MAX_STOPS} stop sequences", param="stop")
+
+
+def counting(request: SamplingFields) -> Body:
+    """Usage in every chunk, since the first one tells the length of the prompt."""
+    if not request.include_usage:
+        return {}
+    return {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 
 
 def sampling(request: SamplingFields) -> Body:

@@ -34,10 +34,12 @@ class Connection:
         await self.writer.drain()
 
     async def head(
-        self, kind: str = "text/event-stream", status: str = "200 OK", length: int | None = None
-    ) -> None:
+        self, kind: str = "text/event-stream", status: str = "200 OK", length: int | None = None,
+        **more: str,
+    ) -> None:  # fmt: skip
         size = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
-        await self.raw(f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\n{size}\r\n\r\n".encode())
+        headers = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in more.items())
+        await self.raw(f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\n{headers}{size}\r\n\r\n".encode())
 
     async def chunk(self, data: bytes) -> None:
         await self.raw(b"%x\r\n%s\r\n" % (len(data), data))
@@ -52,9 +54,9 @@ class Connection:
         await self.chunk(b"data: [DONE]\n\n")
         await self.raw(b"0\r\n\r\n")
 
-    async def json(self, value: Any, status: str = "200 OK") -> None:
+    async def json(self, value: Any, status: str = "200 OK", **more: str) -> None:
         data = json.dumps(value).encode()
-        await self.head("application/json", status, len(data))
+        await self.head("application/json", status, len(data), **more)
         await self.raw(data)
 
     def reset(self) -> None:

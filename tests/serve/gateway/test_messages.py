@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from everlearn.keys import create_key
+from serve.told import HEADER, Told
 from tests.serve.anthropic_events import events_of, message_of
 from tests.serve.gateway.conftest import RunningGateway, wait_until
 from tests.serve.gateway.scripted_engine import Connection, ScriptedEngine, chat_chunk
@@ -35,12 +36,41 @@ def test_text_in_text_out(gateway: RunningGateway, stream: bool) -> None:
     message = answered(gateway, stream=stream)
     assert message.pop("id").startswith("msg_")
     assert message == {
-        "type": "message", "role": "assistant", "model": "m", "content": [{"type": "text", "text": "Paris!"}],
-        "stop_reason": "end_turn", "stop_sequence": None,
+        "type": "message", "role": "assistant", "model": "m",
+        "content": [{"type": "text", "text": "Paris!", "citations": None}],
+        "stop_reason": "end_turn", "stop_sequence": None, "stop_details": None, "container": None,
         "usage": {
             "input_tokens": 7, "output_tokens": 3, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0,
+            "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
+            "server_tool_use": None, "service_tier": "standard", "inference_geo": None,
         },
     }  # fmt: skip
+
+
+def test_a_stream_begins_with_the_length_of_its_prompt(
+    gateway: RunningGateway, engine: ScriptedEngine
+) -> None:
+    async def tell(connection: Connection) -> None:
+        await connection.head(x_everlearn_told=Told(prompt_tokens=9, cached_tokens=5).headers()[HEADER])
+        await connection.delta("x", "stop")
+        await connection.finish()
+
+    engine.script = tell
+    counted = events_of(post(gateway, stream=True).text)[0]["message"]["usage"]
+    assert (counted["input_tokens"], counted["cache_read_input_tokens"]) == (4, 5)
+
+
+@pytest.mark.parametrize("told", ["", "{", "[]", '{"prompt_tokens":"x"}', '{"prompt_tokens":-1}'])
+def test_what_another_server_writes_into_that_header_breaks_nothing(
+    gateway: RunningGateway, engine: ScriptedEngine, told: str
+) -> None:
+    async def odd(connection: Connection) -> None:
+        await connection.head(x_everlearn_told=told)
+        await connection.delta("x", "stop")
+        await connection.finish()
+
+    engine.script = odd
+    assert answered(gateway, stream=True)["content"][0]["text"] == "x"
 
 
 def test_the_engine_is_asked_for_the_same_as_chat(gateway: RunningGateway, engine: ScriptedEngine) -> None:
@@ -88,6 +118,70 @@ def test_the_engine_is_asked_for_the_same_as_chat(gateway: RunningGateway, engin
     }  # fmt: skip
 
 
+def test_an_answer_may_have_the_shape_of_a_schema(gateway: RunningGateway, engine: ScriptedEngine) -> None:
+    schema = {"type": "object", "properties": {}}
+    answered(gateway, output_config={"format": {"type": "json_schema", "schema": schema}, "effort": "max"})
+    shape = {"name": "answer", "schema": schema, "strict": True}
+    assert engine.received[-1].body["response_format"] == {"type": "json_schema", "json_schema": shape}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"thinking": {"type": "adaptive", "display": "omitted"}},
+        {"thread": {"type": "create"}},
+        {"cache_control": {"type": "ephemeral", "ttl": "1h"}},
+        {"context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}},
+        {"context_management": None, "container": None, "thread": None},
+        {"mcp_servers": [], "speed": "standard", "tools": []},
+        {"output_config": {"effort": "low"}},
+    ],
+)
+def test_hints_change_nothing(
+    gateway: RunningGateway, engine: ScriptedEngine, fields: dict[str, Any]
+) -> None:
+    answered(gateway)
+    plain = engine.received[-1].body
+    answered(gateway, **fields)
+    assert engine.received[-1].body == plain
+
+
+def test_a_tool_is_strict_where_it_says_so(gateway: RunningGateway, engine: ScriptedEngine) -> None:
+    more = {"eager_input_streaming": True, "defer_loading": False, "allowed_callers": ["direct"]}
+    answered(gateway, tools=[TOOL | {"strict": True} | more])
+    assert engine.received[-1].body["tools"] == [
+        {"type": "function", "function": FUNCTION | {"strict": True}}
+    ]
+
+
+def test_an_answer_comes_back_as_its_client_keeps_it(gateway: RunningGateway, engine: ScriptedEngine) -> None:
+    """With null for whatever the answer had not, and instructions in the midst of the conversation."""
+    call = {"type": "tool_use", "id": "c", "name": "weather", "input": {}, "caller": {"type": "direct"}}
+    turns = [
+        USER,
+        {"role": "assistant", "content": []},
+        {"role": "user", "content": []},
+        {"role": "assistant", "name": None, "content": [
+            {"type": "text", "text": "x", "citations": None, "parsed_output": None},
+            call | {"toolset_name": None, "cache_control": None},
+            call | {"caller": None},
+        ]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": None, "is_error": None}]},
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+    ]  # fmt: skip
+    answered(gateway, messages=turns)
+    sent = engine.received[-1].body["messages"]
+    assert [message["role"] for message in sent] == [
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+        "tool",
+        "system",
+    ]
+    assert (sent[1]["content"], sent[2]["content"], len(sent[3]["tool_calls"])) == ("", "", 2)
+
+
 @pytest.mark.parametrize(("choice", "asked"), [("auto", "auto"), ("any", "required"), ("none", "none")])
 def test_choices_of_tools_have_their_words(
     gateway: RunningGateway, engine: ScriptedEngine, choice: str, asked: str
@@ -100,8 +194,15 @@ def test_choices_of_tools_have_their_words(
 def test_function_calls_become_blocks(gateway: RunningGateway, engine: ScriptedEngine, stream: bool) -> None:
     engine.script = call_two_tools
     message = answered(gateway, tools=[TOOL], stream=stream)
-    assert message["content"] == [{"type": "text", "text": "Let me see."}] * stream + [
-        {"type": "tool_use", "id": f"call_{n}", "name": "weather", "input": {"at": n}} for n in range(2)
+    assert message["content"] == [{"type": "text", "text": "Let me see.", "citations": None}] * stream + [
+        {
+            "type": "tool_use",
+            "id": f"call_{n}",
+            "name": "weather",
+            "input": {"at": n},
+            "caller": {"type": "direct"},
+        }
+        for n in range(2)
     ]
     assert (message["stop_reason"], message["usage"]["output_tokens"]) == ("tool_use", 3)
 
@@ -148,9 +249,8 @@ def test_a_call_that_was_cut_has_the_input_that_came(gateway: RunningGateway, en
     engine.script = cut
     message = answered(gateway, tools=[TOOL])
     assert message["stop_reason"] == "max_tokens"
-    assert message["content"] == [
-        {"type": "tool_use", "id": "call_0", "name": "weather", "input": {"at": "Kö"}}
-    ]
+    (block,) = message["content"]
+    assert (block["type"], block["name"], block["input"]) == ("tool_use", "weather", {"at": "Kö"})
 
 
 def test_what_the_cache_gave_is_counted_apart(gateway: RunningGateway, engine: ScriptedEngine) -> None:
@@ -225,7 +325,7 @@ IMAGE = {"type": "image", "source": {"type": "url", "url": "http://x"}}
         ({"max_tokens": "5"}, "max_tokens"),
         ({"temperature": 1.5}, "temperature"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "developer", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, "of type 'image' are not supported"),
         ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "of type 'document'"),
         ({"messages": [{"role": "user", "content": [{"type": "tool_use"}]}]}, "of type 'tool_use'"),
@@ -234,7 +334,14 @@ IMAGE = {"type": "image", "source": {"type": "url", "url": "http://x"}}
             "of type 'thinking'",
         ),
         ({"messages": [USER, {"role": "assistant", "content": "The"}]}, "messages[1].role"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking of type 'enabled'"),
+        (
+            {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
+            "'clear_tool_uses_20250919'",
+        ),
+        ({"thread": {"type": "continue", "previous_message_id": "msg_1"}}, "thread"),
+        ({"output_config": {"effort": "extreme"}}, "output_config.effort"),
+        ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type"),
         (
             {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
             "Tools of type 'web_search_20250305'",
@@ -242,8 +349,9 @@ IMAGE = {"type": "image", "source": {"type": "url", "url": "http://x"}}
         ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools[0].name"),
         ({"tools": [TOOL, TOOL]}, "tools"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
-        ({"stop_sequences": ["x"] * 5}, "stop_sequences"),
-        ({"mcp_servers": []}, "mcp_servers"),
+        ({"stop_sequences": ["x"] * 17}, "stop_sequences"),
+        ({"mcp_servers": [{"name": "x"}]}, "mcp_servers"),
+        ({"speed": "fast"}, "speed"),
         ({"container": "x"}, "container"),
         ({"stream": 1}, "stream"),
         ({"n": 2}, "n"),
@@ -299,9 +407,10 @@ def test_tokens_are_counted_by_the_engine(gateway: RunningGateway, engine: Scrip
     assert answer.json() == {"input_tokens": 12}
     asked = {"model": "m", "messages": [{"role": "system", "content": "Be brief."}, USER]}
     assert engine.received[-1].path == "/tokenize"
-    assert engine.received[-1].body == asked | {"tools": [{"type": "function", "function": FUNCTION}]}
+    tools = {"tools": [{"type": "function", "function": FUNCTION}]}
+    assert engine.received[-1].body == asked | tools
     post(gateway, path, system="Be brief.", tools=[TOOL], tool_choice={"type": "none"})
-    assert engine.received[-1].body == asked
+    assert engine.received[-1].body == asked | tools | {"tool_choice": "none"}
     assert post(gateway, path, max_tokens=5).json()["error"]["message"].startswith("Unknown parameter")
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from openai import BadRequestError, OpenAI
 
+from serve.told import HEADER, Told
+from tests.serve import schemas
 from tests.serve.gateway.conftest import RunningGateway
 from tests.serve.gateway.scripted_engine import USAGE, Connection, ScriptedEngine, chat_chunk
 
@@ -134,6 +136,52 @@ def test_an_answer_cut_by_length_is_incomplete(client: OpenAI, engine: ScriptedE
         events = list(stream)
     assert events[-1].type == "response.incomplete"
     assert events[-1].response.incomplete_details.reason == "max_output_tokens"
+    assert events[-1].response.output[0].status == "incomplete"
+
+
+def test_the_last_item_of_a_whole_answer_that_was_cut_is_incomplete(
+    client: OpenAI, engine: ScriptedEngine
+) -> None:
+    async def cut(connection: Connection) -> None:
+        call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": "{"}}
+        choice = {"message": {"content": "Let me", "tool_calls": [call]}, "finish_reason": "length"}
+        await connection.json({"choices": [choice], "usage": USAGE})
+
+    engine.script = cut
+    response = client.responses.create(model="m", input="x", tools=[TOOL])
+    assert (response.status, response.completed_at) == ("incomplete", None)
+    assert [item.status for item in response.output] == ["completed", "incomplete"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_response_says_what_it_was_sampled_with(
+    client: OpenAI, engine: ScriptedEngine, stream: bool
+) -> None:
+    """The client's values, else those that the engine tells, else OpenAI's defaults."""
+
+    def sampled(**fields: Any) -> tuple[float | None, float | None]:
+        if not stream:
+            response = client.responses.create(model="m", input="x", **fields)
+        else:
+            response = next(
+                iter(client.responses.create(model="m", input="x", stream=True, **fields))
+            ).response
+        return response.temperature, response.top_p
+
+    async def tell(connection: Connection) -> None:
+        told = Told(temperature=0.2, top_p=0.9).headers()[HEADER]
+        if connection.request.body.get("stream"):
+            await connection.head(x_everlearn_told=told)
+            await connection.delta("x", "stop")
+            await connection.finish()
+        else:
+            choice = {"message": {"content": "x"}, "finish_reason": "stop"}
+            await connection.json({"choices": [choice]}, x_everlearn_told=told)
+
+    assert sampled() == (1, 1)
+    engine.script = tell
+    assert sampled() == (0.2, 0.9)
+    assert sampled(temperature=0) == (0, 0.9)
 
 
 def test_a_stream_that_breaks_ends_with_response_failed(client: OpenAI, engine: ScriptedEngine) -> None:
@@ -145,7 +193,10 @@ def test_a_stream_that_breaks_ends_with_response_failed(client: OpenAI, engine: 
     engine.script = die
     events = list(client.responses.create(model="m", input="x", stream=True))
     assert events[-1].type == "response.failed"
-    assert events[-1].response.error.code == "backend_error"
+    assert events[-1].response.error.code == "server_error"
+    assert events[-1].response.output[0].status == "incomplete"
+    for event in events:
+        assert schemas.fits(type(event), event.to_dict(), open=True) == []
 
 
 @pytest.mark.parametrize("stream", [True, False])

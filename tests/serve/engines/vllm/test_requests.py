@@ -29,11 +29,29 @@ def test_what_vllm_spells_alike_is_passed_on_as_it_is(requests: Requests) -> Non
     given = {
         "temperature": 0.5, "top_p": 0.9, "top_k": 0, "min_p": 0.1, "n": 2, "stop": ["a", "b"], "max_tokens": 5,
         "frequency_penalty": 1, "presence_penalty": -1, "logit_bias": {"5": 1.5}, "logprobs": True,
-        "top_logprobs": 3, "stream": True, "stream_options": {"include_usage": True},
+        "top_logprobs": 3, "stream": True,
     }  # fmt: skip
     asked = chat(requests, **given)
     assert {name: asked[name] for name in given} == given
     assert asked.keys() == {"model", "messages", *given}
+
+
+def test_usage_is_asked_for_in_every_chunk(requests: Requests) -> None:
+    asked = chat(requests, stream=True, stream_options={"include_usage": True})
+    assert asked["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    assert "stream_options" not in chat(requests)
+
+
+def test_what_an_answer_is_sampled_with_is_known(requests: Requests) -> None:
+    """The client's values, else the model's own, by which vLLM goes."""
+    assert requests.sampled(chat(requests)) == {"temperature": 0.2, "top_p": 0.9}
+    assert requests.sampled(chat(requests, temperature=0)) == {"temperature": 0, "top_p": 0.9}
+
+
+def test_more_stop_sequences_than_vllm_takes_are_refused_by_name(requests: Requests) -> None:
+    with pytest.raises(EverlearnError) as refused:
+        chat(requests, stop=list("abcde"))
+    assert refused.value.param == "stop"
 
 
 def test_a_message_in_parts_is_one_text_and_a_developer_is_a_system(requests: Requests) -> None:

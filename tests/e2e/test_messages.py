@@ -81,6 +81,15 @@ def test_a_tool_is_called_and_its_result_is_read(ask: Ask) -> None:
 
 
 def test_tokens_are_counted_as_the_answer_counts_them(ask: Ask) -> None:
-    for more in ({}, {"system": "Be brief.", "tools": [WEATHER]}):
+    """Also where a choice leaves tools out of the prompt, and as soon as a stream begins."""
+    other = WEATHER | {"name": "get_time"}
+    for more in (
+        {},
+        {"system": "Be brief.", "tools": [WEATHER]},
+        {"tools": [WEATHER, other], "tool_choice": {"type": "tool", "name": "get_time"}},
+        {"tools": [WEATHER, other], "tool_choice": {"type": "none"}},
+    ):
         counted = ask("/v1/messages/count_tokens", **more).json()["input_tokens"]
         assert without_id(ask(**more).json())["usage"][0] == counted
+        start = events_of(ask(stream=True, **more).text)[0]["message"]
+        assert without_id(start)["usage"][0] == counted

@@ -154,7 +154,23 @@ class _Pruned:
                 kept[keyword] = self._schema(value, place)
             else:
                 kept[keyword] = value
+        self._loosen_text(kept, at)
         return kept
+
+    def _loosen_text(self, kept: Schema, at: str) -> None:
+        """Leave lengths open where a pattern or format together with them is more than can be decided."""
+        bounds = {
+            name: kept[name] for name in ("pattern", "format", "minLength", "maxLength") if name in kept
+        }
+        lengths = bounds.keys() - {"pattern", "format"}
+        if (
+            lengths
+            and lengths != bounds.keys()
+            and "Unable" in check(json.dumps({"type": "string"} | bounds))[0]
+        ):
+            for name in sorted(lengths):
+                del kept[name]
+                self.missing.append(f"{at}.{name}")
 
     def _is_open(self, schema: Schema, keyword: str, value: Any) -> bool:
         if keyword in NO_GRAMMAR:

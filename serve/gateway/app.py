@@ -37,6 +37,7 @@ from serve.gateway.relay import AsIs, Relay, Shape
 from serve.gateway.responses import ResponseShape, to_chat
 from serve.gateway.route import Route
 from serve.gateway.router import Router
+from serve.gateway.schema_check import SchemaChecks
 from serve.gateway.shadow import Shadows
 from serve.gateway.tokens import add_tokens
 from serve.protocol import (
@@ -81,6 +82,7 @@ class Gateway:
         self.quotas = Quotas(self.shared)
         self.meter = Meter(db)
         self.guards: set[Guard] = set()
+        self.checks = SchemaChecks()
         self.in_flight = 0
         self.draining = False
 
@@ -100,6 +102,7 @@ class Gateway:
             for watcher in watchers:
                 watcher.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
+            await self.checks.stop()
             await self.shadows.stop()
             await self.router.close()
             self.meter.stop()
@@ -146,7 +149,9 @@ class Gateway:
 
     def relay(self, exchange: Exchange, work: Work, shape: Shape) -> Relay:
         """The response that does the work."""
-        return Relay(work, exchange, self.dispatcher, self.settings, self.metrics, self.guards, shape)
+        return Relay(
+            work, exchange, self.dispatcher, self.settings, self.metrics, self.guards, shape, self.checks
+        )
 
     def visible(self, key: ApiKey | None) -> list[dict[str, Any]]:
         """The models that a key may use, as OpenAI lists them."""

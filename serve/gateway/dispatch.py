@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from errno import EAGAIN
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ from serve.gateway.failures import (
 from serve.gateway.metrics import Metrics
 from serve.gateway.replica import Replica
 from serve.gateway.router import Router
+from serve.gateway.schema_check import SchemaViolation, strict_schemas
 from serve.protocol import SamplingFields, encode
 from serve.told import Told, told_in
 
@@ -68,6 +69,8 @@ class Work:
     task: str
     stream: bool
     strip_usage: bool = False
+    strict: Mapping[str | None, dict[str, Any]] = field(default_factory=dict)
+    """Schemas that the answer must keep to: of its text under None, of calls under the functions' names."""
 
     def to(self, model: str) -> "Work":
         """The same for another model, or under another name."""
@@ -81,7 +84,8 @@ def generation(path: str, request: SamplingFields, keep_usage: bool = False) -> 
     stream = bool(request.stream)
     changes: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
     strip_usage = not (keep_usage or request.include_usage)
-    return Work(path, encode(request, **changes), request.model, "generate", stream, strip_usage)
+    body = encode(request, **changes)
+    return Work(path, body, request.model, "generate", stream, strip_usage, strict_schemas(request))
 
 
 class NothingCame(Exception):
@@ -179,6 +183,8 @@ class Reply:
             return NothingCame(Overloaded(AT_CAPACITY, retry_after_s=1))
         if status == 503:
             return NothingCame(NoBackend("The model's engine is not ready. Try again shortly."))
+        if error.get("code") == SchemaViolation.code:
+            return SchemaViolation(_text(error.get("message")) or "The answer breaks its strict schema.")
         if 400 <= status < 500:
             return BackendRefused(
                 status,

@@ -21,6 +21,7 @@ from serve.gateway.failures import BackendFailed, BackendTimeout, Draining, desc
 from serve.gateway.guard import Guard, Reason, Stopped
 from serve.gateway.metrics import Metrics
 from serve.gateway.responses import Misshapen
+from serve.gateway.schema_check import LIMIT_S, Promises, SchemaChecks, SchemaViolation
 from serve.told import Told
 
 WHOLE_ANSWER_FACTOR = 5
@@ -33,6 +34,7 @@ STREAM_HEADERS = [
 ]
 LAST_WORD_S = 5.0
 MAX_USAGE_BYTES = 4096
+SPARE_S = 1.0
 
 
 class Shape(Protocol):
@@ -75,7 +77,7 @@ class Relay(Response):
 
     def __init__(
         self, work: Work, exchange: Exchange, dispatcher: Dispatcher, settings: ServeSettings, metrics: Metrics,
-        guards: set[Guard], shape: Shape,
+        guards: set[Guard], shape: Shape, checks: SchemaChecks,
     ) -> None:  # fmt: skip
         self.background = None
         self.status_code = 200
@@ -86,6 +88,7 @@ class Relay(Response):
         self._inter_token_timeout_s = settings.inter_token_timeout_s
         self._guards = guards
         self._shape = shape
+        self._promises = Promises(work.strict, checks) if work.strict else None
         self._waiting = metrics.waiting.labels(exchange.model)
         self._metrics = metrics
         self._first_token = metrics.first_token.labels(exchange.model)
@@ -114,6 +117,9 @@ class Relay(Response):
 
     async def _whole(self, reply: Reply, guard: Guard, send: Send) -> None:
         self._exchange.usage = usage_in(reply.first)
+        if self._promises:
+            guard.limit(LIMIT_S + SPARE_S)
+            await self._promises.check_whole(reply.first, trusted=reply.replica.follows_grammars)
         try:
             body = self._shape.whole(reply.first)
         except Misshapen:
@@ -141,6 +147,8 @@ class Relay(Response):
             await self._break(
                 send, BackendFailed("The model's engine sent a broken stream."), reply.events.passed
             )
+        except SchemaViolation as violation:
+            await self._break(send, violation)
         except ClientError:
             reply.replica.failed()
             await self._break(send, BackendFailed("The model's engine stopped in the middle of the answer."))
@@ -158,6 +166,9 @@ class Relay(Response):
         whole, last, count = reply.first, clock(), events.events
         while True:
             if whole:
+                if self._promises:
+                    guard.deadline += LIMIT_S + SPARE_S
+                    await self._promises.check_events(whole, trusted=reply.replica.follows_grammars)
                 guard.sending = True
                 await send({"type": "http.response.body", "body": shape(whole), "more_body": True})
                 guard.sending = False

@@ -87,6 +87,11 @@ class Replica:
         return replica
 
     @property
+    def follows_grammars(self) -> bool:
+        """Engines of this installation cannot write what a schema forbids."""
+        return self.row.kind != "remote"
+
+    @property
     def here(self) -> bool:
         """Reachable when it was last probed; engines of this installation have a row instead."""
         return not self._away

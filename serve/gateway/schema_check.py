@@ -1,0 +1,148 @@
+"""Strict schemas are promises: a whole answer that breaks one is an error, whoever gave it.
+
+Engines here follow schemas by grammars; other servers may not. The check runs in processes of its own
+(`schema_child`), within a limit of time, and beside the gateway's loop.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import jiter
+
+from everlearn.errors import EverlearnError
+from serve.protocol import ChatRequest, JsonSchemaFormat, SamplingFields
+
+Json = dict[str, Any]
+
+COMMAND = (sys.executable, "-m", "serve.gateway.schema_child")
+LIMIT_S = 5.0
+"""For all checks of one answer together."""
+
+AT_ONCE = 4
+
+
+class SchemaViolation(EverlearnError):
+    """The answer does not keep to the strict schema that the client gave."""
+
+    status = 502
+    code = "schema_violation"
+
+
+class SchemaChecks:
+    """The processes, started when they are needed."""
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._idle: list[Process] = []
+
+    async def flaw(self, schema: Json, text: str, limit_s: float) -> str | bool | None:
+        """What is wrong with `text`; None if nothing, False if that cannot be told within the limits."""
+        process = None
+        try:
+            async with asyncio.timeout(limit_s), self._places:
+                process = self._idle.pop() if self._idle else None
+                if process is None or process.returncode is not None:
+                    process = await asyncio.create_subprocess_exec(*COMMAND, stdin=PIPE, stdout=PIPE)
+                assert process.stdin and process.stdout
+                process.stdin.write(json.dumps([schema, text]).encode() + b"\n")
+                await process.stdin.drain()
+                answer = json.loads(await process.stdout.readline())
+        except (TimeoutError, ValueError, OSError):
+            _kill(process)
+            return False
+        except BaseException:
+            _kill(process)
+            raise
+        self._idle.append(process)
+        return answer
+
+    async def stop(self) -> None:
+        """End the processes."""
+        while self._idle:
+            process = self._idle.pop()
+            _kill(process)
+            await process.wait()
+
+
+def _kill(process: Process | None) -> None:
+    if process is not None:
+        with suppress(ProcessLookupError):
+            process.kill()
+
+
+class Promises:
+    """The strict schemas of one request, and what its answer has said so far.
+
+    `schemas` has that of the response format under None, and those of functions under their names.
+    """
+
+    def __init__(self, schemas: Mapping[str | None, Json], checks: SchemaChecks) -> None:
+        self._schemas = schemas
+        self._checks = checks
+        self._content: dict[int, str] = {}
+        self._calls: dict[int, dict[int, Json]] = {}
+        self._left_s = LIMIT_S
+
+    async def check_whole(self, answer: bytes, *, trusted: bool) -> None:
+        """Raises SchemaViolation for a complete answer. One that cannot be checked passes if its engine is trusted."""
+        with suppress(ValueError, LookupError, TypeError, AttributeError):  # whoever shapes the answer tells
+            for choice in jiter.from_json(answer)["choices"]:
+                self._add(choice["index"], choice["message"])
+                await self._check(choice, trusted)
+
+    async def check_events(self, events: bytes, *, trusted: bool) -> None:
+        """Takes whole events of a stream; raises SchemaViolation when a choice has ended and breaks its promise."""
+        for event in events.split(b"\n\n"):
+            if event.startswith(b"data: {"):
+                with suppress(ValueError, LookupError, TypeError, AttributeError):
+                    for choice in jiter.from_json(event[len(b"data: ") :]).get("choices") or ():
+                        self._add(choice["index"], choice.get("delta") or {})
+                        await self._check(choice, trusted)
+
+    def _add(self, index: int, said: Json) -> None:
+        self._content[index] = self._content.get(index, "") + (said.get("content") or "")
+        calls = self._calls.setdefault(index, {})
+        for position, part in enumerate(said.get("tool_calls") or ()):
+            call = calls.setdefault(part.get("index", position), {"name": None, "arguments": ""})
+            call["name"] = part["function"].get("name") or call["name"]
+            call["arguments"] += part["function"].get("arguments") or ""
+
+    async def _check(self, choice: Json, trusted: bool) -> None:
+        """An answer that was cut, or refused, keeps to nothing."""
+        if choice.get("finish_reason") not in ("stop", "tool_calls"):
+            return
+        for name, text in self._texts(choice["index"]):
+            began_s = time.monotonic()
+            flaw = await self._checks.flaw(self._schemas[name], text, self._left_s)
+            self._left_s -= time.monotonic() - began_s
+            if flaw or (flaw is False and not trusted):
+                what = "The model's answer" if name is None else f"The model's call of {name}"
+                why = f": {flaw}" if flaw else ", or could not be held against it in time"
+                raise SchemaViolation(f"{what} does not keep to its strict schema{why}.")
+
+    def _texts(self, index: int) -> Iterator[tuple[str | None, str]]:
+        calls = self._calls[index].values()
+        for call in calls:
+            if call["name"] in self._schemas:
+                yield call["name"], call["arguments"]
+        if None in self._schemas and not calls:
+            yield None, self._content[index]
+
+
+def strict_schemas(request: SamplingFields) -> dict[str | None, Json]:
+    """The schemas that a chat request calls strict."""
+    schemas: dict[str | None, Json] = {}
+    if isinstance(request, ChatRequest):
+        shape = request.response_format
+        if isinstance(shape, JsonSchemaFormat) and shape.json_schema.strict:
+            schemas[None] = shape.json_schema.schema_
+        for tool in request.tools or ():
+            if tool.function.strict and tool.function.parameters:
+                schemas[tool.function.name] = tool.function.parameters
+    return schemas

@@ -1,0 +1,48 @@
+"""Holds JSON against schemas, in a process of its own: a schema can keep a validator busy for ever.
+
+`python -m serve.gateway.schema_child`: lines of JSON, `[schema, text]`, come in, and what is wrong with the text goes
+back: a sentence, null where it keeps to the schema, or false where that cannot be told.
+"""
+
+import json
+import resource
+import sys
+from typing import Any
+
+import jsonschema_rs
+
+MEMORY_BYTES = 1024**3
+MAX_BACKTRACKING = 1_000_000
+
+
+def main() -> None:
+    """Answer until the other side is gone."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    for line in sys.stdin.buffer:
+        schema, text = json.loads(line)
+        sys.stdout.write(json.dumps(flaw(schema, text)) + "\n")
+        sys.stdout.flush()
+
+
+def flaw(schema: dict[str, Any], text: str) -> str | bool | None:
+    """What is wrong with `text`; False where the schema means nothing. Fetches no other document."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return "it is not JSON"
+    try:
+        patterns = jsonschema_rs.FancyRegexOptions(backtrack_limit=MAX_BACKTRACKING)
+        validator = jsonschema_rs.validator_for(
+            schema, pattern_options=patterns, validate_formats=False, offline=True
+        )
+    except (jsonschema_rs.ValidationError, ValueError):
+        return False
+    error = next(validator.iter_errors(value), None)
+    if error is None:
+        return None
+    place = "".join(f"[{step!r}]" for step in error.instance_path)
+    return f"the schema's {'.'.join(map(str, error.schema_path))} does not hold at ${place}"
+
+
+if __name__ == "__main__":
+    main()

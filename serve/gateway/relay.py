@@ -148,7 +148,7 @@ class Relay(Response):
                 send, BackendFailed("The model's engine sent a broken stream."), reply.events.passed
             )
         except SchemaViolation as violation:
-            await self._break(send, violation)
+            await self._break(send, violation, violation.passed)
         except ClientError:
             reply.replica.failed()
             await self._break(send, BackendFailed("The model's engine stopped in the middle of the answer."))

@@ -32,6 +32,8 @@ class SchemaViolation(EverlearnError):
 
     status = 502
     code = "schema_violation"
+    passed = b""
+    """Of a stream, the events of the last chunk that came before the one in which the answer ended."""
 
 
 class SchemaChecks:
@@ -98,12 +100,24 @@ class Promises:
 
     async def check_events(self, events: bytes, *, trusted: bool) -> None:
         """Takes whole events of a stream; raises SchemaViolation when a choice has ended and breaks its promise."""
+        passed = 0
         for event in events.split(b"\n\n"):
             if event.startswith(b"data: {"):
-                with suppress(ValueError, LookupError, TypeError, AttributeError):
-                    for choice in jiter.from_json(event[len(b"data: ") :]).get("choices") or ():
+                try:
+                    for choice in _choices(event):
                         self._add(choice["index"], choice.get("delta") or {})
                         await self._check(choice, trusted)
+                except SchemaViolation as violation:
+                    violation.passed = events[:passed]
+                    raise
+                except (
+                    ValueError,
+                    LookupError,
+                    TypeError,
+                    AttributeError,
+                ):  # whoever shapes the events tells
+                    pass
+            passed += len(event) + 2
 
     def _add(self, index: int, said: Json) -> None:
         self._content[index] = self._content.get(index, "") + (said.get("content") or "")
@@ -133,6 +147,10 @@ class Promises:
                 yield call["name"], call["arguments"]
         if None in self._schemas and not calls:
             yield None, self._content[index]
+
+
+def _choices(event: bytes) -> list[Json]:
+    return jiter.from_json(event[len(b"data: ") :]).get("choices") or []
 
 
 def strict_schemas(request: SamplingFields) -> dict[str | None, Json]:

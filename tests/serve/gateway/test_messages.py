@@ -119,6 +119,11 @@ def test_the_engine_is_asked_for_the_same_as_chat(gateway: RunningGateway, engin
 
 
 def test_an_answer_may_have_the_shape_of_a_schema(gateway: RunningGateway, engine: ScriptedEngine) -> None:
+    async def keep_to_it(connection: Connection) -> None:
+        choice = {"index": 0, "message": {"content": "{}"}, "finish_reason": "stop"}
+        await connection.json({"choices": [choice], "usage": None})
+
+    engine.script = keep_to_it
     schema = {"type": "object", "properties": {}}
     answered(gateway, output_config={"format": {"type": "json_schema", "schema": schema}, "effort": "max"})
     shape = {"name": "answer", "schema": schema, "strict": True}

@@ -292,7 +292,9 @@ def everlearn(
     from serve.replicas import announce, heartbeat, unix_url
 
     db, port, stopped = open_database(Settings(home=home)), free_port(), Event()
-    secret, _ = create_key(db, "bench", requests_per_minute=10**6, tokens_per_minute=10**9)
+    secret, _ = create_key(
+        db, "bench", requests_per_minute=10**6, tokens_per_minute=10**9, requests_in_flight=10**4
+    )
     for id in REPLICAS:
         announce(
             db, id=id, model=MODEL, version=1, digest="0" * 64, kind="onnx", task="generate",

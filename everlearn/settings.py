@@ -69,6 +69,7 @@ class Fallback(BaseModel):
 
 class ServeSettings(BaseModel):
     """The gateways and the supervisor. ``batch_requests``: of batches, at once; 0 takes none.
+    ``key_requests_in_flight``: of a key, at once, where it has no limit of its own.
 
     ``keep_previous`` auto: the version that served before stays loaded where the memory allows, so that going back
     takes a moment. ``gateways``: processes that share the port. ``vllm_models``: those that vLLM serves, whatever
@@ -89,6 +90,7 @@ class ServeSettings(BaseModel):
     body_timeout_s: float = Field(default=30, gt=0)
     max_n: int = Field(default=8, ge=1, le=128)
     queue_limit: int = Field(default=256, ge=1)
+    key_requests_in_flight: int = Field(default=64, ge=1)
     engine_wait_s: float = Field(default=10, ge=0)
     keep_previous: Literal["auto", "off"] = "auto"
     first_token_timeout_s: float = Field(default=120, gt=0)

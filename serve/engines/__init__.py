@@ -9,3 +9,9 @@ Only the ONNX engine knows the two; vLLM's queue ends where it stands.
 
 LEFT_OPEN = "x-everlearn-left-open"
 """The header that names what of a request's schemas no grammar enforces."""
+
+USED = "/used/"
+"""GET, with a request's number behind it: what it has used, also if it broke off. Only the ONNX engine tells."""
+
+NUMBER_HEADER = "x-everlearn-request"
+"""Under this number an engine remembers a request: the client's own id may not be the only one of its kind."""

@@ -20,6 +20,7 @@ from serve.gateway.auth import Doorkeeper, check_scope
 from serve.gateway.batches import add_batches
 from serve.gateway.body import read_body
 from serve.gateway.console import add_console
+from serve.gateway.cost import expected
 from serve.gateway.dispatch import Dispatcher, Work, generation
 from serve.gateway.door import Door
 from serve.gateway.exchange import Exchange, exchange_of
@@ -32,7 +33,7 @@ from serve.gateway.meter import Meter
 from serve.gateway.metrics import Metrics
 from serve.gateway.openapi import POST_ERRORS, document, error_responses
 from serve.gateway.pages import add_pages
-from serve.gateway.quota import Quotas
+from serve.gateway.quota import Quotas, reservable
 from serve.gateway.relay import AsIs, Relay, Shape
 from serve.gateway.responses import ResponseShape, to_chat
 from serve.gateway.route import Route
@@ -94,7 +95,7 @@ class Gateway:
         metering = asyncio.create_task(self.meter.run())
         watching = [self.router.watch(), self.keeper.watch()]
         if self.shared:
-            watching.append(self.shared.run(self.router.tell))
+            watching.append(self.shared.run(lambda: (*self.router.tell(), dict(self.quotas.in_flight))))
         watchers = [asyncio.create_task(each) for each in watching]
         try:
             yield
@@ -121,13 +122,13 @@ class Gateway:
             await asyncio.sleep(0.05)
 
     async def accept(self, request: Request, model: type[Body]) -> tuple[Exchange, Body]:
-        """Check a request in the order of cost: key, place, body, scope, limits. Raises EverlearnError."""
+        """Check a request in the order of cost: key, place, body, scope, tokens. Raises EverlearnError."""
         exchange = exchange_of(request)
         if self.draining:
             raise Draining("The server is shutting down.", retry_after_s=5)
         exchange.key = await self.keeper.admit(request)
         exchange.on_end.append(partial(self.meter.count, exchange))
-        self._take_place(exchange)
+        self.take_place(exchange)
         raw = await self.body(request)
         body = (
             await asyncio.to_thread(parse, model, raw) if len(raw) > SMALL_BODY_BYTES else parse(model, raw)
@@ -137,8 +138,9 @@ class Gateway:
         if isinstance(body, SamplingFields) and (body.n or 1) > self.settings.max_n:
             raise InvalidInput(f"Invalid 'n': this server allows at most {self.settings.max_n}.", param="n")
         self.meter.admit(exchange.key)
+        exchange.cost = expected(body, len(raw))
         if exchange.key:
-            exchange.headers += await self.quotas.admit(exchange.key)
+            exchange.headers += await self.quotas.admit(exchange.key, exchange.cost.tokens)
             exchange.on_end.append(partial(self._charge, exchange, exchange.key))
         return exchange, body
 
@@ -161,7 +163,11 @@ class Gateway:
                 models[row.model] = _model_object(row)
         return list(models.values())
 
-    def _take_place(self, exchange: Exchange) -> None:
+    def take_place(self, exchange: Exchange) -> None:
+        """For a request that takes work, within the limits of its key. Raises RateLimited, Overloaded."""
+        if key := exchange.key:
+            self.quotas.enter(key, self.settings.key_requests_in_flight)
+            exchange.on_end.append(partial(self.quotas.leave, key))
         if self.in_flight >= self.settings.queue_limit:
             raise Overloaded("The server is at capacity. Try again shortly.", retry_after_s=1)
         self.in_flight += 1
@@ -173,7 +179,8 @@ class Gateway:
         self.metrics.in_flight.set(self.in_flight)
 
     def _charge(self, exchange: Exchange, key: ApiKey) -> None:
-        self.quotas.charge(key, exchange.tokens("prompt_tokens") + exchange.tokens("completion_tokens"))
+        used = exchange.tokens("prompt_tokens") + exchange.tokens("completion_tokens")
+        self.quotas.charge(key, used - reservable(key, exchange.cost.tokens))
 
 
 def _shared(settings: Settings, metrics: Metrics) -> "Shared | None":

@@ -29,11 +29,12 @@ class Desk:
         return Client(exchange.key.id if exchange.key else None)
 
     async def writer(self, request: Request) -> Client:
-        """Who makes something, within limits. Raises Draining and RateLimited, too."""
+        """Who makes something, within limits. Raises Draining, Overloaded and RateLimited, too."""
         if self.gateway.draining:
             raise Draining("The server is shutting down.", retry_after_s=5)
         client = await self.client(request)
         exchange = exchange_of(request)
+        self.gateway.take_place(exchange)
         if exchange.key:
             exchange.headers += await self.gateway.quotas.admit(exchange.key)
         return client

@@ -10,6 +10,8 @@ from uuid import uuid4
 from starlette.requests import Request
 
 from everlearn.database import ApiKey
+from serve.engines import NUMBER_HEADER
+from serve.gateway.cost import NOTHING, Cost
 from serve.gateway.failures import Describe, describe
 from serve.gateway.replica import Replica
 from serve.tracing import Span
@@ -36,10 +38,14 @@ class Exchange:
     describe: Describe = describe
     on_end: list[Callable[[], None]] = field(default_factory=list)
     span: Span | None = None
+    cost: Cost = NOTHING
+    number: str = field(default_factory=lambda: uuid4().hex)
 
     def engine_headers(self) -> dict[str, str]:
         """What an engine is told about the request beside its body."""
-        return {"x-request-id": self.id} | (self.span.headers() if self.span else {})
+        return {"x-request-id": self.id, NUMBER_HEADER: self.number} | (
+            self.span.headers() if self.span else {}
+        )
 
     def elapsed_s(self) -> float:
         """Seconds since the request arrived."""

@@ -89,6 +89,7 @@ class Relay(Response):
         self._guards = guards
         self._shape = shape
         self._promises = Promises(work.strict, checks) if work.strict else None
+        self._uncounted = False
         self._waiting = metrics.waiting.labels(exchange.model)
         self._metrics = metrics
         self._first_token = metrics.first_token.labels(exchange.model)
@@ -105,6 +106,8 @@ class Relay(Response):
             await self._stopped(stopped.reason, scope, send)
         finally:
             self._guards.discard(guard)
+            if self._uncounted:
+                await self._count_what_was_done()
 
     async def _answer(self, guard: Guard, send: Send) -> None:
         with self._waiting.track_inprogress():
@@ -117,6 +120,7 @@ class Relay(Response):
 
     async def _whole(self, reply: Reply, guard: Guard, send: Send) -> None:
         self._exchange.usage = usage_in(reply.first)
+        self._uncounted = self._exchange.usage is None and self._exchange.cost.tokens > 0
         if self._promises:
             guard.limit(LIMIT_S + SPARE_S)
             await self._promises.check_whole(reply.first, trusted=reply.replica.follows_grammars)
@@ -156,6 +160,7 @@ class Relay(Response):
             events = reply.events
             left = {"prompt_tokens": reply.told.prompt_tokens, "completion_tokens": events.events}
             self._exchange.usage = events.usage or left
+            self._uncounted = events.usage is None
 
     async def _pass_on(self, reply: Reply, guard: Guard, send: Send) -> None:
         """The hot loop: per chunk one read, one look, one write."""
@@ -194,6 +199,9 @@ class Relay(Response):
 
     async def _stopped(self, reason: Reason, scope: Scope, send: Send) -> None:
         self._exchange.error = reason
+        # Of a whole answer that the server itself gave up nothing came: that is nobody's to pay.
+        left = reason in ("client_gone", "slow_reader")
+        self._uncounted |= left and self._exchange.replica is not None and self._exchange.usage is None
         if reason == "client_gone":
             self._exchange.status = CLIENT_GONE
             return
@@ -214,6 +222,15 @@ class Relay(Response):
                 await self._break(send, error)
         except TimeoutError:
             _abort(scope)
+
+    async def _count_what_was_done(self) -> None:
+        """What broke off costs what was read and generated: as its engine counts it, else as far as it is known here."""
+        exchange = self._exchange
+        assert exchange.replica is not None
+        known = exchange.usage or {"completion_tokens": exchange.cost.answer}
+        if known.get("prompt_tokens") is None:
+            known["prompt_tokens"] = exchange.cost.prompt
+        exchange.usage = await exchange.replica.used(exchange.number) or known
 
 
 def _abort(scope: Scope) -> None:

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import structlog
 from aiohttp import (
@@ -17,11 +18,13 @@ from aiohttp import (
 from yarl import URL
 
 from everlearn.settings import Remote
+from serve.engines import USED
 from serve.gateway.prefixes import Prefixes
 from serve.replicas import ReadyReplica, unix_path
 
 CONNECT_TIMEOUT_S = 5
 PROBE_TIMEOUT_S = 5
+USED_TIMEOUT_S = 1
 KEEP_ALIVE_S = 2  # shorter than any engine's, so that a request never meets a connection being closed
 FAILURES_TO_EJECT = 3
 EJECTED_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
@@ -114,6 +117,17 @@ class Replica:
         if reason != self._away:
             (log.warning if reason else log.info)("remote", replica=self.name, away=reason or None)
         self._away = reason
+
+    async def used(self, number: str) -> dict[str, Any] | None:
+        """What a request has used that was broken off, as the engine counted it; None where it does not tell."""
+        if self.row.kind != "onnx":
+            return None
+        try:
+            timeout = ClientTimeout(total=USED_TIMEOUT_S)
+            async with self.session.get(self.address(USED + number), timeout=timeout) as answer:
+                return await answer.json() if answer.status == 200 else None
+        except (ClientError, OSError, TimeoutError, ValueError):
+            return None
 
     def address(self, path: str) -> URL:
         """Where this engine answers `path`, which begins with a slash."""

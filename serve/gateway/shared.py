@@ -33,11 +33,13 @@ Answer = TypeVar("Answer")
 
 
 class Report(BaseModel):
-    """What one gateway tells: its requests at each engine, and for how many seconds it keeps away from which."""
+    """What one gateway tells: its requests at each engine, for how many seconds it keeps away from which, and how many
+    requests of each key it has."""
 
     id: str
     loads: dict[str, int]
     excluded: dict[str, float]
+    keys: dict[str, int] = {}
 
 
 @dataclass
@@ -66,13 +68,13 @@ class Shared:
         self._metrics = metrics
         self._said: bool | None = None
 
-    async def run(self, tell: Callable[[], tuple[dict[str, int], dict[str, float]]]) -> None:
-        """Tell and listen, until cancelled. `tell` gives the loads and the exclusions of this gateway."""
+    async def run(self, tell: Callable[[], tuple[dict[str, int], dict[str, float], dict[str, int]]]) -> None:
+        """Tell and listen, until cancelled. `tell` gives the loads, the exclusions and the keys of this gateway."""
         listening = asyncio.create_task(self._listen())
         try:
             while True:
-                loads, excluded = tell()
-                report = Report(id=self._id, loads=loads, excluded=excluded).model_dump_json()
+                loads, excluded, keys = tell()
+                report = Report(id=self._id, loads=loads, excluded=excluded, keys=keys).model_dump_json()
                 if await self._answered(self.redis.publish(CHANNEL, report)) is not None:
                     self._set_here(True)
                 await asyncio.sleep(TELL_S)
@@ -88,6 +90,10 @@ class Shared:
     def load(self, replica: str) -> int:
         """Requests of other gateways at an engine."""
         return sum(peer.report.loads.get(replica, 0) for peer in self._fresh())
+
+    def in_flight(self, key_id: str) -> int:
+        """Requests of a key at other gateways."""
+        return sum(peer.report.keys.get(key_id, 0) for peer in self._fresh())
 
     def excludes(self, replica: str) -> bool:
         """Whether another gateway found an engine broken just now."""

@@ -43,16 +43,17 @@ class EmbedBackend:
     async def embeddings(self, body: bytes, exchange: Exchange) -> None:
         """POST /v1/embeddings."""
         request, encoded = await self.readers.read(body, exchange, partial(self._read, body))
+        tokens = sum(map(len, encoded))
+        counted = {"prompt_tokens": tokens, "total_tokens": tokens}
+        exchange.usage = lambda: counted
         task = asyncio.ensure_future(self.embedder.embed(encoded))
         exchange.on_gone = task.cancel
         vectors = await task
-        tokens = sum(map(len, encoded))
         as_base64 = request.encoding_format == "base64"
         data = [
             {"object": "embedding", "index": index, "embedding": written(vector, as_base64)}
             for index, vector in enumerate(vectors)
         ]
-        counted = {"prompt_tokens": tokens, "total_tokens": tokens}
         await exchange.json({"object": "list", "data": data, "model": self.model, "usage": counted})
 
     def _read(self, body: bytes) -> tuple[EmbeddingRequest, list[list[int]]]:

@@ -136,6 +136,7 @@ class GenerateBackend:
         box = Mailbox(generations)
         self.boxes.update(dict.fromkeys(generations, box))
         exchange.on_gone = box.news.set
+        exchange.usage = lambda: usage(generations, request.n or 1)
         submitted_ns = time.time_ns()
         try:
             self.scheduler.submit(generations)

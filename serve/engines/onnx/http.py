@@ -11,6 +11,8 @@ import structlog
 from prometheus_client import generate_latest
 
 from everlearn.errors import EverlearnError, InvalidInput, NotFound
+from serve.engines import NUMBER_HEADER, USED
+from serve.engines.onnx.used import Used
 from serve.protocol import error_body
 from serve.tracing import Span, Tracer
 
@@ -48,6 +50,8 @@ class Exchange:
         """Sent with the answer, besides those that every answer has."""
         self.gone = False
         self.on_gone: Callable[[], object] = lambda: None
+        self.usage: Callable[[], dict[str, Any]] | None = None
+        """What the request has used so far, once its prompt is counted."""
 
     async def read_body(self) -> bytes:
         """The whole body; raises InvalidInput beyond the limit."""
@@ -119,6 +123,7 @@ class Application:
         self.model = model
         self.backend = backend
         self.tracer = tracer
+        self.used = Used()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI entry."""
@@ -146,6 +151,8 @@ class Application:
         elif path == "/v1/models":
             entry = {"id": self.model, "object": "model", "created": 0, "owned_by": "everlearn"}
             await exchange.json({"object": "list", "data": [entry]})
+        elif path.startswith(USED) and (usage := self.used.of(path.removeprefix(USED))):
+            await exchange.json(usage)
         else:
             raise NotFound(f"no such path: {path}")
 
@@ -163,7 +170,8 @@ class Application:
         watcher = asyncio.create_task(exchange.watch())
         error: str | None = "broke off"
         try:
-            await route(body, exchange)
+            with self.used.counting(_number(scope), exchange):
+                await route(body, exchange)
             error = None
         except EverlearnError as refused:
             error = refused.code
@@ -175,3 +183,8 @@ class Application:
             watcher.cancel()
             if exchange.span:
                 exchange.span.end({"gen_ai.request.model": self.model}, error)
+
+
+def _number(scope: Message) -> str:
+    wanted = NUMBER_HEADER.encode()
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted), "")

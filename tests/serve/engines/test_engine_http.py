@@ -236,6 +236,41 @@ def test_a_client_that_leaves_frees_its_row_at_once(engine: httpx.Client, stream
     assert metric(engine, "kv_tokens_used") == 0
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_a_client_that_left_had_used_can_be_asked_for(engine: httpx.Client, stream: bool) -> None:
+    """Under the gateway's number for it: while it is worked on, and afterwards, with all of its answers."""
+    body = ask("Count to a million.", max_tokens=4000, n=2, stream=stream, logit_bias={"2": -100})
+    number = f"left-{stream}"
+    expected = engine.post("/v1/chat/completions", json=body | {"max_tokens": 1, "stream": False}).json()[
+        "usage"
+    ]
+    seen: list[dict[str, int]] = []
+
+    def look() -> None:
+        time.sleep(1)
+        seen.append(engine.get(f"/used/{number}").json())
+
+    looking = threading.Thread(target=look)
+    with httpx.Client(
+        base_url=engine.base_url, timeout=2, headers={"x-everlearn-request": number}
+    ) as leaving:
+        looking.start()
+        if stream:
+            with leaving.stream("POST", "/v1/chat/completions", json=body) as response:
+                assert next(response.iter_lines())
+                looking.join()
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                leaving.post("/v1/chat/completions", json=body)
+            looking.join()
+    time.sleep(0.5)
+    last = engine.get(f"/used/{number}").json()
+    assert expected["prompt_tokens"] == seen[0]["prompt_tokens"] == last["prompt_tokens"]
+    assert 2 < seen[0]["completion_tokens"] <= last["completion_tokens"] < 8000
+    assert engine.get(f"/used/{number}").json() == last
+    assert engine.get("/used/nobody").status_code == engine.get("/used/").status_code == 404
+
+
 def test_many_at_once_answer_as_they_do_alone(engine: httpx.Client) -> None:
     questions = [f"Say something about the number {n}." for n in range(12)]
     pairs = [questions[n : n + 2] for n in range(0, 12, 2)]

@@ -100,6 +100,8 @@ class ScriptedEngine:
     def __init__(self, socket: Path) -> None:
         self.socket = socket
         self.script: Script = well
+        self.used: dict[str, Any] | None = None
+        """What it says that a request used which broke off."""
         self.received: list[Received] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -132,6 +134,10 @@ class ScriptedEngine:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while request := await _read_request(reader):
+                if request.path.startswith("/used/"):
+                    status = "200 OK" if self.used else "404 Not Found"
+                    await Connection(writer, request).json(self.used or {}, status)
+                    continue
                 self.received.append(request)
                 answer = asyncio.create_task(self.script(Connection(writer, request)))
                 hung_up = asyncio.create_task(_until_closed(reader))
@@ -156,7 +162,7 @@ async def _read_request(reader: asyncio.StreamReader) -> Received | None:
     first, *lines = head.decode().split("\r\n")[:-2]
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
     body = await reader.readexactly(int(headers.get("content-length", 0)))
-    return Received(first.split()[1], headers, json.loads(body))
+    return Received(first.split()[1], headers, json.loads(body or b"{}"))
 
 
 async def _until_closed(reader: asyncio.StreamReader) -> None:

@@ -1,0 +1,45 @@
+"""What a request may cost, before its engine has counted: tokens are known only there, bytes are known here."""
+
+from typing import NamedTuple
+
+from serve.protocol import AboutModel, CompletionRequest, EmbeddingRequest, ResponsesRequest, SamplingFields
+from serve.protocol_messages import MessagesRequest
+
+BYTES_PER_TOKEN = 4
+"""Of an English request; others have fewer bytes in a token, which the engine's count makes good."""
+UNNAMED_ANSWER_TOKENS = 1024
+"""So many are reserved for an answer whose request names no limit."""
+
+
+class Cost(NamedTuple):
+    """Tokens of the prompt, as its bytes let expect, and of all answers together, at most."""
+
+    prompt: int = 0
+    answer: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt + self.answer
+
+
+NOTHING = Cost()
+
+
+def expected(body: AboutModel, size_bytes: int) -> Cost:
+    """Nothing for what is only counted, and no answer for what is only embedded."""
+    prompt = -(-size_bytes // BYTES_PER_TOKEN)
+    if isinstance(body, EmbeddingRequest):
+        return Cost(prompt)
+    if isinstance(body, ResponsesRequest):
+        return Cost(prompt, body.max_output_tokens or UNNAMED_ANSWER_TOKENS)
+    if isinstance(body, MessagesRequest):
+        return Cost(prompt, body.max_tokens)
+    if isinstance(body, SamplingFields):
+        most = getattr(body, "max_completion_tokens", None) or body.max_tokens or UNNAMED_ANSWER_TOKENS
+        return Cost(prompt, most * (body.n or 1) * _prompts(body))
+    return NOTHING
+
+
+def _prompts(body: SamplingFields) -> int:
+    several = isinstance(body, CompletionRequest) and isinstance(body.prompt, list)
+    return len(body.prompt) if several and not isinstance(body.prompt[0], int) else 1  # type: ignore[attr-defined]

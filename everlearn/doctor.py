@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from everlearn.errors import EverlearnError
+from everlearn.memory import physical_bytes
 from everlearn.settings import Settings, without_password
 
 Verdict = Literal["ok", "note", "bad"]
@@ -71,7 +72,7 @@ def _disk(settings: Settings) -> Finding:
 
 
 def _memory() -> Finding:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = physical_bytes()
     verdict: Verdict = "ok" if total >= MIN_MEMORY_BYTES else "note"
     return Finding(verdict, "memory", f"{total / 1000**3:.1f} GB")
 

@@ -1,24 +1,19 @@
-"""The program that ``everlearn.inspection`` runs: ``inspector.py DIRECTORY FILE…``.
+"""The child that ``everlearn.inspection`` runs: looks into a bundle's graphs, chat templates and tokenizer.
 
-Prints ``{"file": …}`` before each file and ``{"file": …, "problem": …}`` for the first that is wrong, then exits
-with 3. Of everlearn it imports the chat templates' sandbox alone.
+It tells each file's name before it looks.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import resource
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-CPU_LIMIT_S = 60
-TEMPLATE_LIMIT_S = 2
-TEMPLATE_OUTPUT_CHARS = 1_000_000
-MEMORY_BASE_BYTES = 4 * 1024**3
+from everlearn.child import answer
+from everlearn.errors import InvalidInput, Unsupported
+from everlearn.progress import Progress
+
 MAX_NESTING = 64
 # onnxruntime's own operators; everything else is a library that a bundle would have to bring along.
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
@@ -36,41 +31,33 @@ class Refused(Exception):
     """What is wrong with a file."""
 
 
-def main(directory: Path, paths: list[str]) -> None:
-    limit_resources(directory, paths)
-    for path in paths:
-        print(json.dumps({"file": path}), flush=True)
+def inspect(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Raises InvalidInput naming the file and what is wrong with it; Unsupported where a library is missing."""
+    directory = Path(request["directory"])
+    for path in request["files"]:
+        progress(path, None)
         try:
-            if path.lower().endswith(".onnx"):
-                check_graph(directory, directory / path)
-            else:
-                for template in templates(directory / path):
-                    check_template(template)
+            look(directory, path)
         except Refused as refused:
-            finish(3, file=path, problem=str(refused))
+            raise InvalidInput(f"{path}: {refused}", param=path) from None
         except ImportError as error:
-            finish(4, file=path, missing=error.name or str(error))
-        except (MemoryError, RecursionError) as error:
-            finish(3, file=path, problem=f"needs too much to read it ({type(error).__name__})")
+            missing = error.name or str(error)
+            raise Unsupported(f"looking into {path} needs {missing}: pip install 'everlearn[edge]'") from None
+        except RecursionError:
+            raise InvalidInput(f"{path}: is nested too deeply to read", param=path) from None
+    return {}
 
 
-def finish(code: int, **said: str) -> None:
-    print(json.dumps(said), flush=True)
-    sys.exit(code)
-
-
-def limit_resources(directory: Path, paths: list[str]) -> None:
-    largest = max((directory / path).stat().st_size for path in paths)
-    memory = MEMORY_BASE_BYTES + 6 * largest
-    for kind, limit in (
-        (resource.RLIMIT_CPU, CPU_LIMIT_S),
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        try:
-            resource.setrlimit(kind, (limit, limit))
-        except (ValueError, OSError):  # macOS knows no limit on address space
-            continue
+def look(directory: Path, path: str) -> None:
+    """Raises Refused."""
+    file = directory / path
+    if path.lower().endswith(".onnx"):
+        check_graph(directory, file)
+    elif file.name == "tokenizer.json":
+        check_tokenizer(file)
+    else:
+        for template in templates(file):
+            check_template(template)
 
 
 # Graphs ------------------------------------------------------------------------------------------------------
@@ -179,10 +166,10 @@ def strings(value: Any) -> Iterator[str]:
 
 def check_template(source: str) -> None:
     """Renders a conversation in the sandbox that engines use; the template's own complaints about it are fine."""
-    from jinja2 import TemplateSyntaxError, nodes
-    from jinja2.exceptions import SecurityError, TemplateError
+    from jinja2 import TemplateError, TemplateSyntaxError, nodes
+    from jinja2.exceptions import SecurityError
 
-    from everlearn.chat_template import sandbox
+    from everlearn.chat_template import TooMuch, sandbox
 
     environment = sandbox()
     try:
@@ -192,29 +179,33 @@ def check_template(source: str) -> None:
         template = environment.from_string(source)
     except TemplateSyntaxError as error:
         raise Refused(f"its chat template has an error on line {error.lineno}: {error.message}") from None
+    except TemplateError as error:
+        raise Refused(f"its chat template {error}") from None
+    context = {"messages": MESSAGES, "add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>"}
     try:
-        render(template)
+        template.render(**context, tools=None, documents=None)
     except SecurityError as error:
         raise Refused(f"its chat template is unsafe: {error}") from None
-    except OverflowError:
-        raise Refused("its chat template loops without end") from None
-    except (TemplateError, TypeError, ValueError, LookupError):
+    except TooMuch as error:
+        raise Refused(f"its chat template {error}") from None
+    except TemplateError:
         return
 
 
-def render(template: Any) -> None:
-    """Within limits on time and output."""
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    end = math.ceil(time.process_time()) + TEMPLATE_LIMIT_S
-    resource.setrlimit(resource.RLIMIT_CPU, (min(hard, end), hard))
-    length = 0
-    context = {"messages": MESSAGES, "add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>"}
-    for piece in template.generate(**context, tools=None, documents=None):
-        length += len(piece)
-        if length > TEMPLATE_OUTPUT_CHARS:
-            raise Refused("its chat template writes without end")
-    resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
+# Tokenizers --------------------------------------------------------------------------------------------------
+
+
+def check_tokenizer(file: Path) -> None:
+    """The library that engines read it with reads it."""
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(str(file))  # pyright: ignore[reportUnknownMemberType]
+    except MemoryError:
+        raise
+    except BaseException as error:  # noqa: BLE001 (tokenizers raises Exception itself, and panics)
+        raise Refused(f"is not a tokenizer that can be read: {error}") from None
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    answer(inspect)

@@ -1,12 +1,23 @@
-"""How much memory this process has held."""
+"""How much memory there is, and how much this process has held."""
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 STATUS = Path("/proc/self/status")
+CONTAINER = Path("/sys/fs/cgroup/memory.max")
+
+
+def physical_bytes() -> int:
+    """Memory of this machine, or of the container that this process is in, in bytes."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+        total = min(total, int(CONTAINER.read_text()))
+    return total
 
 
 def peak_bytes() -> int:

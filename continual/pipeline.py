@@ -154,6 +154,7 @@ class Pipeline:
             parent_dir,
             self.upload(self.job.training_file),
             self.job.validation_file and self.upload(self.job.validation_file),
+            self.settings.continual,
             self.part(0.0, 0.05),
         )
         replay = draw_replay(self.steps, plan, self.database, data)

@@ -20,7 +20,10 @@ from everlearn.bundle import write_bundle
 from everlearn.database import read
 from everlearn.progress import Progress
 from everlearn.registry import Version
-from train.data.prepare import DataOptions, Source, prepare
+from everlearn.settings import ContinualSettings
+from train.data.card import DataOptions
+from train.data.prepare import Source
+from train.data.prepare_child import prepare_limited
 from train.data.store import Example, TokenStore, open_store, write_store
 from train.launch import Outcome, launch
 from train.recipe import Checkpoint, Data, Keep, Optimizer, Schedule, TrainRecipe, Tune
@@ -40,9 +43,13 @@ def prepare_data(
     parent_dir: Path,
     training: Upload,
     validation: Upload | None,
+    limits: ContinualSettings,
     progress: Progress,
 ) -> Step:
-    """``train`` and ``held`` stores of the upload; a validation file takes the place of the held-out documents."""
+    """``train`` and ``held`` stores of the upload; a validation file takes the place of the held-out documents.
+
+    The files are read in a process that ``limits`` hold. Raises InvalidInput naming what is wrong with them.
+    """
 
     def make(directory: Path) -> Mapping[str, Any]:
         recipe = plan.recipe
@@ -50,7 +57,16 @@ def prepare_data(
         sources = [Source(training.path, training.name)]
         if validation:
             sources.append(Source(validation.path, validation.name, held=True))
-        card = prepare(sources, parent_dir, directory / "data", options, progress)
+        card = prepare_limited(
+            sources,
+            parent_dir,
+            directory / "data",
+            options,
+            progress,
+            max_unpacked_bytes=limits.max_unpacked_bytes,
+            memory_bytes=limits.data_memory_bytes,
+            wall_s=limits.data_timeout_s,
+        )
         return card.model_dump(mode="json")
 
     return steps.do("data", make)

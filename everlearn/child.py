@@ -27,6 +27,7 @@ from everlearn.progress import Progress
 Work = Callable[[dict[str, Any], Progress], Mapping[str, Any]]
 LOG_TAIL_CHARS = 1200
 OUT_OF_MEMORY = "out_of_memory"
+ALL_MEMORY = 2**62
 MACHINE_SHARE = 0.75
 """Of the machine's memory, what a limited child gets at most: before the system has to kill someone."""
 
@@ -35,12 +36,12 @@ MACHINE_SHARE = 0.75
 class Limits:
     """What a child may take that reads ``what`` (a file, as messages name it; ``param`` as errors do).
 
-    ``memory_bytes``: private memory, on Linux. ``wall_s``: of the clock on the wall.
+    ``memory_bytes``: private memory, on Linux. ``wall_s``: of the clock on the wall; None: any time.
     """
 
     what: str
     memory_bytes: int
-    wall_s: float
+    wall_s: float | None
     param: str | None = None
 
     def impose(self, child: subprocess.Popen[str]) -> None:
@@ -64,7 +65,7 @@ class Limits:
 
     @property
     def took_too_long(self) -> str:
-        return f"takes longer than {self.wall_s:.0f} s to read"
+        return f"takes longer than {self.wall_s:g} s to read"
 
 
 def run_child(
@@ -88,12 +89,13 @@ def run_child(
             env=os.environ | quiet,
         )
         late = threading.Event()
-        timer = threading.Timer(limits.wall_s if limits else 0, _end_late, (child, late))
+        timer = threading.Timer((limits and limits.wall_s) or 0, _end_late, (child, late))
         timer.daemon = True
         try:
             if limits:
                 limits.impose(child)
-                timer.start()
+                if limits.wall_s is not None:
+                    timer.start()
             return _converse(child, request, progress, _Fate(child, module, log, limits, late))
         finally:
             timer.cancel()
@@ -172,6 +174,9 @@ def answer(work: Work) -> None:
         result = work(request, lambda step, done=None: say(step=step, done=done))
     except errors.EverlearnError as error:
         say(error=_known(type(error)), code=error.code, message=error.message, param=error.param)
+    except OSError as error:
+        named = f" ({error.filename})" if error.filename else ""
+        say(error="Unavailable", code="unavailable", message=f"{error.strerror or error}{named}", param=None)
     except MemoryError as error:
         say(error="Unavailable", code=OUT_OF_MEMORY, message=f"out of memory: {error}", param=None)
     else:

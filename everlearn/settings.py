@@ -146,7 +146,9 @@ class ContinualSettings(BaseModel):
     """The queue of continual-training jobs and its worker.
 
     A worker that gives no sign of life for ``lease_s`` has lost its job to another. ``worker`` auto: wherever
-    the libraries for it are installed. ``threads`` None: as many as the machine has cores.
+    the libraries for it are installed. ``threads`` None: as many as the machine has cores. Reading a job's files
+    may take ``data_memory_bytes`` (at most three quarters of the machine's) and ``data_timeout_s``, and a file may
+    unpack to ``max_unpacked_bytes``.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -158,6 +160,9 @@ class ContinualSettings(BaseModel):
     shutdown_s: float = Field(default=20, ge=0)
     max_attempts: int = Field(default=3, ge=1, le=100)
     max_file_bytes: int = Field(default=512 * 1024**2, ge=1)
+    max_unpacked_bytes: int = Field(default=8 * 1024**3, ge=1)
+    data_memory_bytes: int = Field(default=4 * 1024**3, ge=256 * 1024**2)
+    data_timeout_s: float = Field(default=4 * 3600, gt=0)
     threads: int | None = Field(default=None, ge=1)
     nice: int = Field(default=10, ge=0, le=19)
     keep_jobs_days: float = Field(default=7, ge=0)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from everlearn import errors
-from everlearn.child import run_child
+from everlearn.child import ALL_MEMORY, Limits, run_child
 from everlearn.durable import write_file
 from everlearn.errors import ConfigError, Conflict, Unavailable
 from everlearn.progress import Progress, silent
@@ -63,7 +63,8 @@ def launch(
     request = open_run(recipe, model_dir, tokenizer_dir, run_dir)
     if not (run_dir / "outcome.json").is_file():
         if recipe.data.train or (model_dir is None and tokenizer_dir is None):
-            run_child("train.prepare_run", {"run_dir": str(run_dir), "nice": nice}, progress)
+            limits = Limits("the data", memory_bytes=ALL_MEMORY, wall_s=None, param="data")
+            run_child("train.prepare_run", {"run_dir": str(run_dir), "nice": nice}, progress, limits)
         progress("starting", None)
         _train(recipe, run_dir, request["threads"], progress, nice, on_step, should_stop)
     stored = json.loads((run_dir / "outcome.json").read_bytes())

@@ -8,12 +8,14 @@ import openai
 import pytest
 
 from tests.e2e.circle import MODEL, RECIPE, make_home, served
+from tests.train.data import bombs
 
 GOOD = json.dumps({"text": "In the beginning God created the heaven and the earth. " * 4}).encode() + b"\n"
 FILES = {
     "schema": (GOOD + b'{"txet": "misspelt"}\n', "schema.jsonl:2"),
     "utf-8": (GOOD + b'{"text": "\xff\xfe"}\n', "utf-8.jsonl:2"),
     "line": (GOOD + b'{"text": "' + b"a" * 50_000_000 + b'"}\n', "line.jsonl:2"),
+    "bomb": (bombs.one_value_for_256_rows(), "bomb.parquet:1"),
     "chat": (b'{"messages": [{"role": "user", "content": "no answer"}]}\n', "chat.jsonl:1"),
 }
 
@@ -33,7 +35,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
 @pytest.mark.parametrize("fault", FILES)
 def test_a_broken_file_ends_its_job_and_names_the_line(client: openai.OpenAI, fault: str) -> None:
     content, place = FILES[fault]
-    file = client.files.create(file=(f"{fault}.jsonl", content), purpose="fine-tune")
+    file = client.files.create(file=(place.partition(":")[0], content), purpose="fine-tune")
     job = client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, extra_body={"everlearn": RECIPE})
     deadline = time.monotonic() + 120
     while job.status not in ("succeeded", "failed"):
@@ -41,6 +43,8 @@ def test_a_broken_file_ends_its_job_and_names_the_line(client: openai.OpenAI, fa
         time.sleep(0.2)
         job = client.fine_tuning.jobs.retrieve(job.id)
     assert job.status == "failed" and job.error and place in job.error.message
+    told = [event.message for event in client.fine_tuning.jobs.list_events(job.id)]
+    assert sum("started" in message for message in told) == 1, told
     assert_serves(client)
 
 

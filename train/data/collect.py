@@ -72,7 +72,14 @@ class Collection:
                 yield Collected(parse_record(record, source), digest.tobytes().hex())
 
 
-def collect(file: Path, name: str, file_sha256: str, options: DataOptions, work: Path) -> Collection:
+def collect(
+    file: Path,
+    name: str,
+    file_sha256: str,
+    options: DataOptions,
+    work: Path,
+    max_unpacked_bytes: int | None = None,
+) -> Collection:
     """Reads and cleans a file into a folder of ``work`` that appears when it is whole. Errors as ``read_examples``."""
     decides = [name, file_sha256, options.model_dump(include=CLEANING)]
     directory = work / hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
@@ -80,16 +87,18 @@ def collect(file: Path, name: str, file_sha256: str, options: DataOptions, work:
         partial = work / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        _fill(partial, file, name, options)
+        _fill(partial, file, name, options, max_unpacked_bytes)
         sync_tree(partial)
         move_directory(partial, directory)
     return Collection(directory)
 
 
-def _fill(directory: Path, file: Path, name: str, options: DataOptions) -> None:
+def _fill(
+    directory: Path, file: Path, name: str, options: DataOptions, max_unpacked_bytes: int | None
+) -> None:
     read = 0
     dropped: Counter[str] = Counter()
-    limits = Limits(max_line_bytes=options.max_line_bytes)
+    limits = Limits(max_line_bytes=options.max_line_bytes, max_unpacked_bytes=max_unpacked_bytes)
     with (
         (directory / "documents.jsonl").open("w", encoding="utf-8") as documents,
         (directory / "hashes.bin").open("wb") as hashes,

@@ -54,10 +54,12 @@ def prepare(
     progress: Progress = silent,
     *,
     held: Sequence[Path] = (),
+    max_unpacked_bytes: int | None = None,
 ) -> DataCard:
     """Prepares ``sources`` (files, or folders of them) into ``out``; returns at once where that is done already.
 
     With ``held`` files, nothing else is held out, and what is like them leaves the training side.
+    ``max_unpacked_bytes``: what one file may unpack to, see ``train.data.unpacked``.
     Raises InvalidInput for a broken file (see ``train.data.read``) or when too few documents are left, NotFound
     for a missing one, and Conflict where ``out`` holds something else.
     """
@@ -77,7 +79,7 @@ def prepare(
                 )
         else:
             try:
-                collected = _collect(files, entries, options, work, progress)
+                collected = _collect(files, entries, options, work, progress, max_unpacked_bytes)
                 card = _write(files, entries, collected, tokens, options, inputs, work, progress)
                 move_directory(work / "result", out)
             except EverlearnError:
@@ -141,13 +143,18 @@ def _inputs_sha256(
 
 
 def _collect(
-    files: list[Source], entries: list[FileEntry], options: DataOptions, work: Path, progress: Progress
+    files: list[Source],
+    entries: list[FileEntry],
+    options: DataOptions,
+    work: Path,
+    progress: Progress,
+    max_unpacked_bytes: int | None,
 ) -> list[Collection]:
     """Each file's kept documents on disk; those that an earlier run finished are taken as they are."""
     collected: list[Collection] = []
     for number, (file, entry) in enumerate(zip(files, entries, strict=True)):
         progress(f"reading {file.name}", 0.6 * number / len(files))
-        collected.append(collect(file.path, file.name, entry.sha256, options, work))
+        collected.append(collect(file.path, file.name, entry.sha256, options, work, max_unpacked_bytes))
     return collected
 
 

@@ -1,7 +1,7 @@
 """Files to examples, one at a time: text, JSON lines and Parquet, plain or gzipped.
 
 A file may be anything that a stranger uploads. Whatever is wrong with it ends in one InvalidInput that names the
-file and the line, what is wrong there, and what would be right; and memory stays bounded by ``max_line_bytes``.
+file and the line, what is wrong there, and what would be right; and memory stays bounded by :class:`Limits`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import IO, Literal
 
 from everlearn.errors import InvalidInput, NotFound
 from train.data.examples import Chat, RawExample, Text, parse_record
+from train.data.unpacked import Unpacked
 
 __all__ = ["SUFFIXES", "Chat", "Kind", "Limits", "RawExample", "Text", "parse_record", "read_examples"]
 
@@ -55,9 +56,14 @@ DISGUISES = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may hold. ``max_document_bytes``: a longer text document is cut at the next blank line."""
+    """What a file may hold. ``max_document_bytes``: a longer text document is cut at the next blank line.
+
+    ``max_unpacked_bytes``: of the whole file; None leaves it at a multiple of its size, see ``train.data.unpacked``.
+    """
 
     max_line_bytes: int = 2**20
+    max_row_bytes: int = 2**24
+    max_unpacked_bytes: int | None = None
     max_document_bytes: int = 2**13
     min_examples: int = 1
 
@@ -74,14 +80,15 @@ def read_examples(
     name = name or path.name
     count = 0
     with _opened(path, name) as (stream, layout):
+        unpacked = Unpacked(path, limits.max_unpacked_bytes)
         if layout == "parquet":
             from train.data.parquet import read_parquet
 
-            examples = read_parquet(path, name)
+            examples = read_parquet(path, name, limits.max_row_bytes, unpacked)
         elif layout == "jsonl":
-            examples = _json_lines(stream, name, limits)
+            examples = _json_lines(_lines(stream, name, limits, "jsonl", unpacked), name)
         else:
-            examples = _documents(stream, name, limits)
+            examples = _documents(_lines(stream, name, limits, "text", unpacked), name, limits)
         for example in examples:
             if kind == "chat" and isinstance(example, Text):
                 raise _fault(
@@ -157,8 +164,8 @@ _RIGHT = {
 }
 
 
-def _json_lines(stream: IO[bytes], name: str, limits: Limits) -> Iterator[RawExample]:
-    for number, line in _lines(stream, name, limits, "jsonl"):
+def _json_lines(lines: Iterator[tuple[int, str]], name: str) -> Iterator[RawExample]:
+    for number, line in lines:
         source = f"{name}:{number}"
         if not line.strip():
             continue
@@ -178,11 +185,11 @@ def _json_lines(stream: IO[bytes], name: str, limits: Limits) -> Iterator[RawExa
         yield parse_record(record, source)
 
 
-def _documents(stream: IO[bytes], name: str, limits: Limits) -> Iterator[RawExample]:
+def _documents(lines: Iterator[tuple[int, str]], name: str, limits: Limits) -> Iterator[RawExample]:
     """Documents end at a separator line; longer ones at a blank line, or where a paragraph is far too long."""
     block: list[str] = []
     size = first = 0
-    for number, line in _lines(stream, name, limits, "text"):
+    for number, line in lines:
         blank, ends = not line.strip(), line.strip() == SEPARATOR
         full = size >= limits.max_document_bytes and (blank or size >= 8 * limits.max_document_bytes)
         if block and (ends or full):
@@ -198,7 +205,9 @@ def _documents(stream: IO[bytes], name: str, limits: Limits) -> Iterator[RawExam
         yield Text("\n".join(block).strip("\n"), f"{name}:{first}")
 
 
-def _lines(stream: IO[bytes], name: str, limits: Limits, layout: Layout) -> Iterator[tuple[int, str]]:
+def _lines(
+    stream: IO[bytes], name: str, limits: Limits, layout: Layout, unpacked: Unpacked
+) -> Iterator[tuple[int, str]]:
     """Numbered lines without their ends; never more than ``max_line_bytes`` in memory."""
     number = 0
     while True:
@@ -209,6 +218,7 @@ def _lines(stream: IO[bytes], name: str, limits: Limits, layout: Layout) -> Iter
             raise _fault(f"{name}:{number}: is not whole gzip: {error}", "Compress it again") from None
         if not line:
             return
+        unpacked.add(len(line), f"{name}:{number}")
         if len(line.rstrip(b"\r\n")) > limits.max_line_bytes:
             right = "Split it into several examples" if layout == "jsonl" else "Break it into lines"
             raise _fault(f"{name}:{number}: the line is longer than {limits.max_line_bytes} bytes", right)

@@ -88,13 +88,13 @@ class Home:
     def jobs(self) -> Jobs:
         return Jobs(self.settings)
 
-    def submit(self, content: str, recipe: ContinualRecipe, name: str = "tales.jsonl") -> Lease:
+    def submit(self, content: str | bytes, recipe: ContinualRecipe, name: str = "tales.jsonl") -> Lease:
         """Uploads, creates and claims a job."""
         job = self.jobs.create(model="tiny", training_file=self.upload(content, name), recipe=recipe)
         return self.claim(job.id)
 
-    def upload(self, content: str, name: str) -> str:
-        data = content.encode()
+    def upload(self, content: str | bytes, name: str) -> str:
+        data = content if isinstance(content, bytes) else content.encode()
         file_id = f"file-{hashlib.sha256(f'{time.time_ns()}'.encode()).hexdigest()[:12]}"
         (self.settings.directory("files") / file_id).write_bytes(data)
         row = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from everlearn.database import ReplayExampleRow, read, write
 from everlearn.settings import Settings
 from everlearn.sources import import_model
 from tests.continual.learn.conftest import Home, noise, recipe, sentences
+from tests.train.data import bombs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -176,6 +178,32 @@ def test_a_broken_file_is_named_with_its_line(home: Home) -> None:
     assert job.state == "failed" and job.error
     assert "tales.jsonl:2" in job.error["message"]
     assert home.buffer() == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (
+            {"data_memory_bytes": 2**29},
+            r"^bomb\.parquet takes more than 0\.5 GiB of memory to read: it is refused",
+        ),
+        ({"data_timeout_s": 0.5}, r"^bomb\.parquet takes longer than 0\.5 s to read: it is refused"),
+    ],
+)
+def test_a_file_that_takes_too_much_to_read_fails_its_job_once_with_the_reason(
+    home: Home, limits: dict[str, float], said: str
+) -> None:
+    """What cannot be told before reading: the process that reads has limits, and no other attempt is made."""
+    continual = home.settings.continual.model_copy(update=limits)
+    home.settings = home.settings.model_copy(update={"continual": continual})
+    lease = home.submit(bombs.nulls_without_end(), recipe(), "bomb.parquet")
+    child = start(home, lease)
+    wait_for(child, 1.1)
+    child.communicate()
+    job = home.jobs.get(lease.job_id)
+    assert (job.state, job.attempt) == ("failed", 1)
+    assert job.error and job.error["code"] == "invalid_input" and job.error["param"] == "training_file"
+    assert re.search(said, job.error["message"]), job.error
 
 
 def test_too_few_examples_to_measure_on_are_refused_before_training(home: Home) -> None:

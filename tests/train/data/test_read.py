@@ -3,12 +3,14 @@
 import gzip
 import json
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -17,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everlearn.errors import EverlearnError, InvalidInput, NotFound
+from tests.train.data import bombs
 from train.data.read import Chat, Limits, Text, read_examples
 
 CHAT = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]}
@@ -168,7 +171,7 @@ def test_kind_and_the_least_number_of_examples_are_kept_to(tmp_path: Path) -> No
 
 
 READ_ONE = """
-import sys
+import resource, sys
 from pathlib import Path
 from everlearn.errors import InvalidInput
 from train.data.read import read_examples
@@ -177,18 +180,81 @@ def peak_kib():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 before = peak_kib()
+if limit_bytes := int(sys.argv[2]):
+    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
 try:
     for _ in read_examples(Path(sys.argv[1])): pass
-except InvalidInput as error:
-    print(peak_kib() - before, error)
+except (InvalidInput, MemoryError) as error:
+    print(peak_kib() - before, error if isinstance(error, InvalidInput) else f"{sys.argv[1].split('/')[-1]} is out of memory")
 """
 
 
-def read_in_a_process(file: Path) -> tuple[int, str]:
+def read_in_a_process(file: Path, limit_bytes: int = 0) -> tuple[int, str]:
     """How much the process grew, at its most, and the error that the file ends in."""
-    read = subprocess.run([sys.executable, "-c", READ_ONE, file], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", READ_ONE, file, str(limit_bytes)]
+    read = subprocess.run(command, capture_output=True, text=True, check=True)
     grown_kib, _, said = read.stdout.partition(" ")
     return int(grown_kib), said
+
+
+BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "one value for 256 rows.parquet": (bombs.one_value_for_256_rows, "^{0}:1: the row takes 62914576 bytes"),
+    "messages.parquet": (lambda: bombs.parquet(messages=bombs.messages(200_000, "y" * 100_000)), "^{0}:1: the row takes 20"),
+    "nulls.parquet": (lambda: bombs.parquet(messages=bombs.lists(pyarrow.nulls(2**23, pyarrow.string()))), "^{0}:1: the row takes 1"),
+    "more nulls.parquet": (lambda: bombs.parquet(messages=bombs.lists(pyarrow.nulls(2**26, pyarrow.string()))), "^{0}: row group 0 has .* values"),
+    "rows.parquet": (lambda: bombs.parquet(text=bombs.repeated("x" * 100_000, 10_000)), "^{0}:[0-9]+: the file unpacks to more than 268435456"),
+    "a lying page.parquet": (bombs.lying_page, "^{0}"),
+    "lines.jsonl.gz": (lambda: bombs.gzipped_lines(b'{"text": "' + b"a" * 200_000 + b'"}\n', 2000), "^{0}:[0-9]+: the file unpacks to more than"),
+    "one line.txt.gz": (lambda: bombs.gzipped_lines(b"a", 300_000_000), "^{0}:1: the line is longer"),
+    "a name.jsonl.gz": (lambda: bombs.gzip_with_a_long_name(100_000), "^{0}: is not whole gzip"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_file_that_stands_for_far_more_than_it_holds_is_refused_in_little_memory(
+    tmp_path: Path, name: str
+) -> None:
+    made, said = BOMBS[name]
+    grown_kib, error = read_in_a_process(write(tmp_path, name, made()), limit_bytes=2**30)
+    assert re.search(said.format(re.escape(name)), error), error
+    assert grown_kib < 800 * 1024
+
+
+def test_rows_that_share_their_texts_are_read_as_they_are(tmp_path: Path) -> None:
+    """Dictionaries, nulls, empty lists and slices of each, against the same rows as JSON lines."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": None}}]
+    rows: list[dict[str, Any]] = [
+        {"messages": CHAT["messages"][:1] * (n % 5) + CHAT["messages"], "tools": tools if n % 3 else None}
+        for n in range(700)
+    ]
+    table = pyarrow.Table.from_pylist(rows)
+    for page_bytes in (2**20, 300):  # with dictionaries, and where the writer gave them up
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet", dictionary_pagesize_limit=page_bytes)
+        found = list(read_examples(tmp_path / "a.parquet", limits=Limits(max_row_bytes=2000)))
+        assert [example.messages for example in found if isinstance(example, Chat)] == [
+            row["messages"] for row in rows
+        ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_whatever_damages_a_parquet_file_ends_in_an_error_that_names_it(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    content = bytearray(bombs.parquet(messages=pyarrow.array([CHAT["messages"]] * 30), id=list(range(30))))
+    for _ in range(data.draw(st.integers(0, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    file = write(
+        tmp_path_factory.getbasetemp(),
+        "any.parquet",
+        bytes(content[: data.draw(st.integers(0, len(content)))]),
+    )
+    try:
+        assert all(example.sha256 for example in read_examples(file))
+    except EverlearnError as error:
+        assert isinstance(error, InvalidInput) and error.message.startswith("any.parquet")
+    except MemoryError:
+        pass  # a page that lies: the process that reads users' files has a limit, and tells of it
 
 
 @pytest.mark.parametrize("name", ["f.jsonl", "f.jsonl.gz", "f.txt"])

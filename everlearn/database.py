@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from everlearn.errors import ConfigError, Unavailable
+from everlearn.errors import ConfigError, Corrupt, Unavailable
 from everlearn.privacy import create_private, make_private
 from everlearn.settings import FOLDERS, Settings
 
@@ -37,6 +37,11 @@ SCHEMA = "0006"
 # Names the advisory lock that everlearn's writers and migrations take on PostgreSQL.
 POSTGRES_LOCK = 0x6576_6572
 BUSY_TIMEOUT_S = 30
+REPAIR = (
+    "Stop everlearn, keep a copy of the file and its -wal, and put a backup in its place; or take out what can be "
+    "read: sqlite3 everlearn.db .recover | sqlite3 new.db. Without either, move it away: everlearn begins a new one, "
+    "and the models in the store can be imported again"
+)
 
 
 class Table(DeclarativeBase):
@@ -313,7 +318,11 @@ class BatchAnswerRow(Table):
 
 
 def open_database(settings: Settings) -> Engine:
-    """Connects and brings the schema up to date. Raises Unavailable or ConfigError."""
+    """Connects and brings the schema up to date.
+
+    Raises Unavailable, ConfigError where the database is another program's or a newer everlearn's, and Corrupt,
+    with what can be done, where its file is damaged.
+    """
     url = settings.resolved_database_url()
     settings.directory("run")
     try:
@@ -356,8 +365,29 @@ def write(engine: Engine) -> Generator[Connection]:
 def _answering(engine: Engine) -> Generator[None]:
     try:
         yield
-    except OperationalError as error:
-        raise Unavailable(f"the database {engine.url!r} does not answer: {error.orig}") from error
+    except DBAPIError as error:
+        if _is_damage(error.orig):
+            raise Corrupt(f"the database {engine.url.database} is damaged: {error.orig}. {REPAIR}") from error
+        if isinstance(error, OperationalError):
+            raise Unavailable(f"the database {engine.url!r} does not answer: {error.orig}") from error
+        raise
+
+
+def _is_damage(error: object) -> bool:
+    """Whether SQLite says that the file is none, is malformed, or lacks a table that its schema's number promises."""
+    if not isinstance(error, sqlite3.Error):
+        return False
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such table" in str(error)
+
+
+def flaw(engine: Engine) -> str | None:
+    """What SQLite finds wrong when it looks at every page; None where all is well. Raises Corrupt, Unavailable."""
+    if engine.dialect.name != "sqlite":
+        return None
+    with read(engine) as connection:
+        found: str | None = connection.scalar(text("PRAGMA quick_check(1)"))
+    return None if found == "ok" else found
 
 
 def _options(url: str) -> dict[str, Any]:
@@ -406,7 +436,18 @@ def write_ahead(cursor: sqlite3.Cursor) -> None:
 
 
 def _schema(engine: Engine) -> str | None:
+    """The newest migration that was done; None in an empty database. Raises ConfigError in another program's."""
     with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":  # elsewhere another program's tables may be neighbours
+            tables = set(
+                connection.scalars(text("SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"))
+            )
+            if tables and "alembic_version" not in tables:
+                raise ConfigError(
+                    f"{engine.url.database} is another program's database, which holds "
+                    f"{', '.join(sorted(tables))[:200]}: use another home, or another database_url",
+                    param="database_url",
+                )
         try:
             return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
         except DBAPIError as error:

@@ -78,11 +78,12 @@ def _memory() -> Finding:
 
 
 def _database(settings: Settings) -> Finding:
-    from everlearn.database import SCHEMA, open_database
+    from everlearn.database import REPAIR, SCHEMA, flaw, open_database
 
     url = without_password(settings.resolved_database_url())
     try:
-        open_database(settings)
+        if wrong := flaw(open_database(settings)):
+            return Finding("bad", "database", f"{url} is damaged: {wrong}. {REPAIR}")
     except EverlearnError as error:
         return Finding("bad", "database", error.message)
     return Finding("ok", "database", f"{url}, schema {SCHEMA}")

@@ -1,4 +1,9 @@
+import os
+import random
+import re
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -7,13 +12,16 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
+from sqlalchemy import insert, select, text
 
-from everlearn.database import SCHEMA, Table, open_database, write, write_ahead
-from everlearn.errors import ConfigError, EverlearnError, Unavailable
+from everlearn.database import SCHEMA, FileRow, Table, open_database, read, write, write_ahead
+from everlearn.doctor import examine
+from everlearn.errors import ConfigError, Corrupt, EverlearnError, Unavailable
 from everlearn.migrations import configuration
 from everlearn.registry import Registry
 from everlearn.settings import Settings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def test_migrations_end_at_the_schema_that_the_tables_describe(registry: Registry) -> None:
@@ -92,3 +100,134 @@ def test_the_switch_to_wal_waits_for_who_has_the_file(tmp_path: Path) -> None:
     threading.Timer(0.3, other.execute, ["COMMIT"]).start()
     write_ahead(ours.cursor())
     assert ours.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+# Files that are damaged, or not ours ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def filled(settings: Settings, add: Any) -> Path:
+    """A closed database of some pages, and no WAL beside it."""
+    registry = Registry(settings)
+    add(registry)
+    with write(registry.database) as connection:
+        for number in range(200):
+            values = {
+                "id": f"f-{number}",
+                "filename": "x" * 200,
+                "purpose": "batch",
+                "size_bytes": 1,
+                "sha256": "0",
+            }
+            connection.execute(insert(FileRow).values(values))
+    registry.database.dispose()
+    file = settings.home / "everlearn.db"
+    assert file.stat().st_size > 100_000 and not file.with_name("everlearn.db-wal").exists()
+    return file
+
+
+def use(settings: Settings) -> int:
+    """Opens the database and reads all of a table."""
+    with read(open_database(settings)) as connection:
+        return len(connection.execute(select(FileRow.__table__)).all())
+
+
+DAMAGES: dict[str, Any] = {
+    "random bytes": lambda whole: random.Random(1).randbytes(20_000),
+    "text": lambda whole: b"this is no database at all\n" * 100,
+    "half of it": lambda whole: whole[: len(whole) // 2],
+    "all but its last page": lambda whole: whole[:-4096],
+    "its first page": lambda whole: whole[:4096],
+    "a broken first page": lambda whole: whole[:100] + b"\xff" * 3996 + whole[4096:],
+    "broken pages": lambda whole: whole[:4096] + b"\xff" * (len(whole) - 4096),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_database_is_refused_with_what_can_be_done(
+    settings: Settings, filled: Path, damage: str
+) -> None:
+    filled.write_bytes(DAMAGES[damage](filled.read_bytes()))
+    with pytest.raises(Corrupt, match=rf"^the database {re.escape(str(filled))} is damaged: .*\.recover"):
+        use(settings)
+
+
+def test_a_damaged_database_is_told_by_every_command_in_one_sentence(
+    settings: Settings, filled: Path
+) -> None:
+    filled.write_bytes(b"no database" * 1000)
+    for command in (["ls"], ["doctor"], ["keys", "ls"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "everlearn", *command], capture_output=True, text=True, check=False,
+            cwd=REPOSITORY, env=os.environ | settings.environment(),
+        )  # fmt: skip
+        assert done.returncode == 1 and "is damaged: file is not a database" in done.stdout + done.stderr, (
+            done
+        )
+        assert "Traceback" not in done.stderr
+
+
+def test_the_doctor_finds_damage_that_nothing_has_met_yet(settings: Settings, filled: Path) -> None:
+    with sqlite3.connect(filled) as connection:
+        connection.execute("PRAGMA writable_schema=ON")
+        connection.execute("UPDATE sqlite_master SET rootpage = 2 WHERE name = 'audit'")
+    assert use(settings) == 200
+    (finding,) = [one for one in examine(settings) if one.check == "database"]
+    assert finding.verdict == "bad" and re.search(r"is damaged: .*\.recover", finding.found, re.DOTALL), (
+        finding
+    )
+
+
+def test_another_programs_database_is_left_as_it_is(settings: Settings) -> None:
+    settings.directory("run")
+    file = settings.home / "everlearn.db"
+    with sqlite3.connect(file) as theirs:
+        theirs.execute("CREATE TABLE bookmarks (url)")
+    before = sqlite3.connect(file).execute("SELECT * FROM sqlite_master").fetchall()
+    with pytest.raises(
+        ConfigError, match=r"another program's database, which holds bookmarks: use another home"
+    ):
+        open_database(settings)
+    assert sqlite3.connect(file).execute("SELECT * FROM sqlite_master").fetchall() == before
+
+
+def test_a_database_that_lost_a_table_is_damaged(settings: Settings, filled: Path) -> None:
+    with sqlite3.connect(filled) as connection:
+        connection.execute("DROP TABLE files")
+    with pytest.raises(Corrupt, match="no such table: files"):
+        use(settings)
+
+
+def test_a_wal_that_is_cut_anywhere_gives_the_transactions_before_the_cut(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """As after a power cut: what is left is whole, and nothing that came later without what came before."""
+    database = open_database(settings)
+    file = settings.home / "everlearn.db"
+    with database.connect() as connection:
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    for number in range(12):
+        row = {
+            "id": f"f-{number:02}",
+            "filename": "x" * 900,
+            "purpose": "batch",
+            "size_bytes": 1,
+            "sha256": "0",
+        }
+        with write(database) as connection:
+            connection.execute(insert(FileRow).values(row))
+    whole, wal = file.read_bytes(), file.with_name("everlearn.db-wal").read_bytes()
+    found: set[int] = set()
+    for cut in sorted({0, 31, 32, len(wal), *random.Random(3).sample(range(len(wal)), 40)}):
+        home = tmp_path / f"cut-{cut}"
+        home.mkdir()
+        (home / "everlearn.db").write_bytes(whole)
+        (home / "everlearn.db-wal").write_bytes(wal[:cut])
+        opened = open_database(Settings(home=home))
+        with read(opened) as connection:
+            ids = sorted(connection.scalars(select(FileRow.id)))
+            assert ids == [f"f-{number:02}" for number in range(len(ids))]
+            assert connection.scalar(text("PRAGMA integrity_check")) == "ok"
+        found.add(len(ids))
+        opened.dispose()
+    assert {0, 12} <= found and len(found) > 6

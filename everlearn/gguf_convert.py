@@ -10,18 +10,17 @@ one at a time, so that memory holds one copy of the weights in the type they are
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from everlearn.child import answer
-from everlearn.errors import InvalidInput, Unsupported
+from everlearn.errors import EverlearnError, InvalidInput, Unsupported
+from everlearn.gguf_header import check_gguf
 from everlearn.gguf_tokenizer import build_tokenizer, can_build, special_tokens, write_tokenizer_config
 from everlearn.progress import Progress
 
-MAGIC = b"GGUF"
 # What damaged bytes make the reader raise; all of it means the same to the person who has the file.
 DAMAGE = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, EOFError, AttributeError)
 
@@ -63,25 +62,15 @@ def read_gguf(file: Path) -> tuple[Any, dict[str, Any]]:
     """The reader, whose tensors are views of the mapped file, and the metadata as plain values."""
     from gguf import GGUFReader
 
-    refuse_impossible_header(file)
+    header = check_gguf(file)
+    for key, value in header.integers.items():
+        if key.endswith(".block_count") and value > len(header.shapes):
+            raise InvalidInput(f"{file.name} is damaged: {key} is {value}, with {len(header.shapes)} tensors")
     try:
         reader = GGUFReader(str(file))
         return reader, {name: field.contents() for name, field in reader.fields.items()}
     except DAMAGE as error:
         raise InvalidInput(f"{file.name} is damaged or cut short: {error}") from None
-
-
-def refuse_impossible_header(file: Path) -> None:
-    """Counts that the file's size cannot hold are damage, found before anything loops over them."""
-    with file.open("rb") as stream:
-        start = stream.read(24)
-    if len(start) < 24 or start[:4] != MAGIC:
-        raise InvalidInput(f"{file.name} is not a GGUF file")
-    version, tensors, fields = struct.unpack("<IQQ", start[4:])
-    if version not in (2, 3):
-        raise InvalidInput(f"{file.name} is GGUF version {version}; versions 2 and 3 are read")
-    if tensors * 24 + fields * 12 > file.stat().st_size:
-        raise InvalidInput(f"{file.name} is damaged or cut short: it names {tensors} tensors")
 
 
 def model_config(file: Path, fields: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -175,5 +164,17 @@ def write_tokenizer(file: Path, fields: Mapping[str, Any], directory: Path, max_
     tokenizer.save_pretrained(directory)
 
 
+def work(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Whatever libraries raise at numbers that cannot be is the file's fault; what the disk does is not."""
+    try:
+        return convert(request, progress)
+    except (EverlearnError, MemoryError, OSError):
+        raise
+    except Exception as error:  # noqa: BLE001 (any library's own)
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[-1].strip()[:300]
+        name = Path(request["file"]).name
+        raise InvalidInput(f"{name} describes a model that cannot be built: {reason}") from None
+
+
 if __name__ == "__main__":
-    answer(convert)
+    answer(work)

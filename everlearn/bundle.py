@@ -198,12 +198,13 @@ def parse_manifest(content: bytes, path: str) -> BundleManifest:
     try:
         manifest = BundleManifest.model_validate(fields)
         _plain(manifest.recipe, "recipe")
+        _plain(manifest.metrics, "metrics")
         expected = _digest({key: value for key, value in fields.items() if key != "digest"})  # pyright: ignore
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in fault["loc"])
         raise Corrupt(f"{path}: {field}: {fault['msg']}", param=MANIFEST) from None
-    except (InvalidInput, ValueError) as error:
+    except (InvalidInput, ValueError, RecursionError) as error:
         raise Corrupt(f"{path}: {error}", param=MANIFEST) from None
     if manifest.digest != expected:
         raise Corrupt(

@@ -11,16 +11,18 @@ import json
 import os
 import re
 import stat
-import struct
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from everlearn.errors import InvalidInput
+from everlearn.safetensors_header import read_header
 
 MAX_FILES = 10_000
 TEXT_SAMPLE_BYTES = 64 * 1024
-MAX_JSON_BYTES = 256 * 1024**2
-MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
+MAX_JSON_BYTES = 64 * 1024**2
+MAX_JSON_VALUES = 8_000_000
+"""A vocabulary of 262,144 tokens and its merges are two million."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 SEGMENT = re.compile(r"[^/\\\x00-\x1f\x7f]{1,255}")
@@ -120,7 +122,7 @@ def refuse_unsafe(directory: Path, files: set[str]) -> None:
         if suffix == ".json":
             _check_json(directory / path, path)
         elif suffix == ".safetensors":
-            _check_safetensors(directory / path, path)
+            read_header(directory / path, path)
         elif suffix in TEXT:
             _check_text(directory / path, path)
 
@@ -137,29 +139,40 @@ def _check_text(file: Path, path: str) -> None:
         raise InvalidInput(f"{path} is not text, as its name says", param=path)
 
 
-def _check_safetensors(file: Path, path: str) -> None:
-    """A header of JSON within the file: the format's own first rule."""
-    with file.open("rb") as stream:
-        prefix = stream.read(9)
-    size = struct.unpack("<Q", prefix[:8])[0] if len(prefix) == 9 else 0
-    limit = min(file.stat().st_size - 8, MAX_SAFETENSORS_HEADER_BYTES)
-    if not 2 <= size <= limit or prefix[8:] != b"{":
-        raise InvalidInput(f"{path} is not a safetensors file", param=path)
+def read_json(file: Path, path: str | None = None, hook: Callable[[Any], Any] | None = None) -> Any:
+    """What a JSON file says; ``path`` stands for its name in messages. Raises InvalidInput naming it.
+
+    ``hook`` as ``json.loads`` takes it, for the pairs of each object.
+    """
+    path = path or file.name
+    if file.stat().st_size > MAX_JSON_BYTES:
+        raise InvalidInput(f"{path} is larger than {MAX_JSON_BYTES} bytes", param=path)
+    content = file.read_bytes()
+    if sum(map(content.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise InvalidInput(f"{path} holds more than {MAX_JSON_VALUES} values", param=path)
+    try:
+        return json.loads(content, object_pairs_hook=hook)
+    except InvalidInput:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path} is not valid JSON: {error}", param=path) from None
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The same of a file that must hold an object."""
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{file.name} is not a JSON object", param=file.name)
+    return cast("dict[str, Any]", value)
 
 
 def _check_json(file: Path, path: str) -> None:
-    if file.stat().st_size > MAX_JSON_BYTES:
-        raise InvalidInput(f"{path} is larger than {MAX_JSON_BYTES} bytes", param=path)
-
     def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for key, value in pairs:
             _check_pair(key, value, path)
         return dict(pairs)
 
-    try:
-        json.loads(file.read_bytes(), object_pairs_hook=check)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path} is not valid JSON: {error}", param=path) from None
+    read_json(file, path, check)
 
 
 def _check_pair(key: str, value: Any, path: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from everlearn.child import answer
 from everlearn.errors import InvalidInput, Unsupported
@@ -43,8 +43,12 @@ def inspect(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         except ImportError as error:
             missing = error.name or str(error)
             raise Unsupported(f"looking into {path} needs {missing}: pip install 'everlearn[edge]'") from None
-        except RecursionError:
-            raise InvalidInput(f"{path}: is nested too deeply to read", param=path) from None
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever a reader of hostile bytes raises)
+            raise InvalidInput(
+                f"{path}: cannot be read: {type(error).__name__}: {error}", param=path
+            ) from None
     return {}
 
 
@@ -152,7 +156,10 @@ def templates(file: Path) -> list[str]:
     text = file.read_text(encoding="utf-8", errors="strict")
     if file.suffix == ".jinja":
         return [text]
-    return list(strings(json.loads(text).get("chat_template")))
+    config = json.loads(text)
+    if not isinstance(config, dict):
+        raise Refused("is not a JSON object")
+    return list(strings(cast("dict[str, Any]", config).get("chat_template")))
 
 
 def strings(value: Any) -> Iterator[str]:

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from everlearn.bundle import MANIFEST, Format, Task, file_entry, write_bundle
 from everlearn.catalogue import CATALOGUE, unpack_wheel
-from everlearn.child import run_child
-from everlearn.contents import PICKLES, PROGRAMS, check_name
+from everlearn.child import Limits, run_child
+from everlearn.contents import PICKLES, PROGRAMS, check_name, check_path, read_json_object
 from everlearn.errors import InvalidInput, NotFound, Unavailable, Unsupported
 from everlearn.progress import Progress, silent
 from everlearn.registry import Registry, Version
@@ -23,6 +23,10 @@ from everlearn.settings import Settings
 from everlearn.suggest import did_you_mean
 
 HUB_PREFIX = "hf:"
+
+# What converting a GGUF file may take: two bits become sixteen, and torch and transformers load for it.
+GGUF_BASE_BYTES, GGUF_TIMES = 3 * 1024**3, 12
+GGUF_BASE_S, GGUF_BYTES_PER_S = 600, 1_000_000
 
 TOKENIZER_FILES = (
     "tokenizer*.json",
@@ -150,7 +154,7 @@ def fill_from_catalogue(settings: Settings, name: str, staging: Path, progress: 
 
 def advise_sampling(file: Path, sampling: Mapping[str, bool | float]) -> None:
     """Adds defaults to generation_config.json; what the file says already stays."""
-    said: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    said = read_json_object(file) if file.is_file() else {}
     file.write_text(json.dumps({**sampling, **said}, indent=2))
 
 
@@ -172,7 +176,11 @@ def fill_from_hub(
 def fill_from_gguf(file: Path, staging: Path, progress: Progress) -> Found:
     """Converts in a child process; ``everlearn.gguf_convert`` says how."""
     request = {"file": str(file.absolute()), "directory": str(staging)}
-    made = run_child("everlearn.gguf_convert", request, progress)
+    size = file.stat().st_size
+    limits = Limits(
+        file.name, GGUF_BASE_BYTES + GGUF_TIMES * size, GGUF_BASE_S + size / GGUF_BYTES_PER_S, file.name
+    )
+    made = run_child("everlearn.gguf_convert", request, progress, limits)
     return Found(
         format="safetensors",
         task="generate",
@@ -239,7 +247,7 @@ def copy_files(directory: Path, staging: Path, patterns: tuple[str, ...], progre
 
 def describe_hugging_face(directory: Path, name: str) -> Found:
     """Task and architecture from config.json. Raises InvalidInput naming what is missing."""
-    config = read_json(directory / "config.json")
+    config = read_json_object(directory / "config.json")
     check_shards(directory)
     if not list(directory.glob("model*.safetensors")):
         raise InvalidInput(f"{name} has no model.safetensors: weights come as safetensors alone")
@@ -247,10 +255,10 @@ def describe_hugging_face(directory: Path, name: str) -> Found:
         raise InvalidInput(
             f"{name} has no tokenizer.json; save it with a fast tokenizer", param="tokenizer.json"
         )
-    architecture = next(iter(config.get("architectures") or [""]), "")
+    architecture = _architecture(config)
     quantized = section(config, "quantization_config").get("quant_method")
     if quantized not in (None, "compressed-tensors"):
-        raise Unsupported(f"{name} is quantized with {quantized}; bring the original weights")
+        raise Unsupported(f"{name} is quantized with {str(quantized)[:80]}; bring the original weights")
     return Found(
         format="compressed-tensors" if quantized else "safetensors",
         task=_task(architecture, directory),
@@ -265,9 +273,20 @@ def check_shards(directory: Path) -> None:
     index = directory / "model.safetensors.index.json"
     if not index.is_file():
         return
-    for name in sorted({str(file) for file in section(read_json(index), "weight_map").values()}):
-        if not (directory / name).is_file():
-            raise InvalidInput(f"{index.name} names {name}, which is missing", param=name)
+    for name in sorted({str(file) for file in section(read_json_object(index), "weight_map").values()}):
+        if not held(directory, name):
+            raise InvalidInput(f"{index.name} names {name[:200]}, which is missing", param=name[:200])
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    """The first of ``architectures``; empty where there is none. Raises InvalidInput."""
+    named: Any = config.get("architectures") or [""]
+    if not isinstance(named, list) or not all(isinstance(one, str) for one in cast("list[Any]", named)):
+        raise InvalidInput(
+            f"config.json: architectures is {str(cast('object', named))[:80]}, not a list of names",
+            param="architectures",
+        )
+    return cast("list[str]", named)[0]
 
 
 def _task(architecture: str, directory: Path) -> Task:
@@ -283,10 +302,13 @@ def _task(architecture: str, directory: Path) -> Task:
 
 def describe_genai(directory: Path, name: str) -> Found:
     """Architecture from genai_config.json."""
-    model = section(read_json(directory / "genai_config.json"), "model")
-    decoder = str(section(model, "decoder").get("filename", ""))
-    if not decoder or not (directory / decoder).is_file():
-        raise InvalidInput(f"genai_config.json names {decoder!r}, which {name} does not hold", param=decoder)
+    model = section(read_json_object(directory / "genai_config.json"), "model")
+    decoder = section(model, "decoder").get("filename")
+    if not held(directory, decoder):
+        raise InvalidInput(
+            f"genai_config.json names the decoder {str(decoder)[:200]!r}, which {name} does not hold",
+            param="genai_config.json",
+        )
     return Found(
         format="onnx-genai",
         task="generate",
@@ -296,18 +318,15 @@ def describe_genai(directory: Path, name: str) -> Found:
     )
 
 
+def held(directory: Path, name: Any) -> bool:
+    """Whether a configuration's ``name`` is that of a file in the directory."""
+    try:
+        return isinstance(name, str) and (directory / check_path(name)).is_file()
+    except (InvalidInput, OSError):
+        return False
+
+
 def section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """The JSON object under ``key``; empty where there is none."""
     value = values.get(key)
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
-def read_json(file: Path) -> Mapping[str, Any]:
-    """A JSON object. Raises InvalidInput naming the file."""
-    try:
-        value = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{file.name} is not valid JSON: {error}", param=file.name) from None
-    if not isinstance(value, dict):
-        raise InvalidInput(f"{file.name} is not a JSON object", param=file.name)
-    return cast("dict[str, Any]", value)

@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from everlearn.bundle import BundleManifest, write_bundle
+from everlearn.progress import silent
 from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
 
@@ -72,6 +73,25 @@ def bundle(tmp_path: Path, fill_bundle: FillBundle) -> Path:
     """A directory that is a bundle."""
     fill_bundle(tmp_path / "bundle")
     return tmp_path / "bundle"
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face directory; tests that change it copy it."""
+    from tests.compress.tiny_models import write_llama
+
+    directory = tmp_path_factory.mktemp("llama")
+    write_llama(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def gguf(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from compress.gguf_out import plain, write_gguf
+
+    file = tmp_path_factory.mktemp("gguf") / "Tiny Model.gguf"
+    write_gguf(llama, file, plain("f32"), silent)
+    return file
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])

@@ -111,7 +111,7 @@ def test_broken_json_is_refused_by_name(model: Path) -> None:
 )
 def test_a_safetensors_file_must_be_one(model: Path, content: bytes) -> None:
     (model / "model.safetensors").write_bytes(content)
-    refused(model, r"model\.safetensors is not a safetensors file")
+    refused(model, r"model\.safetensors is not a whole safetensors file")
 
 
 def test_links_and_devices_are_refused(model: Path, tmp_path: Path) -> None:

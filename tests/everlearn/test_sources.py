@@ -36,31 +36,16 @@ from everlearn.progress import silent
 from everlearn.registry import Registry
 from everlearn.settings import Settings
 from everlearn.sources import import_model
-from tests.compress.tiny_models import train_tokenizer, write_llama
+from tests.compress.tiny_models import train_tokenizer
 from train.evaluate import held_text, load_causal_lm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face directory; tests that change it copy it."""
-    directory = tmp_path_factory.mktemp("llama")
-    write_llama(directory)
-    return directory
-
-
 @pytest.fixture
 def copy(llama: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(llama, tmp_path / "copy"))
-
-
-@pytest.fixture(scope="session")
-def gguf(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("gguf") / "Tiny Model.gguf"
-    write_gguf(llama, file, plain("f32"), silent)
-    return file
 
 
 def assert_nothing_is_there(settings: Settings) -> None:

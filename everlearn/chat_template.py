@@ -13,9 +13,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from pydantic_core import from_json
 
-from everlearn.bounded_jinja import BoundedEnvironment, TooMuch
-
-__all__ = ["BoundedEnvironment", "TooMuch", "sandbox"]
+from everlearn.bounded_jinja import BoundedEnvironment
 
 TOOL_OPEN, TOOL_CLOSE = "<tool_call>\n", "\n</tool_call>"
 

@@ -176,7 +176,8 @@ def check_template(source: str) -> None:
     from jinja2 import TemplateError, TemplateSyntaxError, nodes
     from jinja2.exceptions import SecurityError
 
-    from everlearn.chat_template import TooMuch, sandbox
+    from everlearn.bounded_jinja import TooMuch
+    from everlearn.chat_template import sandbox
 
     environment = sandbox()
     try:

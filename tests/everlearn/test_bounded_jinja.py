@@ -13,7 +13,8 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from everlearn import bounded_jinja
-from everlearn.chat_template import TooMuch, sandbox
+from everlearn.bounded_jinja import TooMuch
+from everlearn.chat_template import sandbox
 from everlearn.errors import InvalidInput, Unsupported
 from train.data.examples import Chat
 from train.data.template import ChatTemplate

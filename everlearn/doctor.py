@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from everlearn.errors import EverlearnError
+from everlearn.instructions import instructions
 from everlearn.memory import physical_bytes
 from everlearn.settings import Settings, without_password
 
@@ -47,6 +48,7 @@ def examine(settings: Settings) -> list[Finding]:
     return [
         _python(),
         _machine(),
+        _instructions(),
         _disk(settings),
         _memory(),
         _database(settings),
@@ -63,6 +65,12 @@ def _python() -> Finding:
 
 def _machine() -> Finding:
     return Finding("ok", "machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs")
+
+
+def _instructions() -> Finding:
+    found = instructions()
+    names = ", ".join(found.names) or "none that is known"
+    return Finding("ok" if found.is_fast else "note", "instructions", f"{names}: {found.meaning}")
 
 
 def _disk(settings: Settings) -> Finding:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from everlearn.errors import InvalidInput
+from everlearn.instructions import make_exact
 
 if TYPE_CHECKING:
     import numpy as np
@@ -266,6 +267,7 @@ def onnx_logits(model_dir: Path, windows: np.ndarray) -> Iterator[np.ndarray]:
     decoder = json.loads((model_dir / "genai_config.json").read_text())["model"]["decoder"]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    make_exact(options)
     options.enable_cpu_mem_arena = False  # which grows by doubling, and keeps what it has
     session = onnxruntime.InferenceSession(
         str(model_dir / decoder["filename"]), options, providers=["CPUExecutionProvider"]

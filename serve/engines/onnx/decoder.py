@@ -20,6 +20,7 @@ from onnx import helper
 from pydantic import BaseModel
 
 from everlearn.errors import Corrupt, Unsupported
+from everlearn.instructions import make_exact
 from serve.engines.onnx.cache import Block, Cache, Element
 
 log = structlog.get_logger()
@@ -124,6 +125,7 @@ class Decoder:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        make_exact(options)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle))
         graph = last_position_graph(bundle / self.config.filename)
         self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

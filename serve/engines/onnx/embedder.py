@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from everlearn.errors import Corrupt, InvalidInput, RateLimited
+from everlearn.instructions import make_exact
 from serve.engines.onnx.bound import Bound, ContextLengthExceeded
 from serve.engines.onnx.text import whole
 
@@ -35,6 +36,7 @@ class Embedder:
     def __init__(self, bundle: Path, *, threads: int, queue_limit: int) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
+        make_exact(options)
         self.session = ort.InferenceSession(
             str(bundle / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )

@@ -2,15 +2,14 @@
 
 Pooling and normalisation are in the graph, so whoever reads ``sentence_embedding`` needs no more than the
 tokenizer. int8 is onnxruntime's dynamic quantization: weights by output channel, activations as they come, after
-:mod:`compress.smooth_encoder`.
+:mod:`compress.smooth_encoder`. Weights keep to 7 bits: where a CPU has no instruction for products of 8 bits (x86
+without VNNI), onnxruntime adds two of them in 16 bits, and 2 * 255 * 127 is more than fits there; 2 * 255 * 64 is not.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,9 @@ from compress.encoder import (
     texts_of,
 )
 from compress.recipe import Calibration
-from compress.smooth_encoder import BLOCK, smooth
+from compress.smooth_encoder import smooth
 from everlearn.child import answer
+from everlearn.instructions import make_exact
 from everlearn.progress import Progress
 
 OPSET = 18
@@ -61,12 +61,12 @@ def export_int8(model_dir: Path, graph: Path, calibration: Calibration, progress
     encoder = load_encoder(model_dir)
     drop_pooler(encoder)
     windows = calibration_windows(calibration, model_dir / "tokenizer.json")
-    smoothed, wanted = smooth(encoder, texts_of(windows.reshape(-1), model_dir))
+    smoothed, by_token = smooth(encoder, texts_of(windows.reshape(-1), model_dir))
     progress("exporting the graph", None)
     trace(encoder, graph)
     progress("quantizing", None)
-    by_blocks = quantize(graph, wanted)
-    return {"smoothed": smoothed, "by_blocks": by_blocks, "calibration_seen": seen(windows)}
+    quantize(graph)
+    return {"smoothed": smoothed, "by_token": by_token, "calibration_seen": seen(windows)}
 
 
 def write_config(model_dir: Path, directory: Path) -> int:
@@ -114,49 +114,18 @@ def trace(encoder: Encoder, graph: Path) -> None:
         )
 
 
-def quantize(graph: Path, by_blocks: Sequence[str]) -> list[str]:
-    """Weights and embeddings to int8 in place. ``by_blocks``: the layers with a scale for each block of each token.
-
-    Returns those of them that are: a product that the graph calls otherwise is rounded as all others.
-    """
+def quantize(graph: Path) -> None:
+    """The weights of products to 7 bits, the embeddings, which nothing multiplies, to 8; in place."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    prepared, result = graph.with_name("prepared.onnx"), graph.with_name("quantized.onnx")
+    prepared = graph.with_name("prepared.onnx")
     quant_pre_process(str(graph), str(prepared), skip_symbolic_shape=True)
-    found = compute_by_blocks(prepared, by_blocks) if by_blocks else []
-    quantize_dynamic(str(prepared), str(result), per_channel=True, weight_type=QuantType.QInt8)
+    kinds = {"per_channel": True, "weight_type": QuantType.QInt8}
+    quantize_dynamic(prepared, graph, op_types_to_quantize=["MatMul"], reduce_range=True, **kinds)
+    graph.replace(prepared)
+    quantize_dynamic(prepared, graph, op_types_to_quantize=["Gather"], **kinds)
     prepared.unlink()
-    result.replace(graph)
-    return found
-
-
-def compute_by_blocks(graph: Path, layers: Sequence[str]) -> list[str]:
-    """Makes the products of ``layers`` MatMulNBits of 8 bits, in place; returns those whose product was found."""
-    import onnx
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-    logging.getLogger().setLevel(logging.WARNING)  # it would tell of every node
-    model = onnx.load(graph)
-    products = {node.name for node in model.graph.node if node.op_type == "MatMul"}
-    found = [name for name in layers if product_of(name) in products]
-    if found:
-        blocks = MatMulNBitsQuantizer(
-            model,
-            bits=8,
-            block_size=BLOCK,
-            is_symmetric=True,
-            accuracy_level=4,
-            nodes_to_exclude=sorted(products - {product_of(name) for name in found}),
-        )
-        blocks.process()
-        blocks.model.save_model_to_file(str(graph))
-    return found
-
-
-def product_of(layer: str) -> str:
-    """How :func:`trace` calls the node that multiplies by a linear layer's weights."""
-    return re.sub(r"\.(?=\D)", "/", f"/body.{layer}.MatMul")
 
 
 def session_embed(graph: Path, threads: int = 0) -> Embed:
@@ -166,6 +135,7 @@ def session_embed(graph: Path, threads: int = 0) -> Embed:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    make_exact(options)
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
 

@@ -2,8 +2,8 @@
 
 onnxruntime's INT8 product rounds a batch of inputs with one scale, so a few large values cost all others their bits.
 Where these keep to some channels, the channels are divided by a factor that their weights were multiplied with
-(SmoothQuant, arXiv 2211.10438). Where they come and go with the token, the layer is computed with a scale for each
-block of each token (MatMulNBits), which takes longer.
+(SmoothQuant, arXiv 2211.10438). Where they come and go with the token, each token is divided by its largest value
+before the product and multiplied with it after.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 WORTH = 2.0
 """Smoothed where that makes the loss so many times less."""
 BEARABLE = 0.002
-"""The loss above which a layer is computed by blocks: of a token's output, the share of its square that is error."""
-BLOCK = 128
-"""Input channels that have one scale, where a layer is computed by blocks."""
-STEPS = 127
-"""A row's largest weight lies so many steps from 0, as onnxruntime reckons."""
+"""The loss above which each token gets a scale of its own: of its output, the share of the square that is error."""
+STEPS = 64
+"""A row's largest weight lies so many steps from 0: 7 bits, as :func:`compress.export_encoder.quantize` rounds."""
 ROWS = 128
 """Tokens of each batch of texts that losses are taken on."""
 TINY = 1e-9
@@ -45,44 +43,66 @@ class Read:
     rows: Tensor
 
 
-class Smoothed(nn.Module):
-    """``linear`` of ``inputs * factor``; factor: float32 (in,), which the weights were divided by."""
+class ByToken(nn.Module):
+    """``linear`` with each token divided by its largest value, and the product multiplied with it."""
 
-    def __init__(self, linear: nn.Linear, factor: Tensor) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        linear.weight.data /= factor
-        self.linear = linear
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """inputs: (..., in); returns (..., out)."""
+        largest = inputs.abs().amax(-1, keepdim=True).clamp(min=TINY)
+        outputs = nn.functional.linear(inputs / largest, self.weight) * largest
+        return outputs if self.bias is None else outputs + self.bias
+
+
+class Smoothed(nn.Module):
+    """``layer`` of ``inputs * factor``; factor: float32 (in,), which the weights were divided by."""
+
+    def __init__(self, layer: nn.Linear | ByToken, factor: Tensor) -> None:
+        super().__init__()
+        layer.weight.data /= factor
+        self.layer = layer
         self.register_buffer("factor", factor)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """inputs: (..., in); returns (..., out)."""
-        return self.linear(inputs * self.factor)
+        return self.layer(inputs * self.factor)
 
 
 @torch.inference_mode()
 def smooth(encoder: Encoder, texts: Sequence[Tensor]) -> tuple[dict[str, float], list[str]]:
     """Smooths ``encoder`` in place, which computes what it did; texts: batches, int64 (texts, seq) each.
 
-    Returns the strength for each layer that was smoothed, and the layers that are to be computed by blocks.
+    Returns the strength for each layer that was smoothed, and the layers in which each token has its own scale.
     """
     smoothed: dict[str, float] = {}
-    by_blocks: list[str] = []
+    by_token: list[str] = []
     for read in reads(encoder, texts):
         linears = [encoder.body.get_submodule(name) for name in read.layers]
         weight = torch.cat([linear.weight for linear in linears])  # (out of all, in)
-        wanted = read.rows @ weight.T
-        factors = {strength: factor_of(read, weight, strength) for strength in STRENGTHS}
-        losses = {strength: lost(read, weight, factor, wanted) for strength, factor in factors.items()}
-        strength = min(losses, key=losses.__getitem__)
-        plain = lost(read, weight, torch.ones_like(read.low), wanted)
-        left = min(plain, losses[strength])
-        if left > BEARABLE and loss(in_blocks(read.rows) @ in_blocks(weight).T, wanted) < left:
-            by_blocks += read.layers
-        elif losses[strength] * WORTH < plain:
-            for name, linear in zip(read.layers, linears, strict=True):
-                encoder.body.set_submodule(name, Smoothed(linear, factors[strength]))
+        strength, left = best_strength(read, weight, by_token=False)
+        if left > BEARABLE:
+            other, less = best_strength(read, weight, by_token=True)
+            if less < left:
+                strength = other
+                by_token += read.layers
+                linears = [ByToken(linear) for linear in linears]
+        for name, layer in zip(read.layers, linears, strict=True):
+            if strength is not None:
                 smoothed[name] = strength
-    return smoothed, by_blocks
+                layer = Smoothed(layer, factor_of(read, weight, strength))
+            encoder.body.set_submodule(name, layer)
+    return smoothed, by_token
+
+
+def best_strength(read: Read, weight: Tensor, *, by_token: bool) -> tuple[float | None, float]:
+    """The strength that loses least, None where it is not :data:`WORTH` its product, and the loss with it."""
+    plain = lost(read, weight, torch.ones_like(read.low), by_token)
+    losses = {one: lost(read, weight, factor_of(read, weight, one), by_token) for one in STRENGTHS}
+    strength = min(losses, key=losses.__getitem__)
+    return (strength, losses[strength]) if losses[strength] * WORTH < plain else (None, plain)
 
 
 def reads(encoder: Encoder, texts: Sequence[Tensor]) -> list[Read]:
@@ -121,15 +141,20 @@ def factor_of(read: Read, weight: Tensor, strength: float) -> Tensor:
     return weight.abs().amax(0).clamp(min=TINY) ** (1 - strength) / largest**strength
 
 
-def lost(read: Read, weight: Tensor, factor: Tensor, wanted: Tensor) -> float:
-    """:func:`loss` of the layers behind ``factor``, whose inputs have one scale."""
-    span = (read.low * factor).min(), (read.high * factor).max()
-    return loss(rounded_together(read.rows * factor, *span) @ in_int8(weight / factor, STEPS).T, wanted)
+def lost(read: Read, weight: Tensor, factor: Tensor, by_token: bool) -> float:
+    """What rounding costs the layers behind ``factor``: the mean share of a token's output that is error, squared.
 
-
-def loss(made: Tensor, wanted: Tensor) -> float:
-    """The mean share of a token's output that is error, squared; (tokens, out) both. No token counts for more."""
-    return float(((made - wanted).square().sum(-1) / wanted.square().sum(-1).clamp(min=TINY)).mean())
+    No token counts for more than another. Their inputs have one scale, for the whole range of what was read or, with
+    ``by_token``, for tokens that were divided by their largest value.
+    """
+    rows, low, high = read.rows * factor, (read.low * factor).min(), (read.high * factor).max()
+    if by_token:
+        rows = rows / rows.abs().amax(-1, keepdim=True).clamp(min=TINY)
+        low, high = rows.min(), rows.max()
+    weight = weight / factor
+    wanted = rows @ weight.T
+    apart = rounded_together(rows, low, high) @ in_int8(weight, STEPS).T - wanted
+    return float((apart.square().sum(-1) / wanted.square().sum(-1).clamp(min=TINY)).mean())
 
 
 def rounded_together(rows: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -138,10 +163,3 @@ def rounded_together(rows: Tensor, low: Tensor, high: Tensor) -> Tensor:
     scale = ((high - low) / 255).clamp(min=TINY)
     zero = (-low / scale).round()
     return (((rows / scale).round() + zero).clamp(0, 255) - zero) * scale
-
-
-def in_blocks(values: Tensor) -> Tensor:
-    """Each :data:`BLOCK` of each row to 8 bits with a scale of its own."""
-    width = values.shape[-1]
-    padded = nn.functional.pad(values, (0, -width % BLOCK))
-    return in_int8(padded.unflatten(-1, (-1, BLOCK)), STEPS).flatten(-2)[..., :width]

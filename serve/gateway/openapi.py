@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from serve.gateway.reference import REFERENCE, SERVER, Told
 from serve.protocol import ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest
 from serve.protocol_batches import BatchRequest
 from serve.protocol_jobs import JobRequest
@@ -105,11 +106,22 @@ def document(app: FastAPI) -> dict[str, Any]:
         for path, model in BODIES.items():
             _complete(schema["paths"][path]["post"], model, stream=path in STREAMS)
         for path, operations in schema["paths"].items():
+            for method, operation in operations.items():
+                _describe(operation, REFERENCE.get(f"{method} {path}"))
             if path.startswith("/v1/") or path in BODIES:
                 for operation in operations.values():
                     operation["security"] = [{"key": []}, {}]
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _describe(operation: dict[str, Any], told: Told | None) -> None:
+    """The page for people is made of this."""
+    operation["tags"] = [told.group if told else SERVER]
+    if told:
+        operation["description"] = told.description
+        if told.example:
+            operation["requestBody"]["content"]["application/json"]["example"] = told.example
 
 
 def _complete(operation: dict[str, Any], model: type[BaseModel], stream: bool) -> None:

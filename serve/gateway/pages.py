@@ -1,4 +1,4 @@
-"""The pages for people, playground and console: static files without data, so they are open to all."""
+"""The pages for people, playground, console and the API's reference: static files without data, so they are open to all."""
 
 from importlib.resources import files
 
@@ -6,8 +6,8 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-PAGES = {"/": "playground.html", "/console": "console.html"}
-PARTS = ("playground.css", "playground.js", "console.css", "console.js")
+PAGES = {"/": "playground.html", "/console": "console.html", "/docs": "docs.html"}
+PARTS = ("playground.css", "playground.js", "console.css", "console.js", "docs.css", "docs.js")
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

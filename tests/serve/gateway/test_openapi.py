@@ -1,5 +1,7 @@
 """Every endpoint fuzzed from its own OpenAPI document (row I18)."""
 
+import json
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +16,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from serve.gateway.openapi import BODIES
+from serve.gateway.reference import REFERENCE
+from tests.serve.browser import check_no_inline_code
 from tests.serve.gateway.conftest import RunningGateway
 
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
@@ -29,6 +34,29 @@ def test_the_document_names_every_route_its_body_and_its_errors(gateway: Running
     }
     assert {"200", "400", "401", "404", "413", "429", "503"} <= set(chat["responses"])
     assert "422" not in chat["responses"]
+
+
+def test_the_document_tells_of_every_route_for_the_page_that_shows_it(gateway: RunningGateway) -> None:
+    """Each has a sentence and a group, and what is sent as JSON has an example that the server takes."""
+    document = gateway.client.get("/openapi.json").json()
+    told = {(method, path) for path, operations in document["paths"].items() for method in operations}
+    assert {f"{method} {path}" for method, path in told} >= set(REFERENCE)
+    for method, path in told:
+        operation = document["paths"][path][method]
+        assert operation["description"] and len(operation["tags"]) == 1, (method, path)
+        body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        if body:
+            BODIES[path].model_validate_json(json.dumps(body["example"]))
+
+
+def test_the_page_of_the_api_comes_from_here_alone(gateway: RunningGateway) -> None:
+    page = gateway.client.get("/docs")
+    assert page.status_code == 200
+    check_no_inline_code(page)  # type: ignore[arg-type]
+    for part in ("docs.js", "docs.css"):
+        answer = gateway.client.get(f"/{part}")
+        assert answer.status_code == 200
+        assert not re.search("https?://|innerHTML|eval\\(", answer.text)
 
 
 @pytest.mark.slow

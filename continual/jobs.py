@@ -25,6 +25,7 @@ from continual.recipe import ContinualRecipe
 from everlearn.audit import record
 from everlearn.database import JobEventRow, JobRow, open_database, read, write
 from everlearn.errors import EverlearnError, InvalidInput, NotFound
+from everlearn.keys import why_ended
 from everlearn.records import CHAMPION, aliases_of, find_version
 from everlearn.reference import parse_reference
 from everlearn.settings import Settings
@@ -33,6 +34,8 @@ State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Level = Literal["info", "warn", "error"]
 Verdict = Literal["go", "cancel", "lost"]
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+KEY_ENDED = "key_not_valid"
+"""The code of a job's error whose key was revoked, or expired, before the job was over."""
 
 log = structlog.stdlib.get_logger("continual.jobs")
 
@@ -235,6 +238,8 @@ class Jobs:
         """The lease on a queued job; None where it is not queued (any more): another took it, or it is over."""
         now = time.time()
         with write(self.database) as connection:
+            if _end_without_key(connection, JobRow.id == job_id):
+                return None
             claimed = connection.execute(
                 update(JobRow)
                 .where(JobRow.id == job_id, JobRow.state == "queued")
@@ -344,6 +349,16 @@ class Jobs:
         with read(self.database) as connection:
             return connection.scalars(query.order_by(JobRow.created_at, JobRow.id).limit(limit)).all()
 
+    def end_without_keys(self) -> Sequence[str]:
+        """Ends the jobs whose key is not valid any more, with that as their error; who works on one loses its lease."""
+        waiting = JobRow.key_id.is_not(None)
+        with read(self.database) as connection:
+            keys = set(connection.scalars(select(JobRow.key_id).where(_unfinished(), waiting)))
+            if not any(why_ended(connection, key_id) for key_id in keys):
+                return ()
+        with write(self.database) as connection:
+            return _end_without_key(connection, waiting)
+
     def over(self, before: float) -> Sequence[str]:
         """The ids of the jobs that ended before a moment, in seconds since 1970."""
         query = select(JobRow.id).where(JobRow.state.in_(TERMINAL), JobRow.finished_at < before)
@@ -360,10 +375,10 @@ class Jobs:
 def check_lease(connection: Connection, lease: Lease) -> Job:
     """The job, where the lease is still good; call it first in a transaction that must not be a stale worker's.
 
-    Raises LeaseLost.
+    Raises LeaseLost, also where the key that made the job is not valid any more: its end is written elsewhere.
     """
     job = _find(connection, _held(lease))
-    if job is None:
+    if job is None or why_ended(connection, job.key_id):
         raise LeaseLost(f"the lease {lease.fence} on {lease.job_id} is not valid any more")
     return job
 
@@ -396,6 +411,26 @@ def finish_within(
     else:
         message = str((error or {}).get("message", "The job failed"))
         _tell(connection, lease.job_id, message, {"code": (error or {}).get("code")}, "error")
+
+
+def _end_without_key(connection: Connection, which: ColumnElement[bool]) -> list[str]:
+    """Of ``which``, the unfinished ones whose key has ended; returns their ids."""
+    ended: list[str] = []
+    for job_id, key_id in connection.execute(
+        select(JobRow.id, JobRow.key_id).where(_unfinished(), which)
+    ).all():
+        if why := why_ended(connection, key_id):
+            error = {"code": KEY_ENDED, "message": f"the job was ended, since {why}", "param": None}
+            values = {"state": "failed", "error": error, "finished_at": time.time()}
+            connection.execute(update(JobRow).where(JobRow.id == job_id).values(values))
+            _tell(connection, job_id, error["message"], {"code": KEY_ENDED}, "error")
+            log.warning("job ended", job=job_id, reason=why)
+            ended.append(job_id)
+    return ended
+
+
+def _unfinished() -> ColumnElement[bool]:
+    return JobRow.state.in_(("queued", "running"))
 
 
 def _held(lease: Lease) -> ColumnElement[bool]:

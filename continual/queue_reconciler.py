@@ -30,7 +30,8 @@ class Reconciler:
 
     def reconcile(self) -> None:
         """Once. What does not answer is tried again the next time."""
-        for what, step in (("recover", self.recover), ("publish", self.publish)):
+        steps = (("end", self.jobs.end_without_keys), ("recover", self.recover), ("publish", self.publish))
+        for what, step in steps:
             try:
                 step()
             except Unavailable as error:

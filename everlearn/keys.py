@@ -89,6 +89,18 @@ def is_active(key: ApiKey | Row[tuple[object, ...]]) -> bool:
     return key.revoked_at is None and (key.expires_at is None or key.expires_at > time.time())
 
 
+def why_ended(connection: Connection, key_id: str | None) -> str | None:
+    """Why what a key has begun must end, where the key opens nothing any more; None where it does, or none was asked for."""
+    if key_id is None:
+        return None
+    with Session(connection) as session:
+        key = session.get(ApiKey, key_id)
+    if key is not None and is_active(key):
+        return None
+    how = "was deleted" if key is None else "was revoked" if key.revoked_at is not None else "has expired"
+    return f"its API key is not valid any more: it {how}"
+
+
 def may_train(key: ApiKey) -> bool:
     """Whether the key may have models taught, and so move their champions."""
     return key.train or key.admin

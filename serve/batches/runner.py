@@ -20,9 +20,9 @@ from sqlalchemy.orm import Session
 
 from continual.files import BATCH_OUTPUT, Client, Files
 from continual.queue_owner import SignsOfLife, is_gone, this_process
-from everlearn.database import ApiKey
+from everlearn.database import ApiKey, read
 from everlearn.errors import EverlearnError, NotFound, Unavailable
-from everlearn.keys import is_active
+from everlearn.keys import why_ended
 from everlearn.settings import Settings
 from serve.batches.lines import Flaw, Line, check, read_lines
 from serve.batches.table import Answer, Batch, Batches, Ending, Lease, LeaseLost, set_file
@@ -53,6 +53,12 @@ PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 OUTPUT_LIMIT_BYTES = 64 * 1024**3
 
 log = structlog.stdlib.get_logger("serve.batches")
+
+
+class KeyEnded(NotFound):
+    """The key that made a batch opens nothing any more."""
+
+    code = "key_not_valid"
 
 
 class Runner:
@@ -114,6 +120,13 @@ class Runner:
             await asyncio.wait({beating, working}, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 working.result()
+            else:
+                beating.result()
+        except KeyEnded as ended:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+            with suppress(LeaseLost):
+                await self._fail(lease, [_told_of_batch(ended)])
         except LeaseLost as lost:
             log.warning("lost a batch", batch=lease.batch_id, reason=lost.message)
         except (Unavailable, OSError) as error:
@@ -135,11 +148,13 @@ class Runner:
             await asyncio.to_thread(self.batches.release, lease)
 
     async def _beat(self, lease: Lease, halted: asyncio.Event) -> None:
-        """Keeps the lease, and hears when the batch is cancelled. Ends when the lease is lost."""
+        """Keeps the lease, and hears when the batch is cancelled. Ends when the lease is lost. Raises KeyEnded."""
         last_s = time.monotonic()
         while time.monotonic() - last_s < self.settings.continual.lease_s:
             try:
                 batch = await asyncio.to_thread(self.batches.beat, lease)
+                if batch.ending is None and batch.state != "cancelling":
+                    await asyncio.to_thread(self._key, batch)
             except LeaseLost:
                 return
             except Unavailable:
@@ -161,7 +176,7 @@ class Runner:
         await asyncio.to_thread(self.batches.finish, lease, batch.ending or "completed")
 
     async def _answer(self, batch: Batch, lease: Lease, halted: asyncio.Event) -> Ending | None:
-        """Checks the file, then has every line answered; None where the batch failed for its file."""
+        """Checks the file, then has every line answered; None where the batch failed for its file. Raises KeyEnded."""
         if batch.state == "cancelling":
             return "cancelled"
         try:
@@ -170,9 +185,7 @@ class Runner:
         except EverlearnError as error:
             if isinstance(error, Unavailable):
                 raise
-            await self._fail(
-                lease, [{"code": error.code, "line": None, "message": error.message, "param": None}]
-            )
+            await self._fail(lease, [_told_of_batch(error)])
             return None
         if batch.started_at is None:
             found = await asyncio.to_thread(check, path, batch.endpoint, key, self.settings.serve)
@@ -195,16 +208,20 @@ class Runner:
                 if halted.is_set():
                     self.places.release()
                     break
-                under_way.create_task(self._ask(line, batch, key, saver))
+                under_way.create_task(self._ask(line, batch, saver, halted))
         if halted.is_set():
+            await asyncio.to_thread(self._key, batch)  # its end is another reason than being cancelled
             return "cancelled"
         return "expired" if time.time() >= batch.expires_at else "completed"
 
-    async def _ask(self, line: Line, batch: Batch, key: ApiKey | None, saver: Saver) -> None:
-        """One answer; a busy or restarting engine is asked again, until the batch's time is over."""
-        exchange = Exchange(id="", key=key)
+    async def _ask(self, line: Line, batch: Batch, saver: Saver, halted: asyncio.Event) -> None:
+        """One answer; a busy or restarting engine is asked again, until the batch's time is over, or its key has ended."""
+        exchange = Exchange(id="")
         try:
             answer = await self._answered(line, batch, exchange)
+        except KeyEnded:
+            halted.set()
+            return
         finally:
             self.places.release()
         exchange.error = "failed" if answer.failed else None
@@ -217,13 +234,16 @@ class Runner:
         while time.time() < batch.expires_at:
             exchange.id = f"req_{uuid4().hex}"
             try:
+                exchange.key = await asyncio.to_thread(self._key, batch)
                 self.meter.admit(exchange.key)
                 return await (self._alone(line, exchange) if broken else self._whole(line, exchange))
             except (BackendFailed, BackendTimeout, BrokeOff) as error:
                 broken += 1
                 if broken == BROKEN_ATTEMPTS:
                     return _refused(line, exchange, error)
-            except (Overloaded, NoBackend):
+            except KeyEnded:
+                raise
+            except (Overloaded, NoBackend, Unavailable):
                 pass
             except ModelNotFound as error:
                 since_s = self._missing.setdefault(line.work.model, time.monotonic())
@@ -256,14 +276,14 @@ class Runner:
         return _answer(line, exchange, 200, reply.first, reply.replica.name)
 
     def _key(self, batch: Batch) -> ApiKey | None:
-        """Raises NotFound where the key that made the batch opens nothing any more."""
-        if batch.key_id is None:
-            return None
-        with Session(self.batches.database, expire_on_commit=False) as session:
-            key = session.get(ApiKey, batch.key_id)
-        if key is None or not is_active(key):
-            raise NotFound("the API key that made this batch is not valid any more")
-        return key
+        """The key that made the batch, as it is now. Raises KeyEnded, Unavailable."""
+        with read(self.batches.database) as connection:
+            if why := why_ended(connection, batch.key_id):
+                raise KeyEnded(f"the batch was ended, since {why}")
+            if batch.key_id is None:
+                return None
+            with Session(connection, expire_on_commit=False) as session:
+                return session.get(ApiKey, batch.key_id)
 
     async def _fail(self, lease: Lease, errors: Sequence[dict[str, Any]]) -> None:
         await asyncio.to_thread(self.batches.finish, lease, "failed", errors)
@@ -325,6 +345,10 @@ class Saver:
         except Unavailable:
             self._waiting = [*answers, *self._waiting]
             raise
+
+
+def _told_of_batch(error: EverlearnError) -> dict[str, Any]:
+    return {"code": error.code, "line": None, "message": error.message, "param": None}
 
 
 def _answer(line: Line, exchange: Exchange, status: int, body: bytes, version: str | None) -> Answer:

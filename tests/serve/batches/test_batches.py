@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,32 @@ def test_another_key_sees_nothing_of_a_batch(server: Supervised, client: openai.
     os.kill(server.child("serve.batches").pid, 9)
     row = eventually(lambda: _row(database, later.id))
     assert row.state == "failed" and "not valid any more" in row.errors[0]["message"]
+
+
+@pytest.mark.parametrize("end", ["revoked", "expired"])
+def test_a_batch_that_runs_ends_with_its_key(server: Supervised, client: openai.OpenAI, end: str) -> None:
+    database = open_database(Settings(home=Path(str(server.log.parent / "home"))))
+    secret, key = create_key(database, end, expires_at=time.time() + 4 if end == "expired" else None)
+    mine = openai.OpenAI(base_url=f"{server.url}/v1", api_key=secret, max_retries=0)
+    eventually(lambda: _needs_key(client))
+    batch = start(mine, lines(2000, "/slow {}"))
+    eventually(lambda: (counts := mine.batches.retrieve(batch.id).request_counts) and counts.completed)
+    if end == "revoked":
+        revoke_key(database, key.id)
+    row = eventually(lambda: _row(database, batch.id), within_s=10)
+    assert (row.state, row.errors[0]["code"]) == ("failed", "key_not_valid")
+    assert ("was revoked" if end == "revoked" else "has expired") in row.errors[0]["message"]
+    assert 0 < row.completed < 1000
+
+    def used() -> int:
+        return sum(
+            one.requests for one in sum_usage(database, "2000-01-01", "2999-12-31") if one.what == key.id
+        )
+
+    time.sleep(2.5)  # what was counted is added every two seconds
+    before = used()
+    time.sleep(2.5)
+    assert used() == before, "nothing more is asked"
 
 
 def test_a_batch_is_counted_for_its_key_and_ends_where_its_budget_does(

@@ -1,11 +1,12 @@
 """The table alone: claims, fences, caps and their races, on each kind of database."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 from continual.files import Client
 from continual.jobs import Jobs, Lease, LeaseLost, check_lease
@@ -14,8 +15,9 @@ from continual.queue_owner import is_gone, this_process
 from continual.queue_reconciler import Reconciler
 from everlearn.audit import list_acts
 from everlearn.bundle import write_bundle
-from everlearn.database import JobRow, write
+from everlearn.database import ApiKey, JobRow, write
 from everlearn.errors import InvalidInput, NotFound
+from everlearn.keys import create_key, revoke_key
 from tests.continual.queue.conftest import House, add_model
 
 
@@ -51,6 +53,55 @@ def test_of_many_claims_at_once_one_wins(house: House) -> None:
     [won] = [lease for lease in leases if lease]
     now = house.jobs.get(job.id)
     assert (now.state, now.fence, now.attempt, now.lease_owner) == ("running", won.fence, 1, won.owner)
+
+
+def of_key(house: House, **limits: Any) -> tuple[str, Client]:
+    """A file of a key's own, and the key as a client."""
+    _, key = create_key(house.jobs.database, "trainer", train=True, **limits)
+    client = Client(key.id)
+    return house.files.add(house.settings.home / "rfc.jsonl", client=client).id, client
+
+
+@pytest.mark.parametrize("end", ["revoked", "expired", "deleted"])
+def test_jobs_end_with_the_key_that_made_them(house: House, end: str) -> None:
+    """Waiting ones and running ones; those of others go on."""
+    database = house.jobs.database
+    file, client = of_key(house, expires_at=time.time() + 1 if end == "expired" else None)
+    queued, running, others = (
+        house.create(training_file=file, client=client),
+        *(claimed(house, **fields) for fields in ({"training_file": file, "client": client}, {})),
+    )
+    other_file, other = of_key(house)
+    theirs = house.create(training_file=other_file, client=other)
+    reconciler = Reconciler(house.jobs, Publisher(house.settings))
+    assert house.jobs.end_without_keys() == ()
+    if end == "revoked":
+        revoke_key(database, str(client.key_id))
+    elif end == "deleted":
+        with write(database) as connection:
+            connection.execute(delete(ApiKey).where(ApiKey.id == client.key_id))
+    else:
+        time.sleep(1.1)
+    with pytest.raises(LeaseLost):
+        house.jobs.finish(running, "succeeded", result_model="tiny@9")
+    reconciler.reconcile()
+    how = {"revoked": "was revoked", "expired": "has expired", "deleted": "was deleted"}[end]
+    for job_id in (queued.id, running.job_id):
+        job = house.jobs.get(job_id)
+        assert job.state == "failed" and job.error and job.error["code"] == "key_not_valid"
+        assert how in job.error["message"] and how in house.messages(job)[-1]
+        assert job.finished_at
+    assert house.jobs.heartbeat(running) == "lost"
+    assert house.jobs.heartbeat(others) == "go"
+    assert house.jobs.get(theirs.id).state == "queued"
+
+
+def test_a_job_whose_key_has_ended_is_never_begun(house: House) -> None:
+    file, client = of_key(house)
+    job = house.create(training_file=file, client=client)
+    revoke_key(house.jobs.database, str(client.key_id))
+    assert house.jobs.claim(job.id, "one") is None
+    assert house.jobs.get(job.id).state == "failed"
 
 
 def test_a_stale_fence_writes_nothing(house: House) -> None:

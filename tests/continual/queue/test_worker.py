@@ -10,8 +10,10 @@ import time
 
 import pytest
 
+from continual.files import Client
 from continual.queue import QUEUE, celery_app
 from continual.worker import Worker
+from everlearn.keys import create_key, revoke_key
 from tests.continual.queue.conftest import (
     House,
     is_running,
@@ -128,6 +130,18 @@ def test_a_cancelled_job_ends_its_child_and_frees_the_worker(running: House) -> 
     running.wait(running.create())
     assert running.jobs.get(id).state == running.jobs.get(waiting.id).state == "cancelled"
     assert running.lives(waiting) == []
+
+
+def test_a_job_that_runs_is_ended_with_its_key_and_frees_the_worker(running: House) -> None:
+    _, key = create_key(running.jobs.database, "trainer", train=True)
+    file = running.files.add(running.settings.home / "rfc.jsonl", client=Client(key.id))
+    id = works(running, training_file=file.id, client=Client(key.id))
+    child = running.lives(running.jobs.get(id))[0][0]
+    revoke_key(running.jobs.database, key.id)
+    wait_until(lambda: not is_running(child), "the child is ended", 10, running)
+    running.wait(running.create())
+    job = running.jobs.get(id)
+    assert job.state == "failed" and job.error and "was revoked" in job.error["message"]
 
 
 def test_a_zombie_can_write_nothing_and_its_child_is_gone_before_another_begins(running: House) -> None:

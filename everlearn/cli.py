@@ -51,8 +51,12 @@ class Commands(TyperGroup):
         except Exception as error:  # noqa: BLE001 (the last resort of a program)
             code, message = 70, f"{type(error).__name__}: {error} (EVERLEARN_DEBUG=1 shows where)"
         from everlearn.printing import print_error
+        from everlearn.settings import ERROR_FILE
 
         print_error(message)
+        if path := os.environ.get(ERROR_FILE):
+            with open(path, "w") as file:
+                file.write(message)
         raise typer.Exit(code)
 
 

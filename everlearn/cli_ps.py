@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def ps(as_json: Json = False) -> None:
-    """List the engines of the running server, and the versions that it refused to serve."""
+    """List the engines of the running server, and what it was to serve and could not."""
     from sqlalchemy import select
     from sqlalchemy.orm import Session
 
@@ -28,7 +28,7 @@ def ps(as_json: Json = False) -> None:
         print_json([describe(row, aliases) for row in found])
         return
     rows = [
-        (f"{row.model}@{row.version}", replica_state(row), role(row, aliases), row.kind, row.pid or "", moment(row.started_at), row.error or "")
+        (ref(row), replica_state(row), role(row, aliases), row.kind, row.pid or "", moment(row.started_at), row.error or "")
         for row in found
     ]  # fmt: skip
     if rows:
@@ -41,6 +41,11 @@ Shares = dict[tuple[str, str], "float | None"]
 """Of each model's aliases."""
 
 
+def ref(row: ReplicaRow) -> str:
+    """``smollm2@2``; the name alone where no version was found or imported."""
+    return f"{row.model}@{row.version}" if row.version else row.model
+
+
 def role(row: ReplicaRow, shares: Shares) -> str:
     """``champion``, or ``canary 10%``."""
     share = shares.get((row.model, row.role))
@@ -51,9 +56,9 @@ def describe(row: ReplicaRow, shares: Shares) -> dict[str, Any]:
     from everlearn.records import replica_state
 
     return {
-        "ref": f"{row.model}@{row.version}",
+        "ref": ref(row),
         "model": row.model,
-        "version": row.version,
+        "version": row.version or None,
         "state": replica_state(row),
         "role": row.role,
         "share": shares.get((row.model, row.role)),

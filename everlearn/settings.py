@@ -32,7 +32,9 @@ from everlearn.suggest import did_you_mean
 
 PREFIX = "EVERLEARN_"
 # Read by the program itself, before there are settings.
-CONTROLS = frozenset({"EVERLEARN_CONFIG", "EVERLEARN_DEBUG"})
+ERROR_FILE = "EVERLEARN_ERROR_FILE"
+"""Where a command also writes why it failed, for the program that started it."""
+CONTROLS = frozenset({"EVERLEARN_CONFIG", "EVERLEARN_DEBUG", ERROR_FILE})
 # Kubernetes gives every pod variables for each service, so a service called "everlearn" looks like settings.
 KUBERNETES = re.compile(r"EVERLEARN_(SERVICE_(HOST|PORT)|PORT(_\d+_(TCP|UDP)))")
 

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from everlearn.bundle import SERVABLE
 from everlearn.catalogue import CATALOGUE
-from everlearn.errors import Conflict, InvalidInput, NotFound, Unsupported
+from everlearn.errors import Conflict, EverlearnError, InvalidInput, NotFound, Unsupported
+from everlearn.reference import parse_reference
 from everlearn.registry import Registry, Version
 from serve.engines.programs import VLLM_FORMATS, program
 
@@ -17,42 +18,61 @@ Run = Callable[[Sequence[str]], Awaitable[None]]
 """Runs `everlearn ARGUMENTS…` to its end, showing its progress; raises when it fails."""
 
 
-async def servable_versions(registry: Registry, refs: Sequence[str], run: Run) -> list[Version]:
-    """A servable version per ref; without refs, every servable champion. Raises EverlearnError."""
-    if not refs:
-        return champions(registry)
-    versions = [await servable(registry, ref, run) for ref in refs]
-    for index, version in enumerate(versions):
-        if any(version.model == other.model for other in versions[:index]):
-            raise Conflict(
-                f"{version.model} is named twice; a server offers one version of a model", param="model"
-            )
-    return versions
+def refuse_twice(refs: Sequence[str]) -> None:
+    """Raises Conflict where a model is named twice, InvalidInput where a name is none."""
+    models = [parse_reference(ref).model for ref in refs]
+    for model in models:
+        if models.count(model) > 1:
+            raise Conflict(f"{model} is named twice; a server offers one version of a model", param="model")
 
 
-def champions(registry: Registry) -> list[Version]:
-    """What `everlearn serve` without a name serves: each champion that needs no work before."""
+def champions(registry: Registry) -> list[str]:
+    """What `everlearn serve` without a name serves: each model whose champion needs no work before.
+
+    One that its engine will refuse is among them, so that this is told.
+    """
     found = [
-        served
+        model.name
         for model in registry.list()
         for version in model.versions
-        if version.version == model.aliases.get("champion") and (served := as_it_is(registry, version))
+        if version.version == model.aliases.get("champion") and _serves_or_tells(registry, version)
     ]
     if not found:
         raise InvalidInput("there is no model to serve yet; name one, for example: everlearn serve smollm2")
     return found
 
 
-async def servable(registry: Registry, ref: str, run: Run) -> Version:
-    """The version behind `ref`, or its compressed form, made now if there is none."""
+def _serves_or_tells(registry: Registry, version: Version) -> bool:
     try:
-        version = registry.resolve(ref)
+        return as_it_is(registry, version) is not None
+    except Unsupported:
+        return True
+
+
+def is_imported(registry: Registry, ref: str) -> bool:
+    """Whether finding out what `ref` names takes no work, be it that there is no such thing."""
+    try:
+        registry.resolve(ref)
+    except EverlearnError as error:
+        return not (isinstance(error, NotFound) and ref in CATALOGUE)
+    return True
+
+
+async def find(registry: Registry, ref: str, run: Run) -> Version:
+    """The version that `ref` names, imported from the catalogue where it has to be. Raises EverlearnError."""
+    try:
+        return registry.resolve(ref)
     except NotFound as unknown:
         if ref not in CATALOGUE:
             names = ", ".join(sorted(CATALOGUE))
             raise NotFound(f"{unknown.message} The catalogue has: {names}.", param="model") from None
-        await run(["import", ref])
-        version = registry.resolve(ref)
+    await run(["import", ref])
+    return registry.resolve(ref)
+
+
+async def servable(registry: Registry, ref: str, run: Run) -> Version:
+    """The version behind `ref`, or its compressed form, made now if there is none."""
+    version = await find(registry, ref, run)
     if ready := as_it_is(registry, version):
         return ready
     if child := compressed(registry, version):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import psutil
@@ -18,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from everlearn.errors import EverlearnError, Unavailable
 from everlearn.registry import Registry, Version
-from everlearn.settings import Settings
+from everlearn.settings import ERROR_FILE, Settings
 from serve import replicas
 from serve.child import Child, python
 from serve.engines import HAND_OVER, TAKE_OVER
@@ -29,6 +30,8 @@ from serve.watched import Patience, Watched
 
 HAND_OVER_S = 0.5
 """From the row that says `draining` until requests are sent back: by then gateways that are well know who took over."""
+
+MAX_MODEL_CHARS = 64
 
 Program = Callable[[Version, Settings], Sequence[str]]
 """The command line of the engine that serves a version; raises EverlearnError where there is none."""
@@ -59,16 +62,47 @@ class Workshop:
 
     async def everlearn(self, arguments: Sequence[str]) -> None:
         """Run one command of this program, its progress on our stderr. Raises EverlearnError."""
+        folder = self.settings.directory("tmp")
         async with self._one_at_a_time:
-            self.child = await Child.start(python("everlearn", *arguments), self.env)
-            try:
-                code = await self.child.wait()
-            finally:
-                if self.child.is_running:
-                    await self.child.stop(self.patience.stop_s)
-                self.child = None
+            with NamedTemporaryFile(dir=folder, prefix="reason-") as told:
+                command = python("everlearn", *arguments)
+                self.child = child = await Child.start(command, {**self.env, ERROR_FILE: told.name})
+                try:
+                    code = await child.wait()
+                finally:
+                    if child.is_running:
+                        await child.stop(self.patience.stop_s)
+                    self.child = None
+                reason = told.read().decode(errors="replace")
         if code:
-            raise EverlearnError(f"`everlearn {' '.join(arguments)}` failed; its reason stands in the log")
+            raise EverlearnError(
+                f"`everlearn {' '.join(arguments)}` failed: {reason or child.obituary(code)}"
+            )
+
+    async def write_down(self, model: str, number: int, role: str, reason: str) -> str:
+        """A row for a version that had no process, or for a model without one (number 0); returns its id."""
+        id = new_id()
+
+        def write() -> None:
+            version = self.registry.resolve(f"{model}@{number}") if number else None
+            replicas.announce(
+                self.db, id=id, model=model[:MAX_MODEL_CHARS], version=number,
+                digest=version.digest if version else "", kind=kind_of(version) if version else "",
+                task=version.task if version else "", url="", pid=None, state="failed", error=reason, role=role,
+            )  # fmt: skip
+
+        try:
+            await asyncio.to_thread(write)
+        except (SQLAlchemyError, EverlearnError) as error:
+            log.error("a refusal was not written down", reason=str(error))
+        return id
+
+    async def forget(self, row_id: str) -> None:
+        """Remove what was written down."""
+        try:
+            await asyncio.to_thread(replicas.withdraw, self.db, row_id)
+        except (SQLAlchemyError, Unavailable) as error:
+            log.error("a refusal was not withdrawn", reason=str(error))
 
     async def start(self, version: Version, stands_for: int, role: str) -> "Running":
         """An engine that has begun to load. Raises EverlearnError when its program or its files are not there."""

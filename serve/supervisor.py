@@ -23,11 +23,10 @@ from typing import Any
 import aiohttp
 import structlog
 from prometheus_client.multiprocess import mark_process_dead
-from rich.console import Console
 from sqlalchemy import Engine
 
 from everlearn.database import open_database
-from everlearn.errors import InvalidInput, Unavailable
+from everlearn.errors import EverlearnError, InvalidInput, Unavailable
 from everlearn.keys import any_active_key, keys_required
 from everlearn.records import CHAMPION, TRIALS
 from everlearn.reference import parse_reference
@@ -39,7 +38,7 @@ from serve.engines.programs import program as engine_program
 from serve.gateway.metrics import TOGETHER
 from serve.gateway.origin import is_loopback
 from serve.gateway.router import POLL_S
-from serve.prepare import servable_versions
+from serve.prepare import champions, find, is_imported, refuse_twice
 from serve.running import Program, Workshop, log_end, pass_on
 from serve.swap import Served
 from serve.watched import Patience, Watched
@@ -90,10 +89,13 @@ class House:
         self.db = open_database(settings)
         self.registry = Registry(settings)
         self.env = {**os.environ, **settings.environment()}
-        self.console = Console(stderr=True, highlight=False)
         self.workshop = Workshop(settings, program, patience, sockets, self.db, self.registry, self.env)
         self.models: list[Served] = []
         self.trials: list[Served] = []
+        self.unknown: dict[str, EverlearnError] = {}
+        """Of what was to be served and could not be found or imported: why."""
+        self.told: list[str] = []
+        """The ids of the rows that say so."""
         self.keeping: list[asyncio.Task[None]] = []
         self.gateways: list[Watched] = []
         self.workers: list[Watched] = []
@@ -109,31 +111,55 @@ class House:
     async def _open_and_watch(self, refs: Sequence[str]) -> None:
         _refuse_open_door(self.settings, self.db)
         await asyncio.to_thread(replicas.clear_stale, self.db)
-        versions = await servable_versions(self.registry, refs, self.workshop.everlearn)
-        with self.console.status(f"Starting {', '.join(version.ref for version in versions)}"):
-            started_at = time.monotonic()
-            for ref, version in zip(refs or [version.model for version in versions], versions, strict=True):
-                pinned = parse_reference(ref).version not in (None, CHAMPION)
-                named = self.registry.resolve(ref).version
-                self.models.append(model := Served(self.workshop, version.model, named, pinned=pinned))
-                if not pinned:
-                    self.trials += [
-                        Served(self.workshop, model.model, role=role, beside=model) for role in TRIALS
-                    ]
-            self.keeping = [asyncio.create_task(each.keep()) for each in [*self.models, *self.trials]]
-            self._start_gateways()
-            self._start_workers()
-            await asyncio.gather(*(each.settled.wait() for each in [*self.models, *self.gateways]))
-            self._refuse_empty_house()
-            await self._routed()
+        refs = refs or champions(self.registry)
+        refuse_twice(refs)
+        started_at = time.monotonic()
+        here = [ref for ref in refs if is_imported(self.registry, ref)]
+        for ref in here:
+            await self._offer(ref)
+        absent = [ref for ref in refs if ref not in here]
+        if absent or self.models:
+            self._start_gateways()  # what is ready serves while the rest is being prepared
+        for ref in absent:
+            await self._offer(ref)
+        self._refuse_empty_house()
+        self._start_workers()
+        await asyncio.gather(*(each.settled.wait() for each in [*self.models, *self.gateways]))
+        self._refuse_empty_house()
+        await self._routed()
         serving = [model.serving.version for model in self.models if model.serving]
-        needs_key = keys_required(self.db)
-        welcome(self.settings, serving, time.monotonic() - started_at, needs_key=needs_key)
+        needs_key, not_served = keys_required(self.db), self._not_served()
+        welcome(
+            self.settings, serving, time.monotonic() - started_at, needs_key=needs_key, not_served=not_served
+        )
         if needs_key and not any_active_key(self.db):
             log.warning("no_valid_key", note="every request is refused until `everlearn keys create NAME`")
         while True:
             await asyncio.sleep(0.5)
             self._refuse_empty_house()
+
+    async def _offer(self, ref: str) -> None:
+        """Serve what `ref` names from now on. Where that cannot be found or imported, it is told, and the rest serves."""
+        try:
+            version = await find(self.registry, ref, self.workshop.everlearn)
+        except EverlearnError as error:
+            log.error("not served", ref=ref, reason=error.message.splitlines()[0])
+            self.unknown[ref] = error
+            self.told.append(await self.workshop.write_down(ref, 0, CHAMPION, error.message))
+            return
+        pinned = parse_reference(ref).version not in (None, CHAMPION)
+        model = Served(self.workshop, version.model, version.version, pinned=pinned)
+        trials = (
+            [] if pinned else [Served(self.workshop, model.model, role=role, beside=model) for role in TRIALS]
+        )
+        self.models.append(model)
+        self.trials += trials
+        self.keeping += [asyncio.create_task(each.keep()) for each in [model, *trials]]
+
+    def _not_served(self) -> dict[str, str]:
+        """Of each model that was to be served and is not: why."""
+        reasons = {ref: error.message for ref, error in self.unknown.items()}
+        return reasons | {model.model: reason for model in self.models if (reason := model.hopeless())}
 
     async def _close(self) -> None:
         """The gateways first, which let their running answers end; then the engines."""
@@ -145,6 +171,8 @@ class House:
         drain_s = self.settings.serve.drain_timeout_s + self.patience.stop_s
         await asyncio.gather(*(watched.stop(drain_s) for watched in self._others()))
         await asyncio.gather(*(each.close() for each in [*self.models, *self.trials]))
+        for row_id in self.told:
+            await self.workshop.forget(row_id)
 
     def _start_gateways(self) -> None:
         figures = _empty(self.settings.directory("run") / "metrics") if len(self.doors) > 1 else None
@@ -199,9 +227,11 @@ class House:
             watched.check()
         if self.gateways and all(gateway.state == "failed" for gateway in self.gateways):
             raise Unavailable(f"the gateway does not stay up: it {self.gateways[0].reason}")
-        reasons = [model.hopeless() for model in self.models]
-        if reasons and all(reasons):
-            raise Unavailable("no engine stays up\n" + "\n".join(filter(None, reasons)))
+        if not self.models and len(self.unknown) == 1:
+            raise next(iter(self.unknown.values()))
+        reasons = self._not_served()
+        if len(reasons) == len(self.models) + len(self.unknown):
+            raise Unavailable("nothing can be served\n" + "\n".join(reasons.values()))
 
     def _processes(self) -> list[Watched]:
         engines = [running for each in [*self.models, *self.trials] for running in each.processes()]

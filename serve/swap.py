@@ -30,9 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from everlearn.database import AliasRow, read
 from everlearn.errors import Conflict, EverlearnError, Unavailable
 from everlearn.records import CHAMPION, PREVIOUS
-from serve import replicas
-from serve.engines.programs import kind_of
-from serve.running import Running, Workshop, new_id
+from serve.running import Running, Workshop
 
 FOLLOW_S = 0.5
 """Between two looks at the aliases of a model."""
@@ -190,6 +188,9 @@ class Served:
             return
         try:
             version = await self._workshop.servable(self.model, number)
+            await self._read_aliases()
+            if version.version == self._wanted():  # the first servable version becomes champion as it is made
+                number = version.version
             if self.serving and version.ref == self.serving.version.ref:
                 self.serving.stands_for = number
                 return
@@ -207,7 +208,8 @@ class Served:
                 log.warning("waiting", ref=f"{self.model}@{number}", reason=error.message)
             self._waits_for = error.message
         except EverlearnError as error:
-            self._refuse(number, Refusal(error.message, await self._write_down(number, error.message)))
+            row_id = await self._workshop.write_down(self.model, number, self.role, error.message)
+            self._refuse(number, Refusal(error.message, row_id))
 
     def _let_go(self, old: Running | None, *, keep: bool = False) -> None:
         """It serves no more: it hands over, and then stands by or stops."""
@@ -250,30 +252,8 @@ class Served:
             serving=self.serving and self.serving.version.ref,
         )  # fmt: skip
 
-    async def _write_down(self, number: int, reason: str) -> str:
-        """A row for a version that had no process; returns its id."""
-        id = new_id()
-
-        def write() -> None:
-            version = self._workshop.registry.resolve(f"{self.model}@{number}")
-            replicas.announce(
-                self._workshop.db, id=id, model=self.model, version=number, digest=version.digest,
-                kind=kind_of(version), task=version.task, url="", pid=None, state="failed", error=reason,
-                role=self.role,
-            )  # fmt: skip
-
-        try:
-            await asyncio.to_thread(write)
-        except (SQLAlchemyError, EverlearnError) as error:
-            log.error("a refusal was not written down", reason=str(error))
-        return id
-
     async def _forgive(self, number: int) -> None:
-        refusal = self._refused.pop(number)
-        try:
-            await asyncio.to_thread(replicas.withdraw, self._workshop.db, refusal.row_id)
-        except (SQLAlchemyError, Unavailable) as error:
-            log.error("a refusal was not withdrawn", reason=str(error))
+        await self._workshop.forget(self._refused.pop(number).row_id)
 
 
 def read_standing(db: Engine, model: str, role: str) -> Standing:

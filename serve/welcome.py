@@ -1,9 +1,10 @@
 """What `everlearn serve` prints once everything is ready."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from everlearn.registry import Version
@@ -25,8 +26,11 @@ def local_url(settings: Settings) -> str:
     return f"http://[{host}]:{settings.serve.port}" if ":" in host else f"http://{host}:{settings.serve.port}"
 
 
-def welcome(settings: Settings, versions: Sequence[Version], ready_s: float, *, needs_key: bool) -> None:
-    """Print where the server is, what it serves, and a first request to copy."""
+def welcome(
+    settings: Settings, versions: Sequence[Version], ready_s: float, *, needs_key: bool,
+    not_served: Mapping[str, str],
+) -> None:  # fmt: skip
+    """Print where the server is, what it serves and what it does not, and a first request to copy."""
     console = Console(highlight=False)
     url = local_url(settings)
     console.print(f"\n[bold green]everlearn serves on {url}[/]  [dim]ready in {ready_s:.1f} s[/]\n")
@@ -43,6 +47,8 @@ def welcome(settings: Settings, versions: Sequence[Version], ready_s: float, *, 
             f"{version.manifest.size_bytes / 1e6:.0f} MB",
         )
     console.print(table)
+    for model, reason in not_served.items():
+        console.print(f"\n  [bold red]not served[/]  {escape(model)}: {escape(reason)}", soft_wrap=True)
     console.print(
         f"\n  playground  {url}/\n  try it      {first_request(url, versions[0], needs_key)}\n",
         soft_wrap=True,

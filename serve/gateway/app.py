@@ -290,14 +290,14 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/ready", responses=error_responses(503))
     async def ready() -> Response:
-        """Requests can be taken: not shutting down, and at least one engine is there."""
+        """Requests can be taken: not shutting down, and at least one engine is there. It tells which models failed."""
         if gateway.draining:
             return JSONResponse(
                 error_body("The server is shutting down.", "server_error", None, "draining"), 503
             )
         if not gateway.router.rows():
             return JSONResponse(error_body("No engine is ready.", "server_error", None, "no_engine"), 503)
-        return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "ready", "failed": gateway.router.failed()})
 
     @app.get("/metrics", responses=error_responses(401, 403, 503), response_class=Response)
     async def metrics(request: Request) -> Response:

@@ -171,7 +171,11 @@ def _engines(connection: Connection) -> dict[str, Any]:
     query = select(ReplicaRow.__table__).order_by(ReplicaRow.model, ReplicaRow.started_at.desc())
     rows = [
         {column: getattr(row, column) for column in ENGINE}
-        | {"state": replica_state(row), "error": (row.error or "")[:MAX_TEXT_CHARS] or None}
+        | {
+            "version": row.version or None,
+            "state": replica_state(row),
+            "error": (row.error or "")[:MAX_TEXT_CHARS] or None,
+        }
         for row in connection.execute(query.limit(MAX_ENGINES))
     ]
     return _table(connection, ReplicaRow, rows)

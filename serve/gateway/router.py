@@ -144,6 +144,13 @@ class Router:
         rows = (replica.row for replica in self._present() if replica.row.role == CHAMPION)
         return sorted(rows, key=lambda row: (row.started_at, row.id))
 
+    def failed(self) -> list[str]:
+        """The models that were to be served and are not, for good."""
+        serving = {row.model for row in self.rows()}
+        return sorted(
+            model for model, state in self._absent.items() if state == "failed" and model not in serving
+        )
+
     def loads(self) -> dict[str, int]:
         """Requests at each replica, by its id, of all gateways."""
         return {replica.row.id: self._load(replica) for replica in self._present()}

@@ -8,7 +8,7 @@ import pytest
 from everlearn.errors import Conflict, NotFound, Unsupported
 from everlearn.registry import Registry
 from everlearn.settings import Settings
-from serve.prepare import champions, servable, servable_versions
+from serve.prepare import champions, refuse_twice, servable
 from tests.serve.supervised import add_model
 
 
@@ -86,7 +86,7 @@ async def test_vllm_serves_what_a_champion_was_compressed_from(settings: Setting
     work.asked.clear()
     for ref in ("smollm2", "smollm2@1", "smollm2@champion"):
         assert (await servable(registry, ref, work)).ref == "smollm2@1"
-    assert [version.ref for version in champions(registry)] == ["smollm2@1"]
+    assert champions(registry) == ["smollm2"]
     assert work.asked == []
 
 
@@ -107,7 +107,17 @@ async def test_an_encoder_stays_with_onnx_whatever_the_engine(settings: Settings
     assert version.format == "onnx"
 
 
-async def test_a_model_is_named_once(settings: Settings) -> None:
-    add_model(settings, "tiny")
-    with pytest.raises(Conflict, match="twice"):
-        await servable_versions(Registry(settings), ["tiny", "tiny@1"], Worker(settings))
+def test_a_model_is_named_once() -> None:
+    refuse_twice(["tiny", "small@1", "tiny-2"])
+    with pytest.raises(Conflict, match="tiny is named twice"):
+        refuse_twice(["tiny", "small", "tiny@1"])
+
+
+def test_a_champion_that_its_engine_refuses_is_among_those_to_serve_so_that_it_is_told(
+    settings: Settings,
+) -> None:
+    for model in ("tiny", "small"):
+        add_model(settings, model)
+    add_model(settings, "raw", format="safetensors")
+    assert champions(Registry(settings)) == ["small", "tiny"]
+    assert champions(Registry(with_engine(settings, "vllm"))) == ["small", "tiny"]

@@ -15,7 +15,7 @@ demo: $(VENV)/.stamp-demo ## Teach a served model three texts, about 20 minutes;
 	$(BIN)/python -m continual.demo
 
 # These neither serve nor measure time: two at once. The others have the machine to themselves.
-IN_PAIRS = tests/compress tests/continual tests/deploy tests/everlearn tests/setup tests/train
+IN_PAIRS = tests/compress tests/continual tests/deploy tests/everlearn tests/machine tests/setup tests/train
 
 test: $(VENV)/.stamp-all lint ## Check style and types, then run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 $(IN_PAIRS)

@@ -208,15 +208,28 @@ def export_decoder(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds and measures a decoder; returns how it was made, and its metrics."""
     precision = PRECISIONS[recipe.to]
-    options = decoder_options(parent_dir, precision)
-    cache = staging / "cache"
-    request = {
+    request = decoder_request(parent_dir, staging, recipe, scratch)
+    made = run_child("compress.build_decoder", request, progress)["made"]
+    measured = {name: request[name] for name in ("tokens", "reference")}
+    measured |= {"parent": str(parent_dir), "export": str(staging)}
+    compared = run_child("compress.measure_decoder", measured, progress)
+    shutil.rmtree(request["cache_dir"], ignore_errors=True)
+    keep_tokenizer(parent_dir, staging)
+    return {"precision": precision.name, "options": request["options"], **made}, priced(compared, precision)
+
+
+def decoder_request(
+    parent_dir: Path, staging: Path, recipe: CompressRecipe, scratch: Path | None
+) -> dict[str, Any]:
+    """What :mod:`compress.build_decoder` is asked for."""
+    precision, cache = PRECISIONS[recipe.to], staging / "cache"
+    return {
         "model_dir": str(parent_dir),
         "directory": str(staging),
         "cache_dir": str(cache),
         "scratch": str(scratch or cache / "matrices"),
         "precision": precision.name,
-        "options": options,
+        "options": decoder_options(parent_dir, precision),
         "weights": recipe.weights,
         "head_bits": recipe.head_bits,
         "tied": is_tied(parent_dir),
@@ -226,13 +239,6 @@ def export_decoder(
         "tokens": HELD_TOKENS,
         "reference": str(cache / "reference.npy"),
     }
-    made = run_child("compress.build_decoder", request, progress)["made"]
-    measured = {name: request[name] for name in ("tokens", "reference")}
-    measured |= {"parent": str(parent_dir), "export": str(staging)}
-    compared = run_child("compress.measure_decoder", measured, progress)
-    shutil.rmtree(cache, ignore_errors=True)
-    keep_tokenizer(parent_dir, staging)
-    return {"precision": precision.name, "options": options, **made}, priced(compared, precision)
 
 
 def export_vllm(

@@ -464,7 +464,7 @@ def _tell(
         "job_id": job_id,
         "at": time.time(),
         "level": level,
-        "message": message,
+        "message": message.replace("\0", "\N{REPLACEMENT CHARACTER}"),  # a child's last words may hold any
         "data": dict(data or {}),
     }
     connection.execute(insert(JobEventRow).values(values))

@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from everlearn.errors import ConfigError, Corrupt, Unavailable
+from everlearn.errors import ConfigError, Corrupt, InvalidInput, Unavailable
 from everlearn.privacy import create_private, make_private
 from everlearn.settings import FOLDERS, Settings
 
@@ -329,6 +329,7 @@ def open_database(settings: Settings) -> Engine:
         engine = create_engine(url, **_options(url))
     except (ArgumentError, ImportError, ValueError) as error:  # not a URL, or a driver that is not installed
         raise ConfigError(f"database_url cannot be used: {error}", param="database_url") from None
+    _refuse_impossible_text(engine)
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine)
         _keep_private(engine)
@@ -394,6 +395,29 @@ def _options(url: str) -> dict[str, Any]:
     if url.startswith("sqlite"):
         return {"connect_args": {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}}
     return {"pool_pre_ping": True}
+
+
+def _refuse_impossible_text(engine: Engine) -> None:
+    """What no row can hold cannot be looked for either: whoever asks hears that, instead of a fault of the database.
+
+    What is written is checked where it comes in, by its field's name.
+    """
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def _(_: object, cursor: object, statement: str, parameters: Any, context: Any, *rest: object) -> None:
+        if context is None or context.isinsert or context.isupdate:
+            return
+        for value in parameters.values() if isinstance(parameters, dict) else parameters:  # pyright: ignore
+            if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
+                raise InvalidInput(f"there is nothing of the name {value[:80]!r}: it is no text")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character
+        return False
+    return True
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -187,6 +187,9 @@ def _check(
         raise InvalidInput(
             "a key for no model opens nothing; leave models out for all of them", param="models"
         )
+    for model in models or ():
+        if not model or not model.isprintable():
+            raise InvalidInput(f"{model!r} is no model's name", param="models")
     for param, limit in limits.items():
         if limit is not None and limit < 1:
             raise InvalidInput(f"{param} is at least 1, not {limit}", param=param)

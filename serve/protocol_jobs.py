@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from continual.files import File
 from continual.jobs import Event, Job
@@ -10,9 +11,20 @@ from continual.recipe import ContinualRecipe, domain_of, parse_recipe
 from everlearn.errors import ConfigError
 from serve.protocol import Body, ModelName, _disagree, _only_types
 
-FileId = Annotated[str, Field(min_length=1, max_length=128)]
+
+def _without_nul(text: str) -> str:
+    """No database takes it everywhere: PostgreSQL in no text, SQLite in no path of JSON."""
+    if "\0" in text:
+        raise PydanticCustomError("nul", "Must not contain the character NUL (U+0000)")
+    return text
+
+
+Stored = AfterValidator(_without_nul)
+"""For text that goes into the database, or is looked for there."""
+FileId = Annotated[str, Field(min_length=1, max_length=128), Stored]
 Metadata = dict[
-    Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]
+    Annotated[str, StringConstraints(max_length=64), Stored],
+    Annotated[str, StringConstraints(max_length=512), Stored],
 ]
 
 
@@ -46,7 +58,7 @@ class JobRequest(Body):
     validation_file: FileId | None = None
     method: Method | None = None
     hyperparameters: Hyperparameters | None = None
-    suffix: str | None = Field(None, min_length=1, max_length=64)
+    suffix: Annotated[str, Stored] | None = Field(None, min_length=1, max_length=64)
     seed: int | None = Field(None, ge=0, le=2**31 - 1)
     metadata: Metadata | None = Field(None, max_length=16)
     integrations: list[Any] | None = Field(None, max_length=0)

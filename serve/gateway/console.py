@@ -5,7 +5,7 @@ Each act is a function of the kernel that writes its row of the audit log in its
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
 from pydantic import Field
@@ -19,6 +19,7 @@ from serve.gateway.desk import Desk
 from serve.gateway.exchange import exchange_of
 from serve.gateway.overview import Overview, traffic, with_load
 from serve.protocol import Body, parse
+from serve.protocol_jobs import Stored
 
 if TYPE_CHECKING:
     from serve.gateway.app import Gateway
@@ -31,7 +32,7 @@ class Act(Body):
     """What to do with what: `promote` a `name@3`, `revoke` a key's id, `cancel` a job's id."""
 
     act: Literal["promote", "revoke", "cancel"]
-    subject: str = Field(min_length=1, max_length=128)
+    subject: Annotated[str, Field(min_length=1, max_length=128), Stored]
 
 
 class Console(Desk):

@@ -21,6 +21,25 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 Model = type[BaseModel]
 
+PRESENT = {
+    "openai.types.chat.chat_completion.Choice": {"logprobs"},
+    "openai.types.chat.chat_completion_message.ChatCompletionMessage": {"content", "refusal"},
+    "openai.types.chat.chat_completion.ChatCompletion": {"usage"},
+    "openai.types.completion_choice.CompletionChoice": {"logprobs"},
+    "anthropic.types.message.Message": {"stop_reason", "stop_sequence", "stop_details", "container"},
+    "anthropic.types.usage.Usage": {
+        "cache_creation", "cache_creation_input_tokens", "cache_read_input_tokens", "server_tool_use", "service_tier",
+        "inference_geo",
+    },
+    "anthropic.types.text_block.TextBlock": {"citations"},
+    "anthropic.types.tool_use_block.ToolUseBlock": {"caller"},
+    "anthropic.types.raw_message_delta_event.Delta": {"stop_reason", "stop_sequence", "stop_details", "container"},
+    "anthropic.types.message_delta_usage.MessageDeltaUsage": {
+        "input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "server_tool_use",
+    },
+}  # fmt: skip
+"""Fields that may be null and must be there: the APIs' documents say so, the clients' types take them as optional."""
+
 EXTENSIONS = {"stop_reason"}
 """Fields of a choice that docs/serving.md tells of."""
 
@@ -29,10 +48,10 @@ def fits(schema: Model, value: Any, *, open: bool = False) -> list[str]:
     """What is wrong with a JSON value; with `open` it may have more fields than the schema names."""
     try:
         adapter = TypeAdapter(schema)
-        adapter.validate_json(json.dumps(value), strict=True, extra=None if open else "forbid")
+        held = adapter.validate_json(json.dumps(value), strict=True, extra=None if open else "forbid")
     except ValidationError as error:
         return [f"{schema.__name__}: {_told(flaw)}" for flaw in error.errors(include_url=False)]
-    return []
+    return list(_absent(held))
 
 
 def whole(api: str, answer: Any) -> list[str]:
@@ -127,6 +146,19 @@ def _plain(answer: Any) -> Any:
             plain["finish_reason"] = "stop"
         choices.append(plain)
     return answer | {"choices": choices}
+
+
+def _absent(value: Any) -> Iterator[str]:
+    """What has to be there, though it may be null."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _absent(item)
+    elif isinstance(value, BaseModel):
+        kind = type(value)
+        names = PRESENT.get(f"{kind.__module__}.{kind.__name__}", set())
+        yield from (f"{kind.__name__}: {name} is absent" for name in sorted(names - value.model_fields_set))
+        for name in kind.model_fields:
+            yield from _absent(getattr(value, name, None))
 
 
 def _told(flaw: Any) -> str:

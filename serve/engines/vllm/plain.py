@@ -105,6 +105,8 @@ def _plain(answer: Json) -> Json:
         for name in ("message", "delta"):
             if name in kept:
                 kept[name] = {key: value for key, value in kept[name].items() if key in MESSAGE}
+        if "message" in kept:
+            kept["message"]["annotations"] = []
         plain["choices"][place] = kept
     if counted := plain.get("usage"):
         details = {"prompt_tokens_details": {"cached_tokens": _cached(counted)}}

@@ -47,7 +47,11 @@ def test_a_whole_answer_has_openais_fields_alone() -> None:
     assert json.loads(body) == {
         "id": "c",
         "choices": [
-            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "x"}},
+            {
+                "index": 0,
+                "finish_reason": "stop",
+                "message": {"role": "assistant", "content": "x", "annotations": []},
+            },
         ],
         "usage": COUNTED | {"prompt_tokens_details": {"cached_tokens": 4}},
     }

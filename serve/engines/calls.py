@@ -60,12 +60,15 @@ class Said:
     text: str = ""
     calls: list[CallPart] = field(default_factory=list)
     finish: FinishReason | None = None
+    stop: str | None = None
+    """The stop string that ended it."""
 
     def add(self, other: Said) -> None:
         """What comes next."""
         self.text += other.text
         self.calls += other.calls
         self.finish = self.finish or other.finish
+        self.stop = self.stop or other.stop
 
 
 def whole_calls(parts: Sequence[CallPart]) -> list[dict[str, Any]]:
@@ -96,6 +99,7 @@ class Reading:
     ) -> None:
         self.stopped = False
         self._stop = stop
+        self._found: str | None = None
         self._heads = {form.head(name): name for name in names}
         self._must_call = must_call
         self._form = form
@@ -120,7 +124,7 @@ class Reading:
     def finish(self, reason: Literal["stop", "length"]) -> Said:
         """The rest of an answer that ended by itself, or was cut. A call's framing that was cut is no text."""
         if self.stopped:
-            return Said(finish="stop")
+            return Said(finish="stop", stop=self._found)
         held, self._held = self._held, ""
         if self._arguments or (held and (self._must_call or (reason == "length" and len(held) > 1))):
             held = ""
@@ -128,7 +132,8 @@ class Reading:
         if not self.stopped:
             text, self._text = text + self._text, ""
         called = reason == "stop" and self._calls and not self._arguments
-        return Said(text, finish="tool_calls" if called else "stop" if self.stopped else reason)
+        finish = "tool_calls" if called else "stop" if self.stopped else reason
+        return Said(text, finish=finish, stop=None if called else self._found)
 
     # -- text ---------------------------------------------------------------------------------------------
 
@@ -140,10 +145,11 @@ class Reading:
         if not self._stop:
             return new
         text = self._text + new
-        cuts = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        cuts = [(at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if cuts:
+            cut, self._found = min(cuts)
             self.stopped, self._text = True, ""
-            return text[: min(cuts)]
+            return text[:cut]
         cut = len(text) - max(overlap(text, stop) for stop in self._stop)
         self._text = text[cut:]
         return text[:cut]

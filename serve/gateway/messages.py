@@ -307,7 +307,7 @@ class MessageShape:
             self._open = None
 
     def _end(self, choice: Json) -> None:
-        """vLLM says which sequence stopped it; the ONNX engine does not, so that its answers end as a turn does."""
+        """Engines of ours say which sequence stopped it; where another does not, the answer ends as a turn does."""
         finish, sequence = choice.get("finish_reason"), choice.get("stop_reason")
         reason = STOP_REASONS.get(finish, "tool_use" if self._called else "end_turn")
         if reason == "end_turn" and isinstance(sequence, str):

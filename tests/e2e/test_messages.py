@@ -61,6 +61,14 @@ def test_an_answer_that_is_cut_says_so(ask: Ask) -> None:
         assert (message["stop_reason"], message["usage"]["output_tokens"]) == ("max_tokens", 2)
 
 
+def test_an_answer_that_a_sequence_ends_says_which(ask: Ask) -> None:
+    for stream in (False, True):
+        answer = ask(stop_sequences=["zzz", "of France"], stream=stream)
+        message = message_of(events_of(answer.text)) if stream else answer.json()
+        assert (message["stop_reason"], message["stop_sequence"]) == ("stop_sequence", "of France")
+        assert message["content"][0]["text"].endswith("capital ")
+
+
 def test_a_tool_is_called_and_its_result_is_read(ask: Ask) -> None:
     asked: Any = [{"role": "user", "content": "What is the weather in Rome?"}]
     given: Any = {

@@ -107,10 +107,7 @@ class ChatAnswer(Answer):
                 orjson.dumps({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
             )
         if piece.finish:
-            yield self.chunk(
-                b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%b"}'
-                % (index, piece.finish.encode())
-            )
+            yield self.chunk(orjson.dumps({"index": index, "delta": {}, "logprobs": None} | end(piece)))
 
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
         """One whole choice; `piece` is all of its pieces joined."""
@@ -126,8 +123,7 @@ class ChatAnswer(Answer):
             "index": index,
             "message": message,
             "logprobs": self._logprobs(piece.sampled) if self.with_logprobs else None,
-            "finish_reason": piece.finish,
-        }
+        } | end(piece)
 
     def _logprobs(self, sampled: list[SampledToken]) -> dict[str, Any] | None:
         if not self.with_logprobs:
@@ -170,8 +166,7 @@ class CompletionAnswer(Answer):
             "index": index,
             "text": piece.text,
             "logprobs": self._logprobs(index, piece.sampled) if self.with_logprobs else None,
-            "finish_reason": piece.finish,
-        }
+        } | end(piece)
 
     def _logprobs(self, index: int, sampled: list[SampledToken]) -> dict[str, Any]:
         names = [self.token_name(one.token) for one in sampled]
@@ -189,8 +184,15 @@ class CompletionAnswer(Answer):
         }
 
 
+def end(piece: Piece) -> dict[str, Any]:
+    """Why a choice ended, if it has; as vLLM does with the stop string that ended it."""
+    stop = {"stop_reason": piece.stop} if piece.stop else {}
+    return {"finish_reason": piece.finish, **stop}
+
+
 def join(pieces: list[Piece]) -> Piece:
     """All pieces of one choice as one."""
     sampled = [one for piece in pieces for one in piece.sampled]
     calls = [part for piece in pieces for part in piece.calls]
-    return Piece("".join(p.text for p in pieces), calls, sampled, pieces[-1].finish, pieces[-1].error)
+    last = pieces[-1]
+    return Piece("".join(p.text for p in pieces), calls, sampled, last.finish, last.stop, last.error)

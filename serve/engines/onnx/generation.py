@@ -33,6 +33,8 @@ class Piece:
     calls: list[CallPart] = field(default_factory=list)
     sampled: list[SampledToken] = field(default_factory=list)
     finish: FinishReason | None = None
+    stop: str | None = None
+    """The stop string that ended it."""
     error: EverlearnError | None = None
 
     @property
@@ -114,7 +116,7 @@ class Generation:
         if ended or complete or self.reading.stopped or self.length == len(self.tokens):
             said.add(self.reading.feed(self.stream.finish()))
             said.add(self.reading.finish("stop" if ended or complete else "length"))
-        piece = Piece(said.text, said.calls, finish=said.finish)
+        piece = Piece(said.text, said.calls, finish=said.finish, stop=said.stop)
         if logprobs is not None and not ended:
             piece.sampled.append(SampledToken(token, logprobs))
         return piece

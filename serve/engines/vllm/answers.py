@@ -11,6 +11,11 @@ from serve.engines.calls import Reading, Said, whole_calls
 Json = dict[str, Any]
 
 
+def end(said: Said) -> Json:
+    """Why a choice ended, as vLLM itself tells it."""
+    return {"finish_reason": said.finish, **({"stop_reason": said.stop} if said.stop else {})}
+
+
 class CallReader:
     """A `send` that reads each choice of a successful answer with a `Reading` of its own."""
 
@@ -51,7 +56,7 @@ class CallReader:
             choice["message"]["content"] = said.text
             if said.calls:
                 choice["message"] |= {"content": said.text or None, "tool_calls": whole_calls(said.calls)}
-            choice["finish_reason"] = said.finish
+            choice |= end(said)
         return json.dumps(answer).encode()
 
     def _event(self, event: bytes) -> bytes:
@@ -76,7 +81,7 @@ class CallReader:
         for part in said.calls:
             yield bare | {"delta": {"tool_calls": [part.delta()]}}
         if finish:
-            yield bare | {"delta": {}, "finish_reason": said.finish}
+            yield bare | {"delta": {}} | end(said)
 
     def _read(self, index: int, text: str | None, finish: str | None) -> Said:
         reading = self._readings.setdefault(index, self._new())

@@ -121,3 +121,10 @@ def test_arguments_stream_as_they_come() -> None:
     assert [part.name for part in parts] == ["get", *[None] * 8]
     assert "".join(part.arguments for part in parts) == '{"a": 1}'
     assert parts[0].delta()["id"] == parts[0].id and "id" not in parts[1].delta()
+
+
+@pytest.mark.parametrize("names", [NAMES, []])
+def test_the_stop_string_that_ended_an_answer_is_told(names: list[str]) -> None:
+    assert read(["one t", "wo three"], stop=("three", "two"), names=names).stop == "two"
+    assert read(["one two"], stop=("three",), names=names).stop is None
+    assert read(["one thr"], stop=("three",), names=names).stop is None

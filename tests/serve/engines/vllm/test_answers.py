@@ -99,3 +99,14 @@ def test_an_error_passes_as_it_is() -> None:
     assert (head["status"], sent["body"]) == (400, message)
     event = b'data: {"error": {"message": "no"}}\n\n'
     assert passed([start(b"text/event-stream"), body(event, True), body(b"")])[1]["body"] == event
+
+
+def test_the_stop_string_that_ended_an_answer_is_told_as_vllm_tells_it() -> None:
+    choice = {"index": 0, "message": {"content": "one stop two"}, "finish_reason": "stop"}
+    data = json.dumps({"choices": [choice]}).encode()
+    _, sent = passed([start(b"application/json"), body(data)], ("stop",))
+    assert json.loads(sent["body"])["choices"][0]["stop_reason"] == "stop"
+    stream = chunk({"content": "one st"}) + chunk({"content": "op two"}, "stop") + b"data: [DONE]\n\n"
+    answer = passed([start(b"text/event-stream"), body(stream, True), body(b"")], ("stop",))
+    *_, last, _, _ = b"".join(message["body"] for message in answer[1:]).split(b"\n\n")
+    assert json.loads(last[6:])["choices"][0]["stop_reason"] == "stop"

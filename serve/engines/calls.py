@@ -85,7 +85,7 @@ def whole_calls(parts: Sequence[CallPart]) -> list[dict[str, Any]]:
 class Reading:
     """Reads one answer. `stopped` is set when its text holds a stop string: what follows is not part of it.
 
-    Text is held back while it may be the beginning of a call or of a stop string. Stop strings are looked for in text
+    With `json` its text is a JSON value. Text is held back while it may be the beginning of a call or of a stop string. Stop strings are looked for in text
     alone: they cut neither a call nor its framing.
     """
 
@@ -95,9 +95,11 @@ class Reading:
         names: Sequence[str] = (),
         *,
         must_call: bool = False,
+        json: bool = False,
         form: Form = HERMES,
     ) -> None:
         self.stopped = False
+        self._value = _Json() if json else None
         self._stop = stop
         self._found: str | None = None
         self._heads = {form.head(name): name for name in names}
@@ -135,6 +137,11 @@ class Reading:
         finish = "tool_calls" if called else "stop" if self.stopped else reason
         return Said(text, finish=finish, stop=None if called else self._found)
 
+    def repeated_keys(self) -> list[str]:
+        """What would come next in a JSON object, were it a key that the object has already."""
+        json = self._arguments or self._value
+        return json.repeated_keys() if json else []
+
     # -- text ---------------------------------------------------------------------------------------------
 
     def _released(self, new: str) -> str:
@@ -142,6 +149,8 @@ class Reading:
         if self._after_call:
             new = new.lstrip()
             self._after_call = not new
+        if self._value:
+            self._value.feed(new)
         if not self._stop:
             return new
         text = self._text + new
@@ -179,15 +188,15 @@ class Reading:
 
     def _go_on_with_call(self, said: Said) -> bool:
         """Hand on arguments up to their end, then drop the closing; True when the call is complete."""
-        json, index = self._arguments, self._calls - 1
-        assert json is not None
-        if not json.ended:
-            length = json.feed(self._held)
+        arguments, index = self._arguments, self._calls - 1
+        assert arguments is not None
+        if not arguments.ended:
+            length = arguments.feed(self._held)
             if length:
                 said.calls.append(CallPart(index, self._held[:length]))
             self._held = self._held[length:]
         closing = self._form.closing
-        if not json.ended or (len(self._held) < len(closing) and closing.startswith(self._held)):
+        if not arguments.ended or (len(self._held) < len(closing) and closing.startswith(self._held)):
             return False
         self._held = self._held.removeprefix(closing)
         self._arguments, self._after_call = None, True
@@ -195,42 +204,77 @@ class Reading:
 
 
 class _Json:
-    """Finds the end of a JSON value, which is followed by a closing brace."""
+    """Finds the end of a JSON value, which is followed by a closing brace, and knows the keys of its objects."""
 
-    TOKEN = re.compile(r'"|[{\[]|[}\]]')
-    STRING_END = re.compile(r'\\|"')
+    MARK = re.compile(r'["{}\[\],]')
+    STRING_END = re.compile(r'[\\"]')
 
     def __init__(self) -> None:
         self.ended = False
-        self._depth = 0
+        self._open: list[set[str] | None] = []
+        """The keys of each object that is open; None for an array."""
+        self._key: str | None = None
+        self._expects_key = False
         self._in_string = False
         self._escaped = False
 
     def feed(self, text: str) -> int:
         """How many characters of `text` belong to the value; sets `ended` before the brace that does not."""
         at = 0
-        while at < len(text):
+        while at < len(text) and not self.ended:
             if self._escaped:
                 self._escaped = False
+                self._note(text[at])
                 at += 1
-                continue
-            found = (self.STRING_END if self._in_string else self.TOKEN).search(text, at)
-            if found is None:
-                break
-            at = found.end()
-            mark = found[0]
-            if mark == '"':
-                self._in_string = not self._in_string
-            elif mark == "\\":
-                self._escaped = True
-            elif mark in "{[":
-                self._depth += 1
-            elif self._depth:
-                self._depth -= 1
+            elif self._in_string:
+                found = self.STRING_END.search(text, at)
+                self._note(text[at : found.start() if found else len(text)])
+                at = found.end() if found else len(text)
+                if found:
+                    self._end_of_string(found[0])
+            else:
+                found = self.MARK.search(text, at)
+                at = found.end() if found else len(text)
+                if found:
+                    self._between(found[0])
+        return at - 1 if self.ended else len(text)
+
+    def repeated_keys(self) -> list[str]:
+        """What would come next, were it a key that its object has already: the rest of the key, or all of it."""
+        keys = self._open[-1] if self._open else None
+        if not keys or self._escaped:
+            return []
+        if (key := self._key) is not None:
+            return [f'{known[len(key) :]}"' for known in keys if known.startswith(key)]
+        before = ['"', ' "'] if self._expects_key else ['", "' if self._in_string else ', "']
+        return [f'{each}{known}"' for each in before for known in keys]
+
+    def _note(self, text: str) -> None:
+        if self._key is not None:
+            self._key += text
+
+    def _end_of_string(self, mark: str) -> None:
+        if mark == "\\":
+            self._escaped = True
+            self._note(mark)
+            return
+        self._in_string = False
+        if self._key is not None and self._open and (keys := self._open[-1]) is not None:
+            keys.add(self._key)
+        self._key = None
+
+    def _between(self, mark: str) -> None:
+        if mark == '"':
+            self._in_string = True
+            self._key = "" if self._expects_key else None
+        elif mark in "{[":
+            self._open.append(set() if mark == "{" else None)
+        elif mark in "}]":
+            if self._open:
+                self._open.pop()
             else:
                 self.ended = True
-                return at - 1
-        return len(text)
+        self._expects_key = mark == "{" or (mark == "," and bool(self._open) and self._open[-1] is not None)
 
 
 def overlap(text: str, stop: str) -> int:

@@ -36,6 +36,8 @@ class Grammar:
     param: str
     """The request's field that is at fault if it does not compile."""
     left_open: tuple[str, ...] = ()
+    json: bool = False
+    """Text that it allows is a JSON value."""
 
 
 def offered_tools(request: ChatRequest | TokenizeRequest) -> list[Tool]:
@@ -64,7 +66,7 @@ def grammar_of(request: ChatRequest) -> Grammar | None:
         if isinstance(shape, GrammarFormat):
             return Grammar(shape.grammar, "response_format.grammar")
         value = _value(shape)
-        return value and Grammar(f"start: %json {value.json}", VALUE, value.left_open)
+        return value and Grammar(f"start: %json {value.json}", VALUE, value.left_open, json=True)
     arguments = [_arguments(tool, request) for tool in tools]
     left_open = tuple(place for each in arguments for place in each.left_open)
     other = None
@@ -79,7 +81,7 @@ def grammar_of(request: ChatRequest) -> Grammar | None:
     several = request.parallel_tool_calls is not False and not isinstance(request.tool_choice, NamedTool)
     names = [tool.function.name for tool in tools]
     lark = calls_lark(names, [each.json for each in arguments], other, several=several)
-    return Grammar(lark, "tools", left_open)
+    return Grammar(lark, "tools", left_open, json=bool(other))
 
 
 def header_text(left_open: Sequence[str]) -> str:

@@ -62,6 +62,7 @@ class Generation:
         stop: list[str],
         tools: Sequence[str] = (),
         must_call: bool = False,
+        json: bool = False,
         constraint: Constraint | None = None,
         left_open: Sequence[str] = (),
         flexible: bool = False,
@@ -86,7 +87,8 @@ class Generation:
         """Of the client's schemas, what `constraint` does not enforce."""
         self.eos_ids = frozenset(eos_ids)
         self.stream = TextStream(codec)
-        self.reading = Reading(stop, tools, must_call=must_call)
+        self.codec = codec
+        self.reading = Reading(stop, tools, must_call=must_call, json=json)
 
     @property
     def new_tokens(self) -> int:
@@ -105,7 +107,7 @@ class Generation:
 
     def advance(self, logits: NDArray[np.float32]) -> Piece:
         """Choose the next token from `logits` (vocab,) and say what that adds to the answer."""
-        allowed = self.constraint.allowed() if self.constraint else None
+        allowed = self._without_repeated_keys(self.constraint.allowed()) if self.constraint else None
         token, logprobs = self.sampler.sample(logits, allowed)
         self.tokens[self.length] = token
         self.length += 1
@@ -120,3 +122,16 @@ class Generation:
         if logprobs is not None and not ended:
             piece.sampled.append(SampledToken(token, logprobs))
         return piece
+
+    def _without_repeated_keys(self, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """No grammar keeps an object from having a key twice, where it may have any: `allowed` without such keys' ends.
+
+        Where nothing else is allowed, as much as the grammar does.
+        """
+        endings = [] if self.stream.within_character else self.reading.repeated_keys()
+        if not endings:
+            return allowed
+        narrowed = allowed.copy()
+        for ending in endings:
+            narrowed[self.codec.beginning_with(ending.encode())] = False
+        return narrowed if narrowed.any() else allowed

@@ -52,6 +52,7 @@ class RequestReader:
             left_open=grammar.left_open if grammar else (),
             tools=[tool.function.name for tool in tools],
             must_call=must_call(request),
+            json=bool(grammar and grammar.json),
         )
 
     def completion(self, request: CompletionRequest) -> list[Generation]:

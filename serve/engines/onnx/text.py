@@ -5,6 +5,9 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from bisect import bisect_left
+from functools import cached_property
+from itertools import islice, takewhile
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -90,6 +93,16 @@ class TextCodec:
         """Tokens of a short `text` as plain text, special tokens' names included."""
         return self._encode(self.literal, text)
 
+    @cached_property
+    def _in_order(self) -> list[tuple[bytes, int]]:
+        return sorted((raw, index) for index, raw in enumerate(self.token_bytes))
+
+    def beginning_with(self, text: bytes) -> list[int]:
+        """The tokens whose bytes begin with `text`."""
+        first = bisect_left(self._in_order, (text, 0))
+        following = islice(self._in_order, first, None)
+        return [index for _, index in takewhile(lambda token: token[0].startswith(text), following)]
+
     def decode(self, tokens: list[int]) -> str:
         """The text of `tokens`; special tokens show as their names."""
         return self.tokenizer.decode_batch([tokens], skip_special_tokens=False)[0]
@@ -118,6 +131,11 @@ class TextStream:
     def push(self, token: int) -> str:
         """The text that this token completes (often empty)."""
         return self.decoder.decode(self.token_bytes[token])
+
+    @property
+    def within_character(self) -> bool:
+        """The bytes of a character have come in part."""
+        return bool(self.decoder.getstate()[0])
 
     def finish(self) -> str:
         """The rest, once no token follows; an incomplete UTF-8 sequence becomes U+FFFD."""

@@ -114,6 +114,33 @@ def test_a_stop_string_cuts_text_and_no_call(stop: str) -> None:
     assert shown(read(list(f"one{stop}two {text}"), stop=[stop])) == ("one", [], "stop")
 
 
+ODD_TEXTS = st.text('ab"\\{,', max_size=3)
+
+
+@given(
+    value=st.recursive(
+        st.none() | ODD_TEXTS,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ODD_TEXTS, inner, max_size=3),
+        max_leaves=8,
+    )
+)
+def test_keys_that_an_object_has_are_known_while_the_next_is_written(value: Any) -> None:
+    text = json.dumps({"given": value})
+    reading = Reading(json=True)
+    for letter in text[:-1]:
+        assert letter not in reading.repeated_keys(), "no key of a dictionary is there twice"
+        reading.feed(letter)
+    assert reading.repeated_keys() == [', "given"']
+    reading.feed(",")
+    assert reading.repeated_keys() == ['"given"', ' "given"']
+    reading.feed(' "gi')
+    assert reading.repeated_keys() == ['ven"']
+    reading.feed("v")
+    assert reading.repeated_keys() == ['en"']
+    reading.feed("ing")
+    assert reading.repeated_keys() == []
+
+
 def test_arguments_stream_as_they_come() -> None:
     reading = Reading((), NAMES)
     said = [reading.feed(piece) for piece in list(call("get", '{"a": 1}'))]

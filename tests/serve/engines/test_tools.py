@@ -1,6 +1,10 @@
 """Tools and formats of the engine: what a grammar is made of clients' schemas, and what answers become under it."""
 
 import json
+import threading
+import time
+from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -97,6 +101,27 @@ def test_objects_have_the_properties_that_are_given_and_no_others(reader: Reques
         shape = {"name": "x", "schema": plain, "strict": strict}
         options = {"response_format": {"type": "json_schema", "json_schema": shape}}
         assert json.loads(answered(reader, '{"a": 1, "b": 2}', **options).text).keys() == keys
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"type": "object"}, {"type": "object", "additionalProperties": {"type": "integer"}}],
+)
+@pytest.mark.parametrize("key", ["a", "über", ""])
+def test_no_object_has_a_key_twice(reader: RequestReader, schema: Any, key: str) -> None:
+    wanted = f'{{"{key}": 1, "{key}": 2}}'
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    made = [
+        answered(reader, wanted, response_format=shape).text,
+        answered(reader, wanted, response_format=shape, tools=[WEATHER]).text,
+        said(answered(reader, call("f", wanted), tools=[tool("f", schema)]))[1][0][1],
+    ]
+    for text in made:
+        assert text.startswith(f'{{"{key}": 1, "{key}'), text
+        assert not text.startswith(f'{{"{key}": 1, "{key}"'), text
+    shape["json_schema"]["schema"] = {"type": "array", "items": schema}
+    twice = f'[{{"{key}": 1}}, {{"{key}": 1}}]'
+    assert answered(reader, twice, response_format=shape).text == twice
 
 
 def test_schemas_that_describe_one_object_together_do_not_exclude_each_others_properties(
@@ -285,3 +310,63 @@ def test_strange_arguments_of_earlier_calls_are_no_failure(
         assert answer.status_code in (200, 400), answer.text
         if answer.status_code == 400:
             assert "context" in answer.text
+
+
+# ---------------------------------------------------------------------------------------- schemas made to hurt
+
+
+def doubled(depth: int) -> dict[str, Any]:
+    both = {f"A{n}": {"anyOf": [{"$ref": f"#/$defs/A{n + 1}"}, {"type": "object", "properties": {
+        "x": {"$ref": f"#/$defs/A{n + 1}"}}}]} for n in range(depth)}  # fmt: skip
+    return {
+        "$defs": both | {f"A{depth}": {"type": "integer"}},
+        "allOf": [{"$ref": f"#/$defs/A{n}"} for n in range(3)],
+    }
+
+
+HURTING: dict[str, Any] = {
+    "itself": {"$ref": "#"},
+    "a circle": {"$defs": {"A": {"$ref": "#/$defs/B"}, "B": {"$ref": "#/$defs/A"}}, "$ref": "#/$defs/A"},
+    "without end": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+    "twice itself": {"anyOf": [{"$ref": "#"}, {"$ref": "#"}, {"type": "integer"}]},
+    "doubled": doubled(25),
+    "large numbers": {"type": "integer", "minimum": -(2**63), "maximum": 2**64},
+    "many steps": {"type": "integer", "multipleOf": 999_983},
+    "steps of steps": {"allOf": [{"multipleOf": 7919}, {"multipleOf": 7907}], "type": "integer"},
+    "nested repeats": {"type": "string", "pattern": "((a{0,1000}){0,1000}){0,1000}b"},
+    "backtracking": {"type": "string", "pattern": "^(([a-z])+.)+[A-Z]([a-z])+$"},
+    "far ahead": {"type": "string", "pattern": "(.*a.{20}){10}"},
+    "far ahead, bounded": {"type": "string", "pattern": "(.*a.{200}b.{200})", "maxLength": 3000},
+    "long": {"type": "string", "minLength": 10**6, "maxLength": 10**9},
+    "many": {"type": "array", "minItems": 10**6, "items": {"type": "array", "minItems": 10**6}},
+    "wide": {"type": "object", "properties": {f"name_{n}": {"type": "string"} for n in range(1000)}},
+}
+
+
+def test_schemas_made_to_hurt_are_answered_or_refused_while_others_go_on(engine: httpx.Client) -> None:
+    with httpx.Client(base_url=engine.base_url, timeout=120) as other:
+        body = ask("Count to a million.", max_tokens=4000, stream=True, logit_bias={"2": -100})
+        with other.stream("POST", "/v1/chat/completions", json=body) as steady:
+            arrived: list[float] = []
+            lines = steady.iter_lines()
+            next(lines)
+
+            def read() -> None:
+                with suppress(httpx.HTTPError):
+                    arrived.extend(time.monotonic() for _ in lines)
+
+            reading = threading.Thread(target=read, daemon=True)
+            reading.start()
+            took_s = {}
+            for name, schema in HURTING.items():
+                shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+                began = time.monotonic()
+                answer = engine.post(
+                    "/v1/chat/completions", json=ask("Hi", response_format=shape, max_tokens=3)
+                )
+                took_s[name] = time.monotonic() - began
+                assert answer.status_code in (200, 400), (name, answer.text)
+            assert reading.is_alive(), "the steady stream ended too early to show anything"
+            came = list(arrived)
+    assert max(took_s.values()) < 10, took_s
+    assert max(after - before for before, after in pairwise(came)) < 2

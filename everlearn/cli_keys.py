@@ -46,18 +46,21 @@ def create(
 ) -> None:
     """Create a key and print its secret, this once."""
     from everlearn.keys import create_key
-    from everlearn.printing import print_json
 
     expires_at = time.time() + duration_s(expires_in) if expires_in else None
     secret, key = create_key(
         _database(), name, models, requests_per_minute, tokens_per_minute, expires_at, admin, tokens_per_month,
         requests_in_flight=requests_in_flight, train=train,
     )  # fmt: skip
-    if as_json:
-        print_json(describe_key(key) | {"secret": secret})
-        return
-    print(secret)
-    print(f"{key.id} for {name}: keep the secret, it is not shown again", file=sys.stderr)
+    _print_secret(secret, key, as_json)
+
+
+@keys.command()
+def rotate(key: Annotated[str, typer.Argument(metavar="ID|NAME")], as_json: Json = False) -> None:
+    """Give a key another secret; its limits, what it has used, and what it has made stay. The former one opens nothing."""
+    from everlearn.keys import rotate_key
+
+    _print_secret(*rotate_key(_database(), key), as_json)
 
 
 @keys.command()
@@ -103,6 +106,16 @@ def open_() -> None:
 
     open_door(_database())
     print("requests from this machine need no key now; `everlearn keys create NAME` changes that")
+
+
+def _print_secret(secret: str, key: ApiKey, as_json: bool) -> None:
+    from everlearn.printing import print_json
+
+    if as_json:
+        print_json(describe_key(key) | {"secret": secret})
+        return
+    print(secret)
+    print(f"{key.id} for {key.name}: keep the secret, it is not shown again", file=sys.stderr)
 
 
 def _tell_if_none_is_valid(database: Engine) -> None:

@@ -17,6 +17,7 @@ from everlearn.errors import Conflict, InvalidInput, NotFound
 
 SECRET_BYTES = 32
 MAX_SECRET_CHARS = 256
+PREFIX_CHARS = 9
 
 
 def create_key(
@@ -47,12 +48,12 @@ def create_key(
         "requests_in_flight": requests_in_flight,
     }
     _check(name, models, limits, expires_at)
-    secret = "el-" + secrets.token_urlsafe(SECRET_BYTES)
+    secret = _new_secret()
     key = ApiKey(
         id="key-" + secrets.token_hex(6),
         name=name,
         hash=_hash(secret),
-        prefix=secret[:9],
+        prefix=secret[:PREFIX_CHARS],
         models=models,
         **limits,
         admin=admin,
@@ -162,6 +163,29 @@ def revoke_key(db: Engine, identifier: str, *, actor: str | None = None) -> ApiK
         session.flush()
         session.expunge(key)
     return key
+
+
+def rotate_key(db: Engine, identifier: str, *, actor: str | None = None) -> tuple[str, ApiKey]:
+    """Another secret for a key that stays the same: its limits, what it has used, its files, batches and jobs.
+
+    The former secret opens nothing from now on. Raises NotFound, and InvalidInput for a key that is not valid any more.
+    """
+    secret = _new_secret()
+    with write(db) as connection, Session(connection, expire_on_commit=False) as session:
+        key = session.get(ApiKey, identifier) or _by_name(session, identifier)
+        if not is_active(key):
+            raise InvalidInput(
+                f"{key.id} is not valid any more; `everlearn keys create` makes another", param="key"
+            )
+        key.hash, key.prefix = _hash(secret), secret[:PREFIX_CHARS]
+        record(connection, actor, "key.rotate", key.id, name=key.name)
+        session.flush()
+        session.expunge(key)
+    return secret, key
+
+
+def _new_secret() -> str:
+    return "el-" + secrets.token_urlsafe(SECRET_BYTES)
 
 
 def _by_name(session: Session, name: str) -> ApiKey:

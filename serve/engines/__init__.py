@@ -15,3 +15,6 @@ USED = "/used/"
 
 NUMBER_HEADER = "x-everlearn-request"
 """Under this number an engine remembers a request: the client's own id may not be the only one of its kind."""
+
+SALT_HEADER = "x-everlearn-salt"
+"""Whose request it is: engines share what they have computed among requests of one salt. Clients cannot send it."""

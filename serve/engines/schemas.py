@@ -15,9 +15,8 @@ from functools import lru_cache
 from math import lcm
 from typing import Any
 
-from llguidance import LLMatcher
-
 from everlearn.errors import InvalidInput
+from serve.engines.trial import TRIAL
 
 Schema = dict[str, Any]
 
@@ -112,8 +111,7 @@ def document(schema: Schema, param: str, *, strict: bool, closed: bool) -> Docum
 
 def check(written: str) -> tuple[str, list[str]]:
     """Why a schema does not compile, or "" and what is left open of it."""
-    grammar = LLMatcher.grammar_from_lark(f"start: %json {written}")
-    failed, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+    failed, messages = TRIAL.validate(f"start: %json {written}")
     first = [
         message.partition("\n   1 |")[0].split("failed to compile JSON schema: ")[-1] for message in messages
     ]

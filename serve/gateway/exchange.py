@@ -10,7 +10,7 @@ from uuid import uuid4
 from starlette.requests import Request
 
 from everlearn.database import ApiKey
-from serve.engines import NUMBER_HEADER
+from serve.engines import NUMBER_HEADER, SALT_HEADER
 from serve.gateway.cost import NOTHING, Cost
 from serve.gateway.failures import Describe, describe
 from serve.gateway.replica import Replica
@@ -43,9 +43,10 @@ class Exchange:
 
     def engine_headers(self) -> dict[str, str]:
         """What an engine is told about the request beside its body."""
-        return {"x-request-id": self.id, NUMBER_HEADER: self.number} | (
-            self.span.headers() if self.span else {}
-        )
+        headers = {"x-request-id": self.id, NUMBER_HEADER: self.number}
+        if self.key:
+            headers[SALT_HEADER] = self.key.id
+        return headers | (self.span.headers() if self.span else {})
 
     def elapsed_s(self) -> float:
         """Seconds since the request arrived."""

@@ -118,11 +118,11 @@ class GenerateBackend:
         body: bytes,
         exchange: Exchange,
         kind: type[Request],
-        read: Callable[[Request], list[Generation]],
+        read: Callable[[Request, str], list[Generation]],
     ) -> tuple[Request, list[Generation]]:
         def work() -> tuple[Request, list[Generation]]:
             request = parse(kind, body)
-            return request, read(request)
+            return request, read(request, exchange.salt)
 
         return await self.readers.read(body, exchange, work)
 

@@ -66,6 +66,8 @@ class Generation:
         constraint: Constraint | None = None,
         left_open: Sequence[str] = (),
         flexible: bool = False,
+        seeded: bool = False,
+        salt: str = "",
     ) -> None:
         self.tokens: NDArray[np.int64] = np.empty(len(prompt) + max_new_tokens, np.int64)
         self.tokens[: len(prompt)] = prompt
@@ -73,6 +75,8 @@ class Generation:
         self.length = len(prompt)
         self.cached = 0
         """How many of `tokens` have keys and values in the row."""
+        self.exact_tokens = 0
+        """How many of those, from the first, were computed as a prompt: generated ones have other last bits."""
         self.reused_tokens = 0
         self.admitted_ns = 0
         """When it got its row for the first time, and when its first token came: nanoseconds since 1970."""
@@ -80,6 +84,10 @@ class Generation:
         self.cancelled = False
         self.flexible = flexible
         """It gives up its row while others wait for one."""
+        self.seeded = seeded
+        """Its text is the same whoever else is there."""
+        self.salt = salt
+        """Whose it is: only answers of one salt share what was computed."""
         self.draft = Draft()
         self.sampler = Sampler(options)
         self.constraint = constraint
@@ -94,6 +102,24 @@ class Generation:
     def new_tokens(self) -> int:
         """Generated so far, the end token included."""
         return self.length - self.prompt_tokens
+
+    @property
+    def prefill_tokens(self) -> int:
+        """How many tokens are computed as a prompt. A seeded answer that lost its row generates its tokens again."""
+        return self.prompt_tokens if self.seeded else self.length
+
+    @property
+    def replays(self) -> bool:
+        """The token after the next step is known already."""
+        return self.cached + 1 < self.length
+
+    def known_tokens(self, *, exact: bool) -> int:
+        """How many tokens' keys and values others may take from its row."""
+        return min(self.exact_tokens, self.cached) if exact else self.cached
+
+    def forget(self) -> None:
+        """Its row is gone, with what was computed."""
+        self.cached = self.exact_tokens = 0
 
     @property
     def last_token(self) -> int:
@@ -112,12 +138,13 @@ class Generation:
         self.tokens[self.length] = token
         self.length += 1
         self.first_token_ns = self.first_token_ns or time.time_ns()
-        complete = self.constraint.advance(token) if self.constraint else False
         ended = token in self.eos_ids
+        complete = self.constraint.advance(token) if self.constraint and not ended else False
         said = Said() if ended else self.reading.feed(self.stream.push(token))
-        if ended or complete or self.reading.stopped or self.length == len(self.tokens):
-            said.add(self.reading.feed(self.stream.finish()))
-            said.add(self.reading.finish("stop" if ended or complete else "length"))
+        full = self.length == len(self.tokens)
+        if ended or complete or self.reading.stopped or full:
+            complete = complete or bool(full and self.constraint and self.constraint.ends())
+            said.add(self._rest("stop" if ended or complete else "length"))
         piece = Piece(said.text, said.calls, finish=said.finish, stop=said.stop)
         if logprobs is not None and not ended:
             piece.sampled.append(SampledToken(token, logprobs))
@@ -135,3 +162,17 @@ class Generation:
         for ending in endings:
             narrowed[self.codec.beginning_with(ending.encode())] = False
         return narrowed if narrowed.any() else allowed
+
+    def end(self) -> Piece:
+        """The last piece of an answer whose grammar turned out to be complete after its last token was delivered."""
+        said = self._rest("stop")
+        return Piece(said.text, said.calls, finish=said.finish, stop=said.stop)
+
+    def _rest(self, finish: FinishReason) -> Said:
+        said = self.reading.feed(self.stream.finish())
+        said.add(self.reading.finish(finish))
+        return said
+
+    def ready(self, timeout_s: float = 0.0) -> bool:
+        """Whether `advance` will choose a token at once: nothing of its grammar is still being computed."""
+        return self.constraint is None or self.constraint.ready(timeout_s)

@@ -11,7 +11,7 @@ import structlog
 from prometheus_client import generate_latest
 
 from everlearn.errors import EverlearnError, InvalidInput, NotFound
-from serve.engines import NUMBER_HEADER, USED
+from serve.engines import NUMBER_HEADER, SALT_HEADER, USED
 from serve.engines.onnx.used import Used
 from serve.protocol import error_body
 from serve.tracing import Span, Tracer
@@ -45,6 +45,8 @@ class Exchange:
         self.receive = receive
         self.send = send
         self.span: Span | None = None
+        self.salt = ""
+        """Whose request it is, as the gateway says: what was computed for one is not reused for another."""
         self.started = False
         self.headers: dict[str, str] = {}
         """Sent with the answer, besides those that every answer has."""
@@ -165,6 +167,7 @@ class Application:
         body = await exchange.read_body()
         if exchange.gone:
             return
+        exchange.salt = dict(scope["headers"]).get(SALT_HEADER.encode(), b"").decode("latin-1")
         if self.tracer:
             exchange.span = self.tracer.serve(f"engine {path}", scope["headers"])
         watcher = asyncio.create_task(exchange.watch())

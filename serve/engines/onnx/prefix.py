@@ -22,10 +22,15 @@ def common_prefix(left: NDArray[np.int64], right: NDArray[np.int64]) -> int:
 
 @dataclass(frozen=True)
 class Kept:
-    """tokens: (n,); block: (2 * layers, kv_heads, n, head_size), see `Decoder.read`."""
+    """tokens: (n,); block: (2 * layers, kv_heads, n, head_size), see `Decoder.read`.
+
+    `salt` says whose they are. Of the tokens the first `exact_tokens` were computed as a prompt, not one by one.
+    """
 
     tokens: NDArray[np.int64]
     block: Block
+    salt: str
+    exact_tokens: int
 
 
 class PrefixCache:
@@ -40,9 +45,14 @@ class PrefixCache:
         """How many tokens are kept."""
         return sum(len(entry.tokens) for entry in self.entries)
 
-    def find(self, prompt: NDArray[np.int64]) -> tuple[Kept | None, int]:
-        """The entry that shares the longest beginning with `prompt`, and that length."""
-        lengths = [common_prefix(entry.tokens, prompt) for entry in self.entries]
+    def find(self, prompt: NDArray[np.int64], salt: str, *, exact: bool) -> tuple[Kept | None, int]:
+        """The entry of `salt` that shares the longest beginning with `prompt`, and that length."""
+        lengths = [
+            common_prefix(entry.tokens[: entry.exact_tokens] if exact else entry.tokens, prompt)
+            if entry.salt == salt
+            else 0
+            for entry in self.entries
+        ]
         if not lengths or max(lengths) < SHORTEST_TOKENS:
             return None, 0
         best = int(np.argmax(lengths))
@@ -50,16 +60,22 @@ class PrefixCache:
         self.entries.append(entry)
         return entry, lengths[best]
 
-    def wants(self, tokens: NDArray[np.int64]) -> bool:
+    def wants(self, tokens: NDArray[np.int64], salt: str) -> bool:
         """Whether keeping `tokens` (n,) would add anything."""
         if not SHORTEST_TOKENS <= len(tokens) <= self.limit_tokens:
             return False
-        return all(common_prefix(entry.tokens, tokens) < len(tokens) for entry in self.entries)
+        return all(
+            common_prefix(entry.tokens, tokens) < len(tokens) for entry in self.entries if entry.salt == salt
+        )
 
-    def keep(self, tokens: NDArray[np.int64], block: Block) -> None:
+    def keep(self, tokens: NDArray[np.int64], block: Block, salt: str, exact_tokens: int) -> None:
         """Add an entry, drop those it extends, then the oldest beyond the limit."""
-        self.entries = [e for e in self.entries if common_prefix(e.tokens, tokens) < len(e.tokens)]
-        self.entries.append(Kept(tokens.copy(), block))
+        self.entries = [
+            entry
+            for entry in self.entries
+            if entry.salt != salt or common_prefix(entry.tokens, tokens) < len(entry.tokens)
+        ]
+        self.entries.append(Kept(tokens.copy(), block, salt, exact_tokens))
         self.shrink(self.limit_tokens)
 
     def shrink(self, limit_tokens: int) -> None:

@@ -35,8 +35,11 @@ class RequestReader:
         self.template = ChatTemplate(bundle, self.codec)
         self.constraints = Constraints(self.codec, config.eos_ids)
 
-    def chat(self, request: ChatRequest) -> list[Generation]:
-        """One generation per choice; raises InvalidInput naming the parameter at fault."""
+    def chat(self, request: ChatRequest, salt: str = "") -> list[Generation]:
+        """One generation per choice; raises InvalidInput naming the parameter at fault.
+
+        `salt`: whose it is; only requests of one salt share what was computed.
+        """
         tools = offered_tools(request)
         prompt = self.template.encode(request.messages, tools)
         limit = self._new_tokens("messages", [prompt], request.max_new_tokens)
@@ -49,17 +52,18 @@ class RequestReader:
             limit,
             top_logprobs,
             constraint=constraint,
+            salt=salt,
             left_open=grammar.left_open if grammar else (),
             tools=[tool.function.name for tool in tools],
             must_call=must_call(request),
             json=bool(grammar and grammar.json),
         )
 
-    def completion(self, request: CompletionRequest) -> list[Generation]:
+    def completion(self, request: CompletionRequest, salt: str = "") -> list[Generation]:
         """One generation per prompt and choice, a prompt's choices together."""
         prompts = self._prompts(request.prompt)
         limit = self._new_tokens("prompt", prompts, request.max_tokens or COMPLETION_TOKENS)
-        return self._generations(request, prompts, limit, request.logprobs)
+        return self._generations(request, prompts, limit, request.logprobs, salt=salt)
 
     def _prompts(self, prompt: Any) -> list[list[int]]:
         several = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
@@ -91,7 +95,7 @@ class RequestReader:
         limit: int,
         top_logprobs: int | None,
         constraint: Constraint | None = None,
-        **chat: Any,
+        **more: Any,
     ) -> list[Generation]:
         seed = random.getrandbits(63) if request.seed is None else request.seed % 2**63
         bias = self._logit_bias(request)
@@ -116,7 +120,8 @@ class RequestReader:
                 stop=request.stop or [],
                 constraint=constraint.copy() if constraint else None,
                 flexible=request.service_tier == "flex",
-                **chat,
+                seeded=request.seed is not None,
+                **more,
             )
             for prompt in prompts
             for choice in range(request.n or 1)

@@ -1,9 +1,13 @@
 """Continuous batching: requests join and leave the decode batch at any step.
 
-Rows 0..n of the decoder are the running answers, dense; row n is the one request whose prompt is being computed,
-in chunks between decode steps, so that running streams do not stall. When an answer ends, the last row moves into
-its place. A prompt's known beginning comes from another row or from the prefix cache. Orca (Yu et al., OSDI 2022)
-is the source of iteration-level scheduling, Sarathi-Serve (Agrawal et al., OSDI 2024) of chunked prefill.
+Rows 0..n of the decoder are the running answers, dense. Prompts are computed in the highest rows, several by turns, in
+chunks between decode steps, so that neither running streams nor short prompts wait for a long one; a prompt that
+is computed moves to row n. When an answer ends, the last row moves into its place. A prompt's known beginning comes from
+another row or from the prefix cache. Orca (Yu et al., OSDI 2022) is the source of iteration-level scheduling,
+Sarathi-Serve (Agrawal et al., OSDI 2024) of chunked prefill.
+
+An answer with a seed has the same bits whoever else is there: its steps run in the kernel of batches, what it takes
+from others was computed as it would compute it, and what was generated before it lost its row is generated again.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import structlog
@@ -22,12 +27,19 @@ from serve.engines.onnx.cache import Block
 from serve.engines.onnx.decoder import Decoder
 from serve.engines.onnx.generation import Generation, Piece
 from serve.engines.onnx.line import Line
+from serve.engines.onnx.prefilling import Prefilling, chunk_of
 from serve.engines.onnx.prefix import SHORTEST_TOKENS, PrefixCache, common_prefix
 
 log = structlog.get_logger()
 
-IDLE_CHUNK_TOKENS = 256
-"""Prefill chunk while nothing decodes: only cancelling waits for it."""
+GRACE_S = 0.002
+"""How long a step waits for the grammars of its rows; a row whose mask is late takes the same step again."""
+
+LOOK_AHEAD = 16
+"""So many in line may pass one that cannot begin yet."""
+
+LATE_S = 0.05
+"""How long the loop waits where every row's mask is late, before it looks for other work."""
 
 Delivery = list[tuple[Generation, Piece]]
 
@@ -63,13 +75,12 @@ class Scheduler(threading.Thread):
         self.decoder = decoder
         self.deliver = deliver
         self.kv_tokens = kv_tokens
-        self.prefill_chunk = prefill_chunk
         self.queue_limit = queue_limit
         self.batch_invariant = batch_invariant
         self.prefixes = PrefixCache(prefix_tokens)
         self.waiting = Line()
         self.running: list[Generation] = []
-        self.prefilling: Generation | None = None
+        self.prefilling = Prefilling(decoder.rows, prefill_chunk)
         self.parked: dict[Generation, Block] = {}
         """Keys and values of answers that gave their row to others: they go on as if nothing had been."""
         self.counters = Counters()
@@ -114,13 +125,12 @@ class Scheduler(threading.Thread):
     @property
     def active(self) -> int:
         """Answers that hold a row."""
-        return len(self.running) + (self.prefilling is not None)
+        return len(self.running) + len(self.prefilling)
 
     @property
     def used_tokens(self) -> int:
         """Keys and values that rows hold now."""
-        rows = [*self.running, self.prefilling] if self.prefilling else self.running
-        return sum(generation.cached for generation in list(rows))
+        return sum(generation.cached for generation in [*self.running, *self.prefilling])
 
     @property
     def free_tokens(self) -> int:
@@ -151,7 +161,7 @@ class Scheduler(threading.Thread):
 
     def _fail_all(self) -> None:
         error = Unavailable("the engine failed while generating; it restarts")
-        doomed = [*self.running, *self.waiting, *([self.prefilling] if self.prefilling else [])]
+        doomed = [*self.running, *self.waiting, *self.prefilling]
         self.deliver([(generation, Piece(error=error)) for generation in doomed])
 
     def _sent_away(self) -> Delivery:
@@ -170,8 +180,8 @@ class Scheduler(threading.Thread):
             for generation in [generation for generation in self.waiting if generation.cancelled]:
                 self.waiting.leave(generation)
                 self.parked.pop(generation, None)
-        if self.prefilling and self.prefilling.cancelled:
-            self._leave_prefill()
+        for generation in [generation for generation in self.prefilling if generation.cancelled]:
+            self._leave_prefill(generation)
         for row in reversed(range(len(self.running))):
             if self.running[row].cancelled:
                 self._leave(row)
@@ -179,36 +189,57 @@ class Scheduler(threading.Thread):
     def _prefill_some(self, delivery: Delivery) -> None:
         """At most one chunk's worth of prompt tokens, of one or more requests."""
         self._yield_prefill()
-        budget = self.prefill_chunk if self.running else IDLE_CHUNK_TOKENS
-        while budget > 1:
-            if self.prefilling is None and not self._admit():
-                return
-            generation = self.prefilling
-            if generation is None:  # one that was parked runs again
-                continue
-            chunk = self._chunk(generation, budget)
+        while self._admit():
+            pass
+        budget = self.prefilling.budget(len(self.running))
+        while budget > 1 and self.prefilling:
+            generation = self.prefilling.next()
+            chunk = chunk_of(generation, budget)
             tokens = generation.tokens[generation.cached : generation.cached + chunk]
-            logits = self.decoder.prefill(len(self.running), tokens, generation.cached)
+            began_s = time.perf_counter()
+            logits = self.decoder.prefill(self.prefilling.row_of(generation), tokens, generation.cached)
+            self.prefilling.took(chunk, time.perf_counter() - began_s)
             generation.cached += chunk
+            generation.exact_tokens += chunk if generation.exact_tokens == generation.cached - chunk else 0
             budget -= chunk
             self.counters.prompt_tokens += chunk
-            if generation.cached == generation.length:
-                self.prefilling = None
-                self.running.append(generation)
-                self._advance(len(self.running) - 1, logits, delivery)
+            if generation.cached == generation.prefill_tokens:
+                self._run(generation, logits, delivery)
+                while self._admit():
+                    pass
 
-    @staticmethod
-    def _chunk(generation: Generation, budget: int) -> int:
-        """Never a single token of several: alone it would run in another kernel than the rest."""
-        left = generation.length - generation.cached
-        if left <= budget:
-            return left
-        return budget - 1 if left - budget == 1 and budget > 2 else budget
+    def _run(self, generation: Generation, logits: np.ndarray, delivery: Delivery) -> None:
+        """Move a prompt that is computed to the running rows, and choose the first token of its answer.
+
+        Where that has to wait, the next decode step computes the last token once more.
+        """
+        row, source = len(self.running), self.prefilling.row_of(generation)
+        other = self.prefilling.at(row)
+        self.prefilling.remove(generation)
+        if other and other is not generation:  # every row is taken: they change places
+            block = self.decoder.read(source, generation.cached)
+            self.decoder.copy(row, source, other.cached)
+            self.decoder.write(row, block, generation.cached)
+            self.prefilling.move(other, source)
+        elif row != source:
+            self.decoder.copy(source, row, generation.cached)
+            self.decoder.release(source)
+        self.running.append(generation)
+        if generation.cached < generation.length:
+            return
+        if generation.ready(GRACE_S):
+            self._advance(row, logits, delivery)
+        else:
+            generation.cached -= 1
 
     def _admit(self) -> bool:
-        """Give the next waiting request the first free row, if a row and memory are free."""
+        """Give a row to the first in line for whom a row and memory are free; False: there is none.
+
+        Who waits until its beginning is computed for another, or until a long prompt is through, lets others pass.
+        """
         with self.changed:
-            generation = self.waiting.next
+            foremost = islice(self.waiting, LOOK_AHEAD if self.active < self.decoder.rows else 1)
+            generation = next((one for one in foremost if self._may_begin(one)), None)
             if generation is None:
                 return False
             block = self.parked.get(generation)
@@ -216,24 +247,37 @@ class Scheduler(threading.Thread):
             while not self._has_room(needed):
                 if not self._make_way(generation):
                     return False
-            free = self.free_tokens
+            free = self.free_tokens - self.prefilling.promised_tokens
             self.waiting.leave(generation)
             generation.admitted_ns = generation.admitted_ns or time.time_ns()
             block = self.parked.pop(generation, None)
-            if block is None:
-                self.prefilling = generation
         self.prefixes.shrink(max(0, free - needed))
         if block is None:
-            self._reuse(generation, row=len(self.running))
+            self._reuse(generation, self.prefilling.add(generation))
         else:
-            self.decoder.write(len(self.running), block, generation.cached)
+            row = len(self.running)
+            if other := self.prefilling.at(row):
+                self.decoder.copy(row, self.prefilling.move(other), other.cached)
+            self.decoder.write(row, block, generation.cached)
             self.running.append(generation)
         return True
 
-    def _has_room(self, tokens: int) -> bool:
-        if len(self.running) == self.decoder.rows:
+    def _may_begin(self, generation: Generation) -> bool:
+        if generation in self.parked:
+            return True
+        if not self.prefilling.takes(generation):
             return False
-        return not self.running or tokens <= self.free_tokens
+        return all(
+            common_prefix(other.tokens[: other.prefill_tokens], generation.tokens[: generation.length])
+            < other.cached + SHORTEST_TOKENS
+            for other in self.prefilling
+            if other.salt == generation.salt
+        )
+
+    def _has_room(self, tokens: int) -> bool:
+        if self.active == self.decoder.rows:
+            return False
+        return not self.active or tokens <= self.free_tokens - self.prefilling.promised_tokens
 
     def _make_way(self, urgent: Generation) -> bool:
         """Take memory or a row from an answer that can wait, the youngest, if `urgent` cannot; False: there is none.
@@ -243,7 +287,7 @@ class Scheduler(threading.Thread):
         """
         if urgent.flexible:
             return False
-        wants_row = len(self.running) == self.decoder.rows
+        wants_row = self.active == self.decoder.rows
         if self.parked and not wants_row:
             self._unpark()
             return True
@@ -256,50 +300,90 @@ class Scheduler(threading.Thread):
     def _unpark(self) -> None:
         """Forget what the one parked last had computed."""
         generation, _ = self.parked.popitem()
-        generation.cached = 0
+        generation.forget()
 
     def _yield_prefill(self) -> None:
         """A prompt that can wait is not computed before one that cannot."""
         urgent = self.waiting.next
-        if self.prefilling and self.prefilling.flexible and urgent and not urgent.flexible:
-            generation = self.prefilling
-            self._leave_prefill()
-            generation.cached = 0
+        if urgent is None or urgent.flexible:
+            return
+        for generation in [generation for generation in self.prefilling if generation.flexible]:
+            self._leave_prefill(generation)
+            generation.forget()
             self._return(generation)
 
     def _reuse(self, generation: Generation, row: int) -> None:
-        """Fill the row with the longest known beginning; at least two tokens remain to be computed."""
-        wanted = generation.tokens[: max(0, generation.length - 2)]
-        kept, length = self.prefixes.find(wanted)
-        shared = [common_prefix(other.tokens[: other.cached], wanted) for other in self.running]
-        if shared and max(shared) > length and max(shared) >= SHORTEST_TOKENS:
-            length = max(shared)
-            self.decoder.copy(shared.index(length), row, length)
+        """Fill the row with the longest known beginning; at least two tokens remain to be computed.
+
+        A seeded answer takes only what was computed as a prompt: generated tokens have other last bits.
+        """
+        wanted = generation.tokens[: max(0, generation.prefill_tokens - 2)]
+        kept, length = self.prefixes.find(wanted, generation.salt, exact=generation.seeded)
+        rows = {at: other for at, other in enumerate(self.running)} | self.prefilling.rows
+        shared = {
+            at: common_prefix(other.tokens[: other.known_tokens(exact=generation.seeded)], wanted)
+            for at, other in rows.items()
+            if other.salt == generation.salt and other is not generation
+        }
+        source = max(shared, key=shared.__getitem__, default=None)
+        if source is not None and shared[source] > length and shared[source] >= SHORTEST_TOKENS:
+            length = shared[source]
+            self.decoder.copy(source, row, length)
+            generation.exact_tokens = min(length, rows[source].exact_tokens)
         elif kept is not None:
             self.decoder.write(row, kept.block, length)
+            generation.exact_tokens = min(length, kept.exact_tokens)
         generation.cached = length
         if generation.new_tokens == 0:
             generation.reused_tokens = length
         self.counters.reused_tokens += length
 
+    def _end_complete(self, delivery: Delivery) -> None:
+        """Answers whose slow grammar has told meanwhile that nothing may follow."""
+        for row in reversed(range(len(self.running))):
+            generation = self.running[row]
+            if generation.constraint and generation.constraint.complete:
+                self._leave(row)
+                delivery.append((generation, generation.end()))
+
     def _decode_step(self, delivery: Delivery) -> None:
+        self._end_complete(delivery)
         if not self.running:
             return
         self._make_room()
-        rows = len(self.running)
-        if rows == 1 and self.decoder.drafts and self._verify_step(delivery):
+        late = not any(generation.ready() for generation in self.running)
+        if late and (self.prefilling or not self.running[0].ready(LATE_S)):
             return
+        rows = len(self.running)
+        alone = self.running[0] if rows == 1 else None
+        if alone and self.decoder.drafts and not alone.replays and self._verify_step(delivery):
+            return
+        began_s = time.perf_counter()
         tokens = [g.tokens[g.cached] for g in self.running]
         lengths = [g.cached + 1 for g in self.running]
-        if rows == 1 and self.batch_invariant and self.decoder.rows > 1:
+        if (
+            alone and self._invariant(alone) and self.decoder.rows > 1
+        ):  # one row alone would run in another kernel
+            beside = self.prefilling.at(1)
             tokens.append(np.int64(0))
-            lengths.append((self.prefilling.cached if self.prefilling else 0) + 1)
+            lengths.append((beside.cached if beside else 0) + 1)
         logits = self.decoder.decode(np.array(tokens, np.int64), np.array(lengths, np.int64))
         self.counters.decode_steps += 1
-        for generation in self.running:
-            generation.cached += 1
+        self.prefilling.stepped(time.perf_counter() - began_s)
+        until_s = time.perf_counter() + GRACE_S
+        ready = [g.replays or g.ready(max(0.0, until_s - time.perf_counter())) for g in self.running]
         for row in reversed(range(rows)):
-            self._advance(row, logits[row], delivery)
+            generation = self.running[row]
+            if not ready[row]:
+                continue
+            replays = generation.replays
+            generation.cached += 1
+            if not replays:
+                self._advance(row, logits[row], delivery)
+
+    def _invariant(self, generation: Generation) -> bool:
+        """Whether its bits must not depend on who else is there."""
+        return self.batch_invariant or generation.seeded
 
     def _verify_step(self, delivery: Delivery) -> bool:
         """A step of the one answer that runs, with guesses of what comes after; False: there were none.
@@ -309,18 +393,21 @@ class Scheduler(threading.Thread):
         """
         generation = self.running[0]
         guess = generation.guess(self.decoder.drafts)
-        if not len(guess) and not self.batch_invariant:
+        if not len(guess) and not self._invariant(generation):
             return False
         tokens = np.append(generation.last_token, guess)
         padded = tokens if len(guess) else np.append(tokens, 0)  # one token alone would run in another kernel
         logits = self.decoder.verify(padded, generation.length)[: len(tokens)]
         accepted = -1
         for chosen in logits:
+            if not generation.ready(GRACE_S):
+                break
             generation.cached += 1
             self._advance(0, chosen, delivery)
             accepted += 1
             if not self.running or accepted == len(guess) or generation.last_token != guess[accepted]:
                 break
+        accepted = max(0, accepted)
         generation.draft.settle(len(guess), accepted)
         self.counters.decode_steps += 1
         self.counters.draft_tokens += len(guess)
@@ -358,7 +445,7 @@ class Scheduler(threading.Thread):
             self.parked[generation] = self.decoder.read(row, generation.cached)
         self._leave(row)
         if not park:
-            generation.cached = 0
+            generation.forget()
         self._return(generation)
 
     def _return(self, generation: Generation) -> None:
@@ -375,19 +462,16 @@ class Scheduler(threading.Thread):
             self.decoder.copy(last, row, self.running[last].cached)
             self.running[row] = self.running[last]
         self.running.pop()
-        freed = last
-        if self.prefilling:
-            self.decoder.copy(last + 1, last, self.prefilling.cached)
-            freed = last + 1
-        self.decoder.release(freed)
+        self.decoder.release(last)
 
-    def _leave_prefill(self) -> None:
-        assert self.prefilling is not None
-        self._keep_prefix(self.prefilling, len(self.running))
-        self.prefilling = None
-        self.decoder.release(len(self.running))
+    def _leave_prefill(self, generation: Generation) -> None:
+        row = self.prefilling.row_of(generation)
+        self._keep_prefix(generation, row)
+        self.prefilling.remove(generation)
+        self.decoder.release(row)
 
     def _keep_prefix(self, generation: Generation, row: int) -> None:
         tokens = generation.tokens[: generation.cached]
-        if self.prefixes.wants(tokens):
-            self.prefixes.keep(tokens, self.decoder.read(row, len(tokens)))
+        if self.prefixes.wants(tokens, generation.salt):
+            block = self.decoder.read(row, len(tokens))
+            self.prefixes.keep(tokens, block, generation.salt, generation.exact_tokens)

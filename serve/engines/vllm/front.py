@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from everlearn.errors import EverlearnError, InvalidInput, NotFound
-from serve.engines import LEFT_OPEN
+from serve.engines import LEFT_OPEN, SALT_HEADER
 from serve.engines.grammar import header_text
 from serve.engines.vllm.answers import CallReader
 from serve.engines.vllm.plain import Plain
@@ -62,7 +62,13 @@ class Front:
             body = await read_body(receive)
             if body is None:
                 return
-            asked, translated, sampling = await asyncio.to_thread(self._translate, vllm, path, body)
+            asked, translated, sampling = await asyncio.to_thread(
+                self._translate,
+                vllm,
+                path,
+                body,
+                dict(scope["headers"]).get(SALT_HEADER.encode(), b"").decode("latin-1"),
+            )
             if asked.left_open:
                 send = with_header(send, LEFT_OPEN, header_text(asked.left_open))
             if asked.reading:
@@ -71,12 +77,16 @@ class Front:
         else:
             raise NotFound(f"no such path: {method} {path}")
 
-    def _translate(self, vllm: Any, path: str, body: bytes) -> tuple[Asked, bytes, dict[str, float]]:
+    def _translate(
+        self, vllm: Any, path: str, body: bytes, salt: str
+    ) -> tuple[Asked, bytes, dict[str, float]]:
         if self.requests is None:
             context = vllm.vllm_config.model_config.max_model_len
             self.requests = Requests(Path(vllm.args.model), bool(vllm.args.speculative_config), context)
         served = {"model": vllm.args.served_model_name[0]}  # a client may have said `name@version`
         asked = TRANSLATIONS[path](self.requests, body)
+        if salt and path.startswith("/v1/"):
+            served["cache_salt"] = salt  # what was computed for one client is not reused for another
         return asked, json.dumps(asked.body | served).encode(), self.requests.sampled(asked.body)
 
 

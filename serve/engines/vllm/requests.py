@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llguidance import LLMatcher
-
 from everlearn.chat_template import describe_tools
 from everlearn.errors import InvalidInput, Unsupported
 from serve.engines.calls import Reading
@@ -16,6 +14,7 @@ from serve.engines.grammar import grammar_of, must_call, offered_tools
 from serve.engines.onnx.bound import PROBE_CHARACTERS
 from serve.engines.onnx.chat import ChatTemplate, signature
 from serve.engines.onnx.text import TextCodec, whole
+from serve.engines.trial import TRIAL
 from serve.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -207,6 +206,7 @@ def sampling(request: SamplingFields) -> Body:
 
 def compiled(lark: str, param: str) -> Body:
     """A Lark grammar that compiles; raises InvalidInput naming `param` for one that does not."""
-    if flaw := LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(lark)):
-        raise InvalidInput(f"{param} cannot be compiled: {flaw[:500]}", param=param)
+    failed, messages = TRIAL.validate(lark)
+    if failed:
+        raise InvalidInput(f"{param} cannot be compiled: {messages[0][:500]}", param=param)
     return {"structured_outputs": {"grammar": lark}}

@@ -20,10 +20,12 @@ from serve.engines.trial import LIMITS, TRIAL
 QUICK_S = 0.002
 """A mask that takes longer is computed by threads of low priority, and the answer waits while others go on."""
 
-FIRST_S = 1.5
-TOKEN_S = 0.02
-LONGEST_S = 2.0
-"""Seconds of computing that an answer's grammar has at first, more with each token, and at most for one."""
+SPENT_S = 1.0
+TOKEN_S = 0.005
+"""An answer's grammar may use this much computing, and gets so much back with each token (JSON: 0.3 ms each)."""
+
+LONGEST_S = 10.0
+"""A mask whose thread has not come to its end by then is given up, however little of a core it had."""
 
 QUICK_THREADS = 2
 SLOW_THREADS = 2
@@ -91,8 +93,8 @@ def yield_to_others() -> None:
 class Constraint:
     """The state of one constrained answer. The mask of the next token is computed while the model takes its step.
 
-    An answer may use `FIRST_S` of computing, and `TOKEN_S` more for each token: an ambiguous grammar can take seconds
-    for one. Whoever asks for a mask beyond that gets InvalidInput.
+    It may use `SPENT_S` of computing, of which it gets `TOKEN_S` back with each token: an ambiguous grammar can take
+    seconds for one. Whoever asks for a mask beyond that gets InvalidInput.
     """
 
     def __init__(self, matcher: LLMatcher, vocab_size: int, param: str, lanes: Lanes) -> None:
@@ -100,7 +102,7 @@ class Constraint:
         self.vocab_size = vocab_size
         self.param = param
         self.lanes = lanes
-        self.left_s = FIRST_S
+        self.left_s = SPENT_S
         self.quick = True
         """The last token took no time worth mentioning."""
         self.complete = False
@@ -130,7 +132,7 @@ class Constraint:
 
     def advance(self, token: int) -> bool:
         """Take `token`; True once the answer is known to be complete: a slow grammar tells later, by `complete`."""
-        self.left_s += TOKEN_S
+        self.left_s = min(SPENT_S, self.left_s + TOKEN_S)
         if self.quick:
             self._consume(token)
             if self.complete:
@@ -160,8 +162,8 @@ class Constraint:
 
     def _too_slow(self) -> InvalidInput:
         return InvalidInput(
-            f"{self.param} takes too long to follow: one token may take {LONGEST_S:g} s, and an answer {FIRST_S:g} s "
-            f"and {1000 * TOKEN_S:g} ms for each token besides; make it less ambiguous",
+            f"{self.param} takes too long to follow: beyond {1000 * TOKEN_S:g} ms for each token an answer has "
+            f"{SPENT_S:g} s of computing; make it less ambiguous",
             param=self.param,
         )
 

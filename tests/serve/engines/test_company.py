@@ -1,0 +1,186 @@
+"""What answers may and may not feel of each other: turns at prefill, slow grammars, seeds, whose prefix it is."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from everlearn.errors import InvalidInput
+from serve.engines.onnx.decoder import Decoder
+from serve.engines.onnx.generation import Generation
+from serve.engines.onnx.prefilling import LONG_AT_ONCE, LONG_TOKENS, OLDEST_EVERY, Prefilling
+from serve.engines.onnx.requests import RequestReader
+from tests.serve.engines.test_scheduler import TOPICS, Running, said
+
+AMBIGUOUS = "start: e\ne: e e | e e e | /./"
+LONG = "word " * 800
+
+
+@pytest.fixture
+def running(decoder: Decoder) -> Iterator[Running]:
+    started = Running(decoder, batch_invariant=False)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def ask(reader: RequestReader) -> Callable[..., Generation]:
+    def make(text: str, tokens: int = 24, options: dict[str, Any] | None = None, **more: Any) -> Generation:
+        return said(reader, text, tokens, options or {}, **more)
+
+    return make
+
+
+def bits(running: Running, generation: Generation) -> list[tuple[int, float]]:
+    """Each token with its log-probability, to the last bit."""
+    sampled = [one for piece in running.pieces[generation] for one in piece.sampled]
+    return [(one.token, one.logprobs.chosen) for one in sampled]
+
+
+def finish(running: Running, *generations: Generation) -> list[list[tuple[int, float]]]:
+    running.scheduler.submit(list(generations))
+    running.finish(list(generations))
+    return [bits(running, generation) for generation in generations]
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one(
+    running: Running, ask: Callable[..., Generation]
+) -> None:
+    stream = ask("Count to a million.", 300, {"logit_bias": {2: -100.0}})
+    running.scheduler.submit([stream])
+    running.wait(lambda: len(running.pieces[stream]) > 2)
+    long, short = ask(LONG, 1), ask("Hello!", 2)
+    running.scheduler.submit([long])
+    running.scheduler.submit([short])
+    running.finish([short])
+    assert not running.pieces[long]
+    running.finish([long])
+    running.scheduler.cancel(stream)
+
+
+def test_long_prompts_take_turns_with_whoever_came_first_and_leave_room_for_short_ones(
+    reader: RequestReader,
+) -> None:
+    def prompt(tokens: int) -> Generation:
+        return said(reader, "x", 1, {}) if tokens < 20 else said(reader, "word " * tokens, 1, {})
+
+    prefilling = Prefilling(8, 64)
+    reader_context = [prompt(900) for _ in range(2)]
+    for generation in reader_context:
+        prefilling.add(generation)
+    assert prefilling.takes(prompt(1))
+    short = prompt(1)
+    row = prefilling.add(short)
+    assert prefilling.row_of(short) == row == 5
+    turns = [prefilling.next() for _ in range(2 * OLDEST_EVERY)]
+    assert turns.count(short) == 2 * OLDEST_EVERY - 2 and turns.count(reader_context[0]) == 2
+    assert LONG_TOKENS > 900 and LONG_AT_ONCE == 2
+
+
+def test_a_slow_grammar_is_ended_by_name_and_holds_up_nobody(
+    running: Running, ask: Callable[..., Generation], reader: RequestReader
+) -> None:
+    [a] = reader.codec.encode("a")
+    constraint = reader.constraints.compile(AMBIGUOUS, "response_format.grammar")
+    steady = ask("Count to a million.", 900, {"logit_bias": {2: -100.0}})
+    endless = ask("a", 400, {"logit_bias": {a: 100.0}}, constraint=constraint)
+    running.scheduler.submit([steady])
+    running.wait(lambda: len(running.pieces[steady]) > 2)
+    before = steady.new_tokens
+    running.scheduler.submit([endless])
+    running.finish([endless])
+    meanwhile = steady.new_tokens - before
+    error = running.pieces[endless][-1].error
+    assert isinstance(error, InvalidInput) and error.param == "response_format.grammar"
+    assert "too long to follow" in error.message or "too complex" in error.message
+    assert 2 < endless.new_tokens < meanwhile
+    running.scheduler.cancel(steady)
+
+
+def test_a_grammar_that_takes_minutes_to_compile_is_refused(reader: RequestReader) -> None:
+    bomb = "start: R\nR: " + " & ".join(f"/.*a.{{{n}}}/" for n in range(1, 25))
+    with pytest.raises(InvalidInput, match="takes more than") as refused:
+        reader.constraints.compile(bomb, "response_format.grammar")
+    assert refused.value.param == "response_format.grammar"
+    assert reader.constraints.compile("start: R\nR: /a.*/ & /.*b/", "response_format.grammar")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_seeded_answer_has_the_same_bits_in_any_company(
+    decoder: Decoder, ask: Callable[..., Generation], temperature: float
+) -> None:
+    options = {"temperature": temperature, "seed": 7, "top_logprobs": 0, "logit_bias": {2: -100.0}}
+
+    def seeded(topic: str) -> Generation:
+        return ask(f"Tell me about {topic}.", 30, options, seeded=True)
+
+    def others() -> list[Generation]:
+        return [ask(f"Describe {topic}.", 30, {"temperature": 1.0, "seed": 1}) for topic in TOPICS[4:9]]
+
+    quiet = Running(decoder, batch_invariant=False, prefix_tokens=0)
+    alone = [finish(quiet, seeded(topic))[0] for topic in TOPICS[:3]]
+    quiet.close()
+
+    crowded = Running(decoder, batch_invariant=False)
+    together = finish(crowded, *others(), *(seeded(topic) for topic in TOPICS[:3]), *others())[5:8]
+    again = finish(crowded, *(seeded(topic) for topic in TOPICS[:3]))  # prompts and answers are known now
+    crowded.close()
+
+    scarce = Running(decoder, batch_invariant=False, kv_tokens=200, prefix_tokens=100)
+    preempted = finish(scarce, *others(), *(seeded(topic) for topic in TOPICS[:3]))[5:]
+    assert scarce.scheduler.counters.preemptions > 0
+    scarce.close()
+    assert together == alone
+    assert again == alone
+    assert preempted == alone
+
+
+def test_a_seeded_next_turn_has_the_same_bits_whether_the_last_is_known_or_not(
+    decoder: Decoder, ask: Callable[..., Generation], reader: RequestReader
+) -> None:
+    options = {"seed": 7, "top_logprobs": 0, "logit_bias": {2: -100.0}}
+    first = ask("Tell me about bread and rivers. " * 4, 40, options)
+    known = Running(decoder, batch_invariant=False)
+    finish(known, first)
+    answer = reader.codec.tokenizer.decode(first.tokens[first.prompt_tokens : first.length].tolist())
+    history = "Tell me about bread and rivers. " * 4 + "<|im_end|>\n<|im_start|>assistant\n" + answer
+    reused, fresh = (ask(history + " And?", 20, options, seeded=True) for _ in range(2))
+    [with_prefix] = finish(known, reused)
+    known.close()
+    quiet = Running(decoder, batch_invariant=False, prefix_tokens=0)
+    [without] = finish(quiet, fresh)
+    quiet.close()
+    assert 16 <= reused.reused_tokens <= first.prompt_tokens
+    assert with_prefix == without
+
+
+def test_nothing_computed_for_one_client_is_reused_for_another(
+    running: Running, ask: Callable[..., Generation]
+) -> None:
+    prompt = "Tell me about rivers. " * 20
+    first = ask(prompt, 30, {"logit_bias": {2: -100.0}}, salt="one")
+    running.scheduler.submit([first])
+    running.wait(lambda: len(running.pieces[first]) > 2)
+    beside = ask(prompt, 2, salt="two")
+    finish(running, beside)
+    running.finish([first])
+    later, mine = ask(prompt, 2, salt="three"), ask(prompt, 2, salt="one")
+    finish(running, later)
+    finish(running, mine)
+    assert [beside.reused_tokens, later.reused_tokens] == [0, 0]
+    assert mine.reused_tokens >= 95
+
+
+def test_rows_change_places_when_every_row_is_taken(decoder: Decoder, ask: Callable[..., Generation]) -> None:
+    running = Running(decoder, prefill_chunk=16)
+    alone = [
+        finish(running, ask(f"Tell me about {topic}. " * 8, 6, {"top_logprobs": 0}))[0] for topic in TOPICS
+    ]
+    running.close()
+    full = Running(decoder, prefill_chunk=16, prefix_tokens=0)
+    together = [ask(f"Tell me about {topic}. " * 8, 6, {"top_logprobs": 0}) for topic in TOPICS]
+    assert finish(full, *together) == alone
+    assert full.scheduler.used_tokens == 0
+    full.close()
+    assert np.isfinite([value for answer in alone for _, value in answer]).all()

@@ -431,10 +431,20 @@ def check_tools(tools: list[Tool], choice: str | NamedTool | None) -> None:
 class CompletionRequest(SamplingFields):
     """POST /v1/completions."""
 
-    asks_nothing: ClassVar = {"echo": False, "best_of": 1, "suffix": ""}
+    asks_nothing: ClassVar = {"best_of": 1, "suffix": ""}
 
     prompt: Prompt
     logprobs: int | None = Field(None, ge=0, le=20)
+    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    echo: bool | None = Field(
+        None, description="The prompt comes first in the text; with logprobs, its log-probabilities, too."
+    )
+
+    @model_validator(mode="after")
+    def _something_is_asked(self) -> "CompletionRequest":
+        if self.max_tokens == 0 and not self.echo:
+            _disagree("max_tokens", "0 is only allowed when echo is true")
+        return self
 
 
 class EmbeddingRequest(Labels):

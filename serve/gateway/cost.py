@@ -41,5 +41,7 @@ def expected(body: AboutModel, size_bytes: int) -> Cost:
     if isinstance(body, CompletionRequest):
         several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
         answers = (len(body.prompt) if several else 1) * (body.n or 1)
-        return Cost(prompt, (body.max_tokens or UNNAMED_COMPLETION_TOKENS) * answers)
+        return Cost(
+            prompt, (UNNAMED_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens) * answers
+        )
     return NOTHING

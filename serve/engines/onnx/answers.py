@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import secrets
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import orjson
 
 from serve.engines.calls import whole_calls
 from serve.engines.onnx.generation import Generation, Piece, SampledToken
+from serve.engines.onnx.sampling import TokenLogprobs
 from serve.engines.onnx.text import TextCodec
 
 DONE = b"data: [DONE]\n\n"
@@ -71,8 +73,12 @@ class Answer:
         return self.chunk(b"", b',"usage":' + orjson.dumps(counted))
 
     def token_name(self, token: int) -> str:
-        """A token as text, for log-probabilities."""
-        return self.codec.raw_bytes[token].decode("utf-8", "replace")
+        """A token as text, for log-probabilities; as OpenAI writes one that is part of a character: `bytes:\\xe6`."""
+        raw = self.codec.raw_bytes[token]
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 class ChatAnswer(Answer):
@@ -130,6 +136,7 @@ class ChatAnswer(Answer):
             return None
         content = []
         for one in sampled:
+            assert one.logprobs is not None  # only a prompt's first token has none
             top = [self._entry(token, value) for token, value in one.logprobs.top]
             content.append({**self._entry(one.token, one.logprobs.chosen), "top_logprobs": top})
         return {"content": content, "refusal": None}
@@ -150,7 +157,7 @@ class CompletionAnswer(Answer):
     def __init__(self, model: str, codec: TextCodec, *, with_logprobs: bool) -> None:
         super().__init__(model, codec)
         self.with_logprobs = with_logprobs
-        self.offsets: dict[int, int] = {}
+        self.offsets: dict[int, Offsets] = {}
 
     def first(self, index: int) -> bytes:
         """Nothing: a completion's stream opens with its first text."""
@@ -158,10 +165,16 @@ class CompletionAnswer(Answer):
 
     def events(self, index: int, piece: Piece) -> Iterator[bytes]:
         """The event of one piece."""
-        yield self.chunk(orjson.dumps(self.choice(index, piece)))
+        yield self.chunk(orjson.dumps(self._choice(index, piece)))
 
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
-        """A choice with the text and logprobs of `piece`."""
+        """One whole choice; `piece` is all of its pieces joined."""
+        choice = self._choice(index, piece)
+        if logprobs := choice["logprobs"]:  # the tokens of a stop string are not in the text
+            logprobs["text_offset"] = [min(place, len(piece.text)) for place in logprobs["text_offset"]]
+        return choice
+
+    def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
         return {
             "index": index,
             "text": piece.text,
@@ -169,19 +182,37 @@ class CompletionAnswer(Answer):
         } | end(piece)
 
     def _logprobs(self, index: int, sampled: list[SampledToken]) -> dict[str, Any]:
-        names = [self.token_name(one.token) for one in sampled]
-        offsets = []
-        for name in names:
-            offsets.append(self.offsets.get(index, 0))
-            self.offsets[index] = offsets[-1] + len(name)
+        offsets = self.offsets.setdefault(index, Offsets(self.codec))
         return {
-            "tokens": names,
-            "token_logprobs": [one.logprobs.chosen for one in sampled],
-            "top_logprobs": [
-                {self.token_name(token): value for token, value in one.logprobs.top} for one in sampled
-            ],
-            "text_offset": offsets,
+            "tokens": [self.token_name(one.token) for one in sampled],
+            "token_logprobs": [one.logprobs and one.logprobs.chosen for one in sampled],
+            "top_logprobs": [one.logprobs and self._top(one.logprobs) for one in sampled],
+            "text_offset": [offsets.add(one) for one in sampled],
         }
+
+    def _top(self, logprobs: TokenLogprobs) -> dict[str, float]:
+        """As many entries as were asked for, also where two tokens have one name."""
+        top: dict[str, float] = {}
+        for token, value in logprobs.top:
+            name = self.token_name(token)
+            top[f"token_id:{token}" if name in top else name] = value
+        return top
+
+
+class Offsets:
+    """Where the tokens of one answer begin in its text, in characters: parts of a character where it begins."""
+
+    def __init__(self, codec: TextCodec) -> None:
+        self.codec = codec
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.characters = 0
+
+    def add(self, one: SampledToken) -> int:
+        """The place of the next token."""
+        place = self.characters
+        shown = self.codec.raw_bytes if one.echoed else self.codec.token_bytes
+        self.characters += len(self.decoder.decode(shown[one.token]))
+        return place
 
 
 def end(piece: Piece) -> dict[str, Any]:

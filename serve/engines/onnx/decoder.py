@@ -27,6 +27,8 @@ log = structlog.get_logger()
 
 ort.set_default_logger_severity(4)
 
+LAST = np.array([-1], np.int64)
+
 PAGE_TOKENS = 256
 """Rows hold a multiple of this, so that each starts on a page of memory."""
 
@@ -81,11 +83,15 @@ class DecoderConfig(BaseModel):
             raise Corrupt(f"genai_config.json of {bundle.name} cannot be read: {error!r}") from error
 
 
-def last_position_graph(path: Path) -> bytes:
-    """The graph at `path`, computing logits of the last position alone: (batch, 1, vocab).
+POSITIONS = "everlearn.positions"
+"""The graph's input that says at which positions logits are wanted: (positions,)."""
 
-    Prefill needs no other position, and the head is a fifth of a small model's work. The weights stay in the
-    external data file.
+
+def chosen_positions_graph(path: Path) -> bytes:
+    """The graph at `path`, computing logits at the positions that an input names: (batch, positions, vocab).
+
+    Prefill needs the last alone, and the head is a fifth of a small model's work; scoring a prompt needs all. The
+    weights stay in the external data file.
     """
     model = onnx.load(path, load_external_data=False)
     producers = {name: node for node in model.graph.node for name in node.output}
@@ -94,18 +100,16 @@ def last_position_graph(path: Path) -> bytes:
         raise Unsupported(f"the head of {path.name} is {head.op_type}; expected MatMul or MatMulNBits")
     if "prune" not in head.input[0]:
         hidden = head.input[0]
-        model.graph.initializer.append(
-            helper.make_tensor("everlearn.last", onnx.TensorProto.INT64, [1], [-1])
-        )
-        gather = helper.make_node("Gather", [hidden, "everlearn.last"], ["everlearn.last_hidden"], axis=1)
-        head.input[0] = "everlearn.last_hidden"
+        model.graph.input.append(helper.make_tensor_value_info(POSITIONS, onnx.TensorProto.INT64, ["chosen"]))
+        gather = helper.make_node("Gather", [hidden, POSITIONS], ["everlearn.chosen"], axis=1)
+        head.input[0] = "everlearn.chosen"
         nodes = list(model.graph.node)
         nodes.insert(nodes.index(head), gather)
         del model.graph.node[:]
         model.graph.node.extend(nodes)
         logits = next(output for output in model.graph.output if output.name == "logits")
         logits.type.tensor_type.shape.dim[1].Clear()
-        logits.type.tensor_type.shape.dim[1].dim_value = 1
+        logits.type.tensor_type.shape.dim[1].dim_param = "chosen"
     return model.SerializeToString()
 
 
@@ -127,12 +131,14 @@ class Decoder:
         options.inter_op_num_threads = 1
         make_exact(options)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle))
-        graph = last_position_graph(bundle / self.config.filename)
+        graph = chosen_positions_graph(bundle / self.config.filename)
         self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         capacity = -(-self.context // PAGE_TOKENS) * PAGE_TOKENS
         shape = (rows, self.config.kv_heads, capacity, self.config.head_size)
         views = drafts + 1 if drafts else 0
         types = {one.name: one.type for one in self.session.get_inputs()}
+        self.scores = POSITIONS in types
+        """Whether `score` works: not where the graph was exported for the last position alone."""
         self.element: Element = np.int8 if types[self.config.past_key % 0] == "tensor(int8)" else np.float32
         self.keys = [Cache(shape, self.element, views) for _ in range(self.config.layers)]
         self.values = [Cache(shape, self.element, views) for _ in range(self.config.layers)]
@@ -148,14 +154,20 @@ class Decoder:
     def prefill(self, row: int, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
         """Append `tokens` (n,) at position `start` of `row`; returns the last token's logits (vocab,)."""
         mask = np.ones((1, start + len(tokens)), np.int64)
-        return self._run(self._binding(row, row + 1), tokens.reshape(1, -1), mask)[0]
+        return self._run(self._binding(row, row + 1), tokens.reshape(1, -1), mask)[0, 0]
+
+    def score(self, row: int, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
+        """As `prefill`, with the logits after each of `tokens`: (n, vocab)."""
+        mask = np.ones((1, start + len(tokens)), np.int64)
+        everywhere = np.arange(len(tokens))
+        return self._run(self._binding(row, row + 1), tokens.reshape(1, -1), mask, everywhere)[0]
 
     def decode(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         """One step of rows 0..n: append tokens[i] so that row i holds lengths[i] tokens.
 
         tokens, lengths: (n,); returns logits (n, vocab).
         """
-        return self._run(self._binding(0, len(tokens)), tokens.reshape(-1, 1), mask_of(lengths))
+        return self._run(self._binding(0, len(tokens)), tokens.reshape(-1, 1), mask_of(lengths))[:, 0]
 
     def verify(self, tokens: NDArray[np.int64], length: int) -> NDArray[np.float32]:
         """Append `tokens` (n,) to row 0, the first of which makes it `length` tokens long; logits (n, vocab) after each.
@@ -168,7 +180,7 @@ class Decoder:
 
     def _append(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         binding = self._binding(0, len(tokens), first_row=True)
-        return self._run(binding, tokens.reshape(-1, 1), mask_of(lengths))
+        return self._run(binding, tokens.reshape(-1, 1), mask_of(lengths))[:, 0]
 
     def _verifies(self, drafts: int) -> bool:
         """Whether several tokens at once give the bits of one at a time, as this model's attention runs here."""
@@ -215,12 +227,20 @@ class Decoder:
         """Keys, then values, of every layer."""
         return self.keys + self.values
 
-    def _run(self, binding: Any, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        logits = np.empty((len(ids), self.config.vocab_size), np.float32)
+    def _run(
+        self,
+        binding: Any,
+        ids: NDArray[np.int64],
+        mask: NDArray[np.int64],
+        positions: NDArray[np.int64] = LAST,
+    ) -> NDArray[np.float32]:
+        """Logits (batch, positions, vocab)."""
+        logits = np.empty((len(ids), len(positions), self.config.vocab_size), np.float32)
+        if self.scores:
+            binding.bind_input(POSITIONS, "cpu", 0, np.int64, positions.shape, positions.ctypes.data)
         binding.bind_input("input_ids", "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
         binding.bind_input("attention_mask", "cpu", 0, np.int64, mask.shape, mask.ctypes.data)
-        shape = (len(ids), 1, self.config.vocab_size)
-        binding.bind_output("logits", "cpu", 0, np.float32, shape, logits.ctypes.data)
+        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self.session.run_with_iobinding(binding)
         return logits
 

@@ -64,7 +64,9 @@ class GenerateBackend:
             context=sizes.context,
             drafts=sizes.speculative_tokens,
         )
-        self.reader = RequestReader(bundle, self.decoder.config, self.decoder.context)
+        self.reader = RequestReader(
+            bundle, self.decoder.config, self.decoder.context, scores=self.decoder.scores
+        )
         self.readers = Readers()
         self.scheduler = Scheduler(
             self.decoder,

@@ -13,16 +13,20 @@ from everlearn.errors import EverlearnError
 from serve.engines.calls import CallPart, FinishReason, Reading, Said
 from serve.engines.onnx.constraint import Constraint
 from serve.engines.onnx.draft import Draft
-from serve.engines.onnx.sampling import Sampler, SamplingOptions, TokenLogprobs
+from serve.engines.onnx.sampling import Sampler, SamplingOptions, TokenLogprobs, log_probabilities
 from serve.engines.onnx.text import TextCodec, TextStream
 
 
 @dataclass(frozen=True)
 class SampledToken:
-    """A token with the log-probabilities that the client asked for."""
+    """A token with the log-probabilities that the client asked for; the first of a prompt has none.
+
+    `echoed`: it is the prompt's.
+    """
 
     token: int
-    logprobs: TokenLogprobs
+    logprobs: TokenLogprobs | None
+    echoed: bool = False
 
 
 @dataclass
@@ -68,6 +72,7 @@ class Generation:
         flexible: bool = False,
         seeded: bool = False,
         salt: str = "",
+        echo: bool = False,
     ) -> None:
         self.tokens: NDArray[np.int64] = np.empty(len(prompt) + max_new_tokens, np.int64)
         self.tokens[: len(prompt)] = prompt
@@ -88,11 +93,18 @@ class Generation:
         """Its text is the same whoever else is there."""
         self.salt = salt
         """Whose it is: only answers of one salt share what was computed."""
+        self.echo = echo
+        """Its prompt is still to be delivered."""
+        self.scores: list[TokenLogprobs] = []
+        """Log-probabilities of the prompt's tokens but the first, as far as it is computed."""
         self.draft = Draft()
         self.sampler = Sampler(options)
         self.constraint = constraint
         self.left_open = left_open
         """Of the client's schemas, what `constraint` does not enforce."""
+        self.names_end = echo
+        """Clients that score a prompt leave the last token out, whatever it is."""
+        self.raw_bytes = codec.raw_bytes
         self.eos_ids = frozenset(eos_ids)
         self.stream = TextStream(codec)
         self.codec = codec
@@ -120,6 +132,35 @@ class Generation:
     def forget(self) -> None:
         """Its row is gone, with what was computed."""
         self.cached = self.exact_tokens = 0
+        self.scores.clear()
+
+    @property
+    def scored(self) -> bool:
+        """Whether the log-probabilities of its prompt are wanted still."""
+        return self.echo and self.sampler.options.top_logprobs is not None
+
+    @property
+    def full(self) -> bool:
+        """No token fits."""
+        return self.length == len(self.tokens)
+
+    def score(self, logits: NDArray[np.float32]) -> None:
+        """Take note of the prompt's next tokens, by the logits (n, vocab) after each of the last n computed."""
+        top = self.sampler.options.top_logprobs or 0
+        for each, token in zip(logits, self.tokens[len(self.scores) + 1 : self.prompt_tokens], strict=False):
+            self.scores.append(log_probabilities(each, int(token), top))
+
+    def echoed(self) -> Piece:
+        """The prompt, as the answer's first piece."""
+        prompt = [int(token) for token in self.tokens[: self.prompt_tokens]]
+        text = b"".join(self.raw_bytes[token] for token in prompt).decode("utf-8", "replace")
+        logprobs = [None, *self.scores] if self.scored else []
+        sampled = [
+            SampledToken(token, one, echoed=True) for token, one in zip(prompt, logprobs, strict=False)
+        ]
+        self.echo = False
+        self.scores = []
+        return Piece(text, sampled=sampled, finish="length" if self.full else None)
 
     @property
     def last_token(self) -> int:
@@ -146,7 +187,7 @@ class Generation:
             complete = complete or bool(full and self.constraint and self.constraint.ends())
             said.add(self._rest("stop" if ended or complete else "length"))
         piece = Piece(said.text, said.calls, finish=said.finish, stop=said.stop)
-        if logprobs is not None and not ended:
+        if logprobs is not None and (self.names_end or not ended):
             piece.sampled.append(SampledToken(token, logprobs))
         return piece
 

@@ -16,6 +16,9 @@ STEPS = 2.0
 """So many times the last decode step's time may a chunk take: a stream's gap while prompts are read is three times its
 quiet one. A full batch has long steps, and large chunks; one fast stream slows the reading of prompts by a third."""
 
+SCORED_CHUNK_TOKENS = 64
+"""Where logits of every token are wanted: of a vocabulary of 150,000 these are 38 MB."""
+
 LONG_TOKENS = 1024
 LONG_AT_ONCE = 2
 """Of prompts with so many tokens left so many are computed by turns; more would only take rows and memory."""
@@ -112,6 +115,8 @@ def _is_long(generation: Generation) -> bool:
 def chunk_of(generation: Generation, budget: int) -> int:
     """Of its prompt, at most `budget` tokens; never one of several: alone it would run in another kernel than the rest."""
     left = generation.prefill_tokens - generation.cached
+    if generation.scored:
+        budget = min(budget, SCORED_CHUNK_TOKENS)
     if left <= budget:
         return left
     return budget - 1 if left - budget == 1 and budget > 2 else budget

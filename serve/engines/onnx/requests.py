@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from everlearn.errors import InvalidInput
+from everlearn.errors import InvalidInput, Unsupported
 from serve.engines.grammar import grammar_of, must_call, offered_tools
 from serve.engines.onnx.bound import ContextLengthExceeded
 from serve.engines.onnx.chat import ChatTemplate
@@ -28,8 +28,9 @@ COMPLETION_TOKENS = 16
 class RequestReader:
     """Turns requests into generations; everything here is pure CPU work on text."""
 
-    def __init__(self, bundle: Path, config: DecoderConfig, context: int) -> None:
+    def __init__(self, bundle: Path, config: DecoderConfig, context: int, *, scores: bool = True) -> None:
         self.config = config
+        self.scores = scores
         self.context = context
         self.codec = TextCodec(bundle, config.vocab_size, context)
         self.template = ChatTemplate(bundle, self.codec)
@@ -61,9 +62,17 @@ class RequestReader:
 
     def completion(self, request: CompletionRequest, salt: str = "") -> list[Generation]:
         """One generation per prompt and choice, a prompt's choices together."""
+        if request.echo and request.logprobs is not None and not self.scores:
+            raise Unsupported(
+                "this version computes no log-probabilities of a prompt (its graph has the last position alone)",
+                param="echo",
+            )
         prompts = self._prompts(request.prompt)
-        limit = self._new_tokens("prompt", prompts, request.max_tokens or COMPLETION_TOKENS)
-        return self._generations(request, prompts, limit, request.logprobs, salt=salt)
+        wanted = COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
+        limit = self._new_tokens("prompt", prompts, wanted)
+        return self._generations(
+            request, prompts, limit, request.logprobs, salt=salt, echo=bool(request.echo)
+        )
 
     def _prompts(self, prompt: Any) -> list[list[int]]:
         several = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
@@ -80,13 +89,13 @@ class RequestReader:
 
     def _new_tokens(self, param: str, prompts: list[list[int]], wanted: int | None) -> int:
         longest = max(len(prompt) for prompt in prompts)
-        if longest + (wanted or 1) > self.context:
+        if longest + (1 if wanted is None else wanted) > self.context:
             asked = f" and {wanted} for the answer" if wanted else ""
             raise ContextLengthExceeded(
                 f"this model's context is {self.context} tokens; the request has {longest} in {param}{asked}",
                 param=param,
             )
-        return wanted or self.context - longest
+        return self.context - longest if wanted is None else wanted
 
     def _generations(
         self,

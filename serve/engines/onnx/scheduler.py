@@ -197,14 +197,25 @@ class Scheduler(threading.Thread):
             chunk = chunk_of(generation, budget)
             tokens = generation.tokens[generation.cached : generation.cached + chunk]
             began_s = time.perf_counter()
-            logits = self.decoder.prefill(self.prefilling.row_of(generation), tokens, generation.cached)
+            row = self.prefilling.row_of(generation)
+            if generation.scored:
+                every = self.decoder.score(row, tokens, generation.cached)
+                generation.score(every)
+                logits = every[-1]
+            else:
+                logits = self.decoder.prefill(row, tokens, generation.cached)
             self.prefilling.took(chunk, time.perf_counter() - began_s)
             generation.cached += chunk
             generation.exact_tokens += chunk if generation.exact_tokens == generation.cached - chunk else 0
             budget -= chunk
             self.counters.prompt_tokens += chunk
             if generation.cached == generation.prefill_tokens:
-                self._run(generation, logits, delivery)
+                if generation.echo:
+                    delivery.append((generation, generation.echoed()))
+                if generation.full:
+                    self._leave_prefill(generation)
+                else:
+                    self._run(generation, logits, delivery)
                 while self._admit():
                     pass
 
@@ -267,7 +278,7 @@ class Scheduler(threading.Thread):
             return True
         if not self.prefilling.takes(generation):
             return False
-        return all(
+        return generation.scored or all(
             common_prefix(other.tokens[: other.prefill_tokens], generation.tokens[: generation.length])
             < other.cached + SHORTEST_TOKENS
             for other in self.prefilling
@@ -317,7 +328,7 @@ class Scheduler(threading.Thread):
 
         A seeded answer takes only what was computed as a prompt: generated tokens have other last bits.
         """
-        wanted = generation.tokens[: max(0, generation.prefill_tokens - 2)]
+        wanted = generation.tokens[: 0 if generation.scored else max(0, generation.prefill_tokens - 2)]
         kept, length = self.prefixes.find(wanted, generation.salt, exact=generation.seeded)
         rows = {at: other for at, other in enumerate(self.running)} | self.prefilling.rows
         shared = {

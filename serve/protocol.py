@@ -431,7 +431,7 @@ def check_tools(tools: list[Tool], choice: str | NamedTool | None) -> None:
 class CompletionRequest(SamplingFields):
     """POST /v1/completions."""
 
-    asks_nothing: ClassVar = {"best_of": 1, "suffix": ""}
+    asks_nothing: ClassVar = {"echo": False, "best_of": 1, "suffix": ""}
 
     prompt: Prompt
     logprobs: int | None = Field(None, ge=0, le=20)

@@ -7,7 +7,7 @@ import json
 import re
 from bisect import bisect_left
 from functools import cached_property
-from itertools import islice, takewhile
+from itertools import takewhile
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -100,7 +100,7 @@ class TextCodec:
     def beginning_with(self, text: bytes) -> list[int]:
         """The tokens whose bytes begin with `text`."""
         first = bisect_left(self._in_order, (text, 0))
-        following = islice(self._in_order, first, None)
+        following = (self._in_order[at] for at in range(first, len(self._in_order)))
         return [index for _, index in takewhile(lambda token: token[0].startswith(text), following)]
 
     def decode(self, tokens: list[int]) -> str:

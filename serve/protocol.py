@@ -6,10 +6,8 @@ is refused by name; nothing is silently ignored except the labels listed in `Lab
 """
 
 import json
-from codecs import BOM_UTF8
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-import jiter
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -24,65 +22,23 @@ from pydantic_core import ErrorDetails, PydanticCustomError, to_json
 
 from everlearn.errors import InvalidInput
 from everlearn.suggest import did_you_mean
+from serve.json_body import MAX_DEPTH, decode
 
-MAX_DEPTH = 64
-MAX_CONTAINERS = 20_000
-MAX_STRINGS = 20_000
-MAX_VALUES = 300_000
-MAX_ESCAPES = 1_500_000
 MAX_SCHEMA_BYTES = 128 * 1024
 MAX_GRAMMAR_BYTES = 64 * 1024
 MAX_MESSAGES = 2048
 MAX_TOKENS = 2**31 - 1
 MAX_STOPS = 16
 
-NOT_OFFERED = frozenset(
-    [
-        "annotations",
-        "audio",
-        "background",
-        "best_of",
-        "cache_control",
-        "chat_template",
-        "chat_template_kwargs",
-        "compaction",
-        "container",
-        "context_management",
-        "conversation",
-        "diagnostics",
-        "dimensions",
-        "echo",
-        "fallbacks",
-        "file",
-        "file_id",
-        "function_call",
-        "functions",
-        "image_url",
-        "include",
-        "inference_geo",
-        "input_audio",
-        "logprobs_mode",
-        "max_tool_calls",
-        "mcp_servers",
-        "modalities",
-        "moderation",
-        "prediction",
-        "previous_response_id",
-        "prompt",
-        "prompt_cache_retention",
-        "reasoning",
-        "reasoning_content",
-        "reasoning_effort",
-        "refusal",
-        "speed",
-        "suffix",
-        "thinking",
-        "thread",
-        "truncation",
-        "verbosity",
-        "web_search_options",
-    ]
-)
+NOT_OFFERED = frozenset({
+    "annotations", "audio", "background", "best_of", "cache_control", "chat_template",
+    "chat_template_kwargs", "compaction", "container", "context_management", "conversation",
+    "diagnostics", "dimensions", "echo", "fallbacks", "file", "file_id", "function_call", "functions",
+    "image_url", "include", "inference_geo", "input_audio", "logprobs_mode", "max_tool_calls",
+    "mcp_servers", "modalities", "moderation", "prediction", "previous_response_id", "prompt",
+    "prompt_cache_retention", "reasoning", "reasoning_content", "reasoning_effort", "refusal", "speed",
+    "suffix", "thinking", "thread", "truncation", "verbosity", "web_search_options",
+})  # fmt: skip
 """OpenAI's (and common servers') parameters that exist elsewhere: refused as unsupported, `null` accepted."""
 
 Schema = dict[str, Any]
@@ -454,130 +410,6 @@ class EmbeddingRequest(Labels):
     encoding_format: Literal["float", "base64"] | None = None
 
 
-class InputTextPart(Past):
-    """A piece of text in a Responses item; what an earlier answer attached to it is dropped."""
-
-    type: Literal["input_text", "output_text", "text"]
-    text: str
-    annotations: list[Any] | None = Field(None, max_length=0, exclude=True)
-    logprobs: list[Any] | None = Field(None, exclude=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _text_only(cls, data: Any) -> Any:
-        return _only_types(data, ("input_text", "output_text", "text"), "Content parts")
-
-
-InputTextParts = Annotated[list[InputTextPart], Field(max_length=MAX_MESSAGES, fail_fast=True)]
-InputContent = Annotated[
-    Annotated[str, Tag("text")] | Annotated[InputTextParts, Tag("list")], Discriminator(_string_or_list)
-]
-
-
-class _Item(Past):
-    id: str | None = Field(None, max_length=256, exclude=True)
-    status: str | None = Field(None, max_length=64, exclude=True)
-
-
-class MessageItem(_Item):
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: InputContent
-
-
-class FunctionCallItem(_Item):
-    type: Literal["function_call"]
-    call_id: str = Field(max_length=256)
-    name: FunctionName
-    arguments: str
-
-
-class FunctionCallOutputItem(_Item):
-    type: Literal["function_call_output"]
-    call_id: str = Field(max_length=256)
-    output: InputContent
-
-
-ITEM_TYPES = ("message", "function_call", "function_call_output")
-
-
-def _item_kind(value: Any) -> str | None:
-    return (value.get("type") or "message") if isinstance(value, dict) else getattr(value, "type", None)
-
-
-def _offered_item(value: Any) -> Any:
-    return _only_types(value, ITEM_TYPES, "Items")
-
-
-Item = Annotated[
-    Annotated[MessageItem, Tag("message")]
-    | Annotated[FunctionCallItem, Tag("function_call")]
-    | Annotated[FunctionCallOutputItem, Tag("function_call_output")],
-    Discriminator(_item_kind),
-    BeforeValidator(_offered_item),
-]
-Items = Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
-
-
-class ResponseTool(Body):
-    type: Literal["function"]
-    name: FunctionName
-    description: str | None = None
-    parameters: JsonSchema | None = None
-    strict: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _functions_only(cls, data: Any) -> Any:
-        return _only_types(data, ("function",), "Tools")
-
-
-class NamedResponseTool(Body):
-    type: Literal["function"]
-    name: FunctionName
-
-
-class ResponseSchemaFormat(SchemaFormat):
-    type: Literal["json_schema"]
-
-
-class ResponseText(Body):
-    format: (
-        Annotated[TextFormat | JsonObjectFormat | ResponseSchemaFormat, Field(discriminator="type")] | None
-    ) = None
-
-
-class ResponseStreamOptions(Body):
-    include_obfuscation: bool | None = Field(None, exclude=True)
-
-
-class ResponsesRequest(Labels):
-    """POST /v1/responses; stateless, so nothing is stored and no earlier response can be named."""
-
-    asks_nothing: ClassVar = {"top_logprobs": 0}
-
-    input: Annotated[
-        Annotated[str, Tag("text")] | Annotated[Items, Tag("list")], Discriminator(_string_or_list)
-    ]
-    instructions: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
-    presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
-    text: ResponseText | None = None
-    tools: list[ResponseTool] | None = Field(None, max_length=128)
-    tool_choice: Literal["none", "auto", "required"] | NamedResponseTool | None = None
-    parallel_tool_calls: bool | None = None
-    stream: bool | None = None
-    stream_options: ResponseStreamOptions | None = None
-    store: Literal[False] | None = None
-    background: Literal[False] | None = None
-    truncation: Literal["disabled"] | None = None
-    include: list[str] | None = Field(None, max_length=0)
-    service_tier: Literal["auto", "default", "flex"] | None = None
-
-
 def _disagree(field: str, message: str) -> None:
     raise PydanticCustomError("fields_disagree", message, {"below": field})  # type: ignore[arg-type]
 
@@ -591,7 +423,7 @@ def parse(model: type[Request], body: bytes) -> Request:
     Every flaw (JSON syntax, duplicate keys, NaN, bad UTF-8, depth, size, types, ranges, unknown names) raises
     InvalidInput whose `param` is the path of the field, as in `messages[0].content`.
     """
-    data = _decode(body)
+    data = decode(body)
     if not isinstance(data, dict):
         raise InvalidInput("The request body must be a JSON object.")
     return validate(model, data)
@@ -615,61 +447,6 @@ def encode(request: BaseModel, **changes: Any) -> bytes:
 def error_body(message: str, type: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """OpenAI's error object."""
     return {"error": {"message": message, "type": type, "param": param, "code": code}}
-
-
-def _decode(body: bytes) -> Any:
-    body = body.removeprefix(BOM_UTF8)  # some clients write one, and RFC 8259 lets a parser ignore it
-    _check_structure(body)
-    try:
-        return jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True)
-    except ValueError as error:
-        raise InvalidInput(f"The request body is not valid JSON: {_short(str(error))}.") from None
-
-
-def _all_but(kept: bytes) -> bytes:
-    return bytes(set(range(256)) - set(kept))
-
-
-_NOT_ESCAPES = _all_but(b"\\")
-_NOT_STRUCTURE = _all_but(b'[]{},"')
-_NOT_QUOTES = _all_but(b'"')
-_NOT_COMMAS = _all_but(b",")
-_NOT_OPENING = _all_but(b"[{")
-
-
-def _check_structure(body: bytes) -> None:
-    """Refuse bodies whose shape is expensive to parse, before parsing and in a few linear passes.
-
-    `len(translate(None, all_but))` counts characters in time that does not depend on how dense they are.
-    """
-    if len(body) <= MAX_DEPTH:
-        return
-    escapes = len(body.translate(None, _NOT_ESCAPES))
-    _at_most(MAX_ESCAPES, escapes, "backslashes")
-    bare = body.replace(b"\\\\", b"").replace(b'\\"', b"") if escapes else body
-    structure = bare.translate(None, _NOT_STRUCTURE)
-    _at_most(MAX_STRINGS, len(structure.translate(None, _NOT_QUOTES)) // 2, "strings")
-    outside = b"".join(structure.split(b'"')[::2])
-    _at_most(MAX_VALUES, len(outside.translate(None, _NOT_COMMAS)), "values")
-    brackets = outside.translate(None, b",")
-    opening = len(brackets.translate(None, _NOT_OPENING))
-    _at_most(MAX_CONTAINERS, opening, "objects and arrays")
-    if 2 * opening == len(brackets) and _deeper_than(MAX_DEPTH, brackets):
-        raise InvalidInput(f"The request body is nested more than {MAX_DEPTH} levels deep.")
-
-
-def _at_most(limit: int, count: int, what: str) -> None:
-    if count > limit:
-        raise InvalidInput(f"The request body holds more than {limit} {what}.")
-
-
-def _deeper_than(limit: int, brackets: bytes) -> bool:
-    """Each round takes the innermost pairs away, so balanced brackets vanish within their depth."""
-    for _ in range(limit):
-        if not brackets:
-            break
-        brackets = brackets.replace(b"{}", b"").replace(b"[]", b"")
-    return bool(brackets)
 
 
 def _explain(model: type[Body], data: dict[str, Any], error: ValidationError) -> InvalidInput:

@@ -46,12 +46,12 @@ from serve.protocol import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
-    ResponsesRequest,
     SamplingFields,
     encode,
     error_body,
     parse,
 )
+from serve.protocol_responses import ResponsesRequest
 from serve.replicas import ReadyReplica
 from serve.tracing import open_tracer
 

@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
-from serve.protocol import AboutModel, ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest
+from serve.protocol import AboutModel, ChatRequest, CompletionRequest, EmbeddingRequest
 from serve.protocol_messages import MessagesRequest
+from serve.protocol_responses import ResponsesRequest
 
 BYTES_PER_TOKEN = 4
 """Of an English request; others have fewer bytes in a token, which the engine's count makes good."""

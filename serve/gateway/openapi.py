@@ -8,10 +8,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serve.gateway.reference import REFERENCE, SERVER, Told
-from serve.protocol import ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest
+from serve.protocol import ChatRequest, CompletionRequest, EmbeddingRequest
 from serve.protocol_batches import BatchRequest
 from serve.protocol_jobs import JobRequest
 from serve.protocol_messages import CountTokensRequest, MessagesRequest
+from serve.protocol_responses import ResponsesRequest
 from serve.protocol_tokens import DetokenizeRequest, TokenizeRequest
 
 REF = "#/components/schemas/{model}"

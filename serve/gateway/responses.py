@@ -15,14 +15,13 @@ from pydantic import BaseModel
 
 from everlearn.errors import EverlearnError
 from serve.gateway.failures import describe
-from serve.protocol import (
-    ChatRequest,
+from serve.protocol import ChatRequest, validate
+from serve.protocol_responses import (
     FunctionCallItem,
     FunctionCallOutputItem,
     InputTextPart,
     ResponseSchemaFormat,
     ResponsesRequest,
-    validate,
 )
 from serve.told import Told
 

@@ -13,8 +13,9 @@ from everlearn.settings import ServeSettings
 from serve.batches.lines import check
 from serve.gateway import messages, responses
 from serve.gateway.dispatch import Work, generation
-from serve.protocol import ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest, encode, parse
+from serve.protocol import ChatRequest, CompletionRequest, EmbeddingRequest, encode, parse
 from serve.protocol_messages import CountTokensRequest, MessagesRequest
+from serve.protocol_responses import ResponsesRequest
 from serve.protocol_tokens import DetokenizeRequest, TokenizeRequest
 from tests.serve.strange import ASKED, BODIES, FIELDS, NUMBERS, SCHEMAS, TEXTS, VALUES
 

@@ -23,7 +23,7 @@ Model = type[BaseModel]
 
 PRESENT = {
     "openai.types.chat.chat_completion.Choice": {"logprobs"},
-    "openai.types.chat.chat_completion_message.ChatCompletionMessage": {"content", "refusal"},
+    "openai.types.chat.chat_completion_message.ChatCompletionMessage": {"content", "refusal", "annotations"},
     "openai.types.chat.chat_completion.ChatCompletion": {"usage"},
     "openai.types.completion_choice.CompletionChoice": {"logprobs"},
     "anthropic.types.message.Message": {"stop_reason", "stop_sequence", "stop_details", "container"},

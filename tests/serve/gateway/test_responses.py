@@ -69,6 +69,7 @@ def test_the_engine_is_asked_for_the_same_as_chat(client: OpenAI, engine: Script
         {"type": "function_call_output", "call_id": "c1", "output": "sun"},
     ]
     format = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
+    engine.script = call_two_tools
     client.responses.create(
         model="m", input=items, instructions="Be brief.", tools=[TOOL], tool_choice={"type": "function", "name": "weather"},
         text={"format": format}, max_output_tokens=5, temperature=0.1, top_p=0.9, parallel_tool_calls=False,

@@ -101,7 +101,7 @@ def test_a_model_asked_for_what_it_cannot_do_is_400(gateway: RunningGateway) -> 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", "/nope", 404), ("GET", "/v1/chat/completions", 405), ("DELETE", "/v1/models", 405), ("GET", "/v1/../x", 404),
-     ("POST", "/invocations", 404), ("GET", "/docs", 404), ("GET", "/v1/models/", 404), ("GET", "/v1/models/x%00", 404)],
+     ("POST", "/invocations", 404), ("GET", "/redoc", 404), ("GET", "/v1/models/", 404), ("GET", "/v1/models/x%00", 404)],
 )  # fmt: skip
 def test_other_routes_are_errors_in_the_same_form(
     gateway: RunningGateway, method: str, path: str, status: int

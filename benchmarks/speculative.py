@@ -93,6 +93,7 @@ class Engine:
 
     client: httpx.Client
     counters: tuple[str, str]
+    socket: str
     rates: dict[str, float] = field(default_factory=dict[str, float])
     texts: dict[str, str] = field(default_factory=dict[str, str])
     accepted: dict[str, float] = field(default_factory=dict[str, float])
@@ -206,7 +207,7 @@ def engine(bundle: Path, program: Program, variables: dict[str, str], drafts: in
                     if process.poll() is not None:
                         raise
                     time.sleep(0.2)
-            yield Engine(client, program.counters)
+            yield Engine(client, program.counters, str(socket))
         process.terminate()
         process.wait(60)
 

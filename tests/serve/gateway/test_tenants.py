@@ -117,3 +117,19 @@ def test_the_console_is_for_administrators(gateway: RunningGateway) -> None:
 
 def listings() -> dict[str, str]:
     return {"file": "/v1/files", "batch": "/v1/batches", "job": "/v1/fine_tuning/jobs"}
+
+
+def test_engines_are_told_whose_a_request_is_and_no_client_says_so_itself(gateway: RunningGateway) -> None:
+    first, second = Tenant(gateway, "salt-one"), Tenant(gateway, "salt-two")
+    engine = gateway.engines["m-1"]
+
+    def salt(tenant: Tenant) -> str:
+        headers = {"authorization": f"Bearer {tenant.secret}", "x-everlearn-salt": "another's"}
+        answer = gateway.client.post("/v1/chat/completions", headers=headers, json=chat_body())
+        assert answer.status_code == 200, answer.text
+        return engine.received[-1].headers["x-everlearn-salt"]
+
+    assert salt(first) == salt(first)
+    assert len({salt(first), salt(second), "another's", ""}) == 4
+    refused = first.ask("POST", "/v1/chat/completions", json=chat_body() | {"cache_salt": "another's"})
+    assert refused.status_code == 400 and "cache_salt" in refused.text

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from everlearn.errors import EverlearnError
 from everlearn.settings import VllmSettings
+from serve.engines.vllm.front import Front
 from serve.engines.vllm.machine import KV_CONTEXTS, kv_cache_bytes, speculation
 from serve.engines.vllm.requests import Requests
 
@@ -171,3 +173,48 @@ def test_a_draft_or_the_text_itself_guesses() -> None:
     }
     with pytest.raises(ValueError, match="speculative_tokens"):
         VllmSettings(draft="tiny")
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("chat", {"messages": [{"role": "user", "content": "1" * 3_000_000}]}),
+        ("completion", {"prompt": ["x", "1" * 3_000_000]}),
+        ("tokenize", {"prompt": "1" * 3_000_000}),
+    ],
+)
+def test_a_prompt_that_cannot_fit_is_refused_before_vllm_tokenizes_it(
+    requests: Requests, route: str, body: dict[str, Any]
+) -> None:
+    with pytest.raises(EverlearnError, match="context is 8192 tokens") as refused:
+        getattr(requests, route)(json.dumps({"model": "smollm2"} | body).encode())
+    assert refused.value.code == "context_length_exceeded"
+
+
+def test_a_prompts_echo_is_vllms_own(requests: Requests) -> None:
+    body = {"model": "smollm2", "prompt": [1, 2, 3], "echo": True, "logprobs": 1, "max_tokens": 0}
+    asked = requests.completion(json.dumps(body).encode()).body
+    assert asked["echo"] is True and asked["max_tokens"] == 0 and asked["logprobs"] == 1
+
+
+def test_a_grammar_that_would_compile_for_minutes_is_refused(requests: Requests) -> None:
+    bomb = "start: R\nR: " + " & ".join(f"/.*a.{{{n}}}/" for n in range(1, 25))
+    with pytest.raises(EverlearnError, match="takes more than") as refused:
+        chat(requests, response_format={"type": "grammar", "grammar": bomb})
+    assert refused.value.param == "response_format.grammar"
+
+
+def test_vllm_is_told_whose_a_request_is(tensors_bundle: Path) -> None:
+    arguments = SimpleNamespace(
+        model=str(tensors_bundle), served_model_name=["smollm2"], speculative_config=None
+    )
+    vllm = SimpleNamespace(
+        args=arguments, vllm_config=SimpleNamespace(model_config=SimpleNamespace(max_model_len=8192))
+    )
+    body = json.dumps({"model": "smollm2", "prompt": "x"}).encode()
+
+    def asked(path: str, salt: str) -> dict[str, Any]:
+        return json.loads(Front(lambda *_: None)._translate(vllm, path, body, salt)[1])  # type: ignore[arg-type, return-value]
+
+    assert asked("/v1/completions", "key_1")["cache_salt"] == "key_1"
+    assert "cache_salt" not in asked("/v1/completions", "") | asked("/tokenize", "key_1")

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from jsonschema import validate
 from tokenizers import Tokenizer
@@ -282,6 +283,90 @@ def test_tools_stream_the_same_call(served: Served) -> None:
                 names[call.index] = names.get(call.index) or call.function.name
                 arguments[call.index] = arguments.get(call.index, "") + (call.function.arguments or "")
     assert [(names[i], json.loads(arguments[i])) for i in sorted(names)] == whole
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_a_nested_model_is_a_tool_in_every_mode(served: Served, choice: str) -> None:
+    from openai import pydantic_function_tool
+    from pydantic import BaseModel, Field
+
+    class Place(BaseModel):
+        city: str = Field(max_length=10)
+
+    class Trip(BaseModel):
+        start: Place
+        end: Place
+
+    tools = [pydantic_function_tool(Trip)]
+    asked = [{"role": "user", "content": "Call Trip: a trip from Rome to Oslo."}]
+    completion = served.chat(asked, tools=tools, tool_choice=choice, **ONE_CALL)
+    for name, arguments in called(completion):
+        assert name == "Trip" and Trip.model_validate(arguments)
+    assert called(completion) or choice == "auto"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("options", "finish"),
+    [
+        ({"max_tokens": 8}, "length"),
+        ({"stop": ["\n"]}, "tool_calls"),
+        ({"stop": ["}", "city"]}, "tool_calls"),
+    ],
+)
+def test_neither_limits_nor_stop_strings_show_the_framing_of_a_call(
+    served: Served, options: dict[str, Any], finish: str, stream: bool
+) -> None:
+    asked: dict[str, Any] = {"tools": [WEATHER], "tool_choice": "required"} | ONE_CALL | options
+    answer = served.chat(WEATHER_QUESTION, stream=stream, **asked)
+    if stream:
+        choices = [choice for chunk in answer for choice in chunk.choices]
+        content = "".join(choice.delta.content or "" for choice in choices)
+        reasons = [choice.finish_reason for choice in choices if choice.finish_reason]
+        calls = [call for choice in choices for call in choice.delta.tool_calls or []]
+    else:
+        content, reasons = text(answer) or "", [answer.choices[0].finish_reason]
+        calls = answer.choices[0].message.tool_calls or []
+    assert (content, reasons) == ("", [finish])
+    if finish == "tool_calls":
+        arguments = "".join(call.function.arguments or "" for call in calls)
+        validate(json.loads(arguments), WEATHER["function"]["parameters"])
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_with_a_format_besides_tools_an_answer_is_one_of_the_two(served: Served, choice: str) -> None:
+    shape = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
+    options: dict[str, Any] = {"tools": [WEATHER], "tool_choice": choice, "response_format": shape} | ONE_CALL
+    completion = served.chat([{"role": "user", "content": "Invent a person."}], **options)
+    for _, arguments in called(completion):
+        validate(arguments, WEATHER["function"]["parameters"])
+    assert called(completion) or choice == "auto"
+    if not called(completion):
+        validate(json.loads(text(completion)), PERSON)
+
+
+def test_what_is_left_open_of_a_schema_is_told_by_a_header_or_refused_where_strict(served: Served) -> None:
+    schema = {"type": "object", "properties": {"path": {"type": "string", "format": "path"}}}
+    tool: Any = {"type": "function", "function": {"name": "read", "parameters": schema}}
+    asked: Any = {"model": served.model, "messages": CAPITAL, "max_tokens": 1}
+    raw = served.client.chat.completions.with_raw_response.create(tools=[tool], **asked)
+    place = "tools[0].function.parameters.properties.path.format"
+    assert raw.headers["x-everlearn-left-open"] == place
+    tool["function"]["strict"] = True
+    with pytest.raises(openai.BadRequestError) as refused:
+        served.client.chat.completions.create(tools=[tool], **asked)
+    assert refused.value.param == place
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "\\ud83d"}', "[" * 3000 + "]" * 3000, "no JSON"])
+def test_strange_arguments_of_an_earlier_call_are_no_failure(served: Served, arguments: str) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+    messages: list[Any] = [
+        *WEATHER_QUESTION,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "sunny"},
+    ]
+    assert served.chat(messages, tools=[WEATHER], max_tokens=2).usage.completion_tokens == 2
 
 
 @pytest.mark.parametrize("choice", ["auto", "none"])

@@ -168,6 +168,10 @@ class Reading:
     def _look_for_call(self, said: Said) -> bool:
         """Release text up to the next call; True if one has begun."""
         held = self._held
+        if self._form.opening[0] not in held:
+            self._held = ""
+            said.text += self._released(held)
+            return False
         begun = [(at, head) for head in self._heads if (at := held.find(head)) >= 0]
         if not begun:
             cut = len(held) - max(overlap(held, head) for head in self._heads)

@@ -14,6 +14,7 @@ from everlearn.errors import EverlearnError, InvalidInput
 from everlearn.settings import ServeSettings
 from serve.gateway.auth import check_scope
 from serve.gateway.dispatch import Work
+from serve.gateway.schema_check import strict_schemas
 from serve.protocol import (
     Body,
     ChatRequest,
@@ -144,4 +145,4 @@ def _work(line: BatchLine, endpoint: str, key: ApiKey | None, settings: ServeSet
     if (request.n or 1) > settings.max_n:
         raise InvalidInput(f"this server allows at most {settings.max_n}", param="body.n")
     body = encode(request, service_tier="flex")
-    return Work(endpoint, body, request.model, "generate", stream=False)
+    return Work(endpoint, body, request.model, "generate", stream=False, strict=strict_schemas(request))

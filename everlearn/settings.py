@@ -242,7 +242,7 @@ def load_settings() -> Settings:
     try:
         environment = _by_field(EnvSettingsSource(Settings)())
         settings = Settings(**_merge(file.values, environment))
-    except SettingsError as error:
+    except (SettingsError, RecursionError) as error:
         raise ConfigError(f"{error}. Write nested settings as EVERLEARN_SERVE__PORT=8000.") from None
     except ValidationError as error:
         raise _explain(error, file) from None

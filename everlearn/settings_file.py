@@ -11,6 +11,8 @@ import yaml
 from everlearn.errors import ConfigError
 
 MAX_BYTES = 1024**2
+MAX_NODES = 100_000
+"""With aliases written out: each line may double what the one before it stands for."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def read_settings_file(path: Path | None) -> SettingsFile:
         raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes: not a settings file")
     try:
         root = cast("yaml.Node | None", yaml.compose(text, Loader=yaml.SafeLoader))  # pyright: ignore[reportUnknownMemberType]
+        _check_size(root, path)
         lines = _lines(root, path)
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -52,6 +55,21 @@ def read_settings_file(path: Path | None) -> SettingsFile:
     except (RecursionError, ValueError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     return SettingsFile(path, {} if values is None else values, lines)
+
+
+def _check_size(root: yaml.Node | None, path: Path) -> None:
+    """A node that stands in itself is one without end."""
+    pending = [root] if root else []
+    seen = 0
+    while pending:
+        node = pending.pop()
+        seen += 1
+        if isinstance(node, yaml.MappingNode):
+            pending += [one for pair in node.value for one in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            pending += node.value
+        if seen + len(pending) > MAX_NODES:
+            raise ConfigError(f"{path}: its aliases stand for more than {MAX_NODES} values")
 
 
 def _lines(root: yaml.Node | None, path: Path) -> dict[str, int]:

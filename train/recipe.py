@@ -287,8 +287,8 @@ def _override(values: Mapping[str, Any], override: str) -> dict[str, Any]:
         raise ConfigError(f"--set takes key=value, as in optimizer.lr=0.0003, not {override!r}")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: {text!r} is not a YAML value: {error}", param=key) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--set {key}: {text[:80]!r} is not a YAML value: {error}", param=key) from None
     first, *rest = key.split(".")
     changed = dict(values)
     if rest:

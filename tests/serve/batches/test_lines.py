@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from everlearn.database import ApiKey
 from everlearn.settings import ServeSettings
@@ -99,3 +101,38 @@ def test_a_line_without_end_is_never_whole_in_memory(tmp_path: Path) -> None:
 def test_a_key_asks_only_for_its_models(written: Any) -> None:
     key = ApiKey(id="k", name="k", models=["other"])
     assert flaws(written(line()), key) == [(1, "forbidden", "body.model")]
+
+
+ODD = st.recursive(
+    st.sampled_from([None, True, -1, 2**70, 1e308, "", "m", "POST", CHAT, "\ud800", "a\0b", [], {}]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from([*line(), *line()["body"], "role", "content", "stream", "n", "tools"]), inner
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=st.lists(ODD | ODD.map(lambda body: line() | {"body": body}) | st.binary(max_size=40), max_size=4)
+)
+def test_a_batch_file_may_say_anything(tmp_path: Path, lines: list[Any]) -> None:
+    """Each line is a request or a flaw with a number and a reason."""
+    content = [
+        one if isinstance(one, bytes) else json.dumps(one).encode("utf-8", "surrogatepass") for one in lines
+    ]
+    (tmp_path / "batch.jsonl").write_bytes(b"\n".join(content))
+    found = check(tmp_path / "batch.jsonl", CHAT, None, SETTINGS)
+    assert isinstance(found, int) or all(flaw["line"] >= 1 and flaw["message"] for flaw in found)
+
+
+@pytest.mark.parametrize("depth", [100, 1500, 100_000])
+def test_a_line_nested_without_end_is_a_flaw(tmp_path: Path, depth: int) -> None:
+    deep = json.dumps(line(tools="DEEP")).replace('"DEEP"', "[" * depth + "]" * depth)
+    (tmp_path / "batch.jsonl").write_text(deep)
+    generous = ServeSettings(max_body_bytes=10**7)
+    found = check(tmp_path / "batch.jsonl", CHAT, None, generous)
+    assert not isinstance(found, int) and found[0]["line"] == 1

@@ -77,6 +77,7 @@ def check_graph(directory: Path, file: Path) -> None:
         raise Refused(f"is not an ONNX graph ({type(error).__name__})") from None
     if not model.graph.node:
         raise Refused("is not an ONNX graph (it has no node)")
+    check_age(model)
     functions = {(function.domain, function.name): function for function in model.functions}
     calls: dict[tuple[str, str], set[tuple[str, str]]] = {key: set() for key in functions}
     for nodes, owner in ((model.graph.node, None), *((f.node, key) for key, f in functions.items())):
@@ -92,6 +93,21 @@ def check_graph(directory: Path, file: Path) -> None:
     check_calls(calls)
     for tensor in walk_tensors(model):
         check_external_data(directory, file, tensor)
+
+
+def check_age(model: Any) -> None:
+    """The graph is of a form that the installed libraries know."""
+    from onnx import IR_VERSION
+    from onnx.defs import onnx_opset_version
+
+    newest = {"opset": onnx_opset_version(), "format": IR_VERSION}
+    opset = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
+    for what, version in (("opset", opset), ("format", model.ir_version)):
+        if version > newest[what]:
+            raise Refused(
+                f"has ONNX {what} {version}, and versions up to {newest[what]} are known here: upgrade onnx and "
+                "onnxruntime, or export it for an older one"
+            )
 
 
 def walk_nodes(nodes: Any, depth: int = 0) -> Iterator[Any]:

@@ -135,6 +135,17 @@ def test_bytes_that_are_no_graph_are_refused(tmp_path: Path, content: bytes) -> 
         look(tmp_path, content)
 
 
+@pytest.mark.parametrize(("what", "opset", "ir_version"), [("opset 99", 99, 10), ("format 99", 20, 99)])
+def test_a_graph_that_is_newer_than_the_libraries_here_is_refused_before_it_is_loaded(
+    tmp_path: Path, what: str, opset: int, ir_version: int
+) -> None:
+    made = helper.make_model(graph(), opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+    with pytest.raises(
+        InvalidInput, match=rf"has ONNX {what}, and versions up to [0-9]+ are known here: upgrade"
+    ):
+        look(tmp_path, made.SerializeToString())
+
+
 CHAT = "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}{% endfor %}"
 
 

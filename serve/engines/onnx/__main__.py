@@ -14,6 +14,7 @@ import uvicorn
 import uvloop
 
 from everlearn.bundle import open_bundle
+from everlearn.errors import EverlearnError
 from everlearn.logs import configure_logging
 from everlearn.settings import load_settings
 from serve.bounded_http import BoundedHttp
@@ -44,8 +45,12 @@ def main() -> None:
     end_with_parent()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # on the thread that asks, whose priority is low
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(arguments))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(arguments))
+    except EverlearnError as error:
+        print(error.message, file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 async def serve(arguments: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from everlearn.errors import Corrupt, Unsupported
 from everlearn.instructions import make_exact
 from serve.engines.onnx.cache import Block, Cache, Element
+from serve.engines.onnx.session import open_session
 
 log = structlog.get_logger()
 
@@ -132,7 +133,7 @@ class Decoder:
         make_exact(options)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle))
         graph = chosen_positions_graph(bundle / self.config.filename)
-        self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.session = open_session(graph, bundle, options)
         capacity = -(-self.context // PAGE_TOKENS) * PAGE_TOKENS
         shape = (rows, self.config.kv_heads, capacity, self.config.head_size)
         views = drafts + 1 if drafts else 0

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from everlearn.errors import Corrupt, InvalidInput, RateLimited
 from everlearn.instructions import make_exact
 from serve.engines.onnx.bound import Bound, ContextLengthExceeded
+from serve.engines.onnx.session import open_session
 from serve.engines.onnx.text import whole
 
 BATCH_TOKENS = 4096
@@ -37,9 +38,7 @@ class Embedder:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         make_exact(options)
-        self.session = ort.InferenceSession(
-            str(bundle / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        self.session = open_session(bundle / "model.onnx", bundle, options)
         self.inputs = {one.name for one in self.session.get_inputs()}
         self.output = self.session.get_outputs()[0].name
         if self.output != "sentence_embedding":

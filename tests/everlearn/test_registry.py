@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from sqlalchemy import insert
 
+from everlearn.bundle import open_bundle
 from everlearn.database import ReplicaRow, write
 from everlearn.errors import Conflict, Corrupt, InvalidInput, NotFound, Unsupported
 from everlearn.registry import Registry
+from everlearn.settings import Settings
 
 
 def test_versions_count_from_one_and_the_newest_comes_first(registry: Registry, add: Any) -> None:
@@ -291,3 +293,25 @@ def test_collection_keeps_what_a_version_names(registry: Registry, add: Any) -> 
     assert collected.bundles == (gone.digest,)
     assert registry.path(kept).is_dir()
     assert registry.collect().bundles == ()
+
+
+@pytest.mark.parametrize("other", ["changed and hashed anew", "an older version", "its manifest alone"])
+def test_a_whole_bundle_in_the_place_of_another_is_refused(
+    settings: Settings, add: Any, fill_bundle: Any, other: str
+) -> None:
+    """A bundle that is right in itself: the database knows the digest of the one that was registered."""
+    registry = Registry(settings)
+    older, version = add(registry), add(registry)
+    registry.path(version)
+    place = settings.home / "store" / version.digest
+    if other == "changed and hashed anew":
+        fill_bundle(place, salt="someone else's")
+        open_bundle(place)
+    elif other == "an older version":
+        shutil.rmtree(place)
+        shutil.copytree(settings.home / "store" / older.digest, place)
+    else:
+        shutil.copy(settings.home / "store" / older.digest / "bundle.json", place / "bundle.json")
+    with pytest.raises(Corrupt, match=r"bundle\.json describes another bundle"):
+        Registry(settings).path(version)
+    assert registry.path(older)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from everlearn.errors import InvalidInput
 from serve.engines.calls import HERMES, Form
-from serve.engines.schemas import Document, document
+from serve.engines.schemas import TRYING_S, Document, document
 from serve.protocol import (
     ChatRequest,
     GrammarFormat,
@@ -60,14 +61,15 @@ def grammar_of(request: ChatRequest) -> Grammar | None:
     With tools the answer is text and then calls; with a format besides, it is calls or a value of that format; where
     a call must come, the format does not matter.
     """
+    until_s = time.monotonic() + TRYING_S
     shape = request.response_format
     tools = offered_tools(request)
     if not tools:
         if isinstance(shape, GrammarFormat):
             return Grammar(shape.grammar, "response_format.grammar")
-        value = _value(shape)
+        value = _value(shape, until_s)
         return value and Grammar(f"start: %json {value.json}", VALUE, value.left_open, json=True)
-    arguments = [_arguments(tool, request) for tool in tools]
+    arguments = [_arguments(tool, request, until_s) for tool in tools]
     left_open = tuple(place for each in arguments for place in each.left_open)
     other = None
     if not must_call(request):
@@ -75,7 +77,7 @@ def grammar_of(request: ChatRequest) -> Grammar | None:
             raise InvalidInput(
                 "A response_format of type grammar and tools exclude each other.", param="tools"
             )
-        value = _value(shape)
+        value = _value(shape, until_s)
         other = value.json if value else ""
         left_open += value.left_open if value else ()
     several = request.parallel_tool_calls is not False and not isinstance(request.tool_choice, NamedTool)
@@ -120,7 +122,7 @@ def calls_lark(
     return "\n".join(lines)
 
 
-def _arguments(tool: Tool, request: ChatRequest) -> Document:
+def _arguments(tool: Tool, request: ChatRequest, until_s: float) -> Document:
     """A function's parameters; what is nobody's fault but the schema's is told by the tool's place in the request."""
     place = f"tools[{(request.tools or []).index(tool)}].function.parameters"
     schema = tool.function.parameters or {}
@@ -128,14 +130,14 @@ def _arguments(tool: Tool, request: ChatRequest) -> Document:
         schema = {"type": "object"} | schema
     if schema.get("type", "object") in ("array", "boolean", "integer", "null", "number", "string"):
         raise InvalidInput("A function's arguments are an object.", param=f"{place}.type")
-    return document(schema, place, strict=bool(tool.function.strict), closed=True)
+    return document(schema, place, strict=bool(tool.function.strict), closed=True, until_s=until_s)
 
 
-def _value(shape: ResponseFormat | None) -> Document | None:
+def _value(shape: ResponseFormat | None, until_s: float) -> Document | None:
     """The JSON that a format asks for; None for text."""
     if isinstance(shape, JsonObjectFormat):
         return document({"type": "object"}, "response_format", strict=False, closed=False)
     if isinstance(shape, JsonSchemaFormat):
         strict = bool(shape.json_schema.strict)
-        return document(shape.json_schema.schema_, VALUE, strict=strict, closed=strict)
+        return document(shape.json_schema.schema_, VALUE, strict=strict, closed=strict, until_s=until_s)
     return None

@@ -8,11 +8,12 @@ cut or refused before it is compiled.
 from __future__ import annotations
 
 import json
+import math
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from math import lcm
 from typing import Any
 
 from everlearn.errors import InvalidInput
@@ -25,6 +26,9 @@ COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator"
 
 MAX_STEP_STATES = 10_000
 """A multiple of n is recognized by an automaton of n states: 999,983 took ten seconds and 400 MB to build."""
+
+TRYING_S = 3.0
+"""For the patterns, formats and bounds of all schemas of one request; each takes a millisecond at most as a rule."""
 
 MAX_STEPS = 50
 """Places of one schema with ``multipleOf``."""
@@ -86,13 +90,15 @@ class Document:
     left_open: tuple[str, ...] = ()
 
 
-def document(schema: Schema, param: str, *, strict: bool, closed: bool) -> Document:
+def document(
+    schema: Schema, param: str, *, strict: bool, closed: bool, until_s: float = math.inf
+) -> Document:
     """What a grammar can enforce of `schema`, the value of the request's field `param`.
 
-    With ``closed`` an object whose ``properties`` are given has no others, unless ``additionalProperties`` says so.
+    No keyword is tried after ``until_s`` (`time.monotonic`). With ``closed`` an object whose ``properties`` are given has no others, unless ``additionalProperties`` says so.
     Raises InvalidInput for a schema that means nothing, and where ``strict`` for one that cannot be enforced as it is.
     """
-    kept, missing = _Pruned(schema, param).result
+    kept, missing = _Pruned(schema, param, until_s).result
     if missing and strict:
         raise InvalidInput(
             f"A grammar cannot enforce {missing[0]}; leave it out, or leave out strict, so that it is left open.",
@@ -126,7 +132,8 @@ def _enforceable(type: str, keyword: str, value: str) -> bool:
 class _Pruned:
     """A copy of a schema without what a grammar cannot enforce; `result` also has the places of what was left out."""
 
-    def __init__(self, schema: Schema, param: str) -> None:
+    def __init__(self, schema: Schema, param: str, until_s: float) -> None:
+        self.until_s = until_s
         self.has_id = "$id" in schema
         self.steps = 0
         self.common_step = 1
@@ -153,6 +160,11 @@ class _Pruned:
             else:
                 kept[keyword] = value
         self._loosen_text(kept, at)
+        if time.monotonic() > self.until_s:
+            raise InvalidInput(
+                f"{at} takes too long to try: the schemas of a request may take {TRYING_S:g} s together",
+                param=at,
+            )
         return kept
 
     def _loosen_text(self, kept: Schema, at: str) -> None:
@@ -195,7 +207,7 @@ class _Pruned:
         digits = re.fullmatch(r"-?([0-9]*)\.?([0-9]*)(?:e-[0-9]+)?", str(value))
         step = int("".join(digits.groups()) or 0) if digits else MAX_STEP_STATES + 1
         self.steps += 1
-        self.common_step = lcm(self.common_step, step or 1)
+        self.common_step = math.lcm(self.common_step, step or 1)
         return self.steps > MAX_STEPS or self.common_step > MAX_STEP_STATES
 
     @staticmethod

@@ -199,6 +199,21 @@ def test_a_schema_that_nothing_can_satisfy_is_refused(reader: RequestReader) -> 
         answered(reader, "x", response_format=shape)
 
 
+def test_a_thousand_slow_patterns_are_refused_in_time(reader: RequestReader) -> None:
+    slow = {
+        f"p{n}": {
+            "type": "string",
+            "pattern": f"^(a|b)*a(a|b){{{n}}}c(.*d.{{{n}}}){{3}}$",
+            "maxLength": 500 + n,
+        }
+        for n in range(1200)
+    }
+    began = time.monotonic()
+    with suppress(EverlearnError):
+        answered(reader, "x", tools=[tool("f", {"type": "object", "properties": slow})])
+    assert time.monotonic() - began < 20
+
+
 def test_numbers_beyond_what_a_grammar_counts_to_are_no_failure(reader: RequestReader) -> None:
     for maximum in (2**63, 2**64, 10**30, 1e300, 10**400):
         schema = {"type": "object", "properties": {"a": {"type": "integer", "maximum": maximum}}}

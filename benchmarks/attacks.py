@@ -13,6 +13,7 @@ import asyncio
 import base64
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import numpy as np
 import psutil
+from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.soak import children_of
@@ -43,6 +45,7 @@ ALLOWED = (429, 503)
 """Statuses of 429 and above that are no flaw: a limit is met, or the request was turned away unread."""
 BIG = 6_000_000
 HALF_OPEN_S = 8.0
+console = Console(stderr=True, highlight=False)
 
 
 def steady(url: str, headers: dict[str, str], seconds: float, gaps: Any) -> None:
@@ -99,7 +102,7 @@ class Target:
 
     async def raw(self, data: bytes, pieces: int = 1, pause_s: float = 0.0) -> str:
         """Bytes on a connection of their own; the status line's code, and whether a second answer came."""
-        data = data.replace(b"host: localhost", b"host: localhost\r\nauthorization: " + self.bearer)
+        data = data.replace(b"host: localhost", b"host: localhost\r\nauthorization: " + self.bearer, 1)
         where = urlsplit(self.url)
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
         try:
@@ -282,10 +285,13 @@ def slow_and_broken() -> dict[str, Attack]:
 ATTACKS = {**large_texts(), **deep_bodies(), **hostile_grammars(), **slow_and_broken()}
 
 
-async def attack(target: Target, attacks: Any, end_at: float, flaws: list[str]) -> None:
+async def attack(
+    target: Target, attacks: Iterator[tuple[str, Attack]], end_at: float, flaws: list[str]
+) -> None:
     """One attacker: the next attack as soon as the last is answered."""
-    while time.monotonic() < end_at:
-        name, run = next(attacks)
+    for name, run in attacks:
+        if time.monotonic() > end_at:
+            return
         try:
             outcome = await asyncio.wait_for(run(target), 120)
         except TimeoutError:
@@ -335,8 +341,8 @@ async def measure(bundle: Path, seconds: float, attackers: int) -> list[str]:
         ):
             target = Target(url, headers, session)
             flaws: list[str] = []
-            warm = itertools.cycle(ATTACKS.items())
-            await attack(target, warm, time.monotonic() + min(60, seconds / 4), [])
+            console.print("each attack once, so that memory reaches its working size")
+            await attack(target, iter(ATTACKS.items()), math.inf, [])
             await asyncio.sleep(SETTLE_S)
             target.statuses.clear()
             quiet = await gaps_of(watch_steady(url, headers, QUIET_S))

@@ -12,7 +12,7 @@ from sqlalchemy import insert
 
 from everlearn.audit import list_acts
 from everlearn.database import JobRow, ReplicaRow, open_database, write
-from everlearn.keys import create_key, list_keys, revoke_key
+from everlearn.keys import create_key, list_keys, open_door, revoke_key
 from everlearn.registry import Registry
 from everlearn.settings import Settings
 from serve import replicas
@@ -205,6 +205,7 @@ def test_hostile_names_and_errors_stay_text(page: Page, settings_of_page: Settin
         connection.execute(insert(JobRow).values(job))
     _, key = create_key(db, HOSTILE[:64])
     revoke_key(db, key.id)
+    open_door(db)
     try:
         eventually(lambda: page.row("engines", "<img")[1].startswith("failed"))
         eventually(lambda: page.row("keys", "<img")[4] == "revoked")
@@ -263,6 +264,7 @@ def test_only_an_administrators_key_opens_it(
     finally:
         for key in list_keys(db):
             revoke_key(db, key.id)
+        open_door(db)
         eventually(lambda: httpx.get(f"{server.url}/v1/models").status_code == 200)
 
 

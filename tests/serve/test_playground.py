@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from everlearn.database import open_database
-from everlearn.keys import create_key, revoke_key
+from everlearn.keys import create_key, open_door, revoke_key
 from everlearn.settings import Settings
 from serve import replicas
 from tests.serve.supervised import Supervised, add_model, eventually, supervised
@@ -233,6 +233,7 @@ def test_a_server_that_needs_a_key_is_told_and_the_key_is_forgotten_with_the_tab
         assert page.one("#api-key").get_attribute("type") == "password"
     finally:
         revoke_key(db, key.id)
+        open_door(db)
         eventually(lambda: httpx.get(f"{page.url}v1/models").status_code == 200)
 
 

@@ -65,7 +65,11 @@ class GenerateBackend:
             drafts=sizes.speculative_tokens,
         )
         self.reader = RequestReader(
-            bundle, self.decoder.config, self.decoder.context, scores=self.decoder.scores
+            bundle,
+            self.decoder.config,
+            self.decoder.context,
+            scores=self.decoder.scores,
+            most_answers=sizes.queue_limit,
         )
         self.readers = Readers()
         self.scheduler = Scheduler(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from serve.engines.onnx.generation import Generation
@@ -18,6 +19,9 @@ quiet one. A full batch has long steps, and large chunks; one fast stream slows 
 
 SCORED_CHUNK_TOKENS = 64
 """Where logits of every token are wanted: of a vocabulary of 150,000 these are 38 MB."""
+
+PATIENCE_S = 30.0
+"""A prompt that is being read for longer gets larger chunks, ever more: it shall come to its first token, too."""
 
 LONG_TOKENS = 1024
 LONG_AT_ONCE = 2
@@ -89,7 +93,9 @@ class Prefilling:
             return IDLE_CHUNK_TOKENS
         if not (self._token_s and self._step_s):
             return self._chunk
-        fitting = int(STEPS * self._step_s / self._token_s)
+        waited_s = max((time.time_ns() - one.admitted_ns) / 1e9 for one in self) if self.rows else 0.0
+        steps = STEPS * max(1.0, waited_s / PATIENCE_S)
+        fitting = int(steps * self._step_s / self._token_s)
         return min(self._chunk, max(SMALLEST_CHUNK_TOKENS, fitting))
 
     def took(self, tokens: int, seconds: float) -> None:

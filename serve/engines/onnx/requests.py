@@ -28,8 +28,12 @@ COMPLETION_TOKENS = 16
 class RequestReader:
     """Turns requests into generations; everything here is pure CPU work on text."""
 
-    def __init__(self, bundle: Path, config: DecoderConfig, context: int, *, scores: bool = True) -> None:
+    def __init__(
+        self, bundle: Path, config: DecoderConfig, context: int, *, scores: bool = True, most_answers: int = 0
+    ) -> None:
         self.config = config
+        self.most_answers = most_answers
+        """How many one request may ask for; 0: any number."""
         self.scores = scores
         self.context = context
         self.codec = TextCodec(bundle, config.vocab_size, context)
@@ -67,16 +71,28 @@ class RequestReader:
                 "this version computes no log-probabilities of a prompt (its graph has the last position alone)",
                 param="echo",
             )
-        prompts = self._prompts(request.prompt)
+        prompts = self._prompts(request.prompt, request.n or 1)
         wanted = COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
         limit = self._new_tokens("prompt", prompts, wanted)
         return self._generations(
             request, prompts, limit, request.logprobs, salt=salt, echo=bool(request.echo)
         )
 
-    def _prompts(self, prompt: Any) -> list[list[int]]:
+    def _prompts(self, prompt: Any, choices: int) -> list[list[int]]:
+        """The tokens of each prompt. Nothing is tokenized where they are more than can be answered."""
         several = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
-        prompts = [self.codec.encode(one) if isinstance(one, str) else one for one in several]
+        if self.most_answers and len(several) * choices > self.most_answers:
+            raise InvalidInput(
+                f"{len(several)} prompts with n = {choices} ask for {len(several) * choices} answers; at most "
+                f"{self.most_answers} fit the engine's queue",
+                param="prompt",
+            )
+        prompts: list[list[int]] = []
+        for one in several:
+            tokens = self.codec.encode(one) if isinstance(one, str) else one
+            prompts.append(tokens)
+            if len(tokens) > self.context:
+                break
         for tokens in prompts:
             if not tokens:
                 raise InvalidInput("prompt is empty; give at least one token", param="prompt")

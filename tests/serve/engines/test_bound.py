@@ -141,3 +141,10 @@ def test_every_route_says_that_the_context_is_too_short(
 def test_a_text_longer_than_the_context_can_still_be_counted(engine: httpx.Client) -> None:
     answer = engine.post("/tokenize", json={"model": "smollm2", "prompt": "1" * 100_000})
     assert answer.json()["count"] == 100_000
+
+
+def test_more_prompts_than_can_be_answered_are_refused_untokenized(engine: httpx.Client) -> None:
+    answer = engine.post("/v1/completions", json={"model": "smollm2", "prompt": ["9" * 2000] * 200, "n": 2})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == "prompt" and "400 answers; at most 256" in error["message"]

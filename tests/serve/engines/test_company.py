@@ -1,5 +1,6 @@
 """What answers may and may not feel of each other: turns at prefill, slow grammars, seeds, whose prefix it is."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from serve.engines.onnx.decoder import Decoder
 from serve.engines.onnx.generation import Generation
 from serve.engines.onnx.prefilling import LONG_AT_ONCE, LONG_TOKENS, OLDEST_EVERY, Prefilling
 from serve.engines.onnx.requests import RequestReader
+from serve.engines.onnx.sampling import SamplingOptions
 from tests.serve.engines.test_scheduler import TOPICS, Running, said
 
 AMBIGUOUS = "start: e\ne: e e | e e e | /./"
@@ -63,19 +65,25 @@ def test_long_prompts_take_turns_with_whoever_came_first_and_leave_room_for_shor
     reader: RequestReader,
 ) -> None:
     def prompt(tokens: int) -> Generation:
-        return said(reader, "x", 1, {}) if tokens < 20 else said(reader, "word " * tokens, 1, {})
+        return Generation(
+            [300] * tokens,
+            codec=reader.codec,
+            eos_ids=[],
+            options=SamplingOptions(),
+            max_new_tokens=1,
+            stop=[],
+        )
 
     prefilling = Prefilling(8, 64)
-    reader_context = [prompt(900) for _ in range(2)]
-    for generation in reader_context:
+    long = [prompt(LONG_TOKENS + 1) for _ in range(LONG_AT_ONCE)]
+    for generation in long:
         prefilling.add(generation)
-    assert prefilling.takes(prompt(1))
-    short = prompt(1)
+    short = prompt(LONG_TOKENS)
+    assert prefilling.takes(short) and not prefilling.takes(prompt(LONG_TOKENS + 1))
     row = prefilling.add(short)
-    assert prefilling.row_of(short) == row == 5
+    assert prefilling.row_of(short) == row == 7 - LONG_AT_ONCE
     turns = [prefilling.next() for _ in range(2 * OLDEST_EVERY)]
-    assert turns.count(short) == 2 * OLDEST_EVERY - 2 and turns.count(reader_context[0]) == 2
-    assert LONG_TOKENS > 900 and LONG_AT_ONCE == 2
+    assert turns.count(short) == 2 * OLDEST_EVERY - 2 and turns.count(long[0]) == 2
 
 
 def test_a_slow_grammar_is_ended_by_name_and_holds_up_nobody(
@@ -184,3 +192,21 @@ def test_rows_change_places_when_every_row_is_taken(decoder: Decoder, ask: Calla
     assert full.scheduler.used_tokens == 0
     full.close()
     assert np.isfinite([value for answer in alone for _, value in answer]).all()
+
+
+def test_a_chunk_fits_the_steps_beside_it_and_grows_for_a_prompt_that_waits_long(
+    reader: RequestReader,
+) -> None:
+    prefilling = Prefilling(8, 128)
+    generation = said(reader, LONG, 1, {})
+    generation.admitted_ns = time.time_ns()
+    prefilling.add(generation)
+    assert prefilling.budget(running=0) == 256 and prefilling.budget(running=1) == 128
+    prefilling.took(64, 0.64)
+    prefilling.stepped(0.2)
+    assert prefilling.budget(running=4) == 40
+    for _ in range(50):
+        prefilling.stepped(0.01)
+    assert prefilling.budget(running=1) == 8
+    generation.admitted_ns -= int(900e9)
+    assert 50 < prefilling.budget(running=1) <= 64

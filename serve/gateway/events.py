@@ -88,10 +88,12 @@ class EventFilter:
         if event == DONE:
             self.done = True
             return True
-        if event.startswith(b":") or not event:
-            return bool(event)
-        if not (event.startswith(DATA) and _is_text(event)):
+        if not event:
+            return False
+        if not (event.startswith((b":", DATA)) and _is_text(event)):
             raise BrokenStream("not an event")
+        if event.startswith(b":"):
+            return True
         self.events += 1
         payload = _object(event[len(DATA) :])
         if isinstance(payload.get("error"), dict):

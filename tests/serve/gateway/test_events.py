@@ -63,6 +63,7 @@ def test_an_error_event_ends_the_stream_and_what_came_before_it_passes() -> None
         b'data: "text"\n\n',
         b'data: {"a":"\xff"}\n\n',
         b"data: {}x\n\n",
+        b": \x80\n\n",
     ],
 )
 def test_what_is_no_event_is_refused(bad: bytes) -> None:

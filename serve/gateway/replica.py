@@ -126,7 +126,13 @@ class Replica:
             timeout = ClientTimeout(total=USED_TIMEOUT_S)
             async with self.session.get(self.address(USED + number), timeout=timeout) as answer:
                 return await answer.json() if answer.status == 200 else None
-        except (ClientError, OSError, TimeoutError, ValueError, RuntimeError):  # the last: an engine that has left
+        except (
+            ClientError,
+            OSError,
+            TimeoutError,
+            ValueError,
+            RuntimeError,
+        ):  # the last: an engine that has left
             return None
 
     def address(self, path: str) -> URL:

@@ -85,8 +85,8 @@ def whole_calls(parts: Sequence[CallPart]) -> list[dict[str, Any]]:
 class Reading:
     """Reads one answer. `stopped` is set when its text holds a stop string: what follows is not part of it.
 
-    With `json` its text is a JSON value. Text is held back while it may be the beginning of a call or of a stop string. Stop strings are looked for in text
-    alone: they cut neither a call nor its framing.
+    With `json` its text is a JSON value. Text is held back while it may be the beginning of a call or of a stop string.
+    Stop strings are looked for in text alone: they cut neither a call nor its framing.
     """
 
     def __init__(

@@ -154,11 +154,11 @@ def _choices(event: bytes) -> list[Json]:
 
 
 def strict_schemas(request: SamplingFields) -> dict[str | None, Json]:
-    """The schemas that a chat request calls strict."""
+    """The schemas that a chat request calls strict; not that of a text which the client's stop sequences may cut."""
     schemas: dict[str | None, Json] = {}
     if isinstance(request, ChatRequest):
         shape = request.response_format
-        if isinstance(shape, JsonSchemaFormat) and shape.json_schema.strict:
+        if isinstance(shape, JsonSchemaFormat) and shape.json_schema.strict and not request.stop:
             schemas[None] = shape.json_schema.schema_
         for tool in request.tools or ():
             if tool.function.strict and tool.function.parameters:

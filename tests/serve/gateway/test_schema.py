@@ -66,6 +66,7 @@ RIGHT, WRONG = '{"city": "Oslo"}', '{"town": "Oslo"}'
         (says("[" * 5000), STRICT, False),
         (says(WRONG), LOOSE, True),
         (says(WRONG, "length"), STRICT, True),
+        (says('{"city": '), STRICT | {"stop": ["Oslo"]}, True),
         (says(WRONG, "content_filter"), STRICT, True),
         (says("", "tool_calls", RIGHT), {"tools": [TOOL]} | STRICT, True),
         (says("", "tool_calls", WRONG), {"tools": [TOOL]}, False),

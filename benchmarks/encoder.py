@@ -4,7 +4,10 @@ The task is the inverse cloze task (arXiv 1906.00300) on real text: of all secon
 first half? Accuracy is the share whose nearest embedding is the right one. ``--sts FOLDER`` adds similarity judged by
 people (a file ``*.tsv`` each year and kind, ``score<tab>text<tab>text`` a line, as SemEval's are handed on): the mean
 of the files' rank correlations. Speed: passages in batches, as they are indexed, and ten words at a time, as questions
-come; the same texts, the same threads, in turn, the best of some rounds.
+come; the same texts, the same threads, in turn, the best of some rounds. Beside it: PyTorch as it is and compiled
+(where there is a C++ compiler), and onnxruntime's own dynamic INT8 of the same graph.
+
+No passage is of the text that INT8 is calibrated on: of the shipped prose only what follows it is measured.
 
 ``--layers N`` adds the encoder that a plan makes of it: N layers, healed on ``--steps`` steps of text that is not
 measured, in INT8.
@@ -22,15 +25,17 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import cpu
 from benchmarks.texts import held, readable
 from compress.encoder import cut_and_padded, inputs_of, load_encoder
 from compress.export_encoder import session_embed
 from compress.plan import follow
-from compress.recipe import CompressPlan, PlannedTarget, Prune, Teaching
+from compress.recipe import Calibration, CompressPlan, PlannedTarget, Prune, Teaching
 from everlearn.progress import Progress, shown
 from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
 from everlearn.sources import import_model
+from train.evaluate import HELD_TOKENS, held_text
 from train.recipe import Data, Optimizer
 
 WORDS = 60
@@ -40,29 +45,50 @@ PASSAGES = 500
 BATCH, ROUNDS, TIMED_BATCHES = 32, 3, 12
 QUESTION_WORDS, QUESTIONS = 10, 300
 KINDS = ("jargon", "scripture", "python")
+PLAIN, COMPILED = "onnxruntime's dynamic INT8", "PyTorch, float32, torch.compile"
 
 Encode = Callable[[list[str]], np.ndarray]
 
 
-def words_of(kind: str) -> list[str]:
-    """All of a kind: what models are measured on elsewhere comes first."""
-    return "\n".join((held()[kind], *readable().get(kind, []))).split()
+def words_of(kind: str, tokenizer_file: Path) -> list[str]:
+    """All of a kind that the encoder is not calibrated on: what models are measured on elsewhere comes first."""
+    texts = {**held(), "jargon": uncalibrated(tokenizer_file)}
+    return "\n".join((texts[kind], *readable().get(kind, []))).split()
 
 
-def passages() -> list[tuple[str, str]]:
+def uncalibrated(tokenizer_file: Path) -> str:
+    """What follows the calibration set in the shipped prose."""
+    calibration = Calibration()
+    held_back = -(-HELD_TOKENS // calibration.sequence_tokens) * calibration.sequence_tokens
+    encoded = plain_tokenizer(tokenizer_file).encode(held_text().text, add_special_tokens=False)
+    last = min(held_back + calibration.tokens, len(encoded.ids)) - 1
+    return held_text().text[encoded.offsets[last][1] :]
+
+
+def plain_tokenizer(file: Path) -> Any:
+    """Neither cuts nor pads."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def passages(tokenizer_file: Path) -> list[tuple[str, str]]:
     """First and second halves of passages, from texts that come with everlearn and Python."""
     found: list[tuple[str, str]] = []
     for kind in KINDS:
-        words = words_of(kind)[: PASSAGES * WORDS]
+        words = words_of(kind, tokenizer_file)[: PASSAGES * WORDS]
         for start in range(0, len(words) - WORDS, WORDS):
             half = start + WORDS // 2
             found.append((" ".join(words[start:half]), " ".join(words[half : start + WORDS])))
     return found
 
 
-def write_unmeasured(path: Path) -> int:
+def write_unmeasured(path: Path, tokenizer_file: Path) -> int:
     """All text of these and other kinds that no passage is of, as JSON lines; returns its words."""
-    kinds = {kind: words_of(kind)[PASSAGES * WORDS :] for kind in KINDS}
+    kinds = {kind: words_of(kind, tokenizer_file)[PASSAGES * WORDS :] for kind in KINDS}
     rest = {kind: " ".join(texts).split() for kind, texts in readable().items() if kind not in KINDS}
     with path.open("w", encoding="utf-8") as file:
         for words in (*kinds.values(), *rest.values()):
@@ -111,7 +137,8 @@ def planned(registry: Registry, chosen: argparse.Namespace, progress: Progress) 
     """What is left of the encoder with fewer layers, healed and in INT8; the last version of a plan."""
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.jsonl"
-        print(f"{write_unmeasured(text)} words to learn from")
+        tokenizer_file = registry.path(registry.weights("encoder@1")) / "tokenizer.json"
+        print(f"{write_unmeasured(text, tokenizer_file)} words to learn from")
         heal = Teaching(
             data=Data(train=(text,)),
             hidden=chosen.hidden,
@@ -157,17 +184,29 @@ def main() -> None:
 
 def compare(registry: Registry, made: Mapping[str, Version], chosen: argparse.Namespace) -> None:
     """Prints a row for each version, beside the first."""
-    pairs = passages()
-    tokenizer = cut_and_padded(registry.path(next(iter(made.values()))))
+    parent = registry.path(next(iter(made.values())))
+    pairs = passages(parent / "tokenizer.json")
+    tokenizer = cut_and_padded(parent)
     encoders = {
         name: encoder_of(registry.path(version), tokenizer, chosen.threads) for name, version in made.items()
     }
     sizes = {name: weights_bytes(registry.path(version)) for name, version in made.items()}
+    plain = registry.settings.home / "plain.onnx"
+    quantize_plainly(registry.path(made["fp32-onnx"]) / "model.onnx", plain)
+    embed = session_embed(plain, chosen.threads)
+    encoders[PLAIN] = lambda texts: embed(inputs_of(tokenizer, texts))
+    sizes[PLAIN] = plain.stat().st_size
+    try:
+        encoders[COMPILED] = compiled(parent, tokenizer)
+        sizes[COMPILED] = sizes[next(iter(made))]
+    except Exception as error:  # noqa: BLE001 (a compiler that is missing or fails is told, and the rest measured)
+        print(f"torch.compile does not work here: {str(error).splitlines()[0]}")
     picked = {name: nearest(encode, pairs) for name, encode in encoders.items()}
     right = {name: float((one == np.arange(len(pairs))).mean()) for name, one in picked.items()}
     judged = {name: similarity(encode, chosen.sts) for name, encode in encoders.items()} if chosen.sts else {}
     best = timed(encoders, pairs)
     first = next(iter(made))
+    print(f"{cpu()}; {chosen.threads} threads")
     print(
         f"{len(pairs)} passages of {WORDS} words; speed on {BATCH * TIMED_BATCHES} of them, batches of {BATCH}, "
         f"and on {QUESTIONS} questions of {QUESTION_WORDS} words, one at a time"
@@ -176,15 +215,39 @@ def compare(registry: Registry, made: Mapping[str, Version], chosen: argparse.Na
         "| | MB | of fp32 | accuracy | of fp32's | the same pick | similarity | of fp32's | passages/s | times PyTorch "
         "| ms a question | times PyTorch |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
     )
-    for name in made:
+    for name in encoders:
         in_batches, alone = best[name]
         told = f"{judged[name]:.4f} | {judged[name] / judged[first]:.2%}" if judged else " | "
         print(
             f"| {name} | {sizes[name] / 1e6:.1f} | {sizes[name] / sizes[first]:.1%} | {right[name]:.4f} "
-            f"| {right[name] / right[first]:.2%} | {(picked[name] == picked[first]).mean():.1%} | {told} "
+            f"| {right[name] / right[first]:.2%} ± {uncertain(picked[name], picked[first]):.2%} | {(picked[name] == picked[first]).mean():.1%} | {told} "
             f"| {BATCH * TIMED_BATCHES / in_batches:.0f} | {best[first][0] / in_batches:.2f} "
             f"| {1000 * alone / QUESTIONS:.2f} | {best[first][1] / alone:.2f} |"
         )
+
+
+def uncertain(picks: np.ndarray, reference: np.ndarray) -> float:
+    """The standard error of a ratio of two accuracies on the same passages; picks: (n,), n itself is right."""
+    ours, theirs = (one == np.arange(len(one)) for one in (picks, reference))
+    apart = ours - theirs * (ours.mean() / theirs.mean())
+    return float(apart.std() / np.sqrt(len(apart)) / theirs.mean())
+
+
+def quantize_plainly(graph: Path, result: Path) -> None:
+    """By onnxruntime's defaults: weights of full 8 bits with one scale each matrix, nothing smoothed."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    quantize_dynamic(graph, result)
+
+
+def compiled(model_dir: Path, tokenizer: Any) -> Encode:
+    """PyTorch's encoder by torch.compile, float32, tried once."""
+    encoder = load_encoder(model_dir)
+    encoder.compile(dynamic=True)
+    encode: Encode = lambda texts: encoder.embed(inputs_of(tokenizer, texts))
+    for texts in (["a question"], ["a first passage", "and a second one"]):
+        encode(texts)
+    return encode
 
 
 def weights_bytes(directory: Path) -> int:

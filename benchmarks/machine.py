@@ -1,5 +1,7 @@
 """What the machine allows and what it was doing: memory bandwidth, peak memory, and who else used the cores."""
 
+import platform
+import re
 import threading
 import time
 from collections.abc import Iterable
@@ -8,6 +10,8 @@ from typing import Self
 
 import numpy as np
 import psutil
+
+from everlearn.instructions import instructions
 
 
 def read_bandwidth(threads: int, size_bytes: int = 512 * 1024**2, rounds: int = 5) -> float:
@@ -23,6 +27,14 @@ def read_bandwidth(threads: int, size_bytes: int = 512 * 1024**2, rounds: int = 
             worker.join()
         best_s = min(best_s, time.perf_counter() - begin)
     return size_bytes / best_s
+
+
+def cpu() -> str:
+    """Its name, how many cores, and what it multiplies with."""
+    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    named = re.search(r"^model name\s*: (.*)$", told, re.MULTILINE)
+    name = named.group(1) if named else platform.processor() or platform.machine()
+    return f"{name}, {psutil.cpu_count()} cores, {', '.join(instructions().names)}"
 
 
 def peak_memory_bytes(pid: int) -> int:

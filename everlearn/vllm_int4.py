@@ -1,8 +1,9 @@
-"""INT4 weights in vLLM on a CPU without AVX-512, as a plugin of vLLM.
+"""INT4 weights in vLLM on a CPU without AVX-512, and INT8 weights on one without VNNI, as a plugin of vLLM.
 
-vLLM 0.29 multiplies packed weights on CPUs in its libraries for AVX-512 alone, and finds out with the first token. Here
-they are unpacked as they are loaded, and multiplied in the type of the activations: the same numbers, as much memory
-and as much time as the weights take in that type.
+vLLM 0.29 multiplies packed weights on CPUs in its libraries for AVX-512 alone, and finds out with the first token. What
+it multiplies INT8 with, oneDNN, adds two products in 16 bits where there is no VNNI, and large ones overflow unseen.
+Here both are unpacked as they are loaded, and multiplied in the type of the activations: the same numbers, as much
+memory and as much time as the weights take in that type.
 """
 
 # pyright: basic
@@ -12,11 +13,14 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from everlearn.instructions import instructions
+
 PACKED_KERNEL = "CPUWNA16LinearKernel"
+INT8_KERNEL = "CPUInt8ScaledMMLinearKernel"
 
 
 def needed() -> bool:
@@ -27,17 +31,63 @@ def needed() -> bool:
     return current_platform.is_cpu() and able.get("architecture") == "x86_64" and not able.get("avx512_f")
 
 
+def saturating() -> bool:
+    """Whether vLLM runs on a CPU here whose INT8 products may overflow."""
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu() and instructions().may_saturate
+
+
 @cache
 def register() -> None:
     """Entry point ``vllm.general_plugins``: vLLM calls it in each of its processes."""
-    if not needed():
-        return
+    if needed():
+        put_in_place(PACKED_KERNEL, unpacking_kernel(), "mp")
+    if saturating():
+        put_in_place(INT8_KERNEL, widening_kernel(), "int8")
+
+
+def put_in_place(theirs: str, ours: type, kind: str) -> None:
+    """Lets vLLM choose ``ours`` instead of ``theirs``."""
     from vllm.model_executor.kernels.linear import register_linear_kernel
     from vllm.platforms import PlatformEnum
 
-    disabled = {*filter(None, os.environ.get("VLLM_DISABLED_KERNELS", "").split(",")), PACKED_KERNEL}
+    disabled = {*filter(None, os.environ.get("VLLM_DISABLED_KERNELS", "").split(",")), theirs}
     os.environ["VLLM_DISABLED_KERNELS"] = ",".join(sorted(disabled))
-    register_linear_kernel(unpacking_kernel(), PlatformEnum.CPU)
+    register_linear_kernel(ours, PlatformEnum.CPU, kind)
+
+
+def widening_kernel() -> type:
+    """The class of the kernel for INT8 weights; activations are not rounded."""
+    from vllm.model_executor.kernels.linear import Int8ScaledMMLinearKernel
+    from vllm.model_executor.layers.quantization.utils.w8a8_utils import convert_to_channelwise
+
+    class WidenedLinearKernel(Int8ScaledMMLinearKernel):
+        @classmethod
+        def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:
+            return True, None
+
+        @classmethod
+        def can_implement(cls, c: Any) -> tuple[bool, str | None]:
+            return True, None
+
+        def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+            codes: Any = getattr(layer, self.layer_param_names[0])  # int8 (outputs, inputs)
+            scales: Any = getattr(layer, self.layer_param_names[1])
+            if not self.config.is_channelwise:
+                scales = cast(Any, convert_to_channelwise(scales, cast(Any, layer).logical_widths))
+            weights = (codes.data * scales.data.reshape(-1, 1)).to(torch.get_default_dtype())
+            for name in self.layer_param_names:
+                if getattr(layer, name, None) is not None:
+                    delattr(layer, name)
+            layer.widened = torch.nn.Parameter(weights, requires_grad=False)
+
+        def apply_weights(
+            self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            return torch.nn.functional.linear(x, layer.get_parameter("widened").to(x.dtype), bias)
+
+    return WidenedLinearKernel
 
 
 def unpacking_kernel() -> type:

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from everlearn.vllm_int4 import needed, unpacked
+from everlearn.instructions import Instructions
+from everlearn.vllm_int4 import needed, saturating, unpacked, widening_kernel
 
 if find_spec("vllm") is None or find_spec("compressed_tensors") is None:
     pytest.skip("vLLM or compressed-tensors is not installed here", allow_module_level=True)
@@ -57,3 +58,43 @@ def test_the_kernel_is_for_x86_without_avx512_alone(monkeypatch: pytest.MonkeyPa
     assert not needed()
     here |= {"architecture": "aarch64", "avx512_f": False}
     assert not needed()
+
+
+@pytest.mark.parametrize("by_channel", [True, False])
+def test_int8_weights_are_multiplied_as_what_they_stand_for(by_channel: bool) -> None:
+    from vllm.model_executor.kernels.linear import Int8ScaledMMLinearLayerConfig
+
+    draw = torch.Generator().manual_seed(0)
+    codes = torch.randint(-128, 128, (OUTPUTS, INPUTS), generator=draw, dtype=torch.int8)
+    scales = torch.rand((OUTPUTS, 1) if by_channel else (1,), generator=draw)
+    layer = torch.nn.Module()
+    layer.weight, layer.weight_scale = (
+        torch.nn.Parameter(one, requires_grad=False) for one in (codes, scales)
+    )
+    layer.input_scale = layer.input_zero_point = layer.azp_adj = None
+    layer.logical_widths = [OUTPUTS]
+    config = Int8ScaledMMLinearLayerConfig(
+        is_static_input_scheme=False, is_channelwise=by_channel, input_symmetric=True
+    )
+    names = ("weight", "weight_scale", "input_scale", "input_zero_point", "azp_adj")
+    kernel = widening_kernel()(config, names)
+    kernel.process_weights_after_loading(layer)
+    x, bias = torch.randn((3, INPUTS), generator=draw), torch.randn(OUTPUTS, generator=draw)
+    torch.testing.assert_close(
+        kernel.apply_weights(layer, x, bias), x @ (codes * scales.reshape(-1, 1)).T + bias
+    )
+    assert not hasattr(layer, "weight"), "its memory is given back"
+
+
+def test_the_kernel_for_int8_is_for_x86_without_vnni_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.platforms import current_platform
+
+    for machine, names, expected in (
+        ("x86_64", ("SSE4.2", "AVX2"), True),
+        ("x86_64", ("AVX2", "AVX-512"), True),
+        ("x86_64", ("AVX2", "VNNI"), False),
+        ("aarch64", ("NEON",), False),
+    ):
+        found = Instructions(machine, names)
+        monkeypatch.setattr("everlearn.vllm_int4.instructions", lambda found=found: found)
+        assert saturating() == (expected and current_platform.is_cpu())

@@ -134,7 +134,7 @@ class Reply:
             raise BackendFailed("The model's engine sent a broken stream.") from None
         except EngineError as event:
             raise self.refusal(event.error) from None
-        self.replica.succeeded()
+        (self.replica.began if self._work.stream else self.replica.succeeded)()
 
     async def read(self) -> bytes:
         """The next bytes, empty at the end. Raises ClientError when the connection breaks."""
@@ -148,6 +148,7 @@ class Reply:
 
     async def finish(self) -> None:
         """After the last event: let the engine end its answer, so that it sees no hang-up and the connection lives."""
+        self.replica.succeeded()
         with suppress(TimeoutError, ClientError):
             async with asyncio.timeout(FINISH_S):
                 while await self.read():

@@ -164,8 +164,12 @@ class Replica:
         self.in_flight -= 1
         self._probing = False
 
+    def began(self) -> None:
+        """An answer has begun, so that requests may come again; whether it ends is still open."""
+        self._ejected_until = 0.0
+
     def succeeded(self) -> None:
-        """The engine answered: whatever was held against it is forgotten."""
+        """An answer is complete: whatever was held against the engine is forgotten."""
         self._failures = self._ejections = 0
         self._ejected_until = 0.0
 

@@ -1,6 +1,7 @@
 """More than one replica, and none (rows G1, G3, G14-G16)."""
 
 import asyncio
+import itertools
 import socket
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 from sqlalchemy import update
 
 from everlearn.database import ReplicaRow, write
-from serve.gateway.router import RETRY_RESERVE, RetryBudget
+from serve.gateway.router import RETRY_RESERVE, RETRY_SHARE, RetryBudget
 from serve.replicas import heartbeat, set_state, withdraw
 from tests.serve.gateway.conftest import RunningGateway, chat_body, sse, wait_until
 from tests.serve.gateway.scripted_engine import Connection, ScriptedEngine, well
@@ -274,3 +275,66 @@ def test_a_request_waits_for_an_engine_that_starts_again(
     withdraw(patient.db, "first")
     wait_until(lambda: patient.chat().status_code == 404, "nobody serves it any more: nothing to wait for")
     engine.stop()
+
+
+async def stall(connection: Connection) -> None:
+    await connection.head()
+    for word in ("It ", "was "):
+        await connection.delta(word)
+    await asyncio.sleep(3600)
+
+
+async def break_off(connection: Connection) -> None:
+    await connection.head()
+    await connection.delta("It ")
+    connection.reset()
+
+
+@pytest.mark.parametrize(("fault", "code"), [(stall, "backend_timeout"), (break_off, "backend_error")])
+def test_an_engine_whose_streams_begin_and_never_end_is_left_alone(
+    start_gateway: Callable[..., RunningGateway], fault: Callable, code: str
+) -> None:
+    """That each begins well says nothing for it."""
+    gateway = start_gateway(inter_token_timeout_s=0.3)
+    good, bad = gateway.add_engine("m", id="good"), gateway.add_engine("m", id="bad")
+    bad.script = fault
+    ends = [sse(gateway.chat(stream=True).text)[-1] for _ in range(10)]
+    assert len(bad.received) == 3
+    assert [end["error"]["code"] for end in ends if end != "[DONE]"] == [code] * 3
+    assert gateway.metric('everlearn_replicas{model="m",state="ejected"}') == 1
+    time.sleep(1.1)  # a probe that begins and stalls again
+    [gateway.chat(stream=True) for _ in range(4)]
+    assert len(bad.received) == 4
+    bad.script = well
+    time.sleep(2.1)
+    before = len(good.received)
+    for _ in range(6):
+        assert sse(gateway.chat(stream=True).text)[-1] == "[DONE]"
+    assert len(bad.received) > 5 and len(good.received) > before
+
+
+def test_while_half_of_the_answers_fail_retries_stay_within_their_budget(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
+    """A storm of retries would double the load of engines that fail under it."""
+    gateway = start_gateway()
+
+    def every_other() -> Callable:
+        fails = itertools.cycle([die, well])
+
+        async def answer(connection: Connection) -> None:
+            await next(fails)(connection)
+
+        return answer
+
+    engines = [gateway.add_engine("m", id=id) for id in ("one", "two")]
+    for engine in engines:
+        engine.script = every_other()
+    asked = 300
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: gateway.chat(), range(asked)))
+    sent = [request.headers["x-request-id"] for engine in engines for request in engine.received]
+    retries = len(sent) - len(set(sent))
+    assert RETRY_RESERVE <= retries <= RETRY_RESERVE + RETRY_SHARE * asked
+    assert {answer.status_code for answer in answers} == {200, 503}
+    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)

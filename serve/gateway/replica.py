@@ -82,7 +82,7 @@ class Replica:
             task=remote.task, url=str(base), pid=None, context=remote.context, started_at=time.time(),
         )  # fmt: skip
         replica = cls(
-            row, base, TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+            row, base, TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ttl_dns_cache=KEEP_ALIVE_S),
             name=f"{remote.model}@{base.host}:{base.port}", serves_as=remote.serves_as or remote.model,
             headers={"authorization": f"Bearer {key}"} if key else None, through_proxy=True,
         )  # fmt: skip

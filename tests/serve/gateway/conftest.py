@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tests.serve.gateway.scripted_engine import ScriptedEngine, well
 class RunningGateway:
     """The process, its engines and its database."""
 
-    def __init__(self, home: Path, redis_url: str = "", **serve: Any) -> None:
+    def __init__(self, home: Path, redis_url: str = "", within: Sequence[str] = (), **serve: Any) -> None:
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.settings = Settings(home=home)
@@ -43,7 +43,7 @@ class RunningGateway:
         if redis_url:
             environment["REDIS_URL"] = redis_url
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "serve.gateway", "--parent-pipe"],
+            [*within, sys.executable, "-m", "serve.gateway", "--parent-pipe"],
             env=os.environ | {"EVERLEARN_HOME": str(home)} | environment,
             stdin=subprocess.PIPE,
             stderr=self.log_path.open("wb"),

@@ -1,4 +1,4 @@
-"""`everlearn serve`, with the tests' small engine and with little patience.
+"""`everlearn serve`, with the tests' small engine and with little patience; with REAL_ENGINE, that of the version.
 
 python tests/serve/run_supervisor.py [MODEL…]
 """
@@ -9,7 +9,9 @@ from pathlib import Path
 
 from everlearn.errors import EverlearnError
 from everlearn.logs import configure_logging
-from everlearn.settings import load_settings
+from everlearn.registry import Version
+from everlearn.settings import Settings, load_settings
+from serve.engines.programs import program
 from serve.supervisor import serve
 from serve.watched import Patience
 
@@ -27,11 +29,17 @@ IMPATIENT = Patience(
     stop_s=3,
 )
 
+
+def small(version: Version, settings: Settings) -> list[str]:
+    return ENGINE
+
+
 if __name__ == "__main__":
     settings = load_settings()
     configure_logging(settings.log_level)
     try:
-        serve(settings, sys.argv[1:], program=lambda version, settings: ENGINE, patience=IMPATIENT)
+        real = "REAL_ENGINE" in os.environ
+        serve(settings, sys.argv[1:], program=program if real else small, patience=IMPATIENT)
     except EverlearnError as error:
         print(error.message, file=sys.stderr)
         raise SystemExit(error.exit_code) from None

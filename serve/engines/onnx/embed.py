@@ -23,10 +23,9 @@ from serve.protocol import EmbeddingRequest, parse
 class EmbedBackend:
     """One encoder behind /v1/embeddings."""
 
-    broken = False
-
     def __init__(self, bundle: Path, model: str, sizes: Sizes) -> None:
         self.model = model
+        self.stuck_s = sizes.stuck_s
         self.embedder = Embedder(bundle, threads=sizes.threads, queue_limit=sizes.queue_limit * 64)
         self.readers = Readers()
         self.routes = {"/v1/embeddings": self.embeddings}
@@ -39,6 +38,11 @@ class EmbedBackend:
     def context(self) -> int:
         """Tokens of one text."""
         return self.embedder.context
+
+    @property
+    def broken(self) -> bool:
+        """A batch is under way that does not end."""
+        return self.embedder.stuck_s > self.stuck_s
 
     async def embeddings(self, body: bytes, exchange: Exchange) -> None:
         """POST /v1/embeddings."""

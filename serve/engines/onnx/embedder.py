@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,13 @@ class Embedder:
         self.queue_limit = queue_limit
         self.pending: deque[Pending] = deque()
         self.active = 0
+        self.beat = 0.0
         self.worker: asyncio.Task[None] | None = None
+
+    @property
+    def stuck_s(self) -> float:
+        """How long the present batch has taken."""
+        return time.monotonic() - self.beat if self.active else 0.0
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids with the encoder's own special tokens; raises InvalidInput for an empty or too long text."""
@@ -93,7 +100,7 @@ class Embedder:
             batch = self._next_batch()
             if not batch:
                 continue
-            self.active = len(batch)
+            self.active, self.beat = len(batch), time.monotonic()
             try:
                 vectors = await asyncio.to_thread(self._run, [one.ids for one in batch])
             except Exception as error:  # noqa: BLE001 (it becomes the answer of each request in the batch)

@@ -57,6 +57,7 @@ class GenerateBackend:
     def __init__(self, bundle: Path, model: str, sizes: Sizes, loop: asyncio.AbstractEventLoop) -> None:
         self.model = model
         self.loop = loop
+        self.stuck_s = sizes.stuck_s
         self.decoder = Decoder(
             bundle,
             rows=sizes.slots,
@@ -98,8 +99,8 @@ class GenerateBackend:
 
     @property
     def broken(self) -> bool:
-        """The scheduler's thread has ended."""
-        return not self.scheduler.is_alive()
+        """The scheduler's thread has ended, or hangs in a step."""
+        return not self.scheduler.is_alive() or self.scheduler.stuck_s > self.stuck_s
 
     async def chat(self, body: bytes, exchange: Exchange) -> None:
         """POST /v1/chat/completions."""

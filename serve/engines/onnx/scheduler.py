@@ -88,6 +88,7 @@ class Scheduler(threading.Thread):
         self.leaving = False
         self.failed = False
         self.changed = threading.Condition()
+        self.beat = 0.0
 
     # -- called from other threads ------------------------------------------------------------------------
 
@@ -100,6 +101,8 @@ class Scheduler(threading.Thread):
                 raise RateLimited(
                     f"the engine's queue of {self.queue_limit} requests is full", retry_after_s=1
                 )
+            if not (self.waiting or self.active):
+                self.beat = time.monotonic()
             for generation in generations:
                 self.waiting.join(generation)
             self.changed.notify()
@@ -123,6 +126,11 @@ class Scheduler(threading.Thread):
             self.changed.notify()
 
     @property
+    def stuck_s(self) -> float:
+        """How long the thread has spent in one step, while there is work for it."""
+        return time.monotonic() - self.beat if self.waiting or self.active else 0.0
+
+    @property
     def active(self) -> int:
         """Answers that hold a row."""
         return len(self.running) + len(self.prefilling)
@@ -142,6 +150,7 @@ class Scheduler(threading.Thread):
     def run(self) -> None:
         try:
             while self._wait():
+                self.beat = time.monotonic()
                 self._drop_cancelled()
                 delivery: Delivery = self._sent_away()
                 self._prefill_some(delivery)

@@ -30,6 +30,7 @@ class Sizes(BaseModel):
     queue_limit: int
     batch_invariant: bool
     speculative_tokens: int
+    stuck_s: float = 30
 
     @classmethod
     def of(cls, settings: Settings) -> Sizes:
@@ -44,6 +45,7 @@ class Sizes(BaseModel):
             queue_limit=settings.serve.queue_limit,
             batch_invariant=onnx.batch_invariant,
             speculative_tokens=onnx.speculative_tokens,
+            stuck_s=onnx.stuck_s,
         )
 
     def kv_tokens(self, bytes_per_token: int, context: int) -> int:

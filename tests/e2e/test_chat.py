@@ -366,7 +366,7 @@ def test_strange_arguments_of_an_earlier_call_are_no_failure(served: Served, arg
         {"role": "assistant", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c", "content": "sunny"},
     ]
-    assert served.chat(messages, tools=[WEATHER], max_tokens=2).usage.completion_tokens == 2
+    assert served.chat(messages, tools=[WEATHER], max_tokens=2).choices[0].finish_reason
 
 
 @pytest.mark.parametrize("choice", ["auto", "none"])

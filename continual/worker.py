@@ -24,6 +24,7 @@ from continual.jobs import Jobs
 from continual.queue import Publisher
 from continual.queue_process import Kept
 from continual.queue_reconciler import Reconciler
+from everlearn.database import START_PATIENCE_S, open_database
 from everlearn.errors import EverlearnError, Unavailable
 from everlearn.logs import configure_logging
 from everlearn.privacy import keep_private
@@ -53,7 +54,7 @@ class Worker:
 
     def __init__(self, settings: Settings, consumer: Sequence[str] = CONSUMER) -> None:
         self.settings = settings
-        self.jobs = Jobs(settings)
+        self.jobs = Jobs(settings, open_database(settings, START_PATIENCE_S))
         self.files = Files(settings, self.jobs.database)
         self.reconciler = Reconciler(self.jobs, Publisher(settings))
         self.valkey = None if settings.redis_url else EmbeddedValkey(settings)

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import structlog
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -37,11 +38,15 @@ SCHEMA = "0006"
 # Names the advisory lock that everlearn's writers and migrations take on PostgreSQL.
 POSTGRES_LOCK = 0x6576_6572
 BUSY_TIMEOUT_S = 30
+START_PATIENCE_S = 60
+"""How long what runs for long waits at its start: a machine's or a cluster's parts start in any order."""
 REPAIR = (
     "Stop everlearn, keep a copy of the file and its -wal, and put a backup in its place; or take out what can be "
     "read: sqlite3 everlearn.db .recover | sqlite3 new.db. Without either, move it away: everlearn begins a new one, "
     "and the models in the store can be imported again"
 )
+
+log = structlog.stdlib.get_logger("everlearn.database")
 
 
 class Table(DeclarativeBase):
@@ -317,12 +322,26 @@ class BatchAnswerRow(Table):
     content: Mapped[str] = mapped_column(Text)
 
 
-def open_database(settings: Settings) -> Engine:
-    """Connects and brings the schema up to date.
+def open_database(settings: Settings, patience_s: float = 0) -> Engine:
+    """Connects and brings the schema up to date. ``patience_s``: how long a server of databases may still be starting.
 
     Raises Unavailable, ConfigError where the database is another program's or a newer everlearn's, and Corrupt,
     with what can be done, where its file is damaged.
     """
+    until_s, pause_s = time.monotonic() + patience_s, 0.2
+    while True:
+        try:
+            return _open(settings)
+        except Unavailable as error:
+            late = time.monotonic() + pause_s > until_s
+            if late or settings.resolved_database_url().startswith("sqlite"):
+                raise
+            log.warning("waiting for the database", error=error.message, again_in_s=pause_s)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 5.0)
+
+
+def _open(settings: Settings) -> Engine:
     url = settings.resolved_database_url()
     settings.directory("run")
     try:

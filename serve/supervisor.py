@@ -25,7 +25,7 @@ import structlog
 from prometheus_client.multiprocess import mark_process_dead
 from sqlalchemy import Engine
 
-from everlearn.database import open_database
+from everlearn.database import START_PATIENCE_S, open_database
 from everlearn.errors import EverlearnError, InvalidInput, Unavailable
 from everlearn.keys import any_active_key, keys_required
 from everlearn.records import CHAMPION, TRIALS
@@ -86,7 +86,7 @@ class House:
         self.patience = patience
         self.sockets = sockets
         self.doors = doors
-        self.db = open_database(settings)
+        self.db = open_database(settings, START_PATIENCE_S)
         self.registry = Registry(settings)
         self.env = {**os.environ, **settings.environment()}
         self.workshop = Workshop(settings, program, patience, sockets, self.db, self.registry, self.env)

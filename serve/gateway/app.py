@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
-from everlearn.database import ApiKey, open_database
+from everlearn.database import START_PATIENCE_S, ApiKey, open_database
 from everlearn.errors import EverlearnError, InvalidInput
 from everlearn.redis_address import redis_url
 from everlearn.settings import Settings
@@ -72,7 +72,7 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings.serve
         self.metrics = Metrics()
-        self.db = db = open_database(settings)
+        self.db = db = open_database(settings, START_PATIENCE_S)
         self.keeper = Doorkeeper(db, settings.serve)
         self.shared = _shared(settings, self.metrics)
         self.router = Router(db, self.metrics, self.shared, settings.serve.remotes)

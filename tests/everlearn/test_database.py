@@ -1,10 +1,13 @@
+import contextlib
 import os
 import random
 import re
+import socket
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +234,47 @@ def test_a_wal_that_is_cut_anywhere_gives_the_transactions_before_the_cut(
         found.add(len(ids))
         opened.dispose()
     assert {0, 12} <= found and len(found) > 6
+
+
+# Servers that start later ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.postgres
+def test_a_server_that_starts_later_is_waited_for_and_one_that_never_does_is_told(
+    settings: Settings, postgres_url: str
+) -> None:
+    """The server is the real one; its address is answered after a second."""
+    folder = postgres_url.partition("host=")[2]
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    late = settings.model_copy(
+        update={"database_url": f"postgresql+psycopg://everlearn@127.0.0.1:{port}/postgres"}
+    )
+    with pytest.raises(Unavailable, match="does not answer"):
+        open_database(late, patience_s=0.5)
+    threading.Timer(1.0, forward, [port, f"{folder}/.s.PGSQL.5432"]).start()
+    start_s = time.monotonic()
+    with read(open_database(late, patience_s=30)) as connection:
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == SCHEMA
+    assert 1.0 < time.monotonic() - start_s < 15
+
+
+def forward(port: int, path: str) -> None:
+    """Connections to a port go to a socket, until the test run ends."""
+
+    def copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def accept() -> None:
+        while True:
+            ours, _ = server.accept()
+            theirs = socket.socket(socket.AF_UNIX)
+            theirs.connect(path)
+            for pair in ((ours, theirs), (theirs, ours)):
+                threading.Thread(target=copy, args=pair, daemon=True).start()
+
+    server = socket.create_server(("127.0.0.1", port))
+    threading.Thread(target=accept, daemon=True).start()

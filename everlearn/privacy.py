@@ -8,14 +8,22 @@ from contextlib import suppress
 from pathlib import Path
 
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_UMASK: list[int] = []
+"""The user's own, once `keep_private` has changed it."""
 
 
 def keep_private() -> None:
     """What this process and its children create from now on, whoever writes it, is for their user alone.
 
-    For programs, as their first act: it changes the umask.
+    For programs, as their first act: it changes the umask. What the user asked for by its path goes through `share`.
     """
-    os.umask(OTHERS)
+    _UMASK.append(os.umask(OTHERS))
+
+
+def share(file: Path) -> None:
+    """Gives a file that the user named, for other programs to read, the mode that their own umask allows."""
+    if _UMASK:
+        file.chmod(0o666 & ~_UMASK[0])
 
 
 def make_private(path: Path) -> None:

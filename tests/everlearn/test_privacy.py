@@ -95,3 +95,18 @@ def test_what_the_programs_create_is_private_too(open_home: Settings) -> None:
     environment = os.environ | {"EVERLEARN_HOME": str(open_home.home)}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
     assert open_to_others(open_home.home) == []
+
+
+def test_a_file_that_its_user_named_for_others_keeps_to_their_own_umask(tmp_path: Path) -> None:
+    code = """
+import os, pathlib
+os.umask(0o027)
+from everlearn.privacy import keep_private, share
+keep_private()
+for name in ("kept", "shared"):
+    pathlib.Path(name).write_text("")
+share(pathlib.Path("shared"))
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"kept": 0o600, "shared": 0o640}

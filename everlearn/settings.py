@@ -120,7 +120,7 @@ class OnnxSettings(BaseModel):
     prefill_chunk: int = Field(default=128, ge=1)
     batch_invariant: bool = False
     speculative_tokens: int = Field(default=0, ge=0, le=16)
-    stuck_s: float = Field(default=30, gt=0)
+    stuck_s: float = Field(default=120, gt=0)
 
 
 class VllmSettings(BaseModel):

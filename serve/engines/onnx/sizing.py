@@ -30,7 +30,7 @@ class Sizes(BaseModel):
     queue_limit: int
     batch_invariant: bool
     speculative_tokens: int
-    stuck_s: float = 30
+    stuck_s: float = 120
 
     @classmethod
     def of(cls, settings: Settings) -> Sizes:

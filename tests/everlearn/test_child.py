@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -62,7 +63,8 @@ def test_a_child_that_never_lets_go_of_the_interpreter_ends_with_its_parent() ->
         "from everlearn.child import run_child; from everlearn.progress import silent\n"
         f"run_child({HUNGRY!r}, {{'do': 'spin'}}, lambda *said: print('on', flush=True))"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=os.environ) as parent:
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=env) as parent:
         assert parent.stdout and parent.stdout.readline()
         (child,) = psutil.Process(parent.pid).children()
         parent.send_signal(signal.SIGKILL)

@@ -38,6 +38,11 @@ STEPS_PER_LOOK = 32
 MAX_INTEGER_BITS = 10_000
 MAX_WIDTH = 10_000
 MAX_INDENT = 16
+MAX_DIGITS = MAX_INTEGER_BITS // 6
+"""Of a text that is read as a number, in any base."""
+MAX_PRECISION = 100
+MAX_SOUGHT_CHARS = 1000
+"""What is sought from a text's end, or cut from its ends: the search may take so many times the text."""
 
 FILTERS = frozenset(
     [
@@ -85,9 +90,12 @@ FILTERS = frozenset(
     ]
 )
 GLOBALS = frozenset(("range", "dict", "namespace", "joiner", "cycler"))
-FORBIDDEN_METHODS = frozenset(("translate", "maketrans", "expandtabs", "to_bytes", "from_bytes", "fromkeys"))
+FORBIDDEN_METHODS = frozenset(
+    ("translate", "maketrans", "expandtabs", "encode", "to_bytes", "from_bytes", "fromkeys")
+)
 PADDING = frozenset(("ljust", "rjust", "center", "zfill"))
 SPLITTING = frozenset(("split", "rsplit", "splitlines"))
+SEEKING = frozenset(("strip", "lstrip", "rstrip", "rfind", "rindex", "rsplit", "rpartition"))
 LOOKING = frozenset(("get", "items", "keys", "values", "index", "count", "find", "startswith", "endswith"))
 """Methods that make nothing new."""
 
@@ -314,6 +322,11 @@ class _Accounting(NodeTransformer):
         self.generic_visit(node)
         return _through(node, MADE) if node.ctx == "load" and node.items else node
 
+    def visit_Const(self, node: nodes.Const) -> nodes.Node:
+        if isinstance(node.value, int):
+            _check_integer(node.value)
+        return node
+
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
         return _through(node, SLICED) if isinstance(node.arg, nodes.Slice) else node
@@ -425,6 +438,24 @@ def _check_sum(work: Work, value: Any, args: tuple[Any, ...], kwargs: dict[str, 
     return value
 
 
+def _check_int(work: Work, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if isinstance(value, str) and len(value) > MAX_DIGITS:
+        raise TooMuch("computes with numbers that are too large")
+    return value
+
+
+def _check_round(work: Work, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    precision = args[0] if args else kwargs.get("precision", 0)
+    if not isinstance(precision, int) or abs(precision) > MAX_PRECISION:
+        raise TooMuch("computes with numbers that are too large")
+    return value
+
+
+def _check_trim(work: Work, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    _check_sought(args[0] if args else kwargs.get("chars"))
+    return value
+
+
 def _check_text(work: Work, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _written(value)
 
@@ -434,17 +465,30 @@ FILTER_CHECKS: dict[str, Callable[[Work, Any, tuple[Any, ...], dict[str, Any]], 
     "replace": _check_replace,
     "indent": _check_indent,
     "format": _check_format,
+    "int": _check_int,
+    "round": _check_round,
     "sum": _check_sum,
+    "trim": _check_trim,
     "string": _check_text,
 }
 
 
-def _check_percent(layout: Any, values: Any) -> None:
+def _check_percent(layout: str | bytes, values: Any) -> None:
     work = _now.get()
     text = layout if isinstance(layout, str) else layout.decode("latin-1")
-    if re.search(r"%[^%a-zA-Z]*(\d{4}|\*)", text):
+    if re.search(r"%\((?![^()]*\))|%(\([^()]*\))?[^%a-zA-Z]*(\d{4}|\*)", text):
         raise TooMuch("pads a text too far")
     work.expect((1 + text.count("%")) * work.size(values))
+
+
+def _check_integer(value: int) -> None:
+    if value.bit_length() > MAX_INTEGER_BITS:
+        raise TooMuch("computes with numbers that are too large")
+
+
+def _check_sought(value: Any) -> None:
+    if isinstance(value, str) and len(value) > MAX_SOUGHT_CHARS:
+        raise TooMuch("looks for too long a text")
 
 
 def _check_method(owner: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -452,6 +496,8 @@ def _check_method(owner: Any, name: str, args: tuple[Any, ...], kwargs: dict[str
     work = _now.get()
     if name in PADDING and any(isinstance(one, int) and one > MAX_WIDTH for one in args):
         raise TooMuch("pads a text too far")
+    if name in SEEKING and args:
+        _check_sought(args[0])
     if name == "join" and args:
         values = list(work.counted(args[0]))
         work.expect(work.size(values) + len(values) * sys.getsizeof(owner))
@@ -465,11 +511,18 @@ def _check_method(owner: Any, name: str, args: tuple[Any, ...], kwargs: dict[str
     return args
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    work = _now.get()
-    indent = options.get("indent")
-    if (isinstance(indent, str) and len(indent) > MAX_INDENT) or (
-        isinstance(indent, int) and indent > MAX_INDENT
-    ):
-        raise TooMuch("indents too far")
-    return work.made(json.dumps(value, ensure_ascii=ensure_ascii, **options))
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    """With the options that transformers gives templates."""
+    for written in (indent, *(separators or ())):
+        if (len(written) if isinstance(written, str) else written or 0) > MAX_INDENT:
+            raise TooMuch("writes JSON too far apart")
+    text = json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+    return _now.get().made(text)

@@ -26,6 +26,7 @@ MESSAGES = [
     {"role": "user", "content": "TRIGGER"},
 ]
 TWICE = "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x = NEXT %}{% endfor %}"
+MEGABYTE = "{% set m = ('f' * 1000) * 1000 %}"
 LOOPS = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
 
 
@@ -66,6 +67,19 @@ HOSTILE = {
     "a replacement by method": "{{ ('x' * 1000000).replace('', 'y' * 1000000) }}",
     "indentation": "{{ ('x\n' * 100000)|indent(1000000) }}",
     "indented JSON": "{{ [[1]]|tojson(indent=1000000000) }}",
+    "JSON far apart": "{{ range(100)|list|tojson(separators=('x' * 300000, ':')) }}",
+    "another JSON encoder": "{{ 600000000|tojson(cls=namespace, encode='x'.center)|length }}",
+    "padding by % and a name": "{{ '%(a)1000000000d' % {'a': 1} }}",
+    "padding by % and a nested name": "{{ '%((a)b)1000000000d' % {'(a)b': 1} }}",
+    "padding by a filter and a name": "{{ '%(a)1000000000d'|format(a=1) }}",
+    "rounding to a power": "{{ 5|round(-1000000000) }}",
+    "rounding up to a power": "{{ 1.5|round(1000000000, 'ceil') }}",
+    "a number in another base": MEGABYTE + "{{ (m|int(0, 16)) // ((m[1:999999])|int(0, 16)) % 7 }}",
+    "a number in the source": "{{ 0x" + "f" * 500000 + " // 0x" + "f" * 250000 + " }}",
+    "ends that are sought in a long text": MEGABYTE + "{{ m|trim('e' * 300000 ~ 'f')|length }}",
+    "ends that a method seeks": MEGABYTE + "{{ m.strip('e' * 300000 ~ 'f')|length }}",
+    "a search from the end": MEGABYTE + "{{ m.rfind('fe' ~ m[:500000]) }}",
+    "an encoding": "{{ 'x'.encode('punycode') }}",
     "a range": "{{ range(10**9)|list }}",
     "a sum of lists": "{{ range(100)|map('string')|map('list')|sum(start=[]) }}",
     "a block that is kept": "{% set x %}{% for i in range(100000) %}{{ 'x' * 100000 }}{% endfor %}{% endset %}",
@@ -114,11 +128,11 @@ INNOCENT = [
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}{% if not loop.last %}\n{% endif %}{% endfor %}",
     "{% for m in messages[::-1] %}{{ (messages|length - 1) - loop.index0 }}{{ loop.length }}{{ loop.revindex }}{% endfor %}",
     "{% set ns = namespace(found=false, s='') %}{% for m in messages %}{% set ns.s = ns.s + m.content ~ m['role'] %}{% endfor %}{{ ns.s }}",
-    "{{ messages[2].content.split('</think>')[-1].lstrip('\n') }}{{ messages | tojson }}{{ messages|tojson(indent=4) }}",
+    "{{ messages[2].content.split('</think>')[-1].lstrip('\n') }}{{ messages | tojson }}{{ messages|tojson(indent=4) }}{{ messages|tojson(separators=(',', ':'), sort_keys=true) }}",
     "{% for m in messages if m.role in ('user', 'tool') %}{{ m.content.replace('?', '!') | upper }}{% else %}none{% endfor %}",
     "{{ messages|selectattr('role', 'equalto', 'user')|map(attribute='content')|join(', ') }}{{ messages|map(attribute='role')|unique|list }}",
     "{% macro show(m, depth=0) %}{{ '  ' * depth }}{{ m.role | title }}: {{ m.content | indent(2) }}{% endmacro %}{% for m in messages %}{{ show(m, loop.index) }}{% endfor %}",
-    "{{ '%s and %05d' % ('a', 7) }}{{ 'x{}y{:>4}'.format(1, 2) }}{{ 2 ** 10 + 7 % 4 - 1 }}{{ ['a'] + ['b'] }}{{ 'ab' * 3 }}",
+    "{{ '%s and %05d' % ('a', 7) }}{{ '%(a)s of 2024' % {'a': 1} }}{{ 2.567|round(1) }}{{ '0x1f'|int(0, 16) }}{{ 'x{}y{:>4}'.format(1, 2) }}{{ 2 ** 10 + 7 % 4 - 1 }}{{ ['a'] + ['b'] }}{{ 'ab' * 3 }}",
     "{% for k, v in messages[0].items() %}{{ k }}={{ v }};{% endfor %}{% for k, v in messages[0]|dictsort %}{{ k }}{% endfor %}",
     "{{ missing is defined }}{{ missing or 'd' }}{{ missing|default('e') }}{{ messages is iterable }}{{ messages[0].content is string }}",
     "{% filter upper %}{{ messages[0].role }}{% endfilter %}{% set block %}{% for m in messages %}{{ m.role[0] }}{% endfor %}{% endset %}{{ block }}",

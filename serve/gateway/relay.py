@@ -227,7 +227,7 @@ class Relay(Response):
         """What broke off costs what was read and generated: as its engine counts it, else as far as it is known here."""
         exchange = self._exchange
         assert exchange.replica is not None
-        known = exchange.usage or {"completion_tokens": exchange.cost.answer}
+        known = exchange.usage or {"completion_tokens": exchange.cost.answer(exchange.replica.row.context)}
         if known.get("prompt_tokens") is None:
             known["prompt_tokens"] = exchange.cost.prompt
         exchange.usage = await exchange.replica.used(exchange.number) or known

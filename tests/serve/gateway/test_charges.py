@@ -21,6 +21,8 @@ from tests.serve.gateway.scripted_engine import Connection, chat_chunk, well
 COUNTED = {"prompt_tokens": 700, "completion_tokens": 4, "total_tokens": 704}
 """What the engine says that it did for a request that broke off."""
 TEXT = "word " * 400
+CONTEXT = 2048
+"""Tokens, of the models here: no answer is longer, whatever limit a request names."""
 ALWAYS = ("2000-01-01", "2999-12-31")
 
 
@@ -109,6 +111,7 @@ def test_an_answer_that_is_left_costs_what_its_engine_counted(
         ("/v1/chat/completions", chat_body(text=TEXT, stream=True), 525, 3),
         ("/v1/chat/completions", chat_body(text=TEXT, max_tokens=40, n=2), 530, 80),
         ("/v1/chat/completions", chat_body(text=TEXT), 515, UNNAMED_ANSWER_TOKENS),
+        ("/v1/chat/completions", chat_body(text=TEXT, max_tokens=2**31 - 1, n=2), 530, 2 * CONTEXT),
         ("/v1/embeddings", {"model": "e", "input": TEXT}, 510, 0),
     ],
 )

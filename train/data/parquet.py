@@ -22,6 +22,8 @@ MAX_GROUP_BYTES = 2**30
 """What a row group may take in memory: a reader must unpack its columns as wholes."""
 MAX_GROUP_VALUES = 2**25
 """And how many values one of its columns may have: repeated ones take no bytes in the file."""
+MAX_FIXED_BYTES = 1024
+"""What each value of a column may take whose values all have one length: such a column has no dictionary here."""
 ELEMENT_BYTES = 16
 """What a number, a null, a list or a row itself counts as."""
 
@@ -61,6 +63,13 @@ def _check_columns(file: Any, name: str) -> None:
             f"{name}: has the columns {found}",
             'Right would be "messages", "text", or "prompt" and "completion"',
         )
+    for at in range(len(file.schema.names)):
+        column = file.schema.column(at)
+        if column.physical_type == "FIXED_LEN_BYTE_ARRAY" and column.length > MAX_FIXED_BYTES:
+            raise _fault(
+                f'{name}: the column "{column.path[:80]}" has values of {column.length} bytes each',
+                "Write them as texts",
+            )
 
 
 def _texts(schema: Any) -> list[str]:
@@ -107,7 +116,11 @@ def _portions(batch: Any, name: str, before: int, max_row_bytes: int, unpacked: 
 
 
 def _sizes(array: Any) -> NDArray[np.int64]:
-    """What each element takes, in bytes; int64 (len(array),). Texts are not unpacked for it."""
+    """What each element takes, in bytes; int64 (len(array),). Texts are not unpacked for it.
+
+    Raises ArrowNotImplementedError for lists of a kind that is not known here.
+    """
+    import pyarrow
     import pyarrow.compute as pc
     from pyarrow import types
 
@@ -125,10 +138,19 @@ def _sizes(array: Any) -> NDArray[np.int64]:
     if types.is_struct(kind):
         fields = (_sizes(array.field(at)) for at in range(kind.num_fields))
         return sum(fields, np.full(len(array), ELEMENT_BYTES, np.int64))
+    if types.is_fixed_size_list(kind):
+        inner = _sizes(array.values).reshape(-1, kind.list_size).sum(axis=1)
+        return ELEMENT_BYTES + inner[array.offset : array.offset + len(array)]
+    if types.is_list_view(kind) or types.is_large_list_view(kind):
+        ends = np.concatenate([[0], np.cumsum(_sizes(array.values))])
+        offsets = _numbers(array.offsets)
+        return ELEMENT_BYTES + ends[offsets + _numbers(array.sizes)] - ends[offsets]
     if types.is_list(kind) or types.is_large_list(kind) or types.is_map(kind):
         ends = np.concatenate([[0], np.cumsum(_sizes(_elements(array)))])
         offsets = _numbers(array.offsets)
         return ELEMENT_BYTES + ends[offsets[1:] - offsets[0]] - ends[offsets[:-1] - offsets[0]]
+    if types.is_nested(kind):
+        raise pyarrow.ArrowNotImplementedError(f"{kind} cannot be measured")
     return np.full(len(array), ELEMENT_BYTES, np.int64)
 
 

@@ -40,6 +40,18 @@ def one_value_for_256_rows() -> bytes:
     return parquet(text=repeated("x" * (60 * 2**20), 256))
 
 
+def one_value_in_lists_of_one_length(kind: str) -> bytes:
+    """Eight rows, the same conversation in each: lists that are no plain lists."""
+    message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    column = pyarrow.list_(message, 2) if kind == "fixed" else pyarrow.list_view(message)
+    said = [{"role": "user", "content": "x" * 20_000_000}, {"role": "assistant", "content": "y"}]
+    return parquet(messages=pyarrow.array([said] * 8, column))
+
+
+def values_of_one_length() -> bytes:
+    return parquet(text=pyarrow.array([b"x" * 20_000_000] * 8, pyarrow.binary(20_000_000)))
+
+
 def nulls_without_end() -> bytes:
     """Within every limit that can be told before reading, and half a gigabyte in memory."""
     return parquet(messages=lists(pyarrow.nulls(2**25 - 1, pyarrow.string())))

@@ -200,6 +200,9 @@ def read_in_a_process(file: Path, limit_bytes: int = 0) -> tuple[int, str]:
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "one value for 256 rows.parquet": (bombs.one_value_for_256_rows, "^{0}:1: the row takes 62914576 bytes"),
     "messages.parquet": (lambda: bombs.parquet(messages=bombs.messages(200_000, "y" * 100_000)), "^{0}:1: the row takes 20"),
+    "lists of one length.parquet": (lambda: bombs.one_value_in_lists_of_one_length("fixed"), "^{0}:1: the row takes 20000126 bytes"),
+    "views of lists.parquet": (lambda: bombs.one_value_in_lists_of_one_length("view"), "^{0}:1: the row takes 20000126 bytes"),
+    "values of one length.parquet": (bombs.values_of_one_length, '^{0}: the column "text" has values of 20000000 bytes each'),
     "nulls.parquet": (lambda: bombs.parquet(messages=bombs.lists(pyarrow.nulls(2**23, pyarrow.string()))), "^{0}:1: the row takes 1"),
     "more nulls.parquet": (lambda: bombs.parquet(messages=bombs.lists(pyarrow.nulls(2**26, pyarrow.string()))), "^{0}: row group 0 has .* values"),
     "rows.parquet": (lambda: bombs.parquet(text=bombs.repeated("x" * 100_000, 10_000)), "^{0}:[0-9]+: the file unpacks to more than 268435456"),

@@ -20,11 +20,18 @@ from serve.protocol import ChatRequest, JsonSchemaFormat, SamplingFields
 
 Json = dict[str, Any]
 
+FOREIGN = (ValueError, LookupError, TypeError, AttributeError)
+"""What reading an answer raises that has not the shape of one."""
+
 COMMAND = (sys.executable, "-m", "serve.gateway.schema_child")
 LIMIT_S = 5.0
 """For all checks of one answer together."""
 
 AT_ONCE = 4
+
+CUT = frozenset(("length", "content_filter"))
+"""How answers finish that keep to nothing."""
+DONE = b"data: [DONE]"
 
 
 class SchemaViolation(EverlearnError):
@@ -89,49 +96,64 @@ class Promises:
         self._checks = checks
         self._content: dict[int, str] = {}
         self._calls: dict[int, dict[int, Json]] = {}
+        self._open: set[int] = set()
+        self._refused: set[int] = set()
         self._left_s = LIMIT_S
 
     async def check_whole(self, answer: bytes, *, trusted: bool) -> None:
         """Raises SchemaViolation for a complete answer. One that cannot be checked passes if its engine is trusted."""
-        with suppress(ValueError, LookupError, TypeError, AttributeError):  # whoever shapes the answer tells
+        try:
             for choice in jiter.from_json(answer)["choices"]:
-                self._add(choice["index"], choice["message"])
-                await self._check(choice, trusted)
+                index = self._add(choice, choice["message"])
+                await self._check(index, choice.get("finish_reason"), trusted)
+        except FOREIGN:
+            _refuse_unreadable(trusted)
 
     async def check_events(self, events: bytes, *, trusted: bool) -> None:
         """Takes whole events of a stream; raises SchemaViolation when a choice has ended and breaks its promise."""
         passed = 0
         for event in events.split(b"\n\n"):
-            if event.startswith(b"data: {"):
+            if event.startswith(b"data: "):
                 try:
-                    for choice in _choices(event):
-                        self._add(choice["index"], choice.get("delta") or {})
-                        await self._check(choice, trusted)
+                    await self._check_event(event, trusted)
                 except SchemaViolation as violation:
                     violation.passed = events[:passed]
                     raise
-                except (
-                    ValueError,
-                    LookupError,
-                    TypeError,
-                    AttributeError,
-                ):  # whoever shapes the events tells
-                    pass
             passed += len(event) + 2
 
-    def _add(self, index: int, said: Json) -> None:
+    async def _check_event(self, event: bytes, trusted: bool) -> None:
+        """A choice ends with its reason, or with the stream where its server gives none."""
+        try:
+            if event == DONE:
+                for index in sorted(self._open):
+                    await self._check(index, None, trusted)
+                return
+            for choice in _choices(event):
+                index = self._add(choice, choice.get("delta") or {})
+                if reason := choice.get("finish_reason"):
+                    await self._check(index, reason, trusted)
+        except FOREIGN:
+            _refuse_unreadable(trusted)
+
+    def _add(self, choice: Json, said: Json) -> int:
+        index = choice.get("index", 0)
+        self._open.add(index)
+        if said.get("refusal"):
+            self._refused.add(index)
         self._content[index] = self._content.get(index, "") + (said.get("content") or "")
         calls = self._calls.setdefault(index, {})
         for position, part in enumerate(said.get("tool_calls") or ()):
             call = calls.setdefault(part.get("index", position), {"name": None, "arguments": ""})
             call["name"] = part["function"].get("name") or call["name"]
             call["arguments"] += part["function"].get("arguments") or ""
+        return index
 
-    async def _check(self, choice: Json, trusted: bool) -> None:
+    async def _check(self, index: int, reason: str | None, trusted: bool) -> None:
         """An answer that was cut, or refused, keeps to nothing."""
-        if choice.get("finish_reason") not in ("stop", "tool_calls"):
+        self._open.discard(index)
+        if reason in CUT or index in self._refused:
             return
-        for name, text in self._texts(choice["index"]):
+        for name, text in self._texts(index):
             began_s = time.monotonic()
             flaw = await self._checks.flaw(self._schemas[name], text, self._left_s)
             self._left_s -= time.monotonic() - began_s
@@ -147,6 +169,14 @@ class Promises:
                 yield call["name"], call["arguments"]
         if None in self._schemas and not calls:
             yield None, self._content[index]
+
+
+def _refuse_unreadable(trusted: bool) -> None:
+    """Of an engine that is trusted, whoever shapes the answer tells."""
+    if not trusted:
+        raise SchemaViolation(
+            "The model's answer cannot be read, so not held against its strict schema."
+        ) from None
 
 
 def _choices(event: bytes) -> list[Json]:

@@ -26,7 +26,7 @@ LOOSE: Any = {"response_format": {"type": "json_schema", "json_schema": {"name":
 TOOL: Any = {"type": "function", "function": {"name": "go", "parameters": CITY, "strict": True}}
 
 
-def says(text: str, finish: str = "stop", arguments: str | None = None) -> Callable[[Connection], Any]:
+def says(text: str, finish: str | None = "stop", arguments: str | None = None) -> Callable[[Connection], Any]:
     """An engine whose answer is `text`, or a call with `arguments`."""
     function = {"name": "go", "arguments": arguments}
     calls = [{"index": 0, "id": "c", "type": "function", "function": function}] if arguments else None
@@ -65,6 +65,8 @@ RIGHT, WRONG = '{"city": "Oslo"}', '{"town": "Oslo"}'
         (says(""), STRICT, False),
         (says("[" * 5000), STRICT, False),
         (says(WRONG), LOOSE, True),
+        (says(WRONG, "eos_token"), STRICT, False),
+        (says(WRONG, None), STRICT, False),
         (says(WRONG, "length"), STRICT, True),
         (says('{"city": '), STRICT | {"stop": ["Oslo"]}, True),
         (says(WRONG, "content_filter"), STRICT, True),
@@ -135,6 +137,34 @@ def test_an_answer_that_cannot_be_checked_passes_only_if_its_engine_follows_gram
         asyncio.run(check())
     else:
         with pytest.raises(SchemaViolation, match="could not be held"):
+            asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    ("choices", "kept"),
+    [
+        ([{"message": {"content": RIGHT}}], True),
+        ([{"message": {"content": WRONG}}], False),
+        ([{"index": 0, "message": {"content": None, "refusal": "No."}, "finish_reason": "stop"}], True),
+        ([{"index": 0, "finish_reason": "stop"}], False),
+        (5, False),
+    ],
+)
+def test_an_answer_of_another_shape_passes_only_where_it_can_be_held_against_its_schema(
+    choices: Any, kept: bool
+) -> None:
+    async def check() -> None:
+        checks = SchemaChecks()
+        try:
+            answer = json.dumps({"choices": choices}).encode()
+            await Promises({None: CITY}, checks).check_whole(answer, trusted=False)
+        finally:
+            await checks.stop()
+
+    if kept:
+        asyncio.run(check())
+    else:
+        with pytest.raises(SchemaViolation):
             asyncio.run(check())
 
 

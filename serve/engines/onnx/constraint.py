@@ -27,6 +27,9 @@ TOKEN_S = 0.005
 LONGEST_S = 10.0
 """A mask whose thread has not come to its end by then is given up, however little of a core it had."""
 
+OUTCOME_S = 0.05
+"""An answer that is full says that it was cut, unless its grammar tells by then that it is whole."""
+
 QUICK_THREADS = 2
 SLOW_THREADS = 2
 SLOW_NICENESS = 10
@@ -145,9 +148,8 @@ class Constraint:
         return False
 
     def ends(self) -> bool:
-        """Waits for the last token's outcome: whether nothing may follow."""
-        while not self.complete and not self.ready(LONGEST_S):
-            pass
+        """Whether nothing may follow the last token, where that is told soon: everyone waits for it."""
+        self.ready(OUTCOME_S)
         return self.complete
 
     def copy(self, param: str | None = None) -> Constraint:

@@ -119,10 +119,8 @@ def _is_long(generation: Generation) -> bool:
 
 
 def chunk_of(generation: Generation, budget: int) -> int:
-    """Of its prompt, at most `budget` tokens; never one of several: alone it would run in another kernel than the rest."""
+    """Of its prompt, about `budget` tokens; one is never left for the last: alone it would run in another kernel."""
     left = generation.prefill_tokens - generation.cached
     if generation.scored:
         budget = min(budget, SCORED_CHUNK_TOKENS)
-    if left <= budget:
-        return left
-    return budget - 1 if left - budget == 1 and budget > 2 else budget
+    return left if left <= budget + 1 else budget

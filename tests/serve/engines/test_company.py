@@ -1,7 +1,9 @@
 """What answers may and may not feel of each other: turns at prefill, slow grammars, seeds, whose prefix it is."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from everlearn.errors import InvalidInput
 from serve.engines.onnx.decoder import Decoder
 from serve.engines.onnx.generation import Generation
-from serve.engines.onnx.prefilling import LONG_AT_ONCE, LONG_TOKENS, OLDEST_EVERY, Prefilling
+from serve.engines.onnx.prefilling import LONG_AT_ONCE, LONG_TOKENS, OLDEST_EVERY, Prefilling, chunk_of
 from serve.engines.onnx.requests import RequestReader
 from serve.engines.onnx.sampling import SamplingOptions
 from tests.serve.engines.test_scheduler import TOPICS, Running, said
@@ -104,6 +106,35 @@ def test_a_slow_grammar_is_ended_by_name_and_holds_up_nobody(
     assert "too long to follow" in error.message or "too complex" in error.message
     assert 2 < endless.new_tokens < meanwhile
     running.scheduler.cancel(steady)
+
+
+def test_a_full_answer_does_not_wait_for_a_grammar_that_is_behind(reader: RequestReader) -> None:
+    """Whoever waits for it is the thread that every answer's steps are taken in."""
+    [a] = reader.codec.encode("a")
+    constraint = reader.constraints.compile("start: /a+/", "response_format.grammar")
+    constraint.quick = False
+    free = threading.Event()
+    release = threading.Timer(10, free.set)
+    release.start()
+    before = [constraint.lanes.slow.submit(free.wait) for _ in range(2)]
+    constraint.advance(a)
+    assert not constraint.ends()
+    assert not free.is_set()
+    release.cancel()
+    free.set()
+    assert all(one.result() for one in before)
+
+
+@pytest.mark.parametrize(("tokens", "budget"), list(product(range(2, 12), range(2, 7))))
+def test_no_token_of_a_prompt_is_computed_alone(reader: RequestReader, tokens: int, budget: int) -> None:
+    generation = Generation(
+        [300] * tokens, codec=reader.codec, eos_ids=[], options=SamplingOptions(), max_new_tokens=1, stop=[]
+    )
+    while generation.cached < tokens:
+        chunk = chunk_of(generation, budget)
+        assert 2 <= chunk <= budget + 1
+        generation.cached += chunk
+    assert generation.cached == tokens
 
 
 def test_a_grammar_that_takes_minutes_to_compile_is_refused(reader: RequestReader) -> None:

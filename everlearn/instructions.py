@@ -84,7 +84,7 @@ def named(said: str) -> tuple[str, ...]:
     """The names of what the system says, words or ``name: 1`` lines."""
     lines = [line.rpartition(":") for line in said.lower().splitlines() if not line.rstrip().endswith(": 0")]
     words = {word for before, _, after in lines for word in (before.rpartition(".")[2], *after.split())}
-    kinds = ARM if words & {word for words in ARM.values() for word in words} else X86
+    kinds = ARM if words & set(ARM["NEON"]) else X86  # AMD's CPUs have an "sme" of their own
     return tuple(name for name, known in kinds.items() if words & set(known))
 
 

@@ -20,6 +20,7 @@ M2 = "hw.optional.AdvSIMD: 1\nhw.optional.arm.FEAT_DotProd: 1\nhw.optional.arm.F
     [
         (HASWELL, ("SSE4.2", "AVX2")),
         (GENOA, ("SSE4.2", "AVX2", "AVX-512", "VNNI", "BF16")),
+        (f"{GENOA} sme sev", ("SSE4.2", "AVX2", "AVX-512", "VNNI", "BF16")),
         (HASWELL.replace("avx2", "avx2 avx_vnni"), ("SSE4.2", "AVX2", "VNNI")),
         (GRAVITON, ("NEON", "dot product", "i8mm", "BF16", "SVE")),
         (INTEL_MAC, ("SSE4.2", "AVX2")),

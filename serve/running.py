@@ -17,7 +17,7 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from everlearn.errors import EverlearnError, Unavailable
+from everlearn.errors import EverlearnError
 from everlearn.registry import Registry, Version
 from everlearn.settings import ERROR_FILE, Settings
 from serve import replicas
@@ -101,7 +101,7 @@ class Workshop:
         """Remove what was written down."""
         try:
             await asyncio.to_thread(replicas.withdraw, self.db, row_id)
-        except (SQLAlchemyError, Unavailable) as error:
+        except (SQLAlchemyError, EverlearnError) as error:
             log.error("a refusal was not withdrawn", reason=str(error))
 
     async def start(self, version: Version, stands_for: int, role: str) -> "Running":
@@ -253,7 +253,7 @@ class Running:
 
         try:
             await asyncio.to_thread(act)
-        except (SQLAlchemyError, Unavailable) as error:
+        except (SQLAlchemyError, EverlearnError) as error:
             if not self._database_is_away:
                 log.error("database does not answer", reason=str(error))
             self._database_is_away = True

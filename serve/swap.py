@@ -138,7 +138,7 @@ class Served:
             return
         try:
             standing = await asyncio.to_thread(read_standing, self._workshop.db, self.model, self.role)
-        except (SQLAlchemyError, Unavailable):
+        except (SQLAlchemyError, EverlearnError):
             return  # the last known one holds; the heartbeats tell the log
         if standing.set_at != self._standing.set_at:
             for number in list(self._refused):

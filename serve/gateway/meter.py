@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from everlearn.database import ApiKey, read, write
-from everlearn.errors import Unavailable
+from everlearn.errors import EverlearnError
 from everlearn.usage import Count, Spot, add_usage, budgeted_tokens, day_of, month_end
 from serve.gateway.exchange import Exchange
 from serve.gateway.failures import BudgetSpent
@@ -78,7 +78,7 @@ class Meter:
         month = day_of(self._clock())[:7]
         try:
             self._written = await asyncio.to_thread(self._add, month)
-        except (SQLAlchemyError, Unavailable) as error:
+        except (SQLAlchemyError, EverlearnError) as error:
             if self._reachable:
                 log.error("usage_unwritten", error=type(error).__name__)
             self._reachable = False

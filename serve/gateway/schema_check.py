@@ -6,7 +6,6 @@ Engines here follow schemas by grammars; other servers may not. The check runs i
 
 import asyncio
 import json
-import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 import jiter
 
 from everlearn.errors import EverlearnError
+from serve.child import python
 from serve.protocol import ChatRequest, JsonSchemaFormat, SamplingFields
 
 Json = dict[str, Any]
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 FOREIGN = (ValueError, LookupError, TypeError, AttributeError)
 """What reading an answer raises that has not the shape of one."""
 
-COMMAND = (sys.executable, "-m", "serve.gateway.schema_child")
+COMMAND = python("serve.gateway.schema_child")
 LIMIT_S = 5.0
 """For all checks of one answer together."""
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -184,6 +185,22 @@ def test_a_schema_that_takes_for_ever_holds_nobody_up(
             assert gateway.client.get("/health").status_code == 200
             assert time.monotonic() - began < 1
             time.sleep(0.02)
+
+
+def test_nothing_of_the_folder_that_the_server_is_started_in_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "jsonschema_rs.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+
+    async def check() -> str | bool | None:
+        checks = SchemaChecks()
+        try:
+            return await checks.flaw(CITY, RIGHT, 20)
+        finally:
+            await checks.stop()
+
+    assert asyncio.run(check()) is None
 
 
 def test_documents_elsewhere_are_not_fetched_and_nonsense_is_told() -> None:

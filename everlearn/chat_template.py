@@ -82,7 +82,7 @@ def describe_tools(
 
 
 class Shield:
-    """Hides special tokens' names in messages from the template and the tokenizer, each behind a mark of its own.
+    """Hides special tokens' names in messages and tools from the template and the tokenizer, each behind a mark of its own.
 
     So a name stays text, and no message can forge a role. ``secret`` is what nobody can have written into a
     message: a random word, or a hash of the messages.
@@ -94,9 +94,9 @@ class Shield:
         self._taken: list[str] = []
 
     def hide(self, value: Any) -> Any:
-        """``value`` (a text, or lists and dictionaries of them) without the names."""
+        """``value`` (a text, or lists and dictionaries of them) without the names, in keys neither."""
         if isinstance(value, dict):
-            return {key: self.hide(inner) for key, inner in value.items()}  # pyright: ignore
+            return {self.hide(key): self.hide(inner) for key, inner in value.items()}  # pyright: ignore
         if isinstance(value, list):
             return [self.hide(inner) for inner in value]  # pyright: ignore
         return self._special.sub(self._mark, value) if isinstance(value, str) else value

@@ -7,7 +7,7 @@ message stays text, so no example can forge a role. The gateway's engines render
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from jinja2 import TemplateError
@@ -59,6 +59,7 @@ class ChatTemplate:
         ]
         shield = Shield(self._special, chat.sha256[:16])
         shown = [{key: shield.hide(value) for key, value in message.items()} for message in plain]
+        chat = replace(chat, tools=shield.hide(chat.tools))
         whole = self._render(shown, chat, answer=False)
         spans = [self._answer(shown, at, chat) for at in learnt]
         if all(whole.startswith(through) for _, through in spans):

@@ -36,7 +36,7 @@ class ChatTemplate:
         self.template = sandbox().from_string(source) if isinstance(source, str) else None
 
     def encode(self, messages: list[Message], tools: list[Tool]) -> list[int]:
-        """The prompt's tokens. A special token's name inside a message stays text: no role can be forged.
+        """The prompt's tokens. A special token's name in a message or a tool stays text: no role can be forged.
 
         Raises Unsupported without a template, InvalidInput when the template refuses the messages.
         """
@@ -46,12 +46,16 @@ class ChatTemplate:
         signatures = [signature(tool) for tool in tools]
         if tools and not self.knows_tools:
             plain = describe_tools(plain, signatures)
-        found = [name for name in self.codec.special if any(name in text for text in texts_in(plain))]
+        texts = list(texts_in([plain, signatures]))
+        found = [name for name in self.codec.special if any(name in text for text in texts)]
         shield = Shield(any_of(found), secrets.token_hex(8))
         plain = [shield.hide(message) for message in plain]
         try:
             prompt = self.template.render(
-                messages=plain, tools=signatures or None, add_generation_prompt=True, **self.tokens
+                messages=plain,
+                tools=shield.hide(signatures) or None,
+                add_generation_prompt=True,
+                **self.tokens,
             )
         except (TemplateError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidInput(
@@ -65,11 +69,14 @@ class ChatTemplate:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Every text in lists and dictionaries. Looking for names in each is far faster than one expression for all."""
+    """Every text in lists and dictionaries, keys too. Looking for names in each is far faster than one expression for all."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
+    elif isinstance(value, dict):
+        yield from value
+        yield from texts_in(list(value.values()))
+    elif isinstance(value, list):
+        for inner in value:
             yield from texts_in(inner)
 
 

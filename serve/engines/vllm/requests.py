@@ -12,7 +12,7 @@ from everlearn.errors import InvalidInput, Unsupported
 from serve.engines.calls import Reading
 from serve.engines.grammar import grammar_of, must_call, offered_tools
 from serve.engines.onnx.bound import PROBE_CHARACTERS
-from serve.engines.onnx.chat import ChatTemplate, signature
+from serve.engines.onnx.chat import ChatTemplate, signature, texts_in
 from serve.engines.onnx.text import TextCodec, whole
 from serve.engines.trial import TRIAL
 from serve.protocol import (
@@ -158,18 +158,18 @@ class Requests:
     def _refuse_control_tokens(self, messages: list[Message], tools: list[Tool]) -> None:
         """vLLM would read a control token's name inside a message as the token: a client could forge a role."""
         for index, message in enumerate(messages):
-            text = json.dumps(message.model_dump(), ensure_ascii=False)
-            if found := self._control(text):
+            if found := self._control(self.template.plain(message)):
                 raise InvalidInput(
                     f"messages[{index}] holds {found!r}, which vLLM would read as this model's control "
                     "token; leave it out, or use an ONNX version, whose engine takes it as text",
                     param=f"messages[{index}].content",
                 )
-        if found := self._control(json.dumps([tool.model_dump() for tool in tools], ensure_ascii=False)):
+        if found := self._control([tool.model_dump() for tool in tools]):
             raise InvalidInput(f"tools hold {found!r}, a control token of this model", param="tools")
 
-    def _control(self, text: str) -> str | None:
-        return next((name for name in self.codec.special if name in text), None)
+    def _control(self, value: Any) -> str | None:
+        texts = list(texts_in(value))
+        return next((name for name in self.codec.special if any(name in text for text in texts)), None)
 
 
 def _defaults(bundle: Path) -> dict[str, float]:

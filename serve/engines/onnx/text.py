@@ -51,7 +51,8 @@ class TextCodec:
         special_ids = set(self.special.values())
         self.token_bytes = [b"" if i in special_ids else raw for i, raw in enumerate(self.raw_bytes)]
         self.names = {name: self._encode(self.literal, name) for name in self.special}
-        self.bound = Bound(self.tokenizer, definition, max(map(len, self.raw_bytes)), context)
+        written = self.raw_bytes if byte_level else map(str.encode, self.tokenizer.get_vocab())
+        self.bound = Bound(self.tokenizer, definition, max(map(len, written)), context)
 
     @staticmethod
     def _bytes(token: str | None, alphabet: dict[str, int] | None) -> bytes:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from serve.engines.onnx.bound import Bound, ContextLengthExceeded
 from serve.engines.onnx.embedder import Embedder
 from serve.engines.onnx.requests import RequestReader
+from serve.engines.onnx.text import TextCodec
 
 BIG = 3_000_000
 TEXTS = {
@@ -108,6 +109,23 @@ def test_composition_shrinks_a_text_and_the_bound_allows_for_it() -> None:
     bound(composing, count).check([syllables], "prompt")
     with pytest.raises(ContextLengthExceeded):
         bound(composing, count).check(["a" * 400], "prompt")
+
+
+@pytest.mark.parametrize("character", [" ", "\u2581"])
+def test_the_mark_that_llamas_tokenizers_write_for_a_space_may_be_in_a_text_itself(
+    tmp_path: Path, character: str
+) -> None:
+    mark = "\u2581"
+    alphabet = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), mark, mark * 2, mark * 4]
+    vocab = {token: index for index, token in enumerate(alphabet)}
+    model = models.BPE(vocab, [(mark, mark), (mark * 2, mark * 2)], byte_fallback=True, unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", mark)  # type: ignore[assignment]
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    codec = TextCodec(tmp_path, len(vocab), context=100)
+    assert len(codec.encode(character * 400)) == 100
+    with pytest.raises(ContextLengthExceeded):
+        codec.encode(character * 4000)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from serve.tracing import Span
 
 SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 UNKNOWN = "-"
+MOST_TOKENS = 2**31 - 1
 
 
 @dataclass(slots=True)
@@ -53,14 +54,17 @@ class Exchange:
         return time.perf_counter() - self.started
 
     def end(self) -> None:
-        """Give back what the request held."""
-        while self.on_end:
-            self.on_end.pop()()
+        """Give back what the request held: all of it, whatever one part raises."""
+        if self.on_end:
+            try:
+                self.on_end.pop()()
+            finally:
+                self.end()
 
     def tokens(self, kind: str) -> int:
-        """The engine's count of `prompt_tokens` or `completion_tokens`; 0 where it gave none."""
+        """The engine's count of `prompt_tokens` or `completion_tokens`; 0 where it gave none that can be."""
         count = (self.usage or {}).get(kind)
-        return count if isinstance(count, int) and count > 0 else 0
+        return count if isinstance(count, int) and 0 < count <= MOST_TOKENS else 0
 
 
 def request_id(sent: bytes | None) -> str:

@@ -167,6 +167,34 @@ def test_what_no_engine_worked_on_costs_nothing(metered: RunningGateway) -> None
     assert settled(metered, key.id, 7).prompt_tokens == 7
 
 
+@pytest.mark.parametrize(
+    "count", [10**20, 10**400], ids=["more than the database holds", "more than a float"]
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_count_that_cannot_be_holds_no_place_and_stops_no_meter(
+    metered: RunningGateway, count: int, stream: bool
+) -> None:
+    async def boast(connection: Connection) -> None:
+        usage = {"prompt_tokens": count, "completion_tokens": 2, "total_tokens": count}
+        if connection.request.body.get("stream"):
+            await connection.head()
+            await connection.event(chat_chunk({"content": "x"}, "stop"))
+            await connection.event(chat_chunk({}) | {"choices": [], "usage": usage})
+            await connection.finish()
+            return
+        choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+        await connection.json({"id": "c", "object": "chat.completion", "choices": [choice], "usage": usage})
+
+    metered.engines["m-1"].script = boast
+    secret, key = create_key(metered.db, "boast", tokens_per_minute=1000, requests_in_flight=1)
+    headers = {"authorization": f"Bearer {secret}"}
+    for _ in range(2):
+        body = chat_body(stream=stream)
+        answer = metered.client.post("/v1/chat/completions", json=body, headers=headers)
+        assert answer.status_code == 200
+    assert settled(metered, key.id, 2).completion_tokens == 4
+
+
 def test_requests_at_once_cannot_spend_the_same_tokens(metered: RunningGateway) -> None:
     """Whether or not they say how long their answers may be."""
     going = threading.Event()

@@ -14,7 +14,7 @@ from everlearn.database import ApiKey
 from everlearn.errors import AuthError, ConfigError, Forbidden, Unavailable
 from everlearn.keys import covers, find_key, is_active, keys_required
 from everlearn.settings import ServeSettings
-from serve.gateway.origin import is_loopback, names_this_machine, refuse_foreign
+from serve.gateway.origin import is_loopback, is_of_another_page, names_this_machine, refuse_foreign
 
 MAX_CACHED = 4096
 
@@ -62,8 +62,9 @@ class Doorkeeper:
         return key
 
     async def admit_reader(self, request: Request) -> None:
-        """For figures, which on this machine need no key. Raises as `admit`."""
-        if not (self.loopback and names_this_machine(request)):
+        """For figures, which on this machine need no key, but for other sites' pages. Raises as `admit`."""
+        here = self.loopback and names_this_machine(request)
+        if not here or is_of_another_page(request, self._trusted):
             await self.admit(request)
 
     async def _find(self, secret: str) -> ApiKey | None:

@@ -28,23 +28,27 @@ def names_this_machine(request: Request) -> bool:
     return len(hosts) < 2 and all(match and is_loopback(match["name"]) for match in found)
 
 
-def refuse_foreign(request: Request, trusted: Collection[str]) -> None:
-    """Raises Forbidden for a foreign host name, and for what a page of another origin would change.
+def is_of_another_page(request: Request, trusted: Collection[str]) -> bool:
+    """Whether a browser says that a script of another origin asks, whom it may let read the answer."""
+    host, origin = request.headers.get("host"), request.headers.get("origin")
+    if origin is None or origin in trusted:
+        return False
+    return origin.lower().partition("://")[2] != (host or "").lower()
 
-    A browser tells both in headers that a page cannot forge; other clients send neither. ``trusted``: origins that
+
+def refuse_foreign(request: Request, trusted: Collection[str]) -> None:
+    """Raises Forbidden for a foreign host name, for a script of another origin, and for what its page would change.
+
+    A browser tells all of it in headers that a page cannot forge; other clients send none. ``trusted``: origins that
     may act, too.
     """
     if not names_this_machine(request):
         raise Forbidden(
             "Without API keys this server answers only to localhost. Create a key to use another name."
         )
-    if request.method in HARMLESS:
-        return
-    host, origin, site = (request.headers.get(name) for name in ("host", "origin", "sec-fetch-site"))
-    if origin in trusted:
-        return
-    same_origin = origin is None or origin.lower().partition("://")[2] == (host or "").lower()
-    if not same_origin or site not in (None, "same-origin", "none"):
+    acts = request.method not in HARMLESS and request.headers.get("origin") not in trusted
+    elsewhere = request.headers.get("sec-fetch-site") not in (None, "same-origin", "none")
+    if is_of_another_page(request, trusted) or (acts and elsewhere):
         raise Forbidden(
             "Without API keys this server takes nothing from pages of other sites. "
             "Create a key, or list the page's origin in serve.cors_origins."

@@ -163,6 +163,9 @@ def test_a_preflight_is_answered_before_the_key_is_asked_for_and_all_origins_nee
     gateway.add_engine("m")
     page = {"origin": "https://any.example"}
     assert gateway.client.post("/v1/chat/completions", json=chat_body(), headers=page).status_code == 403
+    for path in ("/v1/models", "/v1/files", "/console/state", "/metrics"):
+        assert gateway.client.get(path).status_code == 200
+        assert gateway.client.get(path, headers=page).status_code == 403, path
     secret, _ = create_key(gateway.db, "page")
     wait_until(lambda: gateway.chat().status_code == 401, "the key is required")
     asked = page | {
@@ -174,6 +177,7 @@ def test_a_preflight_is_answered_before_the_key_is_asked_for_and_all_origins_nee
     answer = gateway.client.post("/v1/chat/completions", json=chat_body(), headers=with_key)
     assert (answer.status_code, allowed(answer)) == (200, "*")
     assert gateway.client.get("/metrics").status_code == 200
+    assert gateway.client.get("/metrics", headers=page).status_code == 401
     assert gateway.client.get("/metrics", headers={"host": "evil.example"}).status_code == 401
 
 

@@ -54,16 +54,36 @@ class BadNetwork:
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, back: bool) -> None:
         passed = 0
-        with suppress(ConnectionError):
-            while data := await reader.read(65536):
-                await asyncio.sleep(self.latency_s)
-                while back and self.bytes_per_s is not None and data:
-                    writer.write(data[:1])
-                    data = data[1:]
-                    await asyncio.sleep(1 / self.bytes_per_s)
-                passed += len(data)
-                if back and self.resets_after_bytes is not None and passed > self.resets_after_bytes:
-                    writer.transport.abort()
-                    return
-                writer.write(data)
-                await writer.drain()
+        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        receiving = asyncio.create_task(self._receive(reader, under_way))
+        try:
+            with suppress(ConnectionError):
+                while True:
+                    due, data = await under_way.get()
+                    if not data:
+                        break
+                    await asyncio.sleep(max(0.0, due - self._loop.time()))
+                    while back and self.bytes_per_s is not None and data:
+                        writer.write(data[:1])
+                        data = data[1:]
+                        await asyncio.sleep(1 / self.bytes_per_s)
+                    passed += len(data)
+                    if back and self.resets_after_bytes is not None and passed > self.resets_after_bytes:
+                        writer.transport.abort()
+                        return
+                    writer.write(data)
+                    await writer.drain()
+        finally:
+            receiving.cancel()
+
+    async def _receive(
+        self, reader: asyncio.StreamReader, under_way: asyncio.Queue[tuple[float, bytes]]
+    ) -> None:
+        """Each piece is late by the latency from when it came, however many are under way; the end is empty."""
+        data = b"begin"
+        while data:
+            try:
+                data = await reader.read(65536)
+            except ConnectionError:
+                data = b""
+            under_way.put_nowait((self._loop.time() + self.latency_s, data))

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from everlearn.errors import EverlearnError, InvalidInput, NotFound
 from tests.train.data import bombs
+from train.data import unpacked
 from train.data.read import Chat, Limits, Text, read_examples
 
 CHAT = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]}
@@ -237,6 +239,26 @@ def test_rows_that_share_their_texts_are_read_as_they_are(tmp_path: Path) -> Non
         assert [example.messages for example in found if isinstance(example, Chat)] == [
             row["messages"] for row in rows
         ]
+
+
+def test_short_conversations_that_share_long_tools_are_no_bomb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpacked, "FREE_BYTES", 2**20)
+    random = Random(0)
+
+    def say(words: int) -> str:
+        return " ".join(f"{random.getrandbits(28):07x}" for _ in range(words))
+
+    tools = [{"type": "function", "function": {"name": f"f{n}", "description": say(20)}} for n in range(150)]
+    rows = [
+        {"tools": tools, "messages": [{"role": "user", "content": say(8)}, {"role": "assistant", "content": say(6)}]}
+        for _ in range(600)
+    ]  # fmt: skip
+    file = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file, compression="zstd")
+    assert len(json.dumps(rows)) > 120 * file.stat().st_size
+    assert len(list(read_examples(file))) == 600
 
 
 @settings(max_examples=150, deadline=None)

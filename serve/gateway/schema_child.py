@@ -13,6 +13,8 @@ import jsonschema_rs
 
 MEMORY_BYTES = 1024**3
 MAX_BACKTRACKING = 1_000_000
+MAX_PLACE_CHARS = 500
+"""Of where a flaw is: keys may be as long as the answer."""
 
 
 def main() -> None:
@@ -27,7 +29,7 @@ def main() -> None:
 def flaw(schema: dict[str, Any], text: str) -> str | bool | None:
     """What is wrong with `text`; False where the schema means nothing. Fetches no other document."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return "it is not JSON"
     try:
@@ -35,13 +37,18 @@ def flaw(schema: dict[str, Any], text: str) -> str | bool | None:
         validator = jsonschema_rs.validator_for(
             schema, pattern_options=patterns, validate_formats=False, offline=True
         )
-    except (jsonschema_rs.ValidationError, ValueError):
+        error = next(validator.iter_errors(value), None)
+    except (jsonschema_rs.ValidationError, ValueError):  # the latter also for half a character
         return False
-    error = next(validator.iter_errors(value), None)
     if error is None:
         return None
-    place = "".join(f"[{step!r}]" for step in error.instance_path)
-    return f"the schema's {'.'.join(map(str, error.schema_path))} does not hold at ${place}"
+    place = "".join(f"[{step!r}]" for step in error.instance_path)[:MAX_PLACE_CHARS]
+    rule = ".".join(map(str, error.schema_path))[:MAX_PLACE_CHARS]
+    return f"the schema's {rule} does not hold at ${place}"
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON's")
 
 
 if __name__ == "__main__":

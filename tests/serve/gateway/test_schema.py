@@ -203,6 +203,14 @@ def test_nothing_of_the_folder_that_the_server_is_started_in_is_run(
     assert asyncio.run(check()) is None
 
 
+def test_flaws_are_told_shortly_and_half_a_character_or_nan_breaks_nothing() -> None:
+    key = "a" * 200_000
+    found = flaw({"properties": {key: {"type": "string"}}}, json.dumps({key: 1}))
+    assert isinstance(found, str) and found.startswith("the schema's properties.aaa") and len(found) < 1100
+    assert flaw({"type": "number"}, "NaN") == "it is not JSON"
+    assert flaw({"maxLength": 5}, '"\\ud800"') is False
+
+
 def test_documents_elsewhere_are_not_fetched_and_nonsense_is_told() -> None:
     assert flaw({"$ref": "http://127.0.0.1:1/x"}, "5") is False
     assert flaw({"type": 5}, "5") is False

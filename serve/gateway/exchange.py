@@ -43,10 +43,12 @@ class Exchange:
     number: str = field(default_factory=lambda: uuid4().hex)
 
     def engine_headers(self) -> dict[str, str]:
-        """What an engine is told about the request beside its body."""
-        headers = {"x-request-id": self.id, NUMBER_HEADER: self.number}
-        if self.key:
-            headers[SALT_HEADER] = self.key.id
+        """What the chosen engine is told about the request beside its body; another server learns of no key."""
+        headers = {"x-request-id": self.id}
+        if self.replica and self.replica.row.kind != "remote":
+            headers[NUMBER_HEADER] = self.number
+            if self.key:
+                headers[SALT_HEADER] = self.key.id
         return headers | (self.span.headers() if self.span else {})
 
     def elapsed_s(self) -> float:

@@ -1,15 +1,20 @@
 """Two keys at one gateway: on every route that names a thing, the other's is as if it were not there."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx2
 import pytest
 
+from everlearn.database import ApiKey
 from everlearn.keys import create_key
 from everlearn.registry import Registry
+from serve.gateway.exchange import Exchange
+from serve.replicas import ReadyReplica
 from tests.continual.queue.conftest import add_model
 from tests.serve.gateway.conftest import RunningGateway, chat_body, wait_until
 
@@ -133,3 +138,15 @@ def test_engines_are_told_whose_a_request_is_and_no_client_says_so_itself(gatewa
     assert len({salt(first), salt(second), "another's", ""}) == 4
     refused = first.ask("POST", "/v1/chat/completions", json=chat_body() | {"cache_salt": "another's"})
     assert refused.status_code == 400 and "cache_salt" in refused.text
+
+
+def test_another_server_learns_nothing_of_keys() -> None:
+    """Whose a request is, its engine is told; a server elsewhere is not."""
+    row = ReadyReplica(
+        id="r", model="m", version=1, digest="", kind="remote", task="generate", url="", pid=None, context=None,
+        started_at=0.0,
+    )  # fmt: skip
+    exchange = Exchange("req_1", key=ApiKey(id="key-1"), replica=cast(Any, SimpleNamespace(row=row)))
+    assert exchange.engine_headers() == {"x-request-id": "req_1"}
+    exchange.replica = cast(Any, SimpleNamespace(row=dataclasses.replace(row, kind="onnx")))
+    assert exchange.engine_headers()["x-everlearn-salt"] == "key-1"

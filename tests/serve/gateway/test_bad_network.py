@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from everlearn.keys import create_key
+from serve.gateway.replica import KEEP_ALIVE_S
 from tests.serve.gateway.bad_network import BadNetwork
 from tests.serve.gateway.conftest import RunningGateway, sse, wait_until
 
@@ -127,15 +128,15 @@ def test_a_name_that_moves_to_another_address_is_followed(
         remotes=[remote],
         first_token_timeout_s=3,
     )
-    wait_until(lambda: gateway.chat().status_code == 200, "the name is found", 15)
+    wait_until(lambda: gateway.chat().status_code == 200, "the name is found")
     assert there.connections == 0
     hosts.write_text("127.0.0.3 far.test\n")
-    wait_until(
-        lambda: gateway.chat().status_code == 200 and there.connections > 0, "its new address is asked", 10
-    )
-    here.stop()
+    time.sleep(KEEP_ALIVE_S + 0.5)
+    here.stop()  # with the connections that are open: they may go on to the old address while it lives
+    wait_until(lambda: gateway.chat().status_code == 200, "its new address is asked")
+    assert there.connections > 0
     assert {gateway.chat().status_code for _ in range(5)} == {200}
     hosts.write_text("")
-    wait_until(lambda: gateway.chat().status_code == 503, "there is no address", 20)
+    wait_until(lambda: gateway.chat().status_code == 503, "there is no address")
     assert int(gateway.chat().headers["retry-after"]) >= 1
     there.stop()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
 from collections import OrderedDict
@@ -14,6 +12,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from everlearn.errors import InvalidInput
+from serve.engines.onnx.priority import let_computing_go_first
 from serve.engines.onnx.text import TextCodec
 from serve.engines.trial import LIMITS, TRIAL
 
@@ -32,7 +31,6 @@ OUTCOME_S = 0.05
 
 QUICK_THREADS = 2
 SLOW_THREADS = 2
-SLOW_NICENESS = 10
 
 KEPT_GRAMMARS = 32
 """Compiled grammars kept for the next request with the same one."""
@@ -78,19 +76,13 @@ class Lanes:
 
     def __init__(self) -> None:
         self.quick = ThreadPoolExecutor(QUICK_THREADS, "mask")
-        self.slow = ThreadPoolExecutor(SLOW_THREADS, "slow-mask", initializer=yield_to_others)
+        self.slow = ThreadPoolExecutor(SLOW_THREADS, "slow-mask", initializer=let_computing_go_first)
         together = threading.Barrier(
             QUICK_THREADS + 1
         )  # threads have the priority of the one that starts them
         for _ in range(QUICK_THREADS):
             self.quick.submit(together.wait)
         together.wait()
-
-
-def yield_to_others() -> None:
-    """Lower this thread's priority, where threads have one."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), SLOW_NICENESS)
 
 
 class Constraint:

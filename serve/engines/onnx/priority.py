@@ -1,0 +1,19 @@
+"""The priority of the threads that do not compute the model's steps."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+NICENESS = 10
+
+
+def let_computing_go_first() -> None:
+    """Lower this thread's priority, where threads have one: a decode step waits for its slowest thread.
+
+    Threads that this one starts have its priority. With the thread that writes streams so lowered, 32 streams were
+    decoded a tenth faster on two cores; text is written in the gaps that computing leaves.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

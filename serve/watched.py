@@ -12,6 +12,7 @@ import aiohttp
 import psutil
 
 from serve.child import Child
+from serve.engines import NO_MEMORY
 from serve.warmup import Unfit
 
 WRONG_USAGE = 2
@@ -33,7 +34,7 @@ class Patience:
     settled_s: float = 30.0
     """A process that was ready for longer than this did not crash quickly."""
     quick_crashes: int = 4
-    """So many quick crashes in a row, and it is given up. Hangs do not count: see `Life`."""
+    """So many quick crashes in a row, and it is given up. Hangs and lack of memory do not count: see `Life`."""
     backoff_s: float = 0.5
     """The pause before the first restart; doubled with each quick crash, up to `backoff_max_s`."""
     backoff_max_s: float = 30.0
@@ -54,15 +55,15 @@ class Observer(Protocol):
 class Life(NamedTuple):
     """One life of a process, from its start to its end; after a `hopeless` one, another would end the same way.
 
-    One that was ready and then `hung` says nothing about the next: its start and its warm-up showed that the program,
-    the weights and the machine are sound, so that what it was asked for made it hang. Nobody's requests may make
-    us give up. What dies at its start, or quickly by itself, does count.
+    One that was ready and then hung or had no memory left is `excused` and says nothing about the next: its start and
+    its warm-up showed that the program, the weights and the machine are sound, so that what it was asked for ended it.
+    Nobody's requests may make us give up. What dies at its start, or quickly by itself, does count.
     """
 
     ready_s: float
     reason: str
     hopeless: bool = False
-    hung: bool = False
+    excused: bool = False
 
 
 class Watched:
@@ -145,7 +146,7 @@ class Watched:
         crashes = 0
         while True:
             life = await self._live()
-            if not life.hung:
+            if not life.excused:
                 crashes = 1 if life.ready_s > self.patience.settled_s else crashes + 1
             given_up = life.hopeless or crashes >= self.patience.quick_crashes
             self.reason = life.reason
@@ -186,11 +187,14 @@ class Watched:
                     child.kill()
                     await death
                     reason = f"showed no health for {limit_s:g} s and was killed"
-                    return Life(now - (ready_at or now), reason, hopeless=not ready_at, hung=bool(ready_at))
+                    return Life(now - (ready_at or now), reason, not ready_at, excused=bool(ready_at))
                 await asyncio.wait({death}, timeout=self.patience.poll_s if ready_at else 0.1)
         code = await death
+        ready_s = time.monotonic() - ready_at if ready_at else 0.0
         misconfigured = code == WRONG_USAGE and not ready_at
-        return Life(time.monotonic() - ready_at if ready_at else 0.0, child.obituary(code), misconfigured)
+        if code == NO_MEMORY and ready_at:
+            return Life(ready_s, "found no memory left and ended", excused=True)
+        return Life(ready_s, child.obituary(code), misconfigured)
 
     async def _warmed_up(self, session: aiohttp.ClientSession) -> bool:
         """False when the process went away meanwhile: its end will tell more. Raises Unfit."""

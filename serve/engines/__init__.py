@@ -1,3 +1,9 @@
+FAILED = 70
+"""The exit code of an engine whose thread that computes has failed."""
+
+NO_MEMORY = 71
+"""The exit code of one that found no memory left; like a hang it speaks of what it was asked for, not of the next."""
+
 HAND_OVER = "/hand-over"
 """POSTed to an engine once another one serves: what waits there and has not begun is refused by 503."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -11,7 +12,8 @@ import structlog
 from prometheus_client import generate_latest
 
 from everlearn.errors import EverlearnError, InvalidInput, NotFound
-from serve.engines import NUMBER_HEADER, SALT_HEADER, USED
+from serve.engines import NO_MEMORY, NUMBER_HEADER, SALT_HEADER, USED
+from serve.engines.onnx.memory import lacks_memory
 from serve.engines.onnx.used import Used
 from serve.protocol import error_body
 from serve.tracing import Span, Tracer
@@ -141,6 +143,8 @@ class Application:
             await exchange.error(error)
         except Exception as error:
             log.exception("request failed", path=scope["path"])
+            if lacks_memory(error):
+                os._exit(NO_MEMORY)
             await exchange.error(EverlearnError(f"internal error: {type(error).__name__}"))
 
     async def _get(self, path: str, exchange: Exchange) -> None:

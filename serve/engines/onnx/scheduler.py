@@ -27,6 +27,7 @@ from serve.engines.onnx.cache import Block
 from serve.engines.onnx.decoder import Decoder
 from serve.engines.onnx.generation import Generation, Piece
 from serve.engines.onnx.line import Line
+from serve.engines.onnx.memory import exit_code
 from serve.engines.onnx.prefilling import Prefilling, chunk_of
 from serve.engines.onnx.prefix import SHORTEST_TOKENS, PrefixCache, common_prefix
 
@@ -161,7 +162,7 @@ class Scheduler(threading.Thread):
             log.exception("engine failed", error=repr(error))
             self.failed = True
             self._fail_all()
-            os._exit(70)
+            os._exit(exit_code(error))
 
     def _wait(self) -> bool:
         with self.changed:

@@ -20,7 +20,7 @@ from serve.bounded_http import BoundedHttp
 from serve.engines.onnx.embed import EmbedBackend
 from serve.engines.onnx.generate import GenerateBackend
 from serve.engines.onnx.http import Application, Backend
-from serve.engines.onnx.priority import let_computing_go_first
+from serve.engines.onnx.priority import let_steps_go_first
 from serve.engines.onnx.sizing import Sizes
 from serve.engines.onnx.tokens import token_routes
 from serve.engines.parent import end_with_parent
@@ -63,7 +63,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     else:
         backend = GenerateBackend(bundle.path, arguments.model, sizes, asyncio.get_running_loop())
         backend.routes |= token_routes(backend.reader, backend.readers)
-    let_computing_go_first()
+    let_steps_go_first()
     if arguments.uds:
         leave_private_socket(arguments.uds)
     config = uvicorn.Config(

@@ -12,7 +12,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from everlearn.errors import InvalidInput
-from serve.engines.onnx.priority import let_computing_go_first
+from serve.engines.onnx.priority import let_steps_go_first
 from serve.engines.onnx.text import TextCodec
 from serve.engines.trial import LIMITS, TRIAL
 
@@ -76,7 +76,7 @@ class Lanes:
 
     def __init__(self) -> None:
         self.quick = ThreadPoolExecutor(QUICK_THREADS, "mask")
-        self.slow = ThreadPoolExecutor(SLOW_THREADS, "slow-mask", initializer=let_computing_go_first)
+        self.slow = ThreadPoolExecutor(SLOW_THREADS, "slow-mask", initializer=let_steps_go_first)
         together = threading.Barrier(
             QUICK_THREADS + 1
         )  # threads have the priority of the one that starts them
@@ -138,11 +138,6 @@ class Constraint:
             self.started_s = 0.0
             self.next = self.lanes.slow.submit(self._consume_and_mask, token)
         return False
-
-    def ends(self) -> bool:
-        """Whether nothing may follow the last token, where that is told soon: everyone waits for it."""
-        self.ready(OUTCOME_S)
-        return self.complete
 
     def copy(self, param: str | None = None) -> Constraint:
         """An independent copy of one that has not advanced, for the next of n answers."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from everlearn.errors import EverlearnError
 from serve.engines.calls import CallPart, FinishReason, Reading, Said
-from serve.engines.onnx.constraint import Constraint
+from serve.engines.onnx.constraint import OUTCOME_S, Constraint
 from serve.engines.onnx.draft import Draft
 from serve.engines.onnx.sampling import Sampler, SamplingOptions, TokenLogprobs, log_probabilities
 from serve.engines.onnx.text import TextCodec, TextStream
@@ -109,6 +109,7 @@ class Generation:
         self.stream = TextStream(codec)
         self.codec = codec
         self.reading = Reading(stop, tools, must_call=must_call, json=json)
+        self._told_by_s = 0.0
 
     @property
     def new_tokens(self) -> int:
@@ -182,9 +183,8 @@ class Generation:
         ended = token in self.eos_ids
         complete = self.constraint.advance(token) if self.constraint and not ended else False
         said = Said() if ended else self.reading.feed(self.stream.push(token))
-        full = self.length == len(self.tokens)
-        if ended or complete or self.reading.stopped or full:
-            complete = complete or bool(full and self.constraint and self.constraint.ends())
+        if ended or complete or self.reading.stopped or (self.full and self._knows_its_end()):
+            complete = complete or bool(self.constraint and self.constraint.complete)
             said.add(self._rest("stop" if ended or complete else "length"))
         piece = Piece(said.text, said.calls, finish=said.finish, stop=said.stop)
         if logprobs is not None and (self.names_end or not ended):
@@ -205,8 +205,8 @@ class Generation:
         return narrowed if narrowed.any() else allowed
 
     def end(self) -> Piece:
-        """The last piece of an answer whose grammar turned out to be complete after its last token was delivered."""
-        said = self._rest("stop")
+        """The last piece of an answer that is `over` after its last token was delivered."""
+        said = self._rest("stop" if self.constraint and self.constraint.complete else "length")
         return Piece(said.text, said.calls, finish=said.finish, stop=said.stop)
 
     def _rest(self, finish: FinishReason) -> Said:
@@ -215,5 +215,19 @@ class Generation:
         return said
 
     def ready(self, timeout_s: float = 0.0) -> bool:
-        """Whether `advance` will choose a token at once: nothing of its grammar is still being computed."""
-        return self.constraint is None or self.constraint.ready(timeout_s)
+        """Whether `advance` will choose a token at once: one fits, and nothing of its grammar is still being computed."""
+        return (self.constraint is None or self.constraint.ready(timeout_s)) and not self.full
+
+    @property
+    def over(self) -> bool:
+        """Whether it ended after its last token was delivered, as its grammar told, or did not tell in time."""
+        if self.constraint is None:
+            return False
+        return self.constraint.complete or (self.full and self._knows_its_end())
+
+    def _knows_its_end(self) -> bool:
+        """Of one that is full: whether it is known to be whole or cut. Slow grammars have `OUTCOME_S` to tell."""
+        if self.constraint is None or self.constraint.ready():
+            return True
+        self._told_by_s = self._told_by_s or time.monotonic() + OUTCOME_S
+        return time.monotonic() > self._told_by_s

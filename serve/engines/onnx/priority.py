@@ -1,4 +1,4 @@
-"""The priority of the threads that do not compute the model's steps."""
+"""The priority of the threads that do not take the model's decode steps."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import os
 import sys
 import threading
 
-NICENESS = 10
+NICENESS = 5
+"""One for all of them: each may hold the interpreter while a decode step wants it, and must not wait for the others then.
+
+A thread of this priority gets a quarter of a core that a step wants, too.
+"""
 
 
-def let_computing_go_first() -> None:
+def let_steps_go_first() -> None:
     """Lower this thread's priority, where threads have one: a decode step waits for its slowest thread.
 
     Threads that this one starts have its priority. With the thread that writes streams so lowered, 32 streams were

@@ -28,7 +28,7 @@ from serve.engines.onnx.decoder import Decoder
 from serve.engines.onnx.generation import Generation, Piece
 from serve.engines.onnx.line import Line
 from serve.engines.onnx.memory import exit_code
-from serve.engines.onnx.prefilling import Prefilling, chunk_of
+from serve.engines.onnx.prefilling import Beside, Prefilling, chunk_of
 from serve.engines.onnx.prefix import SHORTEST_TOKENS, PrefixCache, common_prefix
 
 log = structlog.get_logger()
@@ -82,6 +82,7 @@ class Scheduler(threading.Thread):
         self.waiting = Line()
         self.running: list[Generation] = []
         self.prefilling = Prefilling(decoder.rows, prefill_chunk)
+        self.beside = Beside(decoder)
         self.parked: dict[Generation, Block] = {}
         """Keys and values of answers that gave their row to others: they go on as if nothing had been."""
         self.counters = Counters()
@@ -128,8 +129,9 @@ class Scheduler(threading.Thread):
 
     @property
     def stuck_s(self) -> float:
-        """How long the thread has spent in one step, while there is work for it."""
-        return time.monotonic() - self.beat if self.waiting or self.active else 0.0
+        """How long the thread has spent in one step, or a chunk beside has taken, while there is work for it."""
+        since = min(self.beat, self.beside.began_s) if self.beside else self.beat
+        return time.monotonic() - since if self.waiting or self.active else 0.0
 
     @property
     def active(self) -> int:
@@ -190,20 +192,26 @@ class Scheduler(threading.Thread):
             for generation in [generation for generation in self.waiting if generation.cancelled]:
                 self.waiting.leave(generation)
                 self.parked.pop(generation, None)
-        for generation in [generation for generation in self.prefilling if generation.cancelled]:
+        for generation in [
+            one for one in self.prefilling if one.cancelled and one is not self.prefilling.away
+        ]:
             self._leave_prefill(generation)
         for row in reversed(range(len(self.running))):
             if self.running[row].cancelled:
                 self._leave(row)
 
     def _prefill_some(self, delivery: Delivery) -> None:
-        """At most one chunk's worth of prompt tokens, of one or more requests."""
+        """At most one chunk's worth of prompt tokens, of one or more requests, and one chunk beside."""
+        if self.beside and (not self.running or self.beside.wait(0.0)):
+            self._finish_beside(delivery)
         self._yield_prefill()
         while self._admit():
             pass
         budget = self.prefilling.budget(len(self.running))
-        while budget > 1 and self.prefilling:
-            generation = self.prefilling.next()
+        while budget > 1 and (generation := self.prefilling.next()):
+            if self.running and self.prefilling.belongs_beside(generation):
+                self._begin_beside(generation)
+                return
             chunk = chunk_of(generation, budget)
             tokens = generation.tokens[generation.cached : generation.cached + chunk]
             began_s = time.perf_counter()
@@ -215,19 +223,49 @@ class Scheduler(threading.Thread):
             else:
                 logits = self.decoder.prefill(row, tokens, generation.cached)
             self.prefilling.took(chunk, time.perf_counter() - began_s)
-            generation.cached += chunk
-            generation.exact_tokens += chunk if generation.exact_tokens == generation.cached - chunk else 0
             budget -= chunk
-            self.counters.prompt_tokens += chunk
-            if generation.cached == generation.prefill_tokens:
-                if generation.echo:
-                    delivery.append((generation, generation.echoed()))
-                if generation.full:
-                    self._leave_prefill(generation)
-                else:
-                    self._run(generation, logits, delivery)
-                while self._admit():
-                    pass
+            self._computed(generation, chunk, logits, delivery)
+
+    def _begin_beside(self, generation: Generation) -> None:
+        """Unless one is being computed: a chunk takes long there, and the answers that run do not wait for it."""
+        if self.beside:
+            return
+        self.prefilling.away = generation
+        self.beside.begin(generation, self.prefilling.row_of(generation))
+
+    def _finish_beside(self, delivery: Delivery) -> None:
+        """Wait for the chunk that is computed beside."""
+        generation = self.prefilling.away
+        assert generation
+        logits = self.beside.take()
+        self.prefilling.away = None
+        self._computed(generation, self.beside.chunk, logits, delivery)
+
+    def _at_rest(self, row: int) -> Generation | None:
+        """The prompt in `row`, whose keys and values can be moved."""
+        other = self.prefilling.at(row)
+        if other is self.prefilling.away:
+            self.beside.wait()
+        return other
+
+    def _computed(self, generation: Generation, chunk: int, logits: np.ndarray, delivery: Delivery) -> None:
+        """So many tokens of its prompt more; with the last one its answer begins."""
+        generation.exact_tokens += chunk if generation.exact_tokens == generation.cached else 0
+        generation.cached += chunk
+        self.counters.prompt_tokens += chunk
+        if generation.cached < generation.prefill_tokens:
+            return
+        echoed = generation.echo
+        if echoed:
+            delivery.append((generation, generation.echoed()))
+        if generation.full:
+            self._leave_prefill(generation)
+            if not echoed:  # it lost its row before its grammar had told how it ends
+                delivery.append((generation, generation.end()))
+        else:
+            self._run(generation, logits, delivery)
+        while self._admit():
+            pass
 
     def _run(self, generation: Generation, logits: np.ndarray, delivery: Delivery) -> None:
         """Move a prompt that is computed to the running rows, and choose the first token of its answer.
@@ -235,7 +273,7 @@ class Scheduler(threading.Thread):
         Where that has to wait, the next decode step computes the last token once more.
         """
         row, source = len(self.running), self.prefilling.row_of(generation)
-        other = self.prefilling.at(row)
+        other = self._at_rest(row)
         self.prefilling.remove(generation)
         if other and other is not generation:  # every row is taken: they change places
             block = self.decoder.read(source, generation.cached)
@@ -277,7 +315,7 @@ class Scheduler(threading.Thread):
             self._reuse(generation, self.prefilling.add(generation))
         else:
             row = len(self.running)
-            if other := self.prefilling.at(row):
+            if other := self._at_rest(row):
                 self.decoder.copy(row, self.prefilling.move(other), other.cached)
             self.decoder.write(row, block, generation.cached)
             self.running.append(generation)
@@ -328,7 +366,9 @@ class Scheduler(threading.Thread):
         urgent = self.waiting.next
         if urgent is None or urgent.flexible:
             return
-        for generation in [generation for generation in self.prefilling if generation.flexible]:
+        for generation in [
+            one for one in self.prefilling if one.flexible and one is not self.prefilling.away
+        ]:
             self._leave_prefill(generation)
             generation.forget()
             self._return(generation)
@@ -360,10 +400,10 @@ class Scheduler(threading.Thread):
         self.counters.reused_tokens += length
 
     def _end_complete(self, delivery: Delivery) -> None:
-        """Answers whose slow grammar has told meanwhile that nothing may follow."""
+        """Answers whose slow grammar has told meanwhile that nothing may follow, or was to tell it and did not."""
         for row in reversed(range(len(self.running))):
             generation = self.running[row]
-            if generation.constraint and generation.constraint.complete:
+            if generation.over:
                 self._leave(row)
                 delivery.append((generation, generation.end()))
 
@@ -374,6 +414,7 @@ class Scheduler(threading.Thread):
         self._make_room()
         late = not any(generation.ready() for generation in self.running)
         if late and (self.prefilling or not self.running[0].ready(LATE_S)):
+            self.beside.wait(LATE_S / 10)
             return
         rows = len(self.running)
         alone = self.running[0] if rows == 1 else None
@@ -418,7 +459,9 @@ class Scheduler(threading.Thread):
             return False
         tokens = np.append(generation.last_token, guess)
         padded = tokens if len(guess) else np.append(tokens, 0)  # one token alone would run in another kernel
+        began_s = time.perf_counter()
         logits = self.decoder.verify(padded, generation.length)[: len(tokens)]
+        self.prefilling.stepped(time.perf_counter() - began_s)
         accepted = -1
         for chosen in logits:
             if not generation.ready(GRACE_S):

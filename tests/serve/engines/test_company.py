@@ -10,9 +10,17 @@ import numpy as np
 import pytest
 
 from everlearn.errors import InvalidInput
+from serve.engines.onnx import generation as generation_module
 from serve.engines.onnx.decoder import Decoder
 from serve.engines.onnx.generation import Generation
-from serve.engines.onnx.prefilling import LONG_AT_ONCE, LONG_TOKENS, OLDEST_EVERY, Prefilling, chunk_of
+from serve.engines.onnx.prefilling import (
+    LONG_AT_ONCE,
+    LONG_TOKENS,
+    OLDEST_EVERY,
+    Beside,
+    Prefilling,
+    chunk_of,
+)
 from serve.engines.onnx.requests import RequestReader
 from serve.engines.onnx.sampling import SamplingOptions
 from tests.serve.engines.test_scheduler import TOPICS, Running, said
@@ -108,21 +116,30 @@ def test_a_slow_grammar_is_ended_by_name_and_holds_up_nobody(
     running.scheduler.cancel(steady)
 
 
-def test_a_full_answer_does_not_wait_for_a_grammar_that_is_behind(reader: RequestReader) -> None:
-    """Whoever waits for it is the thread that every answer's steps are taken in."""
-    [a] = reader.codec.encode("a")
+def test_nobody_waits_for_a_grammar_that_is_to_tell_how_a_full_answer_ends(
+    running: Running, ask: Callable[..., Generation], reader: RequestReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation_module, "OUTCOME_S", 1.0)
     constraint = reader.constraints.compile("start: /a+/", "response_format.grammar")
     constraint.quick = False
+    steady = ask("Count to a million.", 900, {"logit_bias": {2: -100.0}})
+    full = ask("a", 1, constraint=constraint)
+    running.scheduler.submit([steady])
+    running.wait(lambda: len(running.pieces[steady]) > 2)
     free = threading.Event()
     release = threading.Timer(10, free.set)
     release.start()
     before = [constraint.lanes.slow.submit(free.wait) for _ in range(2)]
-    constraint.advance(a)
-    assert not constraint.ends()
-    assert not free.is_set()
+    running.scheduler.submit([full])
+    running.wait(lambda: full.new_tokens == 1)
+    before_steps = steady.new_tokens
+    running.finish([full])
+    assert running.pieces[full][-1].finish == "length" and not free.is_set()
+    assert steady.new_tokens > before_steps + 5
     release.cancel()
     free.set()
     assert all(one.result() for one in before)
+    running.scheduler.cancel(steady)
 
 
 @pytest.mark.parametrize(("tokens", "budget"), list(product(range(2, 12), range(2, 7))))
@@ -211,18 +228,54 @@ def test_nothing_computed_for_one_client_is_reused_for_another(
     assert mine.reused_tokens >= 95
 
 
-def test_rows_change_places_when_every_row_is_taken(decoder: Decoder, ask: Callable[..., Generation]) -> None:
+@pytest.mark.parametrize("beside", [False, True])
+def test_rows_change_places_when_every_row_is_taken(
+    decoder: Decoder, ask: Callable[..., Generation], beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     running = Running(decoder, prefill_chunk=16)
     alone = [
         finish(running, ask(f"Tell me about {topic}. " * 8, 6, {"top_logprobs": 0}))[0] for topic in TOPICS
     ]
     running.close()
+    if beside:
+        monkeypatch.setattr(Prefilling, "_fitting", 1.0)
     full = Running(decoder, prefill_chunk=16, prefix_tokens=0)
     together = [ask(f"Tell me about {topic}. " * 8, 6, {"top_logprobs": 0}) for topic in TOPICS]
     assert finish(full, *together) == alone
     assert full.scheduler.used_tokens == 0
     full.close()
     assert np.isfinite([value for answer in alone for _, value in answer]).all()
+
+
+def test_what_is_computed_beside_the_steps_has_the_bits_that_it_has_alone(
+    decoder: Decoder, ask: Callable[..., Generation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"top_logprobs": 0, "logit_bias": {2: -100.0}}
+
+    def seeded() -> list[Generation]:
+        return [ask(f"Tell me about {topic}. " * 30, 6, options, seeded=True) for topic in TOPICS[:4]]
+
+    quiet = Running(decoder, batch_invariant=False, prefix_tokens=0)
+    alone = [finish(quiet, one)[0] for one in seeded()]
+    quiet.close()
+    monkeypatch.setattr(Prefilling, "_fitting", 1.0)
+    begun: list[Generation] = []
+    begin = Beside.begin
+    monkeypatch.setattr(Beside, "begin", lambda self, one, row: (begun.append(one), begin(self, one, row))[1])
+    busy = Running(decoder, batch_invariant=False, prefix_tokens=0)
+    stream, left = ask("Count to a million.", 900, {"logit_bias": {2: -100.0}}), ask(LONG, 1)
+    busy.scheduler.submit([stream])
+    busy.wait(lambda: len(busy.pieces[stream]) > 2)
+    busy.scheduler.submit([left])
+    busy.wait(lambda: left in begun)
+    busy.scheduler.cancel(left)
+    together = seeded()
+    assert finish(busy, *together) == alone
+    assert all(begun.count(one) >= 2 for one in together)
+    busy.scheduler.cancel(stream)
+    busy.wait(busy.idle) if not busy.idle() else None
+    assert not busy.pieces[left]
+    busy.close()
 
 
 def test_a_chunk_fits_the_steps_beside_it_and_grows_for_a_prompt_that_waits_long(
@@ -235,9 +288,9 @@ def test_a_chunk_fits_the_steps_beside_it_and_grows_for_a_prompt_that_waits_long
     assert prefilling.budget(running=0) == 256 and prefilling.budget(running=1) == 128
     prefilling.took(64, 0.64)
     prefilling.stepped(0.2)
-    assert prefilling.budget(running=4) == 40
+    assert prefilling.budget(running=4) == 40 and not prefilling.belongs_beside(generation)
     for _ in range(50):
         prefilling.stepped(0.01)
-    assert prefilling.budget(running=1) == 8
+    assert prefilling.budget(running=1) == 4 and prefilling.belongs_beside(generation)
     generation.admitted_ns -= int(900e9)
     assert 50 < prefilling.budget(running=1) <= 64

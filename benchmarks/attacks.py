@@ -41,6 +41,8 @@ from everlearn.settings import Settings, load_settings
 
 QUIET_S = 40.0
 SETTLE_S = 15.0
+WARM_UP_SHARE = 0.3
+"""Memory is compared with what it is after this share of the attacks: by then each has met the others."""
 STEADY_TOKENS = 1500
 ALLOWED = (429, 503)
 """Statuses of 429 and above that are no flaw: a limit is met, or the request was turned away unread."""
@@ -347,7 +349,8 @@ async def measure(bundle: Path, seconds: float, attackers: int) -> list[str]:
             await asyncio.sleep(SETTLE_S)
             target.statuses.clear()
             quiet = await gaps_of(watch_steady(url, headers, QUIET_S))
-            before, processes = resident(children_of(process.pid)), children_of(process.pid)
+            processes = children_of(process.pid)
+            before: dict[str, float] = {}
             watched = watch_steady(url, headers, seconds)
             os.setpriority(os.PRIO_PROCESS, 0, 19)  # on a network, attackers have machines of their own
             end_at = time.monotonic() + seconds
@@ -357,7 +360,10 @@ async def measure(bundle: Path, seconds: float, attackers: int) -> list[str]:
                 task = progress.add_task("attacks", total=seconds)
                 while time.monotonic() < end_at:
                     await asyncio.sleep(0.5)
-                    progress.update(task, completed=seconds - (end_at - time.monotonic()))
+                    done_s = seconds - (end_at - time.monotonic())
+                    progress.update(task, completed=done_s)
+                    if not before and done_s > WARM_UP_SHARE * seconds:
+                        before = resident(children_of(process.pid))
             attacked = await gaps_of(watched)
             await asyncio.gather(*throwing)
             await asyncio.sleep(SETTLE_S)

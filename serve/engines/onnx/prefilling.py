@@ -30,7 +30,8 @@ STEPS = 2.0
 
 EFFICIENT_CHUNK_TOKENS = 16
 SHORT_TOKENS = 48
-"""Where chunks would be less than efficient, a prompt with more than this left is computed beside the steps."""
+"""Where chunks would be less than efficient, a prompt with more than this left is computed beside the steps; what is
+behind a long beginning, too."""
 
 BESIDE_CHUNK_TOKENS = 64
 """The next prompt waits for it, on two busy cores and behind thousands of tokens about a second."""
@@ -126,7 +127,8 @@ class Prefilling:
         """
         if generation.scored or not (self._token_s and self._step_s) or self.row_of(generation) < 2:
             return False
-        if generation.prefill_tokens - generation.cached <= SHORT_TOKENS:
+        short = generation.prefill_tokens - generation.cached <= SHORT_TOKENS
+        if short and generation.cached <= LONG_TOKENS:
             return self.away is None and self._fitting < SMALLEST_CHUNK_TOKENS
         return self._fitting < EFFICIENT_CHUNK_TOKENS
 

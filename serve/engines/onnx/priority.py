@@ -6,10 +6,10 @@ import os
 import sys
 import threading
 
-NICENESS = 5
+NICENESS = 4
 """One for all of them: each may hold the interpreter while a decode step wants it, and must not wait for the others then.
 
-A thread of this priority gets a quarter of a core that a step wants, too.
+A thread of this priority gets three tenths of a core that a step wants, too.
 """
 
 

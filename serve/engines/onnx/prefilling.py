@@ -1,9 +1,8 @@
 """The prompts being computed: in which rows, whose turn it is, and how much of one fits between two decode steps.
 
-Where too little fits, since steps are short or the prompt is long, a chunk is computed beside the steps instead, by a
-thread of lower priority: small chunks read all weights and the whole past for a few tokens. On two cores, SmolLM2,
-one stream: 6,000 tokens beside it in chunks of 128 make its steps 1.6 times as long; in chunks of 8 between its
-steps its gaps are 3 to 8 times as long, and the prompt takes no less time.
+Of a long prompt little fits where steps are short, and small chunks are slow: each reads all weights and the whole past.
+A thread of lower priority computes larger ones beside the steps instead. On two cores, beside one stream of SmolLM2,
+6,000 tokens make its steps 1.5 times as long; chunks of 8 between its steps made its gaps 3 to 8 times as long.
 """
 
 from __future__ import annotations
@@ -29,9 +28,10 @@ STEPS = 2.0
 """So many times the last decode step's time may a chunk between steps take: a stream's gap is three times its quiet one."""
 
 EFFICIENT_CHUNK_TOKENS = 16
-SHORT_TOKENS = 48
-"""Where chunks would be less than efficient, a prompt with more than this left is computed beside the steps; what is
-behind a long beginning, too."""
+"""Where fewer fit between two steps, a long prompt is computed beside them."""
+
+BESIDE_SHARE = 2
+"""But only while at most so many prompts wait for each answer that runs: beside the steps, all of them take longer."""
 
 BESIDE_CHUNK_TOKENS = 64
 """The next prompt waits for it, on two busy cores and behind thousands of tokens about a second."""
@@ -120,17 +120,16 @@ class Prefilling:
         fitting = int(self._fitting * max(1.0, waited_s / PATIENCE_S))
         return min(self._chunk, max(SMALLEST_CHUNK_TOKENS, fitting))
 
-    def belongs_beside(self, generation: Generation) -> bool:
-        """Whether too little of it fits between two steps, so that it is to be computed beside them.
+    def belongs_beside(self, generation: Generation, running: int, waiting: int) -> bool:
+        """Whether it is to be computed beside the steps of `running` answers, while `waiting` prompts have no row.
 
         Not in the second row, which a step of one answer may use, and not where every token's logits are wanted.
         """
-        if generation.scored or not (self._token_s and self._step_s) or self.row_of(generation) < 2:
+        if generation.prefill_tokens <= LONG_TOKENS or generation.scored or self.row_of(generation) < 2:
             return False
-        short = generation.prefill_tokens - generation.cached <= SHORT_TOKENS
-        if short and generation.cached <= LONG_TOKENS:
-            return self.away is None and self._fitting < SMALLEST_CHUNK_TOKENS
-        return self._fitting < EFFICIENT_CHUNK_TOKENS
+        measured = self._token_s and self._step_s
+        few = len(self) + waiting <= BESIDE_SHARE * running
+        return bool(measured) and few and self._fitting < EFFICIENT_CHUNK_TOKENS
 
     @property
     def _fitting(self) -> float:

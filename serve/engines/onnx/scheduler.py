@@ -209,7 +209,7 @@ class Scheduler(threading.Thread):
             pass
         budget = self.prefilling.budget(len(self.running))
         while budget > 1 and (generation := self.prefilling.next()):
-            if self.running and self.prefilling.belongs_beside(generation):
+            if self.prefilling.belongs_beside(generation, len(self.running), len(self.waiting)):
                 self._begin_beside(generation)
                 return
             chunk = chunk_of(generation, budget)

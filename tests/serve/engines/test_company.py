@@ -11,6 +11,7 @@ import pytest
 
 from everlearn.errors import InvalidInput
 from serve.engines.onnx import generation as generation_module
+from serve.engines.onnx import prefilling as prefilling_module
 from serve.engines.onnx.decoder import Decoder
 from serve.engines.onnx.generation import Generation
 from serve.engines.onnx.prefilling import (
@@ -42,6 +43,10 @@ def ask(reader: RequestReader) -> Callable[..., Generation]:
         return said(reader, text, tokens, options or {}, **more)
 
     return make
+
+
+def always_beside(prefilling: Prefilling, generation: Generation, running: int, waiting: int) -> bool:
+    return running > 0 and prefilling.row_of(generation) > 1
 
 
 def bits(running: Running, generation: Generation) -> list[tuple[int, float]]:
@@ -238,7 +243,7 @@ def test_rows_change_places_when_every_row_is_taken(
     ]
     running.close()
     if beside:
-        monkeypatch.setattr(Prefilling, "_fitting", 1.0)
+        monkeypatch.setattr(Prefilling, "belongs_beside", always_beside)
     full = Running(decoder, prefill_chunk=16, prefix_tokens=0)
     together = [ask(f"Tell me about {topic}. " * 8, 6, {"top_logprobs": 0}) for topic in TOPICS]
     assert finish(full, *together) == alone
@@ -258,7 +263,7 @@ def test_what_is_computed_beside_the_steps_has_the_bits_that_it_has_alone(
     quiet = Running(decoder, batch_invariant=False, prefix_tokens=0)
     alone = [finish(quiet, one)[0] for one in seeded()]
     quiet.close()
-    monkeypatch.setattr(Prefilling, "_fitting", 1.0)
+    monkeypatch.setattr(Prefilling, "belongs_beside", always_beside)
     begun: list[Generation] = []
     begin = Beside.begin
     monkeypatch.setattr(Beside, "begin", lambda self, one, row: (begun.append(one), begin(self, one, row))[1])
@@ -279,7 +284,7 @@ def test_what_is_computed_beside_the_steps_has_the_bits_that_it_has_alone(
 
 
 def test_a_chunk_fits_the_steps_beside_it_and_grows_for_a_prompt_that_waits_long(
-    reader: RequestReader,
+    reader: RequestReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefilling = Prefilling(8, 128)
     generation = said(reader, LONG, 1, {})
@@ -288,9 +293,13 @@ def test_a_chunk_fits_the_steps_beside_it_and_grows_for_a_prompt_that_waits_long
     assert prefilling.budget(running=0) == 256 and prefilling.budget(running=1) == 128
     prefilling.took(64, 0.64)
     prefilling.stepped(0.2)
-    assert prefilling.budget(running=4) == 40 and not prefilling.belongs_beside(generation)
+    assert prefilling.budget(running=4) == 40
     for _ in range(50):
         prefilling.stepped(0.01)
-    assert prefilling.budget(running=1) == 4 and prefilling.belongs_beside(generation)
+    assert prefilling.budget(running=1) == 4
+    assert not prefilling.belongs_beside(generation, running=1, waiting=0), "it is short"
+    monkeypatch.setattr(prefilling_module, "LONG_TOKENS", 100)
+    assert prefilling.belongs_beside(generation, running=1, waiting=0)
+    assert not prefilling.belongs_beside(generation, running=1, waiting=2)
     generation.admitted_ns -= int(900e9)
     assert 50 < prefilling.budget(running=1) <= 64

@@ -146,8 +146,8 @@ class Watched:
         crashes = 0
         while True:
             life = await self._live()
-            if not life.excused:
-                crashes = 1 if life.ready_s > self.patience.settled_s else crashes + 1
+            crashes = 0 if life.ready_s > self.patience.settled_s else crashes
+            crashes += not life.excused
             given_up = life.hopeless or crashes >= self.patience.quick_crashes
             self.reason = life.reason
             self.state = "failed" if given_up else "starting"

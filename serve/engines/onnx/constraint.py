@@ -102,6 +102,8 @@ class Constraint:
         """The last token took no time worth mentioning."""
         self.complete = False
         """Nothing may follow."""
+        self.told = True
+        """`complete` knows of the last token."""
         self.started_s = 0.0
         self.next: Future[NDArray[np.bool_]] = Future()
 
@@ -135,6 +137,7 @@ class Constraint:
             self.started_s = 0.0
             self.next = self.lanes.quick.submit(self._mask)
         else:
+            self.told = False
             self.started_s = 0.0
             self.next = self.lanes.slow.submit(self._consume_and_mask, token)
         return False
@@ -165,6 +168,7 @@ class Constraint:
         began_s = time.thread_time()
         self.matcher.consume_token(token)
         self.complete = self.matcher.is_stopped() and not self.matcher.is_error()
+        self.told = True
         took_s = time.thread_time() - began_s
         self.left_s -= took_s
         self.quick = took_s < QUICK_S

@@ -227,7 +227,7 @@ class Generation:
 
     def _knows_its_end(self) -> bool:
         """Of one that is full: whether it is known to be whole or cut. Slow grammars have `OUTCOME_S` to tell."""
-        if self.constraint is None or self.constraint.ready():
+        if self.constraint is None or self.constraint.told or self.constraint.ready():
             return True
         self._told_by_s = self._told_by_s or time.monotonic() + OUTCOME_S
         return time.monotonic() > self._told_by_s

@@ -8,7 +8,7 @@ A thread of lower priority computes larger ones beside the steps instead. On two
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
@@ -32,6 +32,9 @@ EFFICIENT_CHUNK_TOKENS = 16
 
 BESIDE_SHARE = 2
 """But only while at most so many prompts wait for each answer that runs: beside the steps, all of them take longer."""
+
+BESIDE_SLOWS = 1.5
+"""So many times longer takes a step with a chunk beside."""
 
 BESIDE_CHUNK_TOKENS = 64
 """The next prompt waits for it, on two busy cores and behind thousands of tokens about a second."""
@@ -95,9 +98,9 @@ class Prefilling:
         self.rows = {row if one is generation else at: one for at, one in self.rows.items()}
         return row
 
-    def next(self) -> Generation | None:
-        """Whose turn it is, of those that are not away."""
-        prompts = [one for one in self if one is not self.away]
+    def next(self, but: Sequence[Generation] = ()) -> Generation | None:
+        """Whose turn it is, of those that are not away and not among `but`."""
+        prompts = [one for one in self if one is not self.away and one not in but]
         if not prompts:
             return None
         self._turn += 1
@@ -143,8 +146,7 @@ class Prefilling:
 
     def stepped(self, seconds: float) -> None:
         """Learn from one decode step how long they take, where none is computed beside."""
-        if self.away is None:
-            self._step_s = _smoothed(self._step_s, seconds)
+        self._step_s = _smoothed(self._step_s, seconds / BESIDE_SLOWS if self.away else seconds)
 
     def _free_row(self) -> int:
         return max(row for row in range(self._all_rows) if row not in self.rows)

@@ -160,11 +160,14 @@ class Scheduler(threading.Thread):
                 self._decode_step(delivery)
                 if delivery:
                     self.deliver(delivery)
-        except BaseException as error:  # the process ends: the supervisor starts a clean one
-            log.exception("engine failed", error=repr(error))
-            self.failed = True
-            self._fail_all()
-            os._exit(exit_code(error))
+            self.beside.wait()
+        except BaseException as error:  # noqa: BLE001 (the process ends: the supervisor starts a clean one)
+            try:
+                log.exception("engine failed", error=repr(error))
+                self.failed = True
+                self._fail_all()
+            finally:
+                os._exit(exit_code(error))
 
     def _wait(self) -> bool:
         with self.changed:
@@ -208,10 +211,14 @@ class Scheduler(threading.Thread):
         while self._admit():
             pass
         budget = self.prefilling.budget(len(self.running))
-        while budget > 1 and (generation := self.prefilling.next()):
+        waits: list[Generation] = []
+        while budget > 1 and (generation := self.prefilling.next(waits)):
             if self.prefilling.belongs_beside(generation, len(self.running), len(self.waiting)):
-                self._begin_beside(generation)
-                return
+                if self.beside:
+                    waits.append(generation)
+                else:
+                    self._begin_beside(generation)
+                continue
             chunk = chunk_of(generation, budget)
             tokens = generation.tokens[generation.cached : generation.cached + chunk]
             began_s = time.perf_counter()
@@ -227,9 +234,7 @@ class Scheduler(threading.Thread):
             self._computed(generation, chunk, logits, delivery)
 
     def _begin_beside(self, generation: Generation) -> None:
-        """Unless one is being computed: a chunk takes long there, and the answers that run do not wait for it."""
-        if self.beside:
-            return
+        """Compute a chunk of it while the answers that run go on."""
         self.prefilling.away = generation
         self.beside.begin(generation, self.prefilling.row_of(generation))
 
@@ -241,18 +246,22 @@ class Scheduler(threading.Thread):
         self.prefilling.away = None
         self._computed(generation, self.beside.chunk, logits, delivery)
 
-    def _at_rest(self, row: int) -> Generation | None:
-        """The prompt in `row`, whose keys and values can be moved."""
+    def _at_rest(self, row: int) -> tuple[Generation | None, int]:
+        """The prompt in `row`, once nobody writes there, and how many tokens' keys and values there are to move."""
         other = self.prefilling.at(row)
-        if other is self.prefilling.away:
-            self.beside.wait()
-        return other
+        if other is None or other is not self.prefilling.away:
+            return other, other.cached if other else 0
+        self.beside.wait()
+        return other, other.cached + self.beside.chunk
 
     def _computed(self, generation: Generation, chunk: int, logits: np.ndarray, delivery: Delivery) -> None:
         """So many tokens of its prompt more; with the last one its answer begins."""
         generation.exact_tokens += chunk if generation.exact_tokens == generation.cached else 0
         generation.cached += chunk
         self.counters.prompt_tokens += chunk
+        if generation.cancelled:
+            self._leave_prefill(generation)
+            return
         if generation.cached < generation.prefill_tokens:
             return
         echoed = generation.echo
@@ -273,11 +282,11 @@ class Scheduler(threading.Thread):
         Where that has to wait, the next decode step computes the last token once more.
         """
         row, source = len(self.running), self.prefilling.row_of(generation)
-        other = self._at_rest(row)
+        other, held = self._at_rest(row)
         self.prefilling.remove(generation)
         if other and other is not generation:  # every row is taken: they change places
             block = self.decoder.read(source, generation.cached)
-            self.decoder.copy(row, source, other.cached)
+            self.decoder.copy(row, source, held)
             self.decoder.write(row, block, generation.cached)
             self.prefilling.move(other, source)
         elif row != source:
@@ -315,8 +324,9 @@ class Scheduler(threading.Thread):
             self._reuse(generation, self.prefilling.add(generation))
         else:
             row = len(self.running)
-            if other := self._at_rest(row):
-                self.decoder.copy(row, self.prefilling.move(other), other.cached)
+            other, held = self._at_rest(row)
+            if other:
+                self.decoder.copy(row, self.prefilling.move(other), held)
             self.decoder.write(row, block, generation.cached)
             self.running.append(generation)
         return True

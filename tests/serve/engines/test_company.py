@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from serve.engines.onnx import prefilling as prefilling_module
 from serve.engines.onnx.decoder import Decoder
 from serve.engines.onnx.generation import Generation
 from serve.engines.onnx.prefilling import (
+    BESIDE_CHUNK_TOKENS,
     LONG_AT_ONCE,
     LONG_TOKENS,
     OLDEST_EVERY,
@@ -24,6 +26,7 @@ from serve.engines.onnx.prefilling import (
 )
 from serve.engines.onnx.requests import RequestReader
 from serve.engines.onnx.sampling import SamplingOptions
+from serve.engines.onnx.scheduler import Scheduler
 from tests.serve.engines.test_scheduler import TOPICS, Running, said
 
 AMBIGUOUS = "start: e\ne: e e | e e e | /./"
@@ -281,6 +284,56 @@ def test_what_is_computed_beside_the_steps_has_the_bits_that_it_has_alone(
     busy.wait(busy.idle) if not busy.idle() else None
     assert not busy.pieces[left]
     busy.close()
+
+
+def test_a_prompt_whose_row_another_needs_moves_with_all_that_is_computed_beside(
+    int4_bundle: Path, ask: Callable[..., Generation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(int4_bundle, rows=4, threads=2, context=1024)
+    options = {"top_logprobs": 0, "logit_bias": {2: -100.0}}
+    long, again = (ask(LONG, 6, options, seeded=True) for _ in range(2))
+    moved: list[int] = []
+    at_rest = Scheduler._at_rest  # pyright: ignore[reportPrivateUsage]
+
+    def noting(self: Scheduler, row: int) -> tuple[Generation | None, int]:
+        other, held = at_rest(self, row)
+        moved.append(held - other.cached if other else 0)
+        return other, held
+
+    monkeypatch.setattr(Scheduler, "_at_rest", noting)
+    monkeypatch.setattr(
+        Prefilling, "belongs_beside", lambda _, one, running, waiting: one is long and running > 0
+    )
+    busy = Running(decoder, batch_invariant=False, prefix_tokens=0)
+    stream, first, second = (ask(f"Count {word}.", 200, options) for word in ("up", "down", "stars"))
+    busy.scheduler.submit([stream])
+    busy.wait(lambda: len(busy.pieces[stream]) > 2)
+    busy.scheduler.submit([first, long])
+    busy.wait(lambda: len(busy.pieces[first]) > 1)
+    busy.scheduler.submit([second])
+    busy.finish([long])
+    assert max(moved) > 1
+    for one in (stream, first, second):
+        busy.scheduler.cancel(one)
+    busy.close()
+    quiet = Running(decoder, batch_invariant=False, prefix_tokens=0)
+    assert finish(quiet, again) == [bits(busy, long)]
+    quiet.close()
+
+
+def test_a_prompt_that_is_computed_beside_and_cancelled_ends_with_its_chunk(
+    running: Running, ask: Callable[..., Generation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Prefilling, "belongs_beside", always_beside)
+    stream, long = ask("Count to a million.", 900, {"logit_bias": {2: -100.0}}), ask(LONG, 1)
+    running.scheduler.submit([stream])
+    running.wait(lambda: len(running.pieces[stream]) > 2)
+    running.scheduler.submit([long])
+    running.wait(lambda: running.scheduler.prefilling.away is long)
+    running.scheduler.cancel(long)
+    running.wait(lambda: not running.scheduler.prefilling)
+    assert 0 < long.cached <= 2 * BESIDE_CHUNK_TOKENS and not running.pieces[long]
+    running.scheduler.cancel(stream)
 
 
 def test_a_chunk_fits_the_steps_beside_it_and_grows_for_a_prompt_that_waits_long(

@@ -73,6 +73,11 @@ class Prefilling:
         """The oldest first."""
         return iter(list(self.rows.values()))
 
+    @property
+    def here(self) -> list[Generation]:
+        """Those that are not away, the oldest first: they may leave their rows."""
+        return [one for one in self if one is not self.away]
+
     def at(self, row: int) -> Generation | None:
         return self.rows.get(row)
 
@@ -100,7 +105,7 @@ class Prefilling:
 
     def next(self, but: Sequence[Generation] = ()) -> Generation | None:
         """Whose turn it is, of those that are not away and not among `but`."""
-        prompts = [one for one in self if one is not self.away and one not in but]
+        prompts = [one for one in self.here if one not in but]
         if not prompts:
             return None
         self._turn += 1
@@ -145,7 +150,7 @@ class Prefilling:
             self._token_s = _smoothed(self._token_s, seconds / tokens)
 
     def stepped(self, seconds: float) -> None:
-        """Learn from one decode step how long they take, where none is computed beside."""
+        """Learn from one decode step how long they take where none is computed beside."""
         self._step_s = _smoothed(self._step_s, seconds / BESIDE_SLOWS if self.away else seconds)
 
     def _free_row(self) -> int:

@@ -195,9 +195,7 @@ class Scheduler(threading.Thread):
             for generation in [generation for generation in self.waiting if generation.cancelled]:
                 self.waiting.leave(generation)
                 self.parked.pop(generation, None)
-        for generation in [
-            one for one in self.prefilling if one.cancelled and one is not self.prefilling.away
-        ]:
+        for generation in [one for one in self.prefilling.here if one.cancelled]:
             self._leave_prefill(generation)
         for row in reversed(range(len(self.running))):
             if self.running[row].cancelled:
@@ -376,9 +374,7 @@ class Scheduler(threading.Thread):
         urgent = self.waiting.next
         if urgent is None or urgent.flexible:
             return
-        for generation in [
-            one for one in self.prefilling if one.flexible and one is not self.prefilling.away
-        ]:
+        for generation in [one for one in self.prefilling.here if one.flexible]:
             self._leave_prefill(generation)
             generation.forget()
             self._return(generation)

@@ -19,10 +19,12 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from compress.architectures import refuse_architecture
+from compress.parity import Drifted
 from compress.recipe import CompressRecipe, Target, recipe_from
 from everlearn.bundle import BundleManifest, Task, write_bundle
 from everlearn.child import run_child
-from everlearn.errors import Conflict, EverlearnError, InvalidInput, Unavailable, Unsupported
+from everlearn.errors import Conflict, InvalidInput, Unavailable, Unsupported
 from everlearn.progress import Progress, silent
 from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
@@ -65,12 +67,6 @@ PARENTS_OWN = ("bundle.json", "model.safetensors.index.json")
 
 FOR_VLLM: tuple[Target, ...] = ("w8a8", "w4a16")
 FOR_ENCODERS: tuple[Target, ...] = ("int8-onnx", "fp32-onnx")
-
-
-class Drifted(EverlearnError):
-    """The exported model is not its parent any more; nothing was registered."""
-
-    code = "drifted"
 
 
 def export_onnx(settings: Settings, ref: str, to: Target, progress: Progress = silent) -> Version:
@@ -134,6 +130,7 @@ def export_gguf(
     if not file.absolute().parent.is_dir():
         raise InvalidInput(f"{file.absolute().parent} is no folder", param="file")
     refuse_full_disk(settings.directory("store"), 2 * parent.manifest.size_bytes)
+    refuse_architecture(config_of(registry.path(parent)), parent.task, "gguf")
     with registry.staging() as staging:
         request = {
             "model_dir": str(registry.path(parent)),
@@ -160,7 +157,7 @@ def logits_bytes(parent_dir: Path, task: Task) -> int:
     """What the parent predicts for the held text waits on disk for its export, in float32."""
     if task == "embed":
         return 0
-    config = json.loads((parent_dir / "config.json").read_bytes())
+    config = config_of(parent_dir)
     vocab = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 0)
     return 4 * HELD_TOKENS * vocab
 
@@ -190,6 +187,7 @@ def build(
     Returns the bundle's ``recipe`` and its metrics. The same inputs give the same model bytes.
     Raises Unsupported, Drifted.
     """
+    refuse_architecture(config_of(parent_dir), task, recipe.to)
     if calibration:
         source = {"store" if calibration.is_dir() else "text": calibration}
         chosen = recipe.calibration.model_copy(update={"text": None, "store": None, **source})
@@ -291,7 +289,12 @@ def decoder_options(model_dir: Path, precision: Precision) -> list[str]:
 
 def is_tied(model_dir: Path) -> bool:
     """Whether the embedding is the output layer, too."""
-    return bool(json.loads((model_dir / "config.json").read_text()).get("tie_word_embeddings", False))
+    return bool(config_of(model_dir).get("tie_word_embeddings", False))
+
+
+def config_of(model_dir: Path) -> dict[str, Any]:
+    """What its config.json says."""
+    return json.loads((model_dir / "config.json").read_bytes())
 
 
 def keep_tokenizer(parent_dir: Path, staging: Path) -> None:

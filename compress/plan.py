@@ -11,9 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from compress.architectures import refuse_architecture
 from compress.calibration import calibration_windows, seen
 from compress.compare import speed_of
-from compress.export import FOR_ENCODERS, export, keep_beside_weights, price, recipe_of, refuse_full_disk
+from compress.export import (
+    FOR_ENCODERS,
+    config_of,
+    export,
+    keep_beside_weights,
+    price,
+    recipe_of,
+    refuse_full_disk,
+)
 from compress.recipe import Calibration, CompressPlan, CompressRecipe, Prune
 from compress.search import (
     SMALLEST,
@@ -256,6 +265,9 @@ def refuse_early(
         parse_target(plan.target)
     if parent.task == "embed":
         refuse_decoders_plan(plan, parent.ref)
+    config = config_of(registry.path(parent))
+    for to in ["int4-onnx"] if plan.target else [target.to for target in plan.targets]:
+        refuse_architecture(config, parent.task, to)
     looked = seen(calibration_windows(plan.calibration, registry.path(parent) / "tokenizer.json"))
     for file in (*plan.heal.data.train, *plan.heal.data.held) if plan.heal else ():
         if not file.exists():

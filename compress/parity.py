@@ -1,0 +1,68 @@
+"""Whether what was made is the same model: the gate before a result is registered, the same for every target.
+
+Rounding costs something, and a wrong graph can hide behind that: a model whose scaled rotary positions were dropped is
+0.3 nats from its parent, and 4 bits may cost 1. So a result is first compared with torch computing with **the same rounded
+weights**, where nothing but the order of sums differs, and only then with its parent (``Precision.max_divergence``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from everlearn.errors import EverlearnError
+from train.evaluate import compare, load_causal_lm, torch_logits
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+SAME_GRAPH = 0.001
+"""Nats a token: two engines that compute one model in float32 differ by less than 0.00001."""
+SAME_WEIGHTS = 0.01
+"""Nats a token: what an engine may add to rounded weights by its own kernels."""
+
+
+class Drifted(EverlearnError):
+    """What was made is not its parent any more; nothing was registered."""
+
+    code = "drifted"
+
+
+def refuse_another(divergence: float, limit: float, what: str, instead: str) -> None:
+    """Raises Drifted where ``what`` was made is further than ``limit`` nats from torch with the same weights."""
+    if not divergence <= limit:
+        raise Drifted(
+            f"{what} is {divergence:.4f} nats a token away from torch with the same weights; at most {limit:g} is "
+            f"accepted, so it is not this model. Nothing was registered. {instead}"
+        )
+
+
+def apart(reference_logits: Iterator[np.ndarray], logits: Iterator[np.ndarray], windows: np.ndarray) -> float:
+    """Mean KL in nats a token between two models of the same weights; logits float32 (window, vocab) of each window."""
+    return compare(reference_logits, logits, windows).divergence
+
+
+def carried_logits(
+    parent_dir: Path, weights: Mapping[str, Tensor], windows: np.ndarray
+) -> Iterator[np.ndarray]:
+    """What the parent's own code predicts with other ``weights`` (by its names): float32 (window, vocab) of each window.
+
+    Raises Drifted where a tensor of the parent has no counterpart of its shape there.
+    """
+    model: Any = load_causal_lm(parent_dir)
+    own = model.state_dict()
+    tied = {"lm_head.weight"} if getattr(model.config, "tie_word_embeddings", False) else set[str]()
+    lost = sorted(
+        name
+        for name, one in own.items()
+        if (name not in weights and name not in tied)
+        or (name in weights and weights[name].shape != one.shape)
+    )
+    if lost:
+        raise Drifted(
+            f"of the parent's tensors {', '.join(lost[:3])} ({len(lost)} in all) are not in what was made"
+        )
+    model.load_state_dict({name: one.float() for name, one in weights.items() if name in own}, strict=False)
+    return torch_logits(model, windows)

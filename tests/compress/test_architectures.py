@@ -1,0 +1,55 @@
+"""What cannot be compressed is told by its architecture, before any work and without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from compress.architectures import Made, architecture_of, refuse_architecture, rope_types
+from everlearn.errors import Unsupported
+
+LACKING = (
+    "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "MixtralForCausalLM", "Qwen3MoeForCausalLM", "OlmoForCausalLM",
+    "Olmo2ForCausalLM", "Olmo3ForCausalLM", "GPT2LMHeadModel", "GPTNeoXForCausalLM", "FalconForCausalLM",
+    "BloomForCausalLM", "MptForCausalLM", "StableLmForCausalLM", "GPTJForCausalLM", "OPTForCausalLM",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LACKING)
+@pytest.mark.parametrize("to", ["int4-onnx", "int8-onnx", "fp32-onnx", "gguf"])
+def test_what_is_not_built_is_refused_by_name_with_what_can_be_done(name: str, to: Made) -> None:
+    with pytest.raises(Unsupported) as refused:
+        refuse_architecture({"architectures": [name], "model_type": "x"}, "generate", to)
+    said = refused.value.message
+    assert name in said and to in said and "vLLM" in said and "docs/architectures.md" in said
+
+
+@pytest.mark.parametrize("to", ["int4-onnx", "int8-onnx", "fp32-onnx", "gguf", "w8a8", "w4a16"])
+def test_llama_is_refused_nothing(to: Made) -> None:
+    refuse_architecture({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "generate", to)
+
+
+@pytest.mark.parametrize("named", [None, [], 7, [7], "LlamaForCausalLM"])
+def test_a_config_that_names_no_architecture_is_told_as_such(named: Any) -> None:
+    with pytest.raises(Unsupported, match="names no architecture"):
+        architecture_of({"architectures": named})
+
+
+def test_rope_types_are_read_as_transformers_4_and_5_wrote_them() -> None:
+    assert rope_types({}) == {"default"}
+    assert rope_types({"rope_scaling": None}) == {"default"}
+    assert rope_types({"rope_scaling": {"type": "linear", "factor": 2.0}}) == {"linear"}
+    assert rope_types({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}) == {"yarn"}
+    layers = {"full_attention": {"rope_type": "linear"}, "sliding_attention": {"rope_theta": 1e4}}
+    assert rope_types({"rope_parameters": layers}) == {"linear", "default"}
+
+
+def test_refusing_needs_no_torch() -> None:
+    code = (
+        "import sys, compress.architectures, compress.parity; "
+        "assert not {'torch', 'transformers', 'onnxruntime'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

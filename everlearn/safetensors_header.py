@@ -47,6 +47,12 @@ def read_header(file: Path, name: str | None = None) -> dict[str, dict[str, Any]
     return tensors
 
 
+def data_start(file: Path) -> int:
+    """Where the tensors' bytes begin, of a file that :func:`read_header` read: ``data_offsets`` count from there."""
+    with file.open("rb") as stream:
+        return 8 + int.from_bytes(stream.read(8), "little")
+
+
 def _span(tensor: str, entry: Any) -> tuple[int, int]:
     """Where a tensor's bytes are. Raises ValueError naming the tensor."""
     named = f"tensor {tensor[:80]!r}"

@@ -21,6 +21,8 @@ from everlearn.registry import Registry, Version
 from everlearn.safetensors_header import count_parameters
 from everlearn.settings import Settings
 from everlearn.suggest import did_you_mean
+from everlearn.vocabulary import check_vocabulary, take_out
+from everlearn.weights import check_weights
 
 if TYPE_CHECKING:
     from everlearn.hub import Commit
@@ -81,6 +83,7 @@ def import_model(
     registry = Registry(settings)
     path = Path(source).expanduser()
     if source not in CATALOGUE and path.is_dir() and (path / MANIFEST).is_file():
+        check_bundle(path, progress)
         progress("copying", None)
         return registry.add(path, model)
     with registry.staging() as staging:
@@ -179,7 +182,8 @@ def fill_from_commit(
 
     folder = download_commit(settings, commit, HUGGING_FACE_FILES, progress)
     found = fill_from_directory(folder, staging, progress)
-    found.recipe = {"kind": "hub", "repository": commit.repo, "revision": revision, "commit": commit.sha}
+    del found.recipe["name"]
+    found.recipe |= {"kind": "hub", "repository": commit.repo, "revision": revision, "commit": commit.sha}
     shutil.rmtree(folder)
     return found
 
@@ -192,6 +196,7 @@ def fill_from_gguf(file: Path, staging: Path, progress: Progress) -> Found:
         file.name, GGUF_BASE_BYTES + GGUF_TIMES * size, GGUF_BASE_S + size / GGUF_BYTES_PER_S, file.name
     )
     made = run_child("everlearn.gguf_convert", request, progress, limits)
+    check_vocabulary(staging)
     return Found(
         format="safetensors",
         task="generate",
@@ -217,7 +222,7 @@ def fill_from_directory(directory: Path, staging: Path, progress: Progress) -> F
             f"{directory} has no config.json (Hugging Face) and no genai_config.json (ONNX GenAI)"
         )
     copy_files(directory, staging, HUGGING_FACE_FILES, progress)
-    return describe_hugging_face(staging, directory.name)
+    return describe_hugging_face(staging, directory.name, progress)
 
 
 def refuse_code(directory: Path) -> None:
@@ -256,8 +261,19 @@ def copy_files(directory: Path, staging: Path, patterns: tuple[str, ...], progre
         shutil.copyfile(target, copy)
 
 
-def describe_hugging_face(directory: Path, name: str) -> Found:
-    """Task and architecture from config.json. Raises InvalidInput naming what is missing."""
+def check_bundle(directory: Path, progress: Progress) -> None:
+    """What :func:`describe_hugging_face` asks of weights, of a bundle that comes from elsewhere. Raises InvalidInput."""
+    if not (directory / "config.json").is_file() or not list(directory.glob("model*.safetensors")):
+        return
+    check_weights(directory, progress)
+    if (directory / "tokenizer.json").is_file() and (tokens := check_vocabulary(directory)):
+        raise InvalidInput(
+            f"{directory / 'tokenizer.json'} has {', '.join(tokens)}, for which there is no row"
+        )
+
+
+def describe_hugging_face(directory: Path, name: str, progress: Progress) -> Found:
+    """Task and architecture from config.json. Raises InvalidInput naming what is missing, or what no model can be."""
     config = read_json_object(directory / "config.json")
     check_shards(directory)
     if not list(directory.glob("model*.safetensors")):
@@ -270,12 +286,16 @@ def describe_hugging_face(directory: Path, name: str) -> Found:
     quantized = section(config, "quantization_config").get("quant_method")
     if quantized not in (None, "compressed-tensors"):
         raise Unsupported(f"{name} is quantized with {str(quantized)[:80]}; bring the original weights")
+    task = _task(architecture, directory)
+    if left_out := check_vocabulary(directory):
+        take_out(directory, left_out)
+    check_weights(directory, progress)
     return Found(
         format="compressed-tensors" if quantized else "safetensors",
-        task=_task(architecture, directory),
+        task=task,
         architecture=architecture,
         parameters=None if quantized else count_parameters(directory),
-        recipe={"kind": "directory", "name": name},
+        recipe={"kind": "directory", "name": name, **({"tokens_left_out": left_out} if left_out else {})},
     )
 
 

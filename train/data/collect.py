@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from everlearn.durable import move_directory, sync_tree
 from train.data.card import DataOptions
-from train.data.clean import cleaned, said, why_dropped
-from train.data.dedup import PERMUTATIONS, signature
+from train.data.clean import cleaned, why_dropped
 from train.data.examples import RawExample, parse_record
+from train.data.learnt import Learnt, learnt
 from train.data.read import Limits, read_examples
 
 CLEANING = {
@@ -41,10 +41,9 @@ class Collected:
 
 
 class Collection:
-    """Documents of one file; texts stay on disk.
+    """Documents of one file; texts stay on disk, and what is learnt of them as shingles, see ``train.data.learnt``.
 
-    hashes: uint8 (documents, 32). signatures: uint32 (documents, PERMUTATIONS), mapped; those of documents that
-    are not ``comparable``, bool (documents,), are zero.
+    hashes: uint8 (documents, 32).
     """
 
     def __init__(self, directory: Path) -> None:
@@ -53,12 +52,10 @@ class Collection:
         self.read: int = counts["read"]
         self.dropped: dict[str, int] = counts["dropped"]
         self.hashes: NDArray[np.uint8] = np.fromfile(directory / "hashes.bin", dtype=np.uint8).reshape(-1, 32)
-        self.comparable: NDArray[np.bool_] = np.fromfile(directory / "comparable.bin", dtype=np.bool_)
-        shape = (len(self.hashes), PERMUTATIONS)
-        self.signatures: NDArray[np.uint32] = (
-            np.memmap(directory / "signatures.bin", dtype=np.uint32, mode="r", shape=shape)
-            if len(self.hashes)
-            else np.zeros(shape, dtype=np.uint32)
+        self._ends = np.fromfile(directory / "ends.bin", dtype=np.int64).reshape(-1, 2)
+        self._shingles, self._context = (
+            _mapped(directory / "shingles.bin"),
+            _mapped(directory / "context.bin"),
         )
 
     def __len__(self) -> int:
@@ -70,6 +67,19 @@ class Collection:
             for line, digest in zip(lines, self.hashes, strict=True):
                 source, record = json.loads(line)
                 yield Collected(parse_record(record, source), digest.tobytes().hex())
+
+    @property
+    def shingles(self) -> int:
+        return len(self._shingles)
+
+    def learnt(self, document: int) -> Learnt:
+        """Without shingles where near duplicates are not looked for."""
+        begin, end = self._ends[document - 1] if document else (0, 0), self._ends[document]
+        return Learnt(self._shingles[begin[0] : end[0]], self._context[begin[1] : end[1]])
+
+
+def _mapped(file: Path) -> NDArray[np.uint32]:
+    return np.memmap(file, dtype=np.uint32, mode="r") if file.stat().st_size else np.zeros(0, np.uint32)
 
 
 def collect(
@@ -102,8 +112,9 @@ def _fill(
     with (
         (directory / "documents.jsonl").open("w", encoding="utf-8") as documents,
         (directory / "hashes.bin").open("wb") as hashes,
-        (directory / "comparable.bin").open("wb") as comparable,
-        (directory / "signatures.bin").open("wb") as signatures,
+        (directory / "shingles.bin").open("wb") as shingles,
+        (directory / "context.bin").open("wb") as context,
+        (directory / "ends.bin").open("wb") as ends,
     ):
         for raw in read_examples(file, kind=options.kind, limits=limits, name=name):
             read += 1
@@ -113,8 +124,10 @@ def _fill(
                 continue
             documents.write(json.dumps([example.source, example.record], ensure_ascii=False) + "\n")
             hashes.write(bytes.fromhex(example.sha256))
-            known = signature(said(example)) if options.near_duplicates is not None else None
-            comparable.write(np.bool_(known is not None).tobytes())
-            signatures.write((known if known is not None else np.zeros(PERMUTATIONS, np.uint32)).tobytes())
+            if options.near_duplicates is not None:
+                each = learnt(example)
+                shingles.write(each.shingles.tobytes())
+                context.write(each.context.tobytes())
+            ends.write(np.array([shingles.tell() // 4, context.tell() // 4], dtype=np.int64).tobytes())
     counts = {"read": read, "dropped": dict(sorted(dropped.items()))}
     (directory / "counts.json").write_text(json.dumps(counts))

@@ -1,11 +1,14 @@
-"""Texts that are nearly the same, found by MinHash (Lee et al., 2021, arXiv 2107.06499).
+"""Examples that are nearly the same, found by MinHash (Lee et al., 2021, arXiv 2107.06499).
 
-The signature of a text estimates its Jaccard similarity to any other: the share of equal numbers. Only texts that
-agree in one whole band of their signatures are compared.
+What is compared is what is learnt: a text, or a conversation's answers. A signature estimates the Jaccard
+similarity of two by the share of equal numbers, and only those that agree in one whole band are compared. What many
+documents have in common, such as a template, is left out where one says more than that; and of two conversations
+whose answers are alike, only those are the same that are asked the same but for a few words.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from operator import index
 from typing import TYPE_CHECKING
@@ -14,111 +17,134 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.splitmix import splitmix64
+from train.data.words import shingles
 
 if TYPE_CHECKING:
     from datasketch import MinHash
 
 PERMUTATIONS = 128
+CONTEXT_PERMUTATIONS = 64
 BANDS = 16
 """16 bands of 8: of two texts with similarity 0.8, 95% meet in a band; with 0.5, 6%."""
 
-SHINGLE_WORDS = 5
 MIN_SHINGLES = 8
 """Below, a text is too short for a similarity to mean anything: only equal ones are duplicates."""
+MANY = 5
+"""What so many documents have is a template."""
+MAX_OTHER_WORDS = 3
+MAX_OTHER_PART = 3
+"""So many words may differ in two questions that are the same, and at most a third of them."""
 
-_PRIME = 0x100000001B3
+MAX_BUCKET = 64
+MAX_LOOKS = 16
+"""How many are kept to compare with in a bucket, and how many pairs of questions are compared for one example:
+so a million examples with one answer take a million steps and not their square."""
+
+COUNTS_LOG2 = 27
+"""At most 2^27 counters of a byte each, for shingles."""
 
 
 def signature(text: str) -> NDArray[np.uint32] | None:
     """uint32 (PERMUTATIONS,); None for a text that is too short."""
-    shingles = np.unique(_shingles(text))
-    if len(shingles) < MIN_SHINGLES:
-        return None
-    minhash = _empty().copy()
-    minhash.update_batch(shingles.tolist())
-    return np.asarray(minhash.hashvalues, dtype=np.uint32)
+    return minhash(shingles(text)) if comparable(shingles(text)) else None
+
+
+def minhash(hashes: NDArray[np.uint32], permutations: int = PERMUTATIONS) -> NDArray[np.uint32]:
+    """uint32 (permutations,)."""
+    made = _empty(permutations).copy()
+    made.update_batch(np.unique(hashes).tolist())
+    return np.asarray(made.hashvalues, dtype=np.uint32)
+
+
+def comparable(made: NDArray[np.uint32]) -> bool:
+    """Whether there are enough of them to be like another text's."""
+    return len(made) >= MIN_SHINGLES and len(np.unique(made)) >= MIN_SHINGLES
+
+
+class Templates:
+    """Counts in how many documents each shingle is, to tell what is a document's own."""
+
+    def __init__(self, total: int) -> None:
+        """``total``: about how many shingles there are; four counters each keep mistakes rare."""
+        size = min(COUNTS_LOG2, max(16, (4 * total).bit_length()))
+        self._shift = np.uint32(32 - size)
+        self._counts = np.zeros(2**size, dtype=np.uint8)
+
+    def add(self, made: NDArray[np.uint32]) -> None:
+        """One document's."""
+        places = np.unique(made >> self._shift)
+        self._counts[places] += self._counts[places] < 255
+
+    def own(self, made: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """The passages that fewer than MANY documents have; all, where a few changed words are no passage."""
+        rare = self._counts[made >> self._shift] < MANY
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], rare, [False]]).astype(np.int8)))
+        passages = [made[a:b] for a, b in edges.reshape(-1, 2).tolist() if b - a >= MIN_SHINGLES]
+        found = np.concatenate(passages) if passages else made
+        return found if comparable(found) else made
+
+
+def same_question(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> bool:
+    """Whether at most a few words of either are missing in the other; each uint32 (words,), without doubles."""
+    common = len(np.intersect1d(one, other, assume_unique=True))
+    longer = max(len(one), len(other))
+    return longer - common <= min(MAX_OTHER_WORDS, longer // MAX_OTHER_PART)
 
 
 def near_duplicates(
-    signatures: NDArray[np.uint32], order: NDArray[np.int64], threshold: float
+    signatures: NDArray[np.uint32],
+    order: NDArray[np.int64],
+    threshold: float,
+    *,
+    contexts: NDArray[np.uint32] | None = None,
+    same_context: Callable[[int, int], bool] | None = None,
 ) -> NDArray[np.bool_]:
     """Which texts are too like an earlier one in ``order`` that is kept.
 
-    signatures: uint32 (texts, PERMUTATIONS). order: int64, the texts that are compared, best first. Returns bool
-    (texts,). The same texts give the same answer in whatever sequence they were read, if ``order`` does not
-    depend on it.
+    signatures: uint32 (texts, PERMUTATIONS). order: int64, the texts that are compared, best first. contexts:
+    uint32 (texts, CONTEXT_PERMUTATIONS), what they are learnt beside; ``same_context`` decides on two whose
+    signatures are alike. Returns bool (texts,). The same texts give the same answer in whatever sequence they
+    were read, if ``order`` does not depend on it.
     """
     duplicate = np.zeros(len(signatures), dtype=np.bool_)
-    keys, met = _meeting(signatures)
+    keys, met = _meeting(signatures, contexts)
     kept_in: dict[tuple[int, int], list[int]] = {}
     for text in order[met[order]].tolist():
         bands = list(enumerate(keys[text].tolist()))
-        candidates = sorted({other for key in bands for other in kept_in.get(key, ())})
-        if candidates:
+        candidates = np.array(sorted({other for key in bands for other in kept_in.get(key, ())}), np.int64)
+        if len(candidates):
             similarity = (signatures[candidates] == signatures[text]).mean(axis=1)
-            duplicate[text] = similarity.max() >= threshold
+            alike = candidates[similarity >= threshold].tolist()
+            same = same_context or (lambda _one, _other: True)
+            duplicate[text] = any(same(text, other) for other in alike[:MAX_LOOKS])
         if not duplicate[text]:
             for key in bands:
-                kept_in.setdefault(key, []).append(text)
+                bucket = kept_in.setdefault(key, [])
+                if len(bucket) < MAX_BUCKET:
+                    bucket.append(text)
     return duplicate
 
 
 @cache
-def _empty() -> MinHash:
+def _empty(permutations: int) -> MinHash:
     from datasketch import MinHash  # it brings scipy: seconds on a busy machine
 
-    return MinHash(PERMUTATIONS, seed=1, hashfunc=index, scheme="affine32")
+    return MinHash(permutations, seed=1, hashfunc=index, scheme="affine32")
 
 
-def _meeting(signatures: NDArray[np.uint32]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+def _meeting(
+    signatures: NDArray[np.uint32], contexts: NDArray[np.uint32] | None
+) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """Each band as one number, uint64 (texts, BANDS), and which texts share one with another, bool (texts,)."""
     keys = np.empty((len(signatures), BANDS), dtype=np.uint64)
     met = np.zeros(len(signatures), dtype=np.bool_)
-    width = PERMUTATIONS // BANDS
     for band in range(BANDS):
-        part = signatures[:, band * width : (band + 1) * width].astype(np.uint64)
         key = np.zeros(len(signatures), dtype=np.uint64)
-        for column in part.T:
-            key = splitmix64(key ^ column)
+        for table in (signatures, contexts):
+            width = table.shape[1] // BANDS if table is not None else 0
+            for column in range(band * width, (band + 1) * width):
+                key = splitmix64(key ^ table[:, column].astype(np.uint64))  # type: ignore[index]
         keys[:, band] = key
         _, inverse, counts = np.unique(key, return_inverse=True, return_counts=True)
         met |= counts[inverse] > 1
     return keys, met
-
-
-def _shingles(text: str) -> NDArray[np.uint32]:
-    """Hashes of every five words in a row, lower case; uint32 (words - 4,).
-
-    A word is a run of letters and digits, or one character of a script written without spaces. All in numpy:
-    a word's hash is a difference of the text's running polynomial, shifted back to the text's beginning.
-    """
-    data = np.frombuffer(text.lower().encode(), dtype=np.uint8)
-    if not len(data):
-        return np.zeros(0, dtype=np.uint32)
-    inside = _WORD_BYTES[data]
-    alone = (data >= 0xE3) & (data <= 0xED)  # leads of U+3000 to U+DFFF: kana, Chinese, Korean
-    before = np.concatenate([[False], inside[:-1]])
-    starts = np.flatnonzero((inside & ~before) | alone)
-    if len(starts) < SHINGLE_WORDS:
-        return np.zeros(0, dtype=np.uint32)
-    after = np.concatenate([inside[1:], [False]])
-    ends = np.flatnonzero(inside & ~after)
-    ends = np.minimum(ends[np.searchsorted(ends, starts)] + 1, np.append(starts[1:], len(data)))
-    powers, inverses = _powers(len(data) + 1)
-    running = np.concatenate([np.zeros(1, np.uint64), np.cumsum((data.astype(np.uint64) + 1) * powers[:-1])])
-    words = splitmix64((running[ends] - running[starts]) * inverses[starts])
-    shingles = np.zeros(len(words) - SHINGLE_WORDS + 1, dtype=np.uint64)
-    for offset in range(SHINGLE_WORDS):
-        shingles = splitmix64(shingles ^ words[offset : offset + len(shingles)])
-    return (shingles >> np.uint64(32)).astype(np.uint32)
-
-
-def _powers(count: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Powers of an odd number modulo 2^64, and of its inverse; each uint64 (count,)."""
-    powers = np.full(count, _PRIME, dtype=np.uint64)
-    inverses = np.full(count, pow(_PRIME, -1, 2**64), dtype=np.uint64)
-    powers[0] = inverses[0] = 1
-    return np.cumprod(powers), np.cumprod(inverses)
-
-
-_WORD_BYTES = np.array([byte >= 0x80 or chr(byte).isalnum() for byte in range(256)])

@@ -27,13 +27,13 @@ from everlearn.errors import Conflict, Corrupt, EverlearnError, InvalidInput, No
 from everlearn.progress import Progress, silent
 from train.data.card import DataCard, DataOptions, PartCard, SourceCard
 from train.data.collect import Collected, Collection, collect
-from train.data.dedup import near_duplicates
+from train.data.duplicates import find_duplicates
 from train.data.read import SUFFIXES
 from train.data.store import StoreWriter
 from train.data.tokenize import Tokens
 
 CARD = "card.json"
-VERSION = 1
+VERSION = 2
 """Raised whenever the same input becomes other bytes."""
 
 
@@ -181,7 +181,7 @@ def _write(
     sizes = [len(each) for each in collected]
     bounds = np.cumsum([0, *sizes])
     given_held = np.repeat([file.held for file in files], sizes).astype(np.bool_)
-    exact, near = _duplicates(collected, given_held, options, work)
+    exact, near = find_duplicates(collected, given_held, options.near_duplicates, work, progress)
     in_held = _split(collected, given_held, ~(exact | near), files, options)
     result = work / "result"
     shutil.rmtree(result, ignore_errors=True)
@@ -228,41 +228,6 @@ def _write(
     write_file(result / CARD, card.model_dump_json(indent=1).encode())
     sync_tree(result)
     return card
-
-
-def _duplicates(
-    collected: list[Collection], given_held: NDArray[np.bool_], options: DataOptions, work: Path
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which documents are equal to, or nearly, another that is kept; each bool (documents,).
-
-    Of equal ones the first is kept, of similar ones that with the smallest hash, whatever the order of files;
-    but those of files given to measure with go before all.
-    """
-    hashes = np.concatenate([each.hashes for each in collected])  # uint8 (documents, 32)
-    exact = np.zeros(len(hashes), dtype=np.bool_)
-    seen: set[bytes] = set()
-    for document in np.argsort(~given_held, kind="stable").tolist():
-        key = hashes[document, :16].tobytes()
-        exact[document] = key in seen
-        seen.add(key)
-    if options.near_duplicates is None:
-        return exact, np.zeros_like(exact)
-    comparable = np.flatnonzero(np.concatenate([each.comparable for each in collected]) & ~exact)
-    first = hashes[comparable, :8].copy().view(">u8")[:, 0]
-    order = comparable[np.lexsort((first, ~given_held[comparable]))]
-    near = near_duplicates(_signatures(collected, work), order, options.near_duplicates)
-    return exact, near & ~given_held
-
-
-def _signatures(collected: list[Collection], work: Path) -> NDArray[np.uint32]:
-    """Those of all files, uint32 (documents, PERMUTATIONS), end to end on disk: half a kilobyte each."""
-    if len(collected) == 1 or not any(map(len, collected)):
-        return collected[0].signatures
-    together = work / "signatures.bin"
-    with together.open("wb") as file:
-        for each in collected:
-            each.signatures.tofile(file)
-    return np.memmap(together, dtype=np.uint32, mode="r").reshape(-1, collected[0].signatures.shape[1])
 
 
 def _split(

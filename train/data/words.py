@@ -1,0 +1,95 @@
+"""Words of a text in any script, as numbers: what finding near duplicates counts and compares."""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.splitmix import splitmix64
+
+SHINGLE_WORDS = 5
+
+BETWEEN, LETTER, ALONE = 0, 1, 2
+UNSPACED = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x1000, 0x109F),  # Burmese
+    (0x1780, 0x17FF),  # Khmer
+    (0x3040, 0x30FF),  # kana
+    (0x3400, 0x9FFF),  # Chinese characters
+    (0xAC00, 0xD7AF),  # Korean
+    (0xF900, 0xFAFF),
+    (0xFF66, 0xFF9F),
+    (0x20000, 0x3FFFF),
+)
+"""Scripts whose characters say about a word each, or that are written without spaces: first and last character."""
+
+_PRIME = 0x100000001B3
+
+
+def words(text: str) -> NDArray[np.uint64]:
+    """A hash of each word in turn, lower case; uint64 (words,).
+
+    A word is a run of letters, marks and digits, or one character of a script written without spaces. All in
+    numpy: a word's hash is a difference of the text's running polynomial, shifted back to the text's beginning.
+    """
+    points = code_points(text.lower())
+    if not len(points):
+        return np.zeros(0, dtype=np.uint64)
+    kind = classes()[points]
+    inside, alone = kind == LETTER, kind == ALONE
+    before = np.concatenate([[False], inside[:-1]])
+    after = np.concatenate([inside[1:], [False]])
+    starts = np.flatnonzero((inside & ~before) | alone)
+    ends = np.flatnonzero((inside & ~after) | alone) + 1
+    powers, inverses = _powers(len(points) + 1)
+    running = np.concatenate(
+        [np.zeros(1, np.uint64), np.cumsum((points.astype(np.uint64) + 1) * powers[:-1])]
+    )
+    return splitmix64((running[ends] - running[starts]) * inverses[starts])
+
+
+def shingles(text: str, salt: int = 0) -> NDArray[np.uint32]:
+    """Hashes of every five words in a row, as they come; uint32 (words - 4,), none for fewer words.
+
+    Those of texts with another ``salt`` have nothing in common.
+    """
+    said = words(text)
+    if len(said) < SHINGLE_WORDS:
+        return np.zeros(0, dtype=np.uint32)
+    made = np.full(len(said) - SHINGLE_WORDS + 1, salt, dtype=np.uint64)
+    for offset in range(SHINGLE_WORDS):
+        made = splitmix64(made ^ said[offset : offset + len(made)])
+    return short(made)
+
+
+def short(hashes: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    return (hashes >> np.uint64(32)).astype(np.uint32)
+
+
+def code_points(text: str) -> NDArray[np.uint32]:
+    """uint32 (characters,)."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
+@cache
+def classes() -> NDArray[np.uint8]:
+    """Whether a character stands between words, in one, or is one; uint8 (code points,)."""
+    table = np.zeros(0x110000, dtype=np.uint8)
+    for code in range(0x20000):  # above are rare Chinese characters and nothing else with letters
+        if unicodedata.category(chr(code))[0] in "LMN":
+            table[code] = LETTER
+    for first, last in UNSPACED:
+        part = table[first : last + 1]
+        part[(part == LETTER) if first < 0x20000 else slice(None)] = ALONE
+    return table
+
+
+def _powers(count: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Powers of an odd number modulo 2^64, and of its inverse; each uint64 (count,)."""
+    powers = np.full(count, _PRIME, dtype=np.uint64)
+    inverses = np.full(count, pow(_PRIME, -1, 2**64), dtype=np.uint64)
+    powers[0] = inverses[0] = 1
+    return np.cumprod(powers), np.cumprod(inverses)

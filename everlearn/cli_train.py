@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 import signal
 import sys
 import time
@@ -16,17 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from everlearn.cli_arguments import Json, open_registry, open_settings
-from everlearn.errors import ConfigError, Conflict, NotFound
 
 if TYPE_CHECKING:
     from everlearn.progress import Progress
-    from everlearn.records import Version
-    from everlearn.registry import Registry
-    from train.launch import Outcome
-    from train.recipe import TrainRecipe
 
 LINE_EVERY_S = 10.0
-REGISTERED = "registered.json"
 
 OnStep = Callable[[dict[str, Any]], None]
 
@@ -39,99 +30,50 @@ def train(
     ] = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder of the run; the same folder goes on with it. Default: one per recipe."),
+        typer.Option(
+            help="Folder of the run; the same folder goes on with it. Default: one per recipe and its data."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model. Interrupted or killed, the same command goes on from the last checkpoint."""
     from everlearn.cli_models import print_added
-    from everlearn.durable import write_file
+    from everlearn.progress import shown
+    from train.claim import claimed
+    from train.identity import contents_of
     from train.launch import launch
     from train.recipe import read_recipe
+    from train.registered import already_registered, find_run, register
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: save, then end
     settings = open_settings()
     wanted = read_recipe(recipe, overrides or [])
     registry = open_registry(settings)
-    parent = registry.weights(wanted.base) if wanted.base else None
-    model = wanted.name or (parent.model if parent else "")
-    if not model:
-        raise ConfigError("the recipe needs a name for the model it makes from scratch", param="name")
-    key = run_key(wanted, parent)
-    folder = run_dir or settings.home / "runs" / f"{model}-{key}"
-    if done := already_registered(registry, folder, key):
-        print(f"This run is finished: {done.ref}. Another seed or --run-dir trains anew.", file=sys.stderr)
-        print_added(done, as_json)
-        return
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with live_view() as (progress, on_step):
-        outcome = launch(
-            wanted,
-            model_dir=registry.path(parent) if parent else None,
-            tokenizer_dir=None,
-            run_dir=folder,
-            progress=progress,
-            on_step=on_step,
-        )
-    version = register(registry, outcome, model, parent)
-    said = {"ref": version.ref, "digest": version.digest, "key": key}
-    write_file(folder / REGISTERED, json.dumps(said).encode())
-    shutil.rmtree(outcome.directory)  # the weights are in the registry; log and recipe stay
+    with shown() as progress:
+        contents = contents_of(wanted, progress)
+    run = find_run(registry, settings.home / "runs", wanted, contents, run_dir)
+    if run.says:
+        print(run.says, file=sys.stderr)
+    with claimed(run.folder, wait_s=0):
+        if done := already_registered(registry, run):
+            print(
+                f"This run is finished: {done.ref}. Another seed or --run-dir trains anew.", file=sys.stderr
+            )
+            print_added(done, as_json)
+            return
+        with live_view() as (progress, on_step):
+            outcome = launch(
+                wanted,
+                model_dir=registry.path(run.base) if run.base else None,
+                tokenizer_dir=None,
+                run_dir=run.folder,
+                progress=progress,
+                on_step=on_step,
+                contents=contents,
+                base_ref=run.base.ref if run.base else None,
+            )
+        version = register(registry, run, outcome)
     print_added(version, as_json)
-
-
-def run_key(recipe: TrainRecipe, parent: Version | None) -> str:
-    """Names a run by everything that determines it."""
-    from train.recipe import OPERATIONAL
-
-    said = recipe.model_dump(mode="json", exclude=set(OPERATIONAL))
-    text = json.dumps([said, parent.digest if parent else None], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def already_registered(registry: Registry, run_dir: Path, key: str) -> Version | None:
-    """What an earlier command made in this folder, if it is still registered; else the folder is empty again.
-
-    Raises Conflict where that was another run.
-    """
-    file = run_dir / REGISTERED
-    if not file.is_file():
-        return None
-    said = json.loads(file.read_bytes())
-    if said["key"] != key:
-        raise Conflict(
-            f"{run_dir} holds the finished run of {said['ref']}, of another recipe", param="run_dir"
-        )
-    try:
-        version = registry.resolve(said["ref"])
-        if version.digest == said["digest"]:
-            return version
-    except NotFound:
-        pass
-    shutil.rmtree(run_dir)
-    return None
-
-
-def register(registry: Registry, outcome: Outcome, model: str, parent: Version | None) -> Version:
-    """The result as the next version of ``model``."""
-    from everlearn.bundle import write_bundle
-    from everlearn.safetensors_header import count_parameters
-
-    config = json.loads((outcome.directory / "config.json").read_bytes())
-    with registry.staging() as staging:
-        shutil.copytree(outcome.directory, staging, dirs_exist_ok=True)
-        write_bundle(
-            staging,
-            name=model,
-            format="safetensors",
-            task="generate",
-            architecture=next(iter(config.get("architectures") or [""])),
-            parameters=count_parameters(staging),
-            parent=parent.digest if parent else None,
-            recipe={"train": outcome.recipe},
-            metrics=outcome.metrics,
-        )
-        return registry.add(staging, model)
 
 
 @contextmanager

@@ -35,28 +35,22 @@ def main() -> int:
 
 
 def run(run_dir: Path, say: Any, stop: threading.Event) -> int:
-    from filelock import FileLock, Timeout
-
-    from everlearn.errors import Conflict, EverlearnError
+    from everlearn.errors import EverlearnError
+    from train.claim import claimed_by_rank
     from train.run import train
 
-    first = os.environ.get("RANK", "0") == "0"
-    lock = FileLock(run_dir / "lock", timeout=60 if first else 0)
+    rank = int(os.environ.get("RANK", "0"))
     try:
-        if first:
-            try:
-                lock.acquire()
-            except Timeout:
-                raise Conflict(f"another process is training in {run_dir}") from None
-        train(
-            run_dir,
-            on_step=lambda report: say(report=dataclasses.asdict(report)) if first else None,
-            should_stop=stop.is_set,
-        )
+        with claimed_by_rank(run_dir, rank):
+            train(
+                run_dir,
+                on_step=lambda report: say(report=dataclasses.asdict(report)) if rank == 0 else None,
+                should_stop=stop.is_set,
+            )
     except EverlearnError as error:
         say(error=type(error).__name__, message=error.message, param=error.param)
         return 3
-    if first:
+    if rank == 0:
         say(done=True)
     return 0
 

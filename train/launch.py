@@ -1,12 +1,14 @@
 """Starts a training run in processes of its own, and tells its progress. Started again, it goes on.
 
 A run folder is one run: finished, its stored outcome is returned at once; half, it resumes from its checkpoint.
+What a run is, ``train.identity`` says; one process at a time works on it, see ``train.claim``.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,10 +21,12 @@ from typing import IO, Any, NoReturn
 from everlearn import errors
 from everlearn.child import ALL_MEMORY, Limits, run_child
 from everlearn.durable import write_file
-from everlearn.errors import ConfigError, Conflict, Unavailable
+from everlearn.errors import ConfigError, Conflict, Corrupt, Unavailable
 from everlearn.progress import Progress, silent
 from train import failures
-from train.recipe import TrainRecipe, recipe_diff
+from train.claim import WAIT_S, claimed, wait_for_ranks
+from train.identity import Contents, base_digest, contents_of, refuse_changed, run_diff
+from train.recipe import TrainRecipe
 
 LOG_TAIL_CHARS = 1500
 STOP_POLL_S = 0.5
@@ -51,30 +55,39 @@ def launch(
     nice: int = 0,
     on_step: OnStep | None = None,
     should_stop: Callable[[], bool] | None = None,
+    contents: Contents | None = None,
+    base_ref: str | None = None,
 ) -> Outcome:
     """Trains ``recipe`` in ``run_dir`` from ``model_dir``, or from scratch.
 
     ``tokenizer_dir``: of the model by default; from scratch without one, a tokenizer is trained on the data.
     ``should_stop`` is asked twice a second; once true, the run saves a checkpoint and Stopped is raised.
-    So it is on KeyboardInterrupt. Raises the run's own errors as themselves: InvalidInput, ConfigError, Conflict, Diverged, Stopped; and
+    So it is on KeyboardInterrupt. ``contents``: of the recipe's files, read here where they are not given.
+    ``base_ref`` names the version in ``model_dir``.
+    Raises the run's own errors as themselves: InvalidInput, ConfigError, Conflict, Diverged, Stopped; and
     Unavailable with the end of its log where it died.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    request = open_run(recipe, model_dir, tokenizer_dir, run_dir)
-    if not (run_dir / "outcome.json").is_file():
-        if recipe.data.train or (model_dir is None and tokenizer_dir is None):
-            limits = Limits("the data", memory_bytes=ALL_MEMORY, wall_s=None, param="data")
-            run_child("train.prepare_run", {"run_dir": str(run_dir), "nice": nice}, progress, limits)
-        progress("starting", None)
-        _train(recipe, run_dir, request["threads"], progress, nice, on_step, should_stop)
-    stored = json.loads((run_dir / "outcome.json").read_bytes())
-    return Outcome(run_dir / "model", stored["metrics"], stored["recipe"])
+    with claimed(run_dir, WAIT_S):
+        known = contents_of(recipe, progress) if contents is None else contents
+        request = open_run(recipe, model_dir, tokenizer_dir, run_dir, known, base_ref)
+        if not (run_dir / "outcome.json").is_file():
+            wait_for_ranks(run_dir)
+            _prepare(recipe, run_dir, known, progress, nice)
+            progress("starting", None)
+            _train(recipe, run_dir, request["threads"], progress, nice, on_step, should_stop)
+        stored = json.loads((run_dir / "outcome.json").read_bytes())
+        return Outcome(run_dir / "model", stored["metrics"], stored["recipe"])
 
 
 def open_run(
-    recipe: TrainRecipe, model_dir: Path | None, tokenizer_dir: Path | None, run_dir: Path
+    recipe: TrainRecipe,
+    model_dir: Path | None,
+    tokenizer_dir: Path | None,
+    run_dir: Path,
+    contents: Contents,
+    base_ref: str | None = None,
 ) -> dict[str, Any]:
-    """Writes run.json. Raises Conflict with the differences where the folder holds a run of another recipe."""
+    """Writes run.json. Raises Conflict with the differences where the folder holds another run."""
     if model_dir is None and recipe.architecture is None:
         raise ConfigError("the recipe has neither a base nor an architecture", param="base")
     if model_dir is not None and recipe.architecture is not None:
@@ -85,25 +98,60 @@ def open_run(
         raise ConfigError(
             "from scratch on a store takes the tokenizer that the store was made with", param="data"
         )
-    file = run_dir / "run.json"
-    said = recipe.model_dump(mode="json")
-    threads = recipe.threads or os.cpu_count() or 1
-    if file.is_file():
-        before = json.loads(file.read_bytes())
-        if lines := recipe_diff(before["recipe"], said):
-            raise Conflict(
-                f"{run_dir} holds a run of another recipe; go on with that one, or choose another folder. "
-                "What differs:\n  " + "\n  ".join(lines)
-            )
-        threads = recipe.threads or before["threads"]
     request = {
-        "recipe": said,
+        "recipe": recipe.model_dump(mode="json"),
+        "contents": contents,
+        "base": {"ref": base_ref, "digest": base_digest(model_dir)} if model_dir else None,
         "model_dir": str(model_dir.absolute()) if model_dir else None,
         "tokenizer_dir": str((tokenizer_dir or model_dir or run_dir / "tokenizer").absolute()),
-        "threads": threads,
+        "threads": recipe.threads or os.cpu_count() or 1,
     }
-    write_file(file, json.dumps(request, indent=1).encode())
+    if before := begun(run_dir):
+        refuse_other_run(run_dir, before, request)
+        request["threads"] = recipe.threads or before["threads"]
+        if before.get("base"):
+            request["base"] = before["base"]
+            request["recipe"]["base"] = before["recipe"]["base"]  # what it was begun as
+    write_file(run_dir / "run.json", json.dumps(request, indent=1).encode())
     return request
+
+
+def begun(run_dir: Path) -> dict[str, Any] | None:
+    """What run.json says; None where no run was begun. Raises Corrupt."""
+    file = run_dir / "run.json"
+    try:
+        return json.loads(file.read_bytes()) if file.is_file() else None
+    except ValueError as error:
+        raise Corrupt(f"{file} is not what was written ({error}): remove {run_dir}") from None
+
+
+def refuse_other_run(run_dir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises Conflict with what differs, and what to do."""
+    lines = run_diff(before, now)
+    if not lines:
+        return
+    old = before.get("base") or {}
+    same_base = old.get("digest") == (now["base"] or {}).get("digest")
+    back = "" if same_base or not old.get("ref") else f" (--set base={old['ref']} names its base)"
+    raise Conflict(
+        f"{run_dir} holds another run; go on with that one{back}, or choose another folder (--run-dir). "
+        "What differs:\n  " + "\n  ".join(lines),
+        param="run_dir",
+    )
+
+
+def _prepare(recipe: TrainRecipe, run_dir: Path, contents: Contents, progress: Progress, nice: int) -> None:
+    """Fills ``data/``, and from scratch ``tokenizer/``: once for a run, whatever becomes of the files."""
+    if not recipe.data.train or (run_dir / "data").exists():
+        return
+    limits = Limits("the data", memory_bytes=ALL_MEMORY, wall_s=None, param="data")
+    run_child("train.prepare_run", {"run_dir": str(run_dir), "nice": nice}, progress, limits)
+    card = json.loads((run_dir / "data" / "card.json").read_bytes())
+    try:
+        refuse_changed(contents, [source["sha256"] for source in card["sources"]])
+    except Conflict:
+        shutil.rmtree(run_dir / "data")
+        raise
 
 
 def command(recipe: TrainRecipe, run_dir: Path, nice: int) -> list[str]:

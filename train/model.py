@@ -29,9 +29,14 @@ KEPT = (
 
 
 def build(recipe: TrainRecipe, model_dir: Path | None, tokenizer_dir: Path) -> nn.Module:
-    """The model to train, float32, adapters beside it where the recipe asks for them."""
+    """The model to train, float32, adapters beside it where the recipe asks for them.
+
+    What of it is random depends on the recipe's seed alone: every rank makes the same, and so does another start.
+    """
     if model_dir is not None:
-        return add_adapters(load_causal_lm(model_dir), recipe.tune)
+        model = load_causal_lm(model_dir)
+        torch.manual_seed(recipe.seed)
+        return add_adapters(model, recipe.tune)
     if recipe.architecture is None:
         raise InvalidInput("a recipe without base needs an architecture", param="architecture")
     torch.manual_seed(recipe.seed)

@@ -36,6 +36,20 @@ OPERATIONAL = frozenset(
     }
 )
 
+# Where something lies, or what it is called. What it holds decides, and is compared beside: train/identity.py.
+PLACES = frozenset(
+    {
+        "base",
+        "teacher",
+        "student.model",
+        "data.train",
+        "data.held",
+        "data.store",
+        "data.held_store",
+        "keep.store",
+    }
+)
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -114,7 +128,6 @@ class Schedule(_Part):
     """A linear warm-up, then a cosine down to ``final_fraction`` of the peak (arXiv 1608.03983)."""
 
     warmup_fraction: float = Field(default=0.03, ge=0, le=1)
-    decay: Literal["cosine"] = "cosine"
     final_fraction: float = Field(default=0.1, ge=0, le=1)
 
 
@@ -187,7 +200,6 @@ class TrainRecipe(FitOptions):
     name: str | None = None
     base: str | None = None
     architecture: Architecture | None = None
-    objective: Literal["causal-lm"] = "causal-lm"
     data: Data
     keep: Keep | None = None
     tune: Tune = Tune()
@@ -264,13 +276,21 @@ def recipe_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from recipe_keys(part, f"{prefix}{name}.")
 
 
+def deciding(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a recipe's own values changes the result of a run, by dotted key; see OPERATIONAL and PLACES."""
+    return {
+        key: value
+        for key, value in flatten(recipe)
+        if key.partition(".")[0] not in OPERATIONAL and key not in PLACES
+    }
+
+
 def recipe_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines ``key: old → new`` for what would change the result of a run; see ``OPERATIONAL``."""
-    before, after = dict(flatten(old)), dict(flatten(new))
-    keys = [key for key in before | after if key.partition(".")[0] not in OPERATIONAL]
+    """Lines ``key: old → new`` for what would change the result of a run; see :func:`deciding`."""
+    before, after = deciding(old), deciding(new)
     return [
         f"{key}: {before.get(key)!r} → {after.get(key)!r}"
-        for key in keys
+        for key in before | after
         if before.get(key) != after.get(key)
     ]
 

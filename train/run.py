@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from everlearn.bundle import MANIFEST, file_entry
 from everlearn.durable import write_file
 from everlearn.errors import InvalidInput
 from train import model as models
@@ -28,6 +27,7 @@ from train.data.store import TokenStore, open_store
 from train.data.tokenize import Tokens
 from train.evaluate import load_causal_lm
 from train.failures import Stopped
+from train.identity import base_digest
 from train.keep import Keeping, WithKept
 from train.loop import Batches, FitResult, Held, StepReport, choose_dtype, divide, fit, total_steps
 from train.objectives import CausalLM, Objective
@@ -71,7 +71,7 @@ def train(
         if group.is_first:
             fresh = models.build(recipe, base, tokenizer_dir) if group.kind == "fsdp2" else model
             models.write(fresh, state, recipe, base, tokenizer_dir, run_dir / "model")
-            resolved = resolve(recipe, packer, request["threads"], group)
+            resolved = resolve(recipe, packer, request, group)
             outcome = {"metrics": metrics_of(result), "recipe": resolved, "identity": identity}
             write_file(run_dir / "outcome.json", json.dumps(outcome, indent=1).encode())
         Checkpoints(run_dir / "checkpoints", 1, group).clear()
@@ -120,14 +120,6 @@ def identity_of(
     }
 
 
-def base_digest(base: Path) -> str:
-    """A bundle's digest; of another folder, its weights' own."""
-    if (base / MANIFEST).is_file():
-        return json.loads((base / MANIFEST).read_bytes())["digest"]
-    weights = sorted(base.glob("*.safetensors"))
-    return " ".join(file_entry(file).sha256 for file in weights)
-
-
 def refuse_foreign_tokens(stores: Sequence[TokenStore | None], sha256: str) -> None:
     """Raises InvalidInput where a store's tokens are another tokenizer's."""
     for store in filter(None, stores):
@@ -152,14 +144,15 @@ def gather(model: torch.nn.Module, group: Group) -> dict[str, torch.Tensor] | No
     return state
 
 
-def resolve(recipe: TrainRecipe, packer: Packer, threads: int, group: Group) -> dict[str, Any]:
-    """The recipe with everything decided that it had left open."""
+def resolve(recipe: TrainRecipe, packer: Packer, request: Mapping[str, Any], group: Group) -> dict[str, Any]:
+    """The recipe with everything decided that it had left open, the version of its base too."""
     dtype = str(choose_dtype(recipe.dtype, group.device)).removeprefix("torch.")
     decided = {
         "steps": total_steps(recipe, packer.rows),
         "micro_batch": divide(recipe, group.ranks)[0],
         "dtype": dtype,
-        "threads": threads,
+        "threads": request["threads"],
+        "base": (request["base"] or {}).get("ref") or recipe.base,
     }
     return recipe.model_copy(update=decided).model_dump(mode="json")
 

@@ -30,7 +30,7 @@ def test_a_recipe_is_read_with_its_defaults_and_paths_beside_it(tmp_path: Path) 
     recipe = read_recipe(write(tmp_path, GOOD))
     assert recipe.data.train == (tmp_path / "texts.jsonl",)
     assert (recipe.tune.method, recipe.tune.rank, recipe.optimizer.lr) == ("lora", 16, 0.001)
-    assert (recipe.schedule.decay, recipe.rows) == ("cosine", 16)
+    assert (recipe.schedule.final_fraction, recipe.rows) == (0.1, 16)
 
 
 def test_set_overrides_a_key_at_any_depth(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from everlearn.bundle import file_entry
 from everlearn.errors import Conflict
 from tests.train.conftest import run
 from tests.train.processes import start_run, weights_sha256
+from train.identity import contents_of
 from train.launch import open_run
 from train.recipe import TrainRecipe
 
@@ -23,7 +24,8 @@ KILLS = 5
 
 def prepared(recipe: dict[str, Any], base: Path, run_dir: Path) -> Path:
     run_dir.mkdir(exist_ok=True)
-    open_run(TrainRecipe.model_validate(recipe), base, None, run_dir)
+    wanted = TrainRecipe.model_validate(recipe)
+    open_run(wanted, base, None, run_dir, contents_of(wanted))
     return run_dir
 
 

@@ -60,3 +60,15 @@ def test_full_tuning_leaves_the_model_as_it_is(base: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(base)
     assert add_adapters(model, Tune()) is model
     assert merge_adapters(model, Tune()) is model
+
+
+def test_adapters_depend_on_the_seed_alone(base: Path) -> None:
+    def made(seed: int) -> dict[str, torch.Tensor]:
+        torch.rand(seed + 3)  # whatever was drawn before
+        recipe = {"data": {"store": "x"}, "tune": {"method": "lora", "rank": 4}, "seed": seed}
+        model = models.build(TrainRecipe.model_validate(recipe), base, base)
+        return {name: p.detach() for name, p in model.named_parameters() if "lora_A" in name}
+
+    first, second, other = made(0), made(0), made(1)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)

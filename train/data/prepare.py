@@ -65,7 +65,7 @@ def prepare(
     """
     options = options or DataOptions()
     tokens = Tokens(tokenizer_dir)
-    files = _files(sources, held)
+    files = list_sources(sources, held)
     entries = [file_entry(file.path) for file in files]
     inputs = _inputs_sha256(files, entries, tokens, options)
     work = out.with_name(f".{out.name}.preparing")
@@ -100,7 +100,8 @@ def read_card(out: Path) -> DataCard:
         raise Corrupt(f"{out / CARD}: {fault['msg']}", param=CARD) from None
 
 
-def _files(sources: Sequence[Path | Source], held: Sequence[Path]) -> list[Source]:
+def list_sources(sources: Sequence[Path | Source], held: Sequence[Path] = ()) -> list[Source]:
+    """Every file that is read, in the order of reading. Raises NotFound for a missing one, and InvalidInput."""
     files: list[Source] = []
     for source in [*sources, *(Source(path, path.name, held=True) for path in held)]:
         given = source if isinstance(source, Source) else Source(source, source.name)

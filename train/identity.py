@@ -1,0 +1,126 @@
+"""What a run is: its recipe and what its files hold, never where they lie or what they are called.
+
+An edited data file, a file more in a folder, other ``held`` files or another version of the base are another run;
+the same bytes under another path are the same one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from everlearn.bundle import MANIFEST, file_entry
+from everlearn.errors import Conflict, InvalidInput
+from everlearn.progress import Progress, silent
+from train.recipe import TrainRecipe, recipe_diff
+
+Contents = dict[str, list[list[str]]]
+"""By recipe key, the name and sha256 of each file, in the order of reading."""
+
+BLOCK_BYTES = 4 * 1024**2
+TOLD_FROM_BYTES = 512 * 1024**2
+"""About a second of reading: less is not announced."""
+
+
+def contents_of(recipe: TrainRecipe, progress: Progress = silent) -> Contents:
+    """Reads every byte that the recipe names. Raises NotFound, InvalidInput, and Corrupt for a damaged store."""
+    from train.data.prepare import list_sources
+    from train.data.store import open_store
+
+    contents: Contents = {}
+    if recipe.data.train:
+        sources = list_sources(recipe.data.train, recipe.data.held)
+        hashed = _hash([source.path for source in sources], progress)
+        for key, held in (("data.train", False), ("data.held", True)):
+            contents[key] = [
+                [source.name, sha256]
+                for source, sha256 in zip(sources, hashed, strict=True)
+                if source.held == held
+            ]
+    keep = recipe.keep.store if recipe.keep else None
+    stores = {
+        "data.store": recipe.data.store,
+        "data.held_store": recipe.data.held_store,
+        "keep.store": keep,
+    }
+    for key, store in stores.items():
+        if store:
+            progress(f"checking {store.name}", None)
+            contents[key] = [[store.name, open_store(store, verify=True).card.sha256]]
+    return contents
+
+
+def base_digest(base: Path) -> str:
+    """A bundle's digest; of another folder, its configuration's and weights' own."""
+    if (base / MANIFEST).is_file():
+        return json.loads((base / MANIFEST).read_bytes())["digest"]
+    files = [file for file in (base / "config.json",) if file.is_file()] + sorted(base.glob("*.safetensors"))
+    return " ".join(file_entry(file).sha256 for file in files)
+
+
+def run_diff(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What tells two runs apart, a line each; both as run.json holds them. Empty where they are one run."""
+    lines = recipe_diff(before["recipe"], now["recipe"])
+    lines += _contents_diff(before.get("contents") or {}, now["contents"])
+    old, new = before.get("base") or {}, now.get("base") or {}
+    if old.get("digest") != new.get("digest"):
+        lines.append(f"base: {_base(old)} → {_base(new)}")
+    return lines
+
+
+def refuse_changed(contents: Contents, read: Sequence[str]) -> None:
+    """Raises Conflict where a file that was ``read`` (sha256 of each) is not one of ``contents``."""
+    known = {sha256 for files in contents.values() for _, sha256 in files}
+    if not known.issuperset(read):
+        raise Conflict("a data file was changed while it was read: start the run again", param="data.train")
+
+
+def _base(said: Mapping[str, Any]) -> str:
+    if not said:
+        return "none"
+    return f"{said['ref'] or 'a folder'} ({said['digest'][:12]}…)"
+
+
+def _contents_diff(before: Contents, now: Contents) -> list[str]:
+    lines: list[str] = []
+    for key in before | now:
+        old, new = before.get(key, []), now.get(key, [])
+        if [sha256 for _, sha256 in old] == [sha256 for _, sha256 in new]:
+            continue
+        was, became = {name: sha256 for name, sha256 in old}, {name: sha256 for name, sha256 in new}
+        known = {sha256 for _, sha256 in old}
+        found = [f"{name} is gone" for name in was if name not in became]
+        found += [
+            f"{name} is new" if name not in was else f"{name} was {was[name][:12]}…, is {sha256[:12]}…"
+            for name, sha256 in became.items()
+            if sha256 not in known
+        ]
+        lines += [f"{key}: {what}" for what in found or ["the same files in another order or number"]]
+    return lines
+
+
+def _hash(files: Sequence[Path], progress: Progress) -> list[str]:
+    """The sha256 of each, read in blocks."""
+    for file in files:
+        if not file.is_file():
+            raise InvalidInput(f"{file} is neither a file nor a folder", param="data.train")
+    total, read = sum(file.stat().st_size for file in files), 0
+    told = TOLD_FROM_BYTES
+    hashed: list[str] = []
+    for file in files:
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while block := stream.read(BLOCK_BYTES):
+                digest.update(block)
+                read += len(block)
+                if read >= told:
+                    progress(
+                        f"checking the data: {read / 1e9:.1f} of {total / 1e9:.1f} GB",
+                        read / max(total, read),
+                    )
+                    told = read + max(TOLD_FROM_BYTES, total // 20)
+        hashed.append(digest.hexdigest())
+    return hashed

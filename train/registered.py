@@ -1,0 +1,179 @@
+"""A run beside the registry: which folder a command means, which version of its base, and what came of it.
+
+A name such as ``tiny`` or ``tiny@champion`` is another version tomorrow. A run takes the one that the name stands
+for when it begins, and goes on with that one until it is finished.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from everlearn.bundle import BundleManifest, write_bundle
+from everlearn.durable import write_file
+from everlearn.errors import ConfigError, Conflict, Corrupt, NotFound
+from everlearn.records import Version
+from everlearn.reference import parse_reference
+from everlearn.registry import Registry
+from everlearn.safetensors_header import count_parameters
+from train.claim import COMMAND_LOCK
+from train.identity import Contents, run_diff
+from train.launch import Outcome, begun, refuse_other_run
+from train.recipe import TrainRecipe, deciding
+
+REGISTERED = "registered.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """``model``: what the result is called. ``says``: what a person should hear of the base."""
+
+    folder: Path
+    model: str
+    base: Version | None
+    recipe: TrainRecipe
+    contents: Contents
+    says: str = ""
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What ``train.identity`` compares, as run.json holds it."""
+        base = {"ref": self.base.ref, "digest": self.base.digest} if self.base else None
+        return {"recipe": self.recipe.model_dump(mode="json"), "contents": self.contents, "base": base}
+
+
+def find_run(
+    registry: Registry, runs: Path, recipe: TrainRecipe, contents: Contents, run_dir: Path | None
+) -> Run:
+    """The run that a command means: one begun with the same recipe and contents, or a new one.
+
+    Raises NotFound for a base that is not here, ConfigError for a model without a name, and Conflict where the
+    version that a run was begun with is gone.
+    """
+    base = registry.weights(recipe.base) if recipe.base else None
+    model = recipe.name or (base.model if base else "")
+    if not model:
+        raise ConfigError("the recipe needs a name for the model it makes from scratch", param="name")
+    if base and recipe.base and not isinstance(parse_reference(recipe.base).version, int):
+        folders = [run_dir] if run_dir else sorted(runs.glob(f"{glob.escape(model)}-*"))
+        pinned = _pinned(registry, folders, recipe, contents, base)
+        if pinned:
+            return Run(pinned[0], model, pinned[1], recipe, contents, _says(recipe.base, pinned[1], base))
+        says = f"base {recipe.base} → {base.ref}"
+    else:
+        says = ""
+    said = [deciding(recipe.model_dump(mode="json")), base.digest if base else None]
+    said += [[sha256 for _, sha256 in files] for _, files in sorted(contents.items())]
+    key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+    return Run(run_dir or runs / f"{model}-{key}", model, base, recipe, contents, says)
+
+
+def already_registered(registry: Registry, run: Run) -> Version | None:
+    """What an earlier command made of this run, if it is still registered; else the folder is empty again.
+
+    Raises Conflict where the folder holds another run, finished.
+    """
+    made, before = _made(run.folder), begun(run.folder)
+    if not made or not before:
+        return None
+    refuse_other_run(run.folder, before, run.request)
+    if parse_reference(made["ref"]).model != run.model:
+        raise Conflict(
+            f"{run.folder} holds this run, finished and named {made['ref']}: for {run.model}, choose another folder "
+            "(--run-dir)",
+            param="name",
+        )
+    try:
+        version = registry.resolve(made["ref"])
+        if version.digest == made["digest"]:
+            return version
+    except NotFound:
+        pass
+    for entry in run.folder.iterdir():
+        if entry.name != COMMAND_LOCK:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    return None
+
+
+def register(registry: Registry, run: Run, outcome: Outcome) -> Version:
+    """The result as the next version of its model, once; the weights then are in the registry alone."""
+    config = json.loads((outcome.directory / "config.json").read_bytes())
+    with registry.staging() as staging:
+        shutil.copytree(outcome.directory, staging, dirs_exist_ok=True)
+        manifest = write_bundle(
+            staging,
+            name=run.model,
+            format="safetensors",
+            task="generate",
+            architecture=next(iter(config.get("architectures") or [""])),
+            parameters=count_parameters(staging),
+            parent=run.base.digest if run.base else None,
+            recipe={"train": outcome.recipe},
+            metrics=outcome.metrics,
+        )
+        version = _added_before(registry, run.model, manifest) or registry.add(staging, run.model)
+    said = {"ref": version.ref, "digest": version.digest}
+    write_file(run.folder / REGISTERED, json.dumps(said).encode())
+    shutil.rmtree(outcome.directory)
+    return version
+
+
+def _added_before(registry: Registry, model: str, manifest: BundleManifest) -> Version | None:
+    """What a command added that was killed before it could write so."""
+    same = {"files", "recipe", "metrics", "parent"}
+    wanted = manifest.model_dump(include=same)
+    try:
+        versions = registry.versions(model)
+    except NotFound:
+        return None
+    return next((one for one in versions if one.manifest.model_dump(include=same) == wanted), None)
+
+
+def _pinned(
+    registry: Registry, folders: Sequence[Path], recipe: TrainRecipe, contents: Contents, base: Version
+) -> tuple[Path, Version] | None:
+    """The folder and base of a run that was begun by this name: unfinished, or what ``base`` itself came of."""
+    for folder in folders:
+        try:
+            before = begun(folder)
+        except Corrupt:
+            continue  # told when that folder is meant
+        if not before or not before.get("base") or before["recipe"].get("base") != recipe.base:
+            continue
+        now = {"recipe": recipe.model_dump(mode="json"), "contents": contents, "base": before["base"]}
+        made = _made(folder)
+        if run_diff(before, now) or (made and made["digest"] != base.digest):
+            continue
+        ref = before["base"]["ref"]
+        try:
+            version = registry.weights(ref)
+        except NotFound:
+            version = None
+        if version is None or version.digest != before["base"]["digest"]:
+            raise Conflict(
+                f"{folder} holds this run, begun with {ref}, which is no longer here: remove the folder to begin "
+                f"anew with {base.ref}",
+                param="base",
+            )
+        return folder, version
+    return None
+
+
+def _made(folder: Path) -> dict[str, str] | None:
+    file = folder / REGISTERED
+    return json.loads(file.read_bytes()) if file.is_file() else None
+
+
+def _says(asked: str, pinned: Version, now: Version) -> str:
+    line = f"base {asked} → {pinned.ref}"
+    if pinned.digest != now.digest:
+        line += (
+            f", as when this run began; {asked} is {now.ref} by now: --set base={now.ref} trains from that"
+        )
+    return line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,18 +129,16 @@ def speed_of(directory: Path, format: str, progress: Progress = silent) -> dict[
 
 def as_prompt(directory: Path, prompt: str) -> str:
     """The prompt as the model's chat template has it; as it is where there is none."""
-    from everlearn.chat_template import sandbox
+    from everlearn.chat_template import sandbox, template_source, token_names
 
-    template = directory / "chat_template.jinja"
-    if not template.is_file():
+    template = template_source(directory)
+    if template is None:
         return prompt
-    said = json.loads((directory / "tokenizer_config.json").read_text())
-    tokens = {name: said.get(name) or "" for name in ("bos_token", "eos_token", "pad_token")}
     messages = [{"role": "user", "content": prompt}]
     return (
         sandbox()
-        .from_string(template.read_text())
-        .render(messages=messages, add_generation_prompt=True, **tokens)
+        .from_string(template)
+        .render(messages=messages, add_generation_prompt=True, **token_names(directory))
     )
 
 

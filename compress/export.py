@@ -28,6 +28,7 @@ from everlearn.errors import Conflict, InvalidInput, Unavailable, Unsupported
 from everlearn.progress import Progress, silent
 from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
+from everlearn.stops import write_genai_config, write_generation_config
 from train.evaluate import HELD_TOKENS, held_text
 
 
@@ -213,6 +214,7 @@ def export_decoder(
     compared = run_child("compress.measure_decoder", measured, progress)
     shutil.rmtree(request["cache_dir"], ignore_errors=True)
     keep_tokenizer(parent_dir, staging)
+    write_genai_config(staging, parent_dir)
     return {"precision": precision.name, "options": request["options"], **made}, priced(compared, precision)
 
 
@@ -253,6 +255,7 @@ def export_vllm(
     }
     answer = run_child("compress.build_vllm", request, progress)
     keep_tokenizer(parent_dir, staging)
+    write_generation_config(staging)
     metrics = priced(answer["compared"], PRECISIONS[recipe.to])
     return {"precision": recipe.to, **answer["made"]}, metrics
 

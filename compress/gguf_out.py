@@ -18,6 +18,7 @@ from compress.measure_decoder import held_windows, measure
 from everlearn.child import answer
 from everlearn.errors import Unsupported
 from everlearn.progress import Progress
+from everlearn.stops import stops_of
 from train.evaluate import load_causal_lm, torch_logits
 
 Encode = Callable[[str, Any], tuple[Any, Any]]
@@ -127,9 +128,11 @@ def write_fields(writer: Any, config: Any, fields: Mapping[str, Any], model_dir:
     writer.add_token_list([*tokens, *unused])
     writer.add_token_types([*fields["types"], *[5] * len(unused)])
     writer.add_token_merges(fields["merges"])
+    stops = stops_of(model_dir)
     for name, value in (
         ("bos", config.bos_token_id),
-        ("eos", config.eos_token_id),
+        ("eos", stops.text_end),
+        ("eot", next(iter(stops.turn_ends), None)),
         ("pad", config.pad_token_id),
     ):
         value = value[0] if isinstance(value, list) else value

@@ -42,6 +42,7 @@ from everlearn.progress import Progress, silent
 from everlearn.registry import Registry, Version
 from everlearn.safetensors_header import count_parameters
 from everlearn.settings import Settings
+from everlearn.stops import write_generation_config
 from train.evaluate import HELD_TOKENS
 
 # Bytes that training holds for each of the weights': checkpoints with two moments in float32, and the one before.
@@ -204,6 +205,8 @@ def prune(
         child = "compress.build_pruned" if decoder else "compress.prune_encoder"
         answer = run_child(child, request, progress)
         keep_beside_weights(parent_dir, staging)
+        if decoder:
+            write_generation_config(staging)
         write_bundle(
             staging,
             name=parent.model,

@@ -164,6 +164,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     from compress.kept_predictions import KeptDistillation
     from compress.prune import evenly_spaced, with_layers
     from compress.quantize_aware import keep_rounded, round_in_training
+    from everlearn.stops import write_generation_config
     from train.data.packing import Packer
     from train.evaluate import load_causal_lm
     from train.failures import Diverged
@@ -238,6 +239,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     dtype = torch.float32 if rounded else saved_dtype(teacher_dir)  # rounded weights are kept to the last bit
     student.to(dtype).save_pretrained(model_dir)
     keep_tokenizer(teacher_dir, model_dir)
+    write_generation_config(model_dir)
     return metrics_of(result) | {"reconstructed": apart}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from continual.recipe import Generation
 from everlearn.errors import Unsupported
 from everlearn.progress import Progress, silent
+from everlearn.stops import stops_of
 from train.data.store import Example
 from train.evaluate import load_causal_lm
 
@@ -53,8 +54,7 @@ def start_tokens(model_dir: Path, config: Any) -> list[int]:
     document = Tokenizer.from_file(str(model_dir / "tokenizer.json")).token_to_id(DOCUMENT_START)
     known = [config.bos_token_id, document]
     if known == [None, None]:
-        ends = config.eos_token_id
-        known = list(ends[:1]) if isinstance(ends, list) else [ends]
+        known = [stops_of(model_dir).text_end]
     starts = list(dict.fromkeys(token for token in known if token is not None))
     if not starts:
         raise Unsupported(

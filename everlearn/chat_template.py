@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, cast
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
@@ -14,7 +15,9 @@ from jinja2.parser import Parser
 from pydantic_core import from_json
 
 from everlearn.bounded_jinja import BoundedEnvironment
+from everlearn.errors import Corrupt
 
+TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 TOOL_OPEN, TOOL_CLOSE = "<tool_call>\n", "\n</tool_call>"
 
 TOOLS_PROMPT = """You can call functions. Their signatures, as JSON, one a line:
@@ -43,6 +46,26 @@ def sandbox(strftime_now: Callable[[str], str] = now) -> BoundedEnvironment:
     environment.globals["raise_exception"] = _refuse  # pyright: ignore[reportArgumentType]
     environment.globals["strftime_now"] = strftime_now  # pyright: ignore[reportArgumentType]
     return environment
+
+
+def template_source(directory: Path) -> str | None:
+    """The chat template of a model's directory; of several, the one called default."""
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    said = _config(directory / "tokenizer_config.json").get("chat_template")
+    if isinstance(said, list):
+        named: list[Any] = [one for one in said if isinstance(one, dict)]  # pyright: ignore[reportUnknownVariableType]
+        said = next((one.get("template") for one in named if one.get("name") == "default"), None)
+    return said if isinstance(said, str) else None
+
+
+def token_names(directory: Path) -> dict[str, str]:
+    """What templates may write by name: bos_token and its kin, empty where the model has none."""
+    files = [_config(directory / f"{file}.json") for file in ("tokenizer_config", "special_tokens_map")]
+    return {
+        name: next(filter(None, (_token_text(said.get(name)) for said in files)), "") for name in TOKEN_NAMES
+    }
 
 
 def plain_message(message: Mapping[str, Any], *, knows_tools: bool) -> dict[str, Any]:
@@ -136,6 +159,23 @@ class _Generation(Extension):
 def _refuse(message: str) -> NoReturn:
     """What a template calls when it cannot render a conversation."""
     raise TemplateError(message)
+
+
+def _config(file: Path) -> dict[str, Any]:
+    """A configuration; empty where there is none. Raises Corrupt."""
+    try:
+        said = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise Corrupt(f"{file} is not JSON: {error}", param=file.name) from None
+    return cast("dict[str, Any]", said) if isinstance(said, dict) else {}
+
+
+def _token_text(token: Any) -> str:
+    """A configuration writes a token as its text, or as an object that holds it."""
+    named = cast("dict[str, Any]", token).get("content") if isinstance(token, dict) else token
+    return named if isinstance(named, str) else ""
 
 
 def _json_or_text(text: str) -> Any:

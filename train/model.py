@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from everlearn.durable import move_directory, sync_tree
 from everlearn.errors import InvalidInput
+from everlearn.stops import write_generation_config
 from train.evaluate import load_causal_lm
 from train.recipe import Architecture, TrainRecipe
 from train.tune import add_adapters, merge_adapters
@@ -87,6 +88,7 @@ def write(
     for pattern in KEPT:
         for file in tokenizer_dir.glob(pattern):
             shutil.copyfile(file, partial / file.name)
+    write_generation_config(partial)
     sync_tree(partial)
     move_directory(partial, target)
 

@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 
 from everlearn.chat_template import Shield, any_of, describe_tools, plain_message, sandbox
 from everlearn.errors import InvalidInput, Unsupported
+from everlearn.stops import NO_STOPS, RESULT, USER, Stops
 from train.data.examples import Chat, Message
 
 A_DAY = datetime(2025, 1, 1, tzinfo=UTC)
@@ -23,16 +24,33 @@ A_DAY = datetime(2025, 1, 1, tzinfo=UTC)
 @dataclass(frozen=True)
 class Segment:
     """A stretch of a rendered conversation. ``parts`` alternate between the template's writing (where special
-    tokens count) and literal text (where their names are only names). ``learnt``: an answer, up to its end."""
+    tokens count) and literal text (where their names are only names). ``learnt``: an answer, up to the last control
+    in it, which ends it; or all of it and the id ``stop``, which the template does not write; or all of it, where
+    it is left ``open``: the model has no token that could end it."""
 
     parts: list[str]
     learnt: bool
+    stop: int | None = None
+    open: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer in ``text``, the conversation up to its end, from the character ``start`` on. See :class:`Segment`."""
+
+    start: int
+    text: str
+    stop: int | None = None
+    open: bool = False
 
 
 class ChatTemplate:
-    """``variables`` are the names that templates may ask for: bos_token and its kin."""
+    """``variables`` are the names that templates may ask for: bos_token and its kin. ``stops``: what ends answers."""
 
-    def __init__(self, source: str, special_tokens: Iterable[str], variables: dict[str, str]) -> None:
+    def __init__(
+        self, source: str, special_tokens: Iterable[str], variables: dict[str, str], stops: Stops = NO_STOPS
+    ) -> None:
+        self.stops = stops
         self.source = source
         self.variables = variables
         self.knows_tools = "tools" in source
@@ -44,7 +62,8 @@ class ChatTemplate:
 
     def conversations(self, chat: Chat) -> list[list[Segment]]:
         """The conversation in segments; one list, unless the template rewrites earlier turns as it goes on
-        (some drop old reasoning): then one for each answer, as the model would have been asked for it.
+        (some drop old reasoning), or writes no end behind them: then one for each answer, as the model would have
+        been asked for it.
 
         An answer that nothing comes before is not learnt. Raises InvalidInput naming the example where the
         template refuses it.
@@ -61,20 +80,61 @@ class ChatTemplate:
         shown = [{key: shield.hide(value) for key, value in message.items()} for message in plain]
         chat = replace(chat, tools=shield.hide(chat.tools))
         whole = self._render(shown, chat, answer=False)
-        spans = [self._answer(shown, at, chat) for at in learnt]
-        if all(whole.startswith(through) for _, through in spans):
-            return [_segments(whole, [(start, len(through)) for start, through in spans], shield)]
-        return [_segments(through, [(start, len(through))], shield) for start, through in spans]
+        answers = [self._answer(shown, at, chat) for at in learnt]
+        if answers and answers[-1].text.startswith(whole):
+            whole = answers[-1].text  # with its end, where the template writes that with the next message
+        if all(whole.startswith(each.text) and each.stop is None for each in answers):
+            return [_segments(whole, answers, shield)]
+        return [_segments(each.text, [each], shield) for each in answers]
 
-    def _answer(self, messages: list[Message], at: int, chat: Chat) -> tuple[int, str]:
-        """Where the answer ``messages[at]`` begins in the conversation up to it, and that conversation.
+    def _answer(self, messages: list[Message], at: int, chat: Chat) -> Answer:
+        """The answer ``messages[at]``, up to what ends it when the model writes it.
 
         It begins where the prompt for it ends, or where the two part: some prompts open a reasoning section
         that a template does not keep.
         """
-        through = self._render(messages[: at + 1], chat, answer=False)
+        text = self._render(messages[: at + 1], chat, answer=False)
         prompt = self._render(messages[:at], chat, answer=True)
-        return _shared(prompt, through), through
+        start = self.stops.controls.beginning(text, _shared(prompt, text))
+        run = self.stops.controls.trailing(text[start:])
+        place = self.stops.first_in([name for name, _ in run])
+        if place is not None:  # and the white space behind it; other controls are not the model's to write
+            return Answer(start, text if place == len(run) - 1 else text[: start + run[place][1]])
+        said = _end_of_content(text, start, messages[at])
+        if end := self._stop_before(text[said:]):  # a template that goes on by opening the next answer
+            return Answer(start, text[:said] + end)
+        if end := self._end_written_later(messages, at, text, chat):
+            return Answer(start, text + end)
+        if self.stops.text_end is None:
+            return Answer(start, text, open=True)
+        return Answer(start, text[:said], self.stops.text_end)
+
+    def _end_written_later(self, messages: list[Message], at: int, text: str, chat: Chat) -> str:
+        """What the template writes behind the answer when another message follows it, up to the token that stops.
+
+        Empty where there is none.
+        """
+        if not self.stops.turn_ends:
+            return ""
+        follows = RESULT if messages[at].get("tool_calls") else USER
+        if at + 1 < len(messages) and messages[at + 1]["role"] == follows["role"]:
+            follows = messages[at + 1]
+        try:
+            longer = self._render([*messages[: at + 1], follows], chat, answer=False)
+        except InvalidInput:
+            return ""
+        return self._stop_before(longer[len(text) :]) if longer.startswith(text) else ""
+
+    def _stop_before(self, rest: str) -> str:
+        """What ``rest`` begins with, up to a token that stops; empty where other words come first."""
+        run = self.stops.controls.leading(rest)
+        place = self.stops.first_in(run)
+        if place is None:
+            return ""
+        end = 0
+        for name in run[: place + 1]:
+            end = rest.index(name, end) + len(name)
+        return rest[:end]
 
     def _render(self, messages: list[Message], chat: Chat, *, answer: bool) -> str:
         tools = chat.tools if self.knows_tools else None
@@ -94,16 +154,25 @@ class ChatTemplate:
         return plain_message(message, knows_tools=self.knows_tools) | weight
 
 
-def _segments(text: str, answers: list[tuple[int, int]], shield: Shield) -> list[Segment]:
+def _segments(text: str, answers: list[Answer], shield: Shield) -> list[Segment]:
     segments: list[Segment] = []
     at = 0
-    for start, stop in answers:
+    for answer in answers:
+        stop = len(answer.text)
         segments += [
-            Segment(shield.parts(text[at:start]), False),
-            Segment(shield.parts(text[start:stop]), True),
+            Segment(shield.parts(text[at : answer.start]), False),
+            Segment(shield.parts(text[answer.start : stop]), True, answer.stop, answer.open),
         ]
         at = stop
     return [*segments, Segment(shield.parts(text[at:]), False)]
+
+
+def _end_of_content(text: str, start: int, message: Message) -> int:
+    """Where what the message says ends in ``text``, before what the template writes behind it."""
+    for content in (message["content"], message["content"].strip()):
+        if content and (found := text.rfind(content, start)) >= 0:
+            return found + len(content)
+    return max(start, len(text.rstrip()))
 
 
 def _shared(one: str, other: str) -> int:

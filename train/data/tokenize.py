@@ -6,24 +6,24 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from everlearn.chat_template import template_source, token_names
 from everlearn.errors import Corrupt, NotFound, Unsupported
+from everlearn.stops import stops_of
 from train.data.examples import RawExample, Text
 from train.data.store import Example
 from train.data.template import ChatTemplate, Segment
-
-TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class Tokens:
     """The tokenizer and the chat template of a Hugging Face directory.
 
     ``sha256`` names everything that decides which ids a text becomes. ``bos`` are the ids that the model expects
-    before a text (often none), ``eos`` the one that ends it. ``vocab_size`` is the largest id + 1.
+    before a text (often none), ``eos`` the one that ends it, ``stops`` what ends an answer. ``vocab_size`` is the
+    largest id + 1.
     Raises NotFound without a tokenizer.json, Corrupt where it cannot be read.
     """
 
@@ -38,15 +38,16 @@ class Tokens:
             for id, token in self._marked.get_added_tokens_decoder().items()
             if token.special
         }
-        self._special_ids = np.array(sorted(special), dtype=np.int32)
         self.vocab_size = max(self._marked.get_vocab(with_added_tokens=True).values()) + 1
-        config = _json(tokenizer_dir / "tokenizer_config.json")
-        variables = {name: _text(config.get(name)) for name in TOKEN_NAMES}
+        variables, source = token_names(tokenizer_dir), template_source(tokenizer_dir)
         self.bos, _ = _around(self._marked)
-        self.eos = _end(tokenizer_dir, self._marked, variables["eos_token"])
-        source = _template(tokenizer_dir, config)
-        self.template = ChatTemplate(source, special.values(), variables) if source else None
+        self.stops = stops = stops_of(tokenizer_dir)
+        self.eos = [] if stops.text_end is None else [stops.text_end]
+        self._control_ids = np.array(sorted(stops.controls.ids.values()), dtype=np.int32)
+        self.template = ChatTemplate(source, special.values(), variables, stops) if source else None
         decides = [self._marked.to_str(), source, variables, self.bos, self.eos]
+        if source and not (stops.turn_ends and stops.with_turn):
+            decides.append(stops.ids)  # they end answers that the template leaves open
         self.sha256 = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     def encode(self, raw: RawExample, max_tokens: int) -> list[Example]:
@@ -85,12 +86,12 @@ class Tokens:
         masks: list[np.ndarray] = [np.zeros(0, dtype=np.bool_)]
         for segment in segments:
             part = self._segment_ids(segment)
-            mask = np.zeros(len(part), dtype=np.bool_)
-            if segment.learnt:
-                ends = np.flatnonzero(np.isin(part, self._special_ids))
-                mask[: ends[-1] + 1 if len(ends) else len(part)] = (
-                    True  # not the line break after the end token
-                )
+            if segment.stop is not None:
+                part = np.append(part, np.int32(segment.stop))
+            mask = np.full(len(part), segment.learnt)
+            ends = np.flatnonzero(np.isin(part, self._control_ids))
+            if len(ends) and not (segment.open or segment.stop is not None):
+                mask[ends[-1] + 1 :] = False  # not the line break after the end token
             ids.append(part)
             masks.append(mask)
         return Example(np.concatenate(ids), np.concatenate(masks))
@@ -145,34 +146,3 @@ def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     full = tokenizer.encode("a", add_special_tokens=True).ids
     at = len(full) - len(plain) if full[-len(plain) :] == plain else full.index(plain[0])
     return full[:at], full[at + len(plain) :]
-
-
-def _end(directory: Path, tokenizer: Tokenizer, eos_token: str) -> list[int]:
-    """The id that generation stops at: the model's configuration knows better than the tokenizer's."""
-    for name in ("generation_config.json", "config.json"):
-        ids = _json(directory / name).get("eos_token_id")
-        first = ids[0] if isinstance(ids, list) and ids else ids
-        if isinstance(first, int):
-            return [first]
-    id = tokenizer.token_to_id(eos_token) if eos_token else None
-    return [] if id is None else [id]
-
-
-def _template(directory: Path, config: dict[str, Any]) -> str | None:
-    file = directory / "chat_template.jinja"
-    source = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
-    return source if isinstance(source, str) else None
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        return json.loads(file.read_bytes())
-    except ValueError as error:
-        raise Corrupt(f"{file} is not JSON: {error}", param=file.name) from None
-
-
-def _text(token: Any) -> str:
-    """tokenizer_config.json writes a token as its text or as an object that holds it."""
-    return token.get("content", "") if isinstance(token, dict) else token or ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,8 @@ from everlearn.chat_template import (
     describe_tools,
     plain_message,
     sandbox,
+    template_source,
+    token_names,
 )
 from everlearn.errors import InvalidInput, Unsupported
 from serve.engines.onnx.text import TextCodec
@@ -26,14 +27,11 @@ class ChatTemplate:
     """A bundle's Jinja chat template, run in a sandbox."""
 
     def __init__(self, bundle: Path, codec: TextCodec) -> None:
-        config_file = bundle / "tokenizer_config.json"
-        config = json.loads(config_file.read_text()) if config_file.exists() else {}
-        template_file = bundle / "chat_template.jinja"
-        source = template_file.read_text() if template_file.exists() else config.get("chat_template")
+        source = template_source(bundle)
         self.codec = codec
-        self.tokens = {name: token_text(config.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
-        self.knows_tools = isinstance(source, str) and "tools" in source
-        self.template = sandbox().from_string(source) if isinstance(source, str) else None
+        self.tokens = token_names(bundle)
+        self.knows_tools = source is not None and "tools" in source
+        self.template = sandbox().from_string(source) if source is not None else None
 
     def encode(self, messages: list[Message], tools: list[Tool]) -> list[int]:
         """The prompt's tokens. A special token's name in a message or a tool stays text: no role can be forged.
@@ -83,8 +81,3 @@ def texts_in(value: Any) -> Iterator[str]:
 def signature(tool: Tool) -> dict[str, Any]:
     """What a model reads of a tool; how strictly its schema binds is the grammar's affair."""
     return tool.model_dump(exclude_unset=True, exclude={"function": {"strict"}})
-
-
-def token_text(token: Any) -> str:
-    """tokenizer_config.json writes a token as its text or as an object that holds it."""
-    return token.get("content", "") if isinstance(token, dict) else token or ""

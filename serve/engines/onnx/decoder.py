@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from everlearn.errors import Corrupt, Unsupported
 from everlearn.instructions import make_exact
+from everlearn.stops import stops_of
 from serve.engines.onnx.cache import Block, Cache, Element
 from serve.engines.onnx.session import open_session
 
@@ -66,13 +67,14 @@ class DecoderConfig(BaseModel):
             model, search = config["model"], config.get("search", {})
             decoder = model["decoder"]
             eos = model["eos_token_id"]
+            named: list[int] = eos if isinstance(eos, list) else [eos]
             return cls(
                 layers=decoder["num_hidden_layers"],
                 kv_heads=decoder["num_key_value_heads"],
                 head_size=decoder["head_size"],
                 vocab_size=model["vocab_size"],
                 context=model["context_length"],
-                eos_ids=eos if isinstance(eos, list) else [eos],
+                eos_ids=list(dict.fromkeys([*named, *stops_of(bundle).ids])),
                 filename=decoder["filename"],
                 past_key=decoder["inputs"]["past_key_names"],
                 past_value=decoder["inputs"]["past_value_names"],

@@ -100,7 +100,7 @@ def _plain(answer: Json) -> Json:
     plain = {name: value for name, value in answer.items() if name in FIELDS}
     for place, choice in enumerate(plain.get("choices") or ()):
         kept = {name: value for name, value in choice.items() if name in CHOICE}
-        if kept.get("stop_reason") is None:
+        if not isinstance(kept.get("stop_reason"), str):  # a token's id is vLLM's own affair
             kept.pop("stop_reason", None)
         for name in ("message", "delta"):
             if name in kept:

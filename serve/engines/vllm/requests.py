@@ -9,6 +9,7 @@ from typing import Any
 
 from everlearn.chat_template import describe_tools
 from everlearn.errors import InvalidInput, Unsupported
+from everlearn.stops import stops_of
 from serve.engines.calls import Reading
 from serve.engines.grammar import grammar_of, must_call, offered_tools
 from serve.engines.onnx.bound import PROBE_CHARACTERS
@@ -50,6 +51,7 @@ class Requests:
         text = config.get("text_config", config)
         self.codec = TextCodec(bundle, text["vocab_size"], context or text["max_position_embeddings"])
         self.template = ChatTemplate(bundle, self.codec)
+        self.stop_ids = list(stops_of(bundle).ids)
         self.defaults = {"temperature": 1.0, "top_p": 1.0} | _defaults(bundle)
 
     def chat(self, body: bytes) -> Asked:
@@ -122,7 +124,7 @@ class Requests:
                     raise Unsupported(
                         f"vLLM has no {name} while it guesses ahead (vllm.speculative_tokens)", param=name
                     )
-        return sampling(request)
+        return sampling(request) | ({"stop_token_ids": self.stop_ids} if self.stop_ids else {})
 
     def _prompt(self, messages: list[Message], known: list[Tool] | None, offered: list[Tool]) -> Body:
         """Messages and tools as vLLM's template takes them; of the tools that are known some may be on offer."""

@@ -123,13 +123,13 @@ def test_a_template_that_forgets_earlier_reasoning_gives_one_example_for_each_an
     assert "hm" not in tokens.decode(second) and "B.<|im_end|>" in tokens.decode(second)
 
 
-def test_a_template_without_special_end_tokens_teaches_all_it_writes_for_an_answer(
+def test_a_template_that_writes_no_end_behind_an_answer_gets_the_end_of_text_there(
     tokenizer_dir: Path, tmp_path: Path
 ) -> None:
     plain = "{% for m in messages %}### {{ m.role }}\n{{ m.content }}\n\n{% endfor %}{% if add_generation_prompt %}### assistant\n{% endif %}"
     tokens = variant(tokenizer_dir, tmp_path, plain)
     (example,) = tokens.encode(Chat([user("A?"), assistant("B.")]), 1000)
-    assert learnt(tokens, example) == ["B.\n\n"]
+    assert learnt(tokens, example) == ["B.<|im_end|>"]
 
 
 def test_tools_are_told_and_calls_learnt_where_the_template_knows_none(tokens: Tokens) -> None:

@@ -1,0 +1,110 @@
+"""Of each kind of chat template: an answer is learnt up to what ends it when the model writes it, and no further."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.train.data.test_tokenize import learnt
+from tests.train.templates import CHATML_TOKENS, ENDOFTEXT, KINDS, chat, turns, write_kind, write_tokenizer
+from train.data.examples import Chat, Message
+from train.data.tokenize import Tokens
+
+CALL: Message = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "sky"}'}}
+    ],
+}
+RESULT: Message = {"role": "tool", "content": "blue", "tool_call_id": "1"}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_both_answers_are_learnt_with_their_ends(name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    write_kind(tmp_path, kind)
+    tokens = Tokens(tmp_path)
+    examples = tokens.encode(Chat(chat("A", "B", "C", "D")), 1000)
+    assert [part for each in examples for part in learnt(tokens, each)] == list(kind.learnt)
+    assert len(examples) == kind.examples
+    for example in examples:
+        last = np.flatnonzero(example.mask)[-1]
+        assert int(example.ids[last]) in tokens.stops.ids or not tokens.stops.ids
+        assert int(np.isin(example.ids[example.mask], tokens.stops.ids).sum()) == (
+            len(kind.learnt) // kind.examples if tokens.stops.ids else 0
+        )
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_answer_that_is_cut_does_not_learn_an_end(name: str, tmp_path: Path) -> None:
+    write_kind(tmp_path, KINDS[name])
+    tokens = Tokens(tmp_path)
+    (example,) = tokens.encode(Chat(chat("A", "x" * 500)), 300)
+    assert len(example.ids) == 300 and not np.isin(example.ids[example.mask], tokens.stops.ids).any()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_answer_of_weight_0_is_not_learnt_with_its_end_neither(name: str, tmp_path: Path) -> None:
+    write_kind(tmp_path, KINDS[name])
+    tokens = Tokens(tmp_path)
+    said = chat("A", "B", "C", "D")
+    said[1]["weight"] = 0
+    examples = tokens.encode(Chat(said), 1000)
+    assert [part for each in examples for part in learnt(tokens, each)] == [KINDS[name].learnt[1]]
+
+
+def test_a_call_ends_as_the_result_that_follows_opens(tmp_path: Path) -> None:
+    template = turns(
+        "<|{{ m.role }}|>\n{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls[0].function.name }}</call>"
+        "{{ '' if tools else '' }}{% endif %}",
+        "<|assistant|>\n",
+    )
+    special = (ENDOFTEXT, "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
+    ids = write_tokenizer(tmp_path, special, template, added=["</call>"])
+    tokens = Tokens(tmp_path)
+    assert set(tokens.stops.ids) == {ids[one] for one in (ENDOFTEXT, "<|user|>", "<|tool|>")}
+    asked: Message = {"role": "user", "content": "A"}
+    (whole,) = tokens.encode(Chat([asked, CALL, RESULT, *chat("x", "B")[1:]], [TOOL]), 1000)
+    assert learnt(tokens, whole) == ["look</call><|tool|>", "B<|user|>"]
+    (alone,) = tokens.encode(Chat([asked, CALL], [TOOL]), 1000)
+    assert learnt(tokens, alone) == ["look</call><|tool|>"]
+
+
+def test_a_call_that_is_closed_is_learnt_up_to_the_end_of_the_turn(tmp_path: Path) -> None:
+    template = turns(
+        "<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.tool_calls and tools %}<call>look</call>{% endif %}<|im_end|>\n",
+        "<|im_start|>assistant\n",
+    )
+    write_tokenizer(tmp_path, CHATML_TOKENS, template, added=["<call>", "</call>"])
+    tokens = Tokens(tmp_path)
+    (example,) = tokens.encode(Chat([*chat("A"), CALL, RESULT, *chat("x", "B")[1:]], [TOOL]), 1000)
+    assert learnt(tokens, example) == ["<call>look</call><|im_end|>", "B<|im_end|>"]
+
+
+def test_white_space_and_markup_at_an_answers_end_are_the_answers(tmp_path: Path) -> None:
+    write_kind(tmp_path, KINDS["chatml of a base model, as Qwen 2.5"])
+    tokens = Tokens(tmp_path)
+    (example,) = tokens.encode(Chat(chat("A", "code\n\n", "C", "say <|im_end|>")), 1000)
+    assert learnt(tokens, example) == ["code\n\n<|im_end|>", "say <|im_end|><|im_end|>"]
+    assert np.isin(example.ids[example.mask], tokens.stops.ids).sum() == 2
+
+
+def test_answers_in_a_row_are_each_learnt_with_an_end(tmp_path: Path) -> None:
+    for name in ("that closes a turn with the next one", "roles that end the one before, as GLM"):
+        write_kind(tmp_path / name, KINDS[name])
+        tokens = Tokens(tmp_path / name)
+        said = [*chat("A", "B"), *chat("x", "D")[1:]]
+        examples = tokens.encode(Chat(said), 1000)
+        assert [part for each in examples for part in learnt(tokens, each)] == list(KINDS[name].learnt)
+
+
+def test_data_of_a_template_that_leaves_answers_open_is_other_data(tmp_path: Path) -> None:
+    kind = KINDS["roles that end the one before, as GLM"]
+    ids = write_kind(tmp_path, kind)
+    before = Tokens(tmp_path).sha256
+    (tmp_path / "generation_config.json").write_text(
+        f'{{"eos_token_id": [{ids[ENDOFTEXT]}, {ids["<sop>"]}]}}'
+    )
+    assert Tokens(tmp_path).sha256 != before

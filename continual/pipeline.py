@@ -169,6 +169,8 @@ class Pipeline:
             "corrupt_examples": corrupt,
             "generated": base.result["generated"],
         }
+        for note in data.result.get("notes", ()):
+            self.event(note, level="warn")
         self.event("the data is ready", self.report["mixture"])
         outcome = self.train(plan, parent_dir, mixture)
         told = {"data": data.result["inputs_sha256"], "mixture": mixture.result}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -72,9 +73,21 @@ def show(
         ("digest", version.digest),
         ("path", path),
     ]
+    if version.task == "generate":
+        facts += stops_at(path)
     facts += flatten(manifest.metrics, "metrics.")
     facts += flatten(manifest.recipe, "recipe.")
     print_table([version.ref, ""], facts)
+
+
+def stops_at(directory: Path) -> list[tuple[str, object]]:
+    """What ends an answer, by name; and what there is to know about it."""
+    from everlearn.stops import stops_of
+
+    stops = stops_of(directory)
+    names = {id: name for name, id in stops.names.items()}
+    rows: list[tuple[str, object]] = [("stops at", " ".join(names.get(id, str(id)) for id in stops.ids))]
+    return [*rows, ("note", stops.note)] if stops.note else rows
 
 
 def rm(
@@ -162,6 +175,11 @@ def print_added(version: Version, as_json: bool) -> None:
         print_json(describe(version, model))
         return
     print(f"{version.ref}: {version.format}, {size(version.manifest.size_bytes)}{price(version)}")
+    if version.task == "generate":
+        from everlearn.stops import stops_of
+
+        if note := stops_of(open_registry(open_settings()).path(version)).note:
+            print(f"note: {note}", file=sys.stderr)
 
 
 def price(version: Version) -> str:

@@ -100,7 +100,9 @@ def live_view() -> Generator[tuple[Progress, OnStep]]:
         task = bar.add_task("", total=None, numbers="")
 
         def progress(step: str, done: float | None = None) -> None:
-            if not step.startswith("training:"):
+            if step.startswith("note:"):
+                console.print(step, highlight=False, markup=False)
+            elif not step.startswith("training:"):
                 bar.update(task, description=step, total=None)
 
         def on_step(report: dict[str, Any]) -> None:

@@ -127,6 +127,12 @@ def stops_of(directory: Path) -> Stops:
     return _with_template(ids, text_end, source, variables, controls)
 
 
+def unnamed_stops(directory: Path) -> list[int]:
+    """The stops that generation_config.json lacks: what goes by that file alone must be told of them."""
+    named = _ids(_json(directory / "generation_config.json").get("eos_token_id"))
+    return [id for id in stops_of(directory).ids if id not in named]
+
+
 def write_generation_config(directory: Path) -> Stops:
     """generation_config.json names every stop from now on: vLLM and transformers go by it."""
     stops, file = stops_of(directory), directory / "generation_config.json"
@@ -153,6 +159,9 @@ def _declared(directory: Path, known: Mapping[str, int], eos_token: str, control
     or nothing else is named."""
     config = _json(directory / "config.json")
     first = _ids(_json(directory / "generation_config.json").get("eos_token_id"))
+    genai = _json(directory / "genai_config.json").get("model")
+    if isinstance(genai, dict):
+        first += _ids(cast("dict[str, Any]", genai).get("eos_token_id"))
     rest = _ids(config.get("eos_token_id"))
     text_config = config.get("text_config")
     if isinstance(text_config, dict):

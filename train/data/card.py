@@ -74,6 +74,8 @@ class DataCard(BaseModel):
     sources: list[SourceCard]
     train: PartCard
     held: PartCard
+    notes: list[str] = []
+    """What people must know that no count says; told where the data is prepared, and among a job's events."""
 
     @property
     def read(self) -> int:

@@ -28,11 +28,14 @@ from everlearn.progress import Progress, silent
 from train.data.card import DataCard, DataOptions, PartCard, SourceCard
 from train.data.collect import Collected, Collection, collect
 from train.data.duplicates import find_duplicates
+from train.data.examples import Chat
 from train.data.read import SUFFIXES
 from train.data.store import StoreWriter
 from train.data.tokenize import Tokens
 
 CARD = "card.json"
+NOTE = "note: "
+"""What a line of progress begins with that is to stay in sight."""
 VERSION = 2
 """Raised whenever the same input becomes other bytes."""
 
@@ -86,6 +89,8 @@ def prepare(
                 shutil.rmtree(work, ignore_errors=True)  # nothing to go on with: the input must change
                 raise
         shutil.rmtree(work, ignore_errors=True)
+    for note in card.notes:
+        progress(f"{NOTE}{note}", None)
     return card
 
 
@@ -187,6 +192,7 @@ def _write(
     result = work / "result"
     shutil.rmtree(result, ignore_errors=True)
     cards: list[SourceCard] = []
+    chats = False
     with ExitStack() as stack:
         sides = {name: _Side(_store(stack, result / name, tokens)) for name in ("train", "held")}
         texts = {
@@ -198,6 +204,7 @@ def _write(
             span = slice(bounds[number], bounds[number + 1])
             kept = used = 0
             for document, held in _kept(collection, exact[span] | near[span], in_held[span]):
+                chats = chats or isinstance(document.raw, Chat)
                 examples = tokens.encode(document.raw, options.max_tokens)
                 if not examples:
                     continue
@@ -223,6 +230,7 @@ def _write(
         vocab_size=tokens.vocab_size,
         options=options,
         sources=cards,
+        notes=[tokens.stops.note] if chats and tokens.stops.note else [],
         **parts,
     )
     _check_enough(card)

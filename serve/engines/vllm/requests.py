@@ -9,7 +9,7 @@ from typing import Any
 
 from everlearn.chat_template import describe_tools
 from everlearn.errors import InvalidInput, Unsupported
-from everlearn.stops import stops_of
+from everlearn.stops import unnamed_stops
 from serve.engines.calls import Reading
 from serve.engines.grammar import grammar_of, must_call, offered_tools
 from serve.engines.onnx.bound import PROBE_CHARACTERS
@@ -51,7 +51,7 @@ class Requests:
         text = config.get("text_config", config)
         self.codec = TextCodec(bundle, text["vocab_size"], context or text["max_position_embeddings"])
         self.template = ChatTemplate(bundle, self.codec)
-        self.stop_ids = list(stops_of(bundle).ids)
+        self.stop_ids = unnamed_stops(bundle)
         self.defaults = {"temperature": 1.0, "top_p": 1.0} | _defaults(bundle)
 
     def chat(self, body: bytes) -> Asked:

@@ -1,5 +1,6 @@
 """Of each kind of chat template: an answer is learnt up to what ends it when the model writes it, and no further."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 
 from tests.train.data.test_tokenize import learnt
 from tests.train.templates import CHATML_TOKENS, ENDOFTEXT, KINDS, chat, turns, write_kind, write_tokenizer
+from train.data.card import DataOptions
 from train.data.examples import Chat, Message
+from train.data.prepare import prepare
 from train.data.tokenize import Tokens
 
 CALL: Message = {
@@ -108,3 +111,61 @@ def test_data_of_a_template_that_leaves_answers_open_is_other_data(tmp_path: Pat
         f'{{"eos_token_id": [{ids[ENDOFTEXT]}, {ids["<sop>"]}]}}'
     )
     assert Tokens(tmp_path).sha256 != before
+
+
+class Lines:
+    """A Progress that keeps what it is told."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+
+    def __call__(self, step: str, done: float | None = None) -> None:
+        self.lines.append(step)
+
+
+def test_what_is_put_behind_answers_is_told_by_card_and_progress(tmp_path: Path) -> None:
+    words = [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "omicron",
+        "pi",
+        "rho",
+        "sigma",
+        "tau",
+    ]
+    for name, chats, told in (
+        ("role names in words", True, True),
+        ("role names in words", False, False),
+        ("chatml of a base model, as Qwen 2.5", True, False),
+    ):
+        folder = tmp_path / f"{name}{chats}"
+        write_kind(folder, KINDS[name])
+        records = [
+            {"messages": chat(f"What is {word}?", f"It is the letter {word} of old.")}
+            if chats
+            else {"text": f"This is {word}, a letter of a very old alphabet."}
+            for word in words
+        ]
+        file = folder / "data.jsonl"
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+        lines: list[str] = []
+        out = folder / "out"
+        for _ in range(2):  # made, and found made
+            card = prepare([file], folder, out, DataOptions(held_fraction=0.2), Lines(lines))
+            assert bool(card.notes) == told
+        notes = [line for line in lines if line.startswith("note: ")]
+        assert len(notes) == 2 * told and all(
+            "<|endoftext|> is put behind each answer" in one for one in notes
+        )

@@ -36,6 +36,14 @@ def event(value: Any) -> bytes:
     return b"data: " + json.dumps(value).encode() + b"\n\n"
 
 
+def test_the_id_of_the_token_that_ended_an_answer_is_not_shown_as_a_stop_string() -> None:
+    for reason in (151645, None):
+        choice = {"index": 0, "finish_reason": "stop", "stop_reason": reason, "text": "a"}
+        answer = json.dumps({"id": "1", "choices": [choice], "usage": COUNTED}).encode()
+        _, _, (body, *_) = passed("application/json", answer)
+        assert "stop_reason" not in json.loads(body)["choices"][0]
+
+
 def test_a_whole_answer_has_openais_fields_alone() -> None:
     choice = {"index": 0, "finish_reason": "stop", "stop_reason": None, "token_ids": None}
     message = {"role": "assistant", "content": "x", "reasoning": None}

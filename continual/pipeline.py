@@ -36,6 +36,7 @@ from continual.teach import (
     draw_replay,
     mix_sources,
     prepare_data,
+    replayed,
     train_candidate,
     write_down_base,
 )
@@ -160,6 +161,10 @@ class Pipeline:
         replay = draw_replay(self.steps, plan, self.database, data)
         if corrupt := replay.result["corrupt"]:
             self.event(f"{len(corrupt)} examples of the buffer are damaged and were skipped", level="warn")
+        if plan.domain in replayed(replay, "train"):
+            self.event(
+                f"the domain {plan.domain} is known: these examples join those that the buffer has of it"
+            )
         held = held_examples(plan, data, replay, parent_dir)
         base = write_down_base(self.steps, plan, parent_dir, data, replay, self.part(0.05, 0.2))
         mixture = mix_sources(self.steps, plan, data, replay, base)

@@ -6,13 +6,13 @@ data; gains and forgetting are nats per token (0.05 nats is five percent of perp
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from everlearn.names import plain_name
 from train.recipe import validate_recipe
 
 BASE = "base"
@@ -140,7 +140,7 @@ def parse_recipe(
 
 
 def domain_of(filename: str) -> str:
-    """A domain's name from a file's: ``"My RFCs.jsonl"`` gives ``my-rfcs``."""
-    stem = PurePath(filename).name.lower().split(".")[0]
-    name = re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_")[:64] or "unnamed"
+    """A domain's name from a file's: ``"My RFCs.jsonl"`` gives ``my-rfcs``, ``"模型.txt"`` ``moxing``."""
+    stem = PurePath(filename).name.split(".")[0]
+    name = plain_name(stem, "_-", "unnamed")
     return f"{name}-file" if name in RESERVED else name

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from everlearn.errors import InvalidInput
+from everlearn.names import plain_name
 from everlearn.safetensors_header import read_header
 
 MAX_FILES = 10_000
@@ -41,8 +42,7 @@ def check_name(name: str, what: str) -> str:
     """``name``, where it can name a model or an alias. Raises InvalidInput with what would be right."""
     if NAME.fullmatch(name) and ".." not in name:
         return name
-    right = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("._-")[:64]
-    right = re.sub(r"\.{2,}", ".", right)
+    right = plain_name(name, "._-", "")
     hint = f"; {right!r} would do" if NAME.fullmatch(right) else ""
     raise InvalidInput(
         f"{what} is 1 to 64 of a-z, 0-9, '.', '_' and '-', the first a letter or digit, not {name[:80]!r}{hint}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from everlearn.catalogue import CATALOGUE, unpack_wheel
 from everlearn.child import Limits, run_child
 from everlearn.contents import PICKLES, PROGRAMS, check_name, check_path, read_json_object
 from everlearn.errors import InvalidInput, NotFound, Unavailable, Unsupported
+from everlearn.names import plain_name
 from everlearn.progress import Progress, silent
 from everlearn.registry import Registry, Version
 from everlearn.safetensors_header import count_parameters
@@ -105,7 +105,7 @@ def default_name(source: str) -> str:
     """``hf:Org/Some_Model@v1`` and ``/models/Some Model.gguf`` both give ``some-model``-like names."""
     last = source.removeprefix(HUB_PREFIX).partition("@")[0] if source.startswith(HUB_PREFIX) else source
     stem = Path(last).expanduser().absolute().name.lower().removesuffix(".gguf")
-    return re.sub(r"\.{2,}", ".", re.sub(r"[^a-z0-9.-]+", "-", stem)).strip(".-")[:64] or "model"
+    return plain_name(stem, ".-", "model")
 
 
 def fill(settings: Settings, source: str, staging: Path, progress: Progress) -> Found:

@@ -145,6 +145,10 @@ def test_an_unknown_source_is_met_with_what_exists(settings: Settings) -> None:
         ("hf:HuggingFaceTB/SmolLM2-135M-Instruct@v1.0", "smollm2-135m-instruct"),
         ("/models/My Model..Q4_1.GGUF", "my-model.q4-1"),
         ("~/x/tiny/", "tiny"),
+        ("/models/modèle été.gguf", "modele-ete"),
+        ("/models/Größe", "grosse"),
+        ("/models/模型", "moxing"),
+        ("/models/Москва.gguf", "moskva"),
         ("smollm2", "smollm2"),
     ],
 )

@@ -66,7 +66,19 @@ def test_a_recipe_survives_json() -> None:
 
 @pytest.mark.parametrize(
     ("filename", "domain"),
-    [("My RFCs.jsonl.gz", "my-rfcs"), ("圣经.txt", "unnamed"), ("base.txt", "base-file"), ("a/b.txt", "b")],
+    [
+        ("My RFCs.jsonl.gz", "my-rfcs"),
+        ("圣经.txt", "shengjing"),
+        ("été.jsonl", "ete"),
+        ("modèle été.txt", "modele-ete"),
+        ("Größe.csv", "grosse"),
+        ("Москва.txt", "moskva"),
+        ("e\u0301te\u0301.jsonl", "ete"),
+        ("日本語 モデル.txt", "ribenyu-moderu"),
+        (".jsonl", "unnamed"),
+        ("base.txt", "base-file"),
+        ("a/b.txt", "b"),
+    ],
 )
 def test_a_domain_is_named_after_its_file(filename: str, domain: str) -> None:
     assert domain_of(filename) == domain

@@ -168,6 +168,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     from train.data.packing import Packer
     from train.evaluate import load_causal_lm
     from train.failures import Diverged
+    from train.fitness import refuse_unfit
     from train.loop import fit
     from train.model import from_scratch, saved_dtype
     from train.objectives import vocabulary
@@ -193,6 +194,8 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     else:
         assert recipe.student.architecture
         student = from_scratch(recipe.student.architecture, teacher_dir)
+    refuse_unfit(teacher)
+    refuse_unfit(student)
     packer = Packer(stores[0], recipe.sequence_tokens, recipe.seed)
     apart = solved_once(
         recipe, run_dir, lambda: reconstructed(recipe, teacher, student, kept, packer, progress)

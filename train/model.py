@@ -14,6 +14,7 @@ from everlearn.durable import move_directory, sync_tree
 from everlearn.errors import InvalidInput
 from everlearn.stops import write_generation_config
 from train.evaluate import load_causal_lm
+from train.fitness import refuse_unfit
 from train.recipe import Architecture, TrainRecipe
 from train.tune import add_adapters, merge_adapters
 
@@ -33,9 +34,11 @@ def build(recipe: TrainRecipe, model_dir: Path | None, tokenizer_dir: Path) -> n
     """The model to train, float32, adapters beside it where the recipe asks for them.
 
     What of it is random depends on the recipe's seed alone: every rank makes the same, and so does another start.
+    Raises Unsupported for a base that cannot learn from packed rows, see ``train.fitness``.
     """
     if model_dir is not None:
         model = load_causal_lm(model_dir)
+        refuse_unfit(model)
         torch.manual_seed(recipe.seed)
         return add_adapters(model, recipe.tune)
     if recipe.architecture is None:

@@ -16,7 +16,15 @@ CHUNK_BYTES = 64 * 1024**2
 """Logits held at once."""
 
 # A model that changes its logits after the output layer computes its loss from whole logits.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+_LOGIT_CHANGES = (
+    "final_logit_softcapping",
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+    "logits_scaling",
+    "logit_scale",
+    "logits_mup_width_multiplier",
+    "lm_head_multiplier",
+)
 
 
 Logits = Callable[[slice], Tensor]
@@ -57,13 +65,18 @@ def predicted(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def head_of(model: Any) -> tuple[nn.Module, nn.Linear] | None:
-    """Decoder and output layer, where the logits are no more than one applied to the other."""
+    """Decoder and output layer, where the logits are no more than one applied to the other.
+
+    None where the model changes logits afterwards, or where it has more between the two (BERT's heads transform).
+    """
     config = model.config.get_text_config()
     if any(getattr(config, name, None) not in (None, 1, 1.0) for name in _LOGIT_CHANGES):
         return None
     decoder, head = model.get_decoder(), model.get_output_embeddings()
-    plain = isinstance(head, nn.Linear) and decoder is not model and decoder is not None
-    return (decoder, head) if plain else None
+    if not isinstance(head, nn.Linear) or decoder is None or decoder is model or decoder is head:
+        return None
+    others = (child for child in model.children() if child is not head and decoder not in child.modules())
+    return None if any(True for child in others for _ in child.parameters()) else (decoder, head)
 
 
 def vocabulary(model: Any) -> int:

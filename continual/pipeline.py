@@ -47,6 +47,7 @@ from everlearn.errors import Conflict, Corrupt, EverlearnError, NotFound, Unavai
 from everlearn.progress import Progress
 from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
+from train.data.card import DataCard
 from train.failures import Stopped
 from train.launch import Outcome
 
@@ -158,6 +159,7 @@ class Pipeline:
             self.settings.continual,
             self.part(0.0, 0.05),
         )
+        self.tell_data(DataCard.model_validate(data.result))
         replay = draw_replay(self.steps, plan, self.database, data)
         if corrupt := replay.result["corrupt"]:
             self.event(f"{len(corrupt)} examples of the buffer are damaged and were skipped", level="warn")
@@ -174,8 +176,6 @@ class Pipeline:
             "corrupt_examples": corrupt,
             "generated": base.result["generated"],
         }
-        for note in data.result.get("notes", ()):
-            self.event(note, level="warn")
         self.event("the data is ready", self.report["mixture"])
         outcome = self.train(plan, parent_dir, mixture)
         told = {"data": data.result["inputs_sha256"], "mixture": mixture.result}
@@ -286,6 +286,13 @@ class Pipeline:
         if not path.is_file() or file_entry(path).sha256 != row.sha256:
             raise Corrupt(f"the file {file_id} is not what was uploaded", param="training_file")
         return Upload(path, row.filename)
+
+    def tell_data(self, card: DataCard) -> None:
+        """What was read, in which form, and what was left out or changed, where the job's owner looks."""
+        counts = {"forms": card.forms, "read": card.read, "kept": card.kept, "dropped": card.dropped}
+        for line in card.told():
+            is_info = line.startswith("data: ")
+            self.event(line, counts, level="info" if is_info else "warn")
 
     def tell_loss(self, report: dict[str, Any]) -> None:
         every = max(1, report["steps"] // LOSS_EVENTS)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from everlearn.progress import Progress
 
 LINE_EVERY_S = 10.0
+TOLD = ("data: ", "warning: ", "note: ")
+"""What stays on the screen of what is told before training."""
 
 OnStep = Callable[[dict[str, Any]], None]
 
@@ -100,7 +102,7 @@ def live_view() -> Generator[tuple[Progress, OnStep]]:
         task = bar.add_task("", total=None, numbers="")
 
         def progress(step: str, done: float | None = None) -> None:
-            if step.startswith("note:"):
+            if step.startswith(TOLD):
                 console.print(step, highlight=False, markup=False)
             elif not step.startswith("training:"):
                 bar.update(task, description=step, total=None)

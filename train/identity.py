@@ -27,7 +27,7 @@ TOLD_FROM_BYTES = 512 * 1024**2
 
 def contents_of(recipe: TrainRecipe, progress: Progress = silent) -> Contents:
     """Reads every byte that the recipe names. Raises NotFound, InvalidInput, and Corrupt for a damaged store."""
-    from train.data.prepare import list_sources
+    from train.data.sources import list_sources
     from train.data.store import open_store
 
     contents: Contents = {}

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from everlearn.bundle import Digest
 
+MAX_DROPPED = 0.1
+"""A larger share left out is a warning."""
+MAX_LISTED = 8
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
 class DataOptions(BaseModel):
-    """How data is prepared. Lengths are in characters, shares from 0 to 1.
+    """How data is prepared. Lengths are in characters (of Chinese, Japanese, Korean and Thai, one counts as four of
+    ``min_chars``), shares from 0 to 1.
 
     ``max_tokens`` cuts: set it to the tokens a model is trained on at once. ``near_duplicates`` is the Jaccard
-    similarity from which of two texts only one is kept; None keeps all that are not equal.
+    similarity from which of two texts only one is kept; None keeps all that are not equal. ``normalize`` writes
+    texts in Unicode's NFC, ``strip`` takes spaces from line ends: both change code and Markdown.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,19 +36,46 @@ class DataOptions(BaseModel):
     max_repeated_lines: Share = 0.5
     max_repeated_chars: Share = 0.5
     near_duplicates: Annotated[float, Field(ge=0.5, le=1)] | None = 0.8
+    normalize: bool = False
+    strip: bool = False
     min_examples: Annotated[int, Field(ge=1)] = 1
     max_line_bytes: Annotated[int, Field(gt=0)] = 2**20
 
 
+class Change(BaseModel):
+    """What cleaning did to texts that were read: how many of them, and how many characters of theirs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    examples: Count
+    characters: Count
+
+
+class SkippedCard(BaseModel):
+    """What of the folders was not read: how many files, and the first of their names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    files: Count
+    names: list[str]
+
+
 class SourceCard(BaseModel):
-    """One file. ``read`` = ``kept`` + everything in ``dropped``, ``exact_duplicates``, ``near_duplicates``."""
+    """One file. ``read`` = ``kept`` + everything in ``dropped``, ``exact_duplicates``, ``near_duplicates``.
+
+    ``forms``: how its examples were written, and how many so. ``ignored``: keys and columns that nothing was made
+    of, and of how many examples.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     sha256: Digest
     size_bytes: Count
+    forms: dict[str, Count]
     read: Count
+    changed: dict[str, Change]
+    ignored: dict[str, Count]
     dropped: dict[str, Count]
     exact_duplicates: Count
     near_duplicates: Count
@@ -66,12 +100,13 @@ class DataCard(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     inputs_sha256: Digest
     tokenizer_sha256: Digest
     vocab_size: Annotated[int, Field(gt=0)]
     options: DataOptions
     sources: list[SourceCard]
+    skipped: dict[str, SkippedCard]
     train: PartCard
     held: PartCard
     notes: list[str] = []
@@ -97,3 +132,70 @@ class DataCard(BaseModel):
             for reason, count in {**source.dropped, **duplicates}.items():
                 total[reason] = total.get(reason, 0) + count
         return {reason: count for reason, count in sorted(total.items()) if count}
+
+    @property
+    def forms(self) -> dict[str, int]:
+        return _sum(source.forms for source in self.sources)
+
+    @property
+    def ignored(self) -> dict[str, int]:
+        return _sum(source.ignored for source in self.sources)
+
+    @property
+    def changed(self) -> dict[str, Change]:
+        """Of all sources, by what was done."""
+        examples = _sum(
+            {key: change.examples for key, change in each.changed.items()} for each in self.sources
+        )
+        characters = _sum(
+            {key: change.characters for key, change in each.changed.items()} for each in self.sources
+        )
+        return {key: Change(examples=examples[key], characters=characters[key]) for key in examples}
+
+    def told(self) -> list[str]:
+        """What people should know about it, a line each; one that begins with "warning:" where that is much."""
+        forms = ", ".join(f"{count} {form}" for form, count in self.forms.items())
+        held = self.held.documents
+        lines = [
+            f"data: {self.read} examples read ({forms}); {self.train.documents} to train on, {held} held out"
+        ]
+        if self.dropped:
+            lines.append(f"data: left out: {_listed(self.dropped)}")
+        if changed := self.changed:
+            parts = (
+                f"{name.replace('_', ' ')} ({each.characters} characters of {each.examples} examples)"
+                for name, each in changed.items()
+            )
+            lines.append(f"data: changed: {', '.join(parts)}")
+        if self.ignored:
+            lines.append(f"data: not used of the examples: {_listed(self.ignored)}")
+        for reason, skipped in self.skipped.items():
+            names = ", ".join(skipped.names) + (", …" if skipped.files > len(skipped.names) else "")
+            lines.append(f"data: skipped, {reason}: {names}")
+        return [
+            *lines,
+            *(f"warning: {each}" for each in self.warnings()),
+            *(f"note: {each}" for each in self.notes),
+        ]
+
+    def warnings(self) -> list[str]:
+        """What is more than one would leave unseen."""
+        gone = sum(self.dropped.values())
+        if gone <= MAX_DROPPED * self.read:
+            return []
+        share = 100 * gone / self.read
+        return [f"{share:.0f}% of the examples ({gone} of {self.read}) are left out: {_listed(self.dropped)}"]
+
+
+def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for each in counts:
+        for key, count in each.items():
+            total[key] = total.get(key, 0) + count
+    return {key: total[key] for key in sorted(total)}
+
+
+def _listed(counts: dict[str, int]) -> str:
+    shown = list(counts.items())[:MAX_LISTED]
+    more = f" and {len(counts) - len(shown)} more" if len(counts) > len(shown) else ""
+    return ", ".join(f"{key.replace('_', ' ')} {count}" for key, count in shown) + more

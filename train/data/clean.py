@@ -4,29 +4,55 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from dataclasses import replace
+
+import numpy as np
 
 from train.data.card import DataOptions
 from train.data.examples import Chat, RawExample, Text
+from train.data.words import ALONE, classes, code_points
 
-CONTROL = {code: None for code in (*range(0x20), *range(0x7F, 0xA0), 0xFEFF) if code not in (0x09, 0x0A)}
-"""Terminal escapes, form feeds and byte order marks; tabs and line breaks stay."""
+LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029]")
+"""Whatever ends a line, a page or a record becomes a line break: taken out, it would glue two words together."""
+CONTROL = {
+    code: None
+    for code in (*range(0x20), *range(0x7F, 0xA0), 0xFEFF)
+    if code not in (0x09, 0x0A) and not LINE_ENDS.fullmatch(chr(code))
+}
+"""Terminal escapes and byte order marks; tabs and line breaks stay."""
+HAS_CONTROL = re.compile("[" + "".join(map(re.escape, map(chr, CONTROL))) + "]")
+SPOKEN = ("reasoning_content", "content")
 
 LONG_RUN = re.compile(r"(\S)\1{15,}")
 MIN_LINES = 10
 """Fewer lines say nothing about repetition."""
+CODE_LINE = re.compile(r"[ \t].*|.*[][{}()<>;:,|\\=&+*/%-]\s*|[^\w\n]*")
+"""A line of code, data, verse or a table rather than of prose: indented, ending in what no sentence ends in, or
+without a letter."""
+CHARACTERS_A_WORD = 4
+"""What one character counts for where it says about a word: Chinese, Japanese, Korean, Thai."""
+
+DEFAULT = DataOptions()
 
 
-def cleaned(raw: RawExample) -> RawExample:
-    """The same words in Unicode's NFC, without control characters; texts also without spaces at line ends."""
-    if isinstance(raw, Chat):
-        messages = [
-            {**message, "content": _characters(message["content"])} if "content" in message else message
-            for message in raw.messages
-        ]
-        return replace(raw, messages=messages)
-    lines = (line.rstrip() for line in _characters(raw.text).split("\n"))
-    return replace(raw, text="\n".join(lines).strip("\n"))
+def cleaned(
+    raw: RawExample, options: DataOptions = DEFAULT, changes: Counter[str] | None = None
+) -> RawExample:
+    """The same words with "\\n" at line ends, without control characters, and with ``options.normalize`` in Unicode's
+    NFC; with ``options.strip`` a text has no spaces at line ends. ``changes`` counts characters, by what was done."""
+    changes = Counter() if changes is None else changes
+    if isinstance(raw, Text):
+        text = _characters(raw.text, options, changes)
+        return replace(raw, text=_stripped(text, changes) if options.strip else text)
+    messages = [
+        {
+            key: _characters(value, options, changes) if key in SPOKEN else value
+            for key, value in message.items()
+        }
+        for message in raw.messages
+    ]
+    return replace(raw, messages=messages)
 
 
 def why_dropped(raw: RawExample, options: DataOptions) -> str | None:
@@ -35,8 +61,7 @@ def why_dropped(raw: RawExample, options: DataOptions) -> str | None:
     The two on repetition are for texts alone (after Rae et al., 2021, arXiv 2112.11446, table A1, made milder:
     code and verse repeat themselves); a conversation is as its author wrote it.
     """
-    size = length(raw)
-    if size > options.max_chars:
+    if length(raw) > options.max_chars:
         return "too_long"
     if isinstance(raw, Chat):
         answers = (message for message in raw.messages if message["role"] == "assistant")
@@ -46,7 +71,7 @@ def why_dropped(raw: RawExample, options: DataOptions) -> str | None:
         return "empty" if empty else None
     if not raw.text.strip():
         return "empty"
-    if size < options.min_chars:
+    if len(raw.text) < options.min_chars and weight(raw.text) < options.min_chars:
         return "too_short"
     if _repeated_lines(raw.text) > options.max_repeated_lines:
         return "repeated_lines"
@@ -60,25 +85,53 @@ def length(raw: RawExample) -> int:
     return len(said(raw))
 
 
+def weight(text: str) -> int:
+    """Its characters, where one that says about a word counts as four."""
+    alone = np.count_nonzero(classes()[code_points(text)] == ALONE)
+    return len(text) + (CHARACTERS_A_WORD - 1) * int(alone)
+
+
 def said(raw: RawExample) -> str:
     """Everything an example says, in one text."""
     if isinstance(raw, Text):
         return raw.text
-    return "\n".join(message.get("content", "") for message in raw.messages)
+    return "\n".join(message[key] for message in raw.messages for key in SPOKEN if key in message)
 
 
-def _characters(text: str) -> str:
-    text = text.replace("\r\n", "\n").replace("\r", "\n").translate(CONTROL)
-    return unicodedata.normalize("NFC", text)
+def _characters(text: str, options: DataOptions, changes: Counter[str]) -> str:
+    text, ends = LINE_ENDS.subn("\n", text)
+    changes["line_ends"] += ends
+    if HAS_CONTROL.search(text):
+        before = len(text)
+        text = text.translate(CONTROL)
+        changes["control_characters"] += before - len(text)
+    if options.normalize and not unicodedata.is_normalized("NFC", text):
+        normal = unicodedata.normalize("NFC", text)
+        alone = sum(not unicodedata.is_normalized("NFC", char) for char in text)
+        changes["normalized"] += max(1, alone, len(text) - len(normal))
+        text = normal
+    return text
+
+
+def _stripped(text: str, changes: Counter[str]) -> str:
+    lines = (line.rstrip() for line in text.split("\n"))
+    stripped = "\n".join(lines).strip("\n")
+    changes["stripped"] += len(text) - len(stripped)
+    return stripped
 
 
 def _repeated_lines(text: str) -> float:
-    """The share of lines that were there before."""
-    lines = [line for part in text.split("\n") if (line := part.strip())]
+    """The share of lines of prose that were there before."""
+    lines = [line.strip() for line in text.split("\n") if line.strip() and not CODE_LINE.fullmatch(line)]
     return 1 - len(set(lines)) / len(lines) if len(lines) >= MIN_LINES else 0.0
 
 
 def _repeated_characters(text: str) -> float:
-    """The share of visible characters in runs of 16 or more of the same."""
-    runs = sum(match.end() - match.start() for match in LONG_RUN.finditer(text))
-    return runs / max(1, len(text) - text.count(" ") - text.count("\n"))
+    """The share of visible characters in runs of 16 or more of the same; a ruled line counts as one character."""
+    letters = ruled = 0
+    for match in LONG_RUN.finditer(text):
+        if match[1].isalnum():
+            letters += len(match[0])
+        else:
+            ruled += len(match[0]) - 1
+    return letters / max(1, len(text) - ruled - text.count(" ") - text.count("\n"))

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from train.data.clean import cleaned, why_dropped
 from train.data.examples import RawExample, parse_record
 from train.data.learnt import Learnt, learnt
 from train.data.read import Limits, read_examples
+from train.data.sources import Source
 
 CLEANING = {
     "kind",
@@ -28,8 +29,12 @@ CLEANING = {
     "max_repeated_chars",
     "near_duplicates",
     "max_line_bytes",
+    "normalize",
+    "strip",
 }
 """The options that decide what a collection holds."""
+MAX_NAMES = 100
+"""So many keys that nothing was made of are counted by name."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,9 @@ class Collection:
         counts = json.loads((directory / "counts.json").read_text())
         self.read: int = counts["read"]
         self.dropped: dict[str, int] = counts["dropped"]
+        self.forms: dict[str, int] = counts["forms"]
+        self.ignored: dict[str, int] = counts["ignored"]
+        self.changed: dict[str, dict[str, int]] = counts["changed"]
         self.hashes: NDArray[np.uint8] = np.fromfile(directory / "hashes.bin", dtype=np.uint8).reshape(-1, 32)
         self._ends = np.fromfile(directory / "ends.bin", dtype=np.int64).reshape(-1, 2)
         self._shingles, self._context = (
@@ -83,32 +91,60 @@ def _mapped(file: Path) -> NDArray[np.uint32]:
 
 
 def collect(
-    file: Path,
-    name: str,
+    source: Source,
     file_sha256: str,
     options: DataOptions,
     work: Path,
     max_unpacked_bytes: int | None = None,
 ) -> Collection:
     """Reads and cleans a file into a folder of ``work`` that appears when it is whole. Errors as ``read_examples``."""
-    decides = [name, file_sha256, options.model_dump(include=CLEANING)]
+    decides = [source.name, file_sha256, options.model_dump(include=CLEANING)]
     directory = work / hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
     if not directory.exists():
         partial = work / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        _fill(partial, file, name, options, max_unpacked_bytes)
+        limits = Limits(
+            max_line_bytes=options.max_line_bytes,
+            max_unpacked_bytes=max_unpacked_bytes,
+            min_examples=0 if source.found else 1,
+        )
+        _fill(partial, source, options, limits)
         sync_tree(partial)
         move_directory(partial, directory)
     return Collection(directory)
 
 
-def _fill(
-    directory: Path, file: Path, name: str, options: DataOptions, max_unpacked_bytes: int | None
-) -> None:
-    read = 0
-    dropped: Counter[str] = Counter()
-    limits = Limits(max_line_bytes=options.max_line_bytes, max_unpacked_bytes=max_unpacked_bytes)
+@dataclass
+class _Counts:
+    """What is told of a file."""
+
+    read: int = 0
+    dropped: Counter[str] = field(default_factory=Counter[str])
+    forms: Counter[str] = field(default_factory=Counter[str])
+    ignored: Counter[str] = field(default_factory=Counter[str])
+    changed: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+
+    def clean(self, raw: RawExample, options: DataOptions) -> RawExample | None:
+        """The example as it is kept; None where it is not."""
+        self.read += 1
+        self.forms[raw.form] += 1
+        for key in raw.ignored:
+            self.ignored[key if key in self.ignored or len(self.ignored) < MAX_NAMES else "others"] += 1
+        changes: Counter[str] = Counter()
+        example = cleaned(raw, options, changes)
+        for name, characters in (+changes).items():
+            change = self.changed.setdefault(name, {"examples": 0, "characters": 0})
+            change["examples"] += 1
+            change["characters"] += characters
+        if reason := why_dropped(example, options):
+            self.dropped[reason] += 1
+            return None
+        return example
+
+
+def _fill(directory: Path, source: Source, options: DataOptions, limits: Limits) -> None:
+    counts = _Counts()
     with (
         (directory / "documents.jsonl").open("w", encoding="utf-8") as documents,
         (directory / "hashes.bin").open("wb") as hashes,
@@ -116,11 +152,9 @@ def _fill(
         (directory / "context.bin").open("wb") as context,
         (directory / "ends.bin").open("wb") as ends,
     ):
-        for raw in read_examples(file, kind=options.kind, limits=limits, name=name):
-            read += 1
-            example = cleaned(raw)
-            if reason := why_dropped(example, options):
-                dropped[reason] += 1
+        for raw in read_examples(source.path, kind=options.kind, limits=limits, name=source.name):
+            example = counts.clean(raw, options)
+            if example is None:
                 continue
             documents.write(json.dumps([example.source, example.record], ensure_ascii=False) + "\n")
             hashes.write(bytes.fromhex(example.sha256))
@@ -129,5 +163,4 @@ def _fill(
                 shingles.write(each.shingles.tobytes())
                 context.write(each.context.tobytes())
             ends.write(np.array([shingles.tell() // 4, context.tell() // 4], dtype=np.int64).tobytes())
-    counts = {"read": read, "dropped": dict(sorted(dropped.items()))}
-    (directory / "counts.json").write_text(json.dumps(counts))
+    (directory / "counts.json").write_text(json.dumps(vars(counts), sort_keys=True))

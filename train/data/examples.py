@@ -8,21 +8,22 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 
-from everlearn.errors import InvalidInput
-from everlearn.suggest import did_you_mean
+from train.data.forms import MESSAGE_FIELDS, REASONING, canonical, fault
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-MESSAGE_FIELDS = {"role", "content", "name", "weight", "tool_calls", "tool_call_id", "refusal"}
 MAX_MESSAGES = 1000
 Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Text:
-    """A document. ``source`` says where it was read: "file.jsonl:17"."""
+    """A document. ``source`` says where it was read: "file.jsonl:17"; ``form`` how it was written there, and
+    ``ignored`` which keys of the record nothing was made of."""
 
     text: str
     source: str = field(default="", compare=False)
+    form: str = field(default="text", compare=False)
+    ignored: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -39,13 +40,16 @@ class Text:
 class Chat:
     """A conversation as OpenAI's fine-tuning files hold it; the assistant's messages are what is learnt.
 
-    Messages have "role" and "content" (text, or None beside "tool_calls"); an assistant's message of "weight" 0
-    is not learnt. ``tools`` are OpenAI's function definitions.
+    Messages have "role" and "content" (text, or None beside "tool_calls"), an assistant's also
+    "reasoning_content"; one of "weight" 0 is not learnt. ``tools`` are OpenAI's function definitions. The rest as
+    in :class:`Text`.
     """
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
     source: str = field(default="", compare=False)
+    form: str = field(default="chat", compare=False)
+    ignored: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -61,80 +65,72 @@ class Chat:
 RawExample = Text | Chat
 
 
-def parse_record(record: Any, source: str) -> RawExample:
-    """A line of JSONL, or a row of Parquet, as an example. Raises InvalidInput that begins with ``source``.
+def parse_record(record: Any, source: str, ignored: tuple[str, ...] = ()) -> RawExample:
+    """A record of JSON, or a row of a table, as an example; its forms are those of ``train.data.forms``.
 
-    Known are {"text": …}, {"messages": […], "tools": […]}, and {"prompt": …, "completion": …}, which is a
-    conversation of two messages.
+    ``ignored``: what of it was not even read. Raises InvalidInput that begins with ``source``.
     """
     if not isinstance(record, dict):
-        raise _fault(source, f"is {_kind(record)}, not an object", 'Right would be {"messages": […]}')
-    kinds = [name for name in ("messages", "text", "prompt") if record.get(name) is not None]
-    if len(kinds) > 1:
-        raise _fault(source, f'has both "{kinds[0]}" and "{kinds[1]}"', "Keep one of them")
-    if kinds == ["text"]:
-        return Text(_text(record["text"], source, '"text"'), source)
-    if kinds == ["messages"]:
-        return Chat(_messages(record["messages"], source), _tools(record.get("tools"), source), source)
-    if kinds == ["prompt"]:
-        return Chat(_messages(_turns(record, source), source), None, source)
-    found = ", ".join(f'"{key}"' for key in list(record)[:8]) or "no keys"
-    near = "".join(did_you_mean(str(key), ("messages", "text", "prompt")) for key in list(record)[:8])
-    right = 'Right would be "messages", "text", or "prompt" and "completion"'
-    raise _fault(source, f"has {found}", right + near)
+        raise fault(source, f"is {_kind(record)}, not an object", 'Right would be {"messages": […]}')
+    form, said, left = canonical(record, source)
+    if "text" in said:
+        return Text(_text(said["text"], source, '"text"'), source, form, (*ignored, *left))
+    messages, tools = _messages(said["messages"], source), _tools(said.get("tools"), source)
+    unknown = {
+        f"messages[].{key}"
+        for message in said["messages"]
+        for key, value in message.items()
+        if key not in MESSAGE_FIELDS and value not in (None, "", [], {})
+    }
+    return Chat(messages, tools, source, form, (*ignored, *left, *sorted(unknown)))
 
 
-def _turns(record: dict[str, Any], source: str) -> list[Any]:
-    prompt, completion = record["prompt"], record.get("completion")
-    if completion is None:
-        raise _fault(source, 'has a "prompt" and no "completion"', 'Add the answer as "completion"')
-    first = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-    last = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
-    return [*first, *last]
-
-
-def _messages(messages: Any, source: str) -> list[Message]:
-    if not isinstance(messages, list) or not messages:
-        raise _fault(
-            source, '"messages" is not a list of messages', 'Right would be [{"role": …, "content": …}, …]'
-        )
+def _messages(messages: list[Any], source: str) -> list[Message]:
     if len(messages) > MAX_MESSAGES:
-        raise _fault(source, f"has {len(messages)} messages", f"A conversation has at most {MAX_MESSAGES}")
+        raise fault(source, f"has {len(messages)} messages", f"A conversation has at most {MAX_MESSAGES}")
     checked = [_message(message, f"{source}: messages[{n}]") for n, message in enumerate(messages)]
     answers = [message for message in checked if message["role"] == "assistant"]
     if not answers:
-        raise _fault(source, "has no answer to learn from", 'One message must have the role "assistant"')
+        raise fault(source, "has no answer to learn from", 'One message must have the role "assistant"')
     if all(message.get("weight") == 0 for message in answers):
-        raise _fault(source, "has no answer to learn from: every weight is 0", "Give one answer the weight 1")
+        raise fault(source, "has no answer to learn from: every weight is 0", "Give one answer the weight 1")
     if checked[-1]["role"] != "assistant":
-        raise _fault(
+        raise fault(
             source,
             f'ends with a message of the role "{checked[-1]["role"]}"',
             "The last message must be the assistant's answer",
+        )
+    if not any(message["role"] == "assistant" for message in checked[1:]):
+        raise fault(
+            source,
+            "has nothing before its answer",
+            'An answer is learnt after what asks for it: put that before it, or write {"text": …}',
         )
     return checked
 
 
 def _message(message: Any, source: str) -> Message:
     if not isinstance(message, dict):
-        raise _fault(
-            source, f"is {_kind(message)}, not an object", 'Right would be {"role": …, "content": …}'
-        )
+        raise fault(source, f"is {_kind(message)}, not an object", 'Right would be {"role": …, "content": …}')
     role = message.get("role")
     if role not in ROLES:
-        raise _fault(source, f"has the role {json.dumps(role)[:80]}", f"Known roles: {', '.join(ROLES)}")
+        raise fault(source, f"has the role {json.dumps(role)[:80]}", f"Known roles: {', '.join(ROLES)}")
     kept = {key: value for key, value in message.items() if key in MESSAGE_FIELDS and value is not None}
     calls = kept.get("tool_calls")
     if calls is not None:
         kept["tool_calls"] = _calls(calls, role, source)
     if "content" in kept or calls is None:
         kept["content"] = _content(kept.get("content"), source)
+    if REASONING[0] in kept:
+        kept[REASONING[0]] = _text(kept[REASONING[0]], source, f'"{REASONING[0]}"')
+        if role != "assistant":
+            raise fault(source, f'has "{REASONING[0]}" and the role "{role}"', "Only an assistant reasons")
     if role == "assistant" and calls is None and not kept["content"].strip():
-        raise _fault(
+        raise fault(
             source, "is an empty answer", "Write what the assistant shall say, or leave the example out"
         )
     if kept.get("weight", 1) not in (0, 1):
-        raise _fault(source, f"has the weight {kept['weight']!r}", "A weight is 0 or 1")
+        raise fault(source, f"has the weight {kept['weight']!r}", "A weight is 0 or 1")
     if "weight" in kept:
         kept["weight"] = int(kept["weight"])
     return kept
@@ -146,7 +142,7 @@ def _content(content: Any, source: str) -> str:
         return _text(content, source, '"content"')
     for part in content:
         if not isinstance(part, dict) or part.get("type") != "text":
-            raise _fault(
+            raise fault(
                 source, '"content" has a part that is not text', 'Right would be {"type": "text", "text": …}'
             )
     return "".join(_text(part.get("text"), source, '"content"') for part in content)
@@ -154,17 +150,17 @@ def _content(content: Any, source: str) -> str:
 
 def _calls(calls: Any, role: str, source: str) -> list[dict[str, Any]]:
     if role != "assistant":
-        raise _fault(source, f'has "tool_calls" and the role "{role}"', "Only an assistant calls tools")
+        raise fault(source, f'has "tool_calls" and the role "{role}"', "Only an assistant calls tools")
     for call in calls if isinstance(calls, list) and calls else [None]:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise _fault(
+            raise fault(
                 source,
                 '"tool_calls" is not a list of calls',
                 'Right would be [{"type": "function", "function": {"name": …, "arguments": "{…}"}}]',
             )
         if not isinstance(function.get("arguments"), str):
-            raise _fault(source, "a call's arguments are not text", "Write them as JSON in a string")
+            raise fault(source, "a call's arguments are not text", "Write them as JSON in a string")
         _text(function["name"] + function["arguments"], source, '"tool_calls"')
     return calls
 
@@ -175,7 +171,7 @@ def _tools(tools: Any, source: str) -> list[dict[str, Any]] | None:
     for tool in tools if isinstance(tools, list) else [None]:
         function = tool.get("function") if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise _fault(
+            raise fault(
                 source,
                 '"tools" is not a list of functions',
                 'Right would be [{"type": "function", "function": {"name": …, "parameters": {…}}}]',
@@ -186,12 +182,12 @@ def _tools(tools: Any, source: str) -> list[dict[str, Any]] | None:
 
 def _text(value: Any, source: str, where: str) -> str:
     if not isinstance(value, str):
-        raise _fault(source, f"{where} is {_kind(value)}, not text", "Put it between quotation marks")
+        raise fault(source, f"{where} is {_kind(value)}, not text", "Put it between quotation marks")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         code = ord(value[error.start])
-        raise _fault(
+        raise fault(
             source,
             f"{where} has half a character, \\u{code:04x}, at {error.start}",
             "Write both surrogates or none",
@@ -202,10 +198,6 @@ def _text(value: Any, source: str, where: str) -> str:
 def _kind(value: Any) -> str:
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", list: "a list"}
     return names.get(type(value), "text" if isinstance(value, str) else "an object")
-
-
-def _fault(source: str, wrong: str, right: str) -> InvalidInput:
-    return InvalidInput(f"{source}: {wrong}. {right}", param="training_file")
 
 
 def _hash(record: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from everlearn.errors import InvalidInput
 from train.data.examples import RawExample, parse_record
+from train.data.tables import columns_read
 from train.data.unpacked import Unpacked
 
 ROWS_AT_ONCE = 256
@@ -26,8 +27,6 @@ MAX_FIXED_BYTES = 1024
 """What each value of a column may take whose values all have one length: such a column has no dictionary here."""
 ELEMENT_BYTES = 16
 """What a number, a null, a list or a row itself counts as."""
-
-COLUMNS = ("text", "messages", "tools", "prompt", "completion")
 
 
 def read_parquet(path: Path, name: str, max_row_bytes: int, unpacked: Unpacked) -> Iterator[RawExample]:
@@ -42,12 +41,15 @@ def read_parquet(path: Path, name: str, max_row_bytes: int, unpacked: Unpacked) 
             texts = _texts(file.schema)
         with ParquetFile(path, read_dictionary=texts) as file:
             _check_groups(file, name)
-            present = [column for column in COLUMNS if column in file.schema_arrow.names]
-            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=present):
+            names: list[str] = file.schema_arrow.names
+            known = columns_read(names, name)
+            ignored = tuple(column for column in names if column not in known)
+            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=list(known)):
                 for rows in _portions(batch, name, number, max_row_bytes, unpacked):
                     for record in rows.to_pylist():
                         number += 1
-                        yield parse_record(_without_nulls(record), f"{name}:{number}")
+                        said = {known[column]: _without_nulls(value) for column, value in record.items()}
+                        yield parse_record(said, f"{name}:{number}", ignored)
     except MemoryError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError, OverflowError) as error:
@@ -56,13 +58,6 @@ def read_parquet(path: Path, name: str, max_row_bytes: int, unpacked: Unpacked) 
 
 
 def _check_columns(file: Any, name: str) -> None:
-    names: list[str] = file.schema_arrow.names
-    if not {"text", "messages", "prompt"} & set(names):
-        found = ", ".join(f'"{column[:80]}"' for column in names[:8])
-        raise _fault(
-            f"{name}: has the columns {found}",
-            'Right would be "messages", "text", or "prompt" and "completion"',
-        )
     for at in range(len(file.schema.names)):
         column = file.schema.column(at)
         if column.physical_type == "FIXED_LEN_BYTE_ARRAY" and column.length > MAX_FIXED_BYTES:

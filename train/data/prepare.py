@@ -25,28 +25,18 @@ from everlearn.bundle import FileEntry, file_entry
 from everlearn.durable import move_directory, sync_tree, write_file
 from everlearn.errors import Conflict, Corrupt, EverlearnError, InvalidInput, NotFound
 from everlearn.progress import Progress, silent
-from train.data.card import DataCard, DataOptions, PartCard, SourceCard
+from train.data.card import Change, DataCard, DataOptions, PartCard, SkippedCard, SourceCard
 from train.data.collect import Collected, Collection, collect
 from train.data.duplicates import find_duplicates
 from train.data.examples import Chat
-from train.data.read import SUFFIXES
+from train.data.sources import Skipped, Source, expand
 from train.data.store import StoreWriter
 from train.data.tokenize import Tokens
 
 CARD = "card.json"
-NOTE = "note: "
-"""What a line of progress begins with that is to stay in sight."""
 VERSION = 2
 """Raised whenever the same input becomes other bytes."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file, and the name it is known by where it is kept under another. Those ``held`` are never trained on."""
-
-    path: Path
-    name: str
-    held: bool = False
+MAX_SKIPPED_NAMES = 50
 
 
 def prepare(
@@ -63,12 +53,13 @@ def prepare(
 
     With ``held`` files, nothing else is held out, and what is like them leaves the training side.
     ``max_unpacked_bytes``: what one file may unpack to, see ``train.data.unpacked``.
+    ``progress`` is also told what the card says people should know.
     Raises InvalidInput for a broken file (see ``train.data.read``) or when too few documents are left, NotFound
     for a missing one, and Conflict where ``out`` holds something else.
     """
     options = options or DataOptions()
     tokens = Tokens(tokenizer_dir)
-    files = list_sources(sources, held)
+    files, skipped = expand(sources, held)
     entries = [file_entry(file.path) for file in files]
     inputs = _inputs_sha256(files, entries, tokens, options)
     work = out.with_name(f".{out.name}.preparing")
@@ -83,57 +74,35 @@ def prepare(
         else:
             try:
                 collected = _collect(files, entries, options, work, progress, max_unpacked_bytes)
-                card = _write(files, entries, collected, tokens, options, inputs, work, progress)
+                skipped["empty"] = [
+                    *skipped.get("empty", []),
+                    *(file.name for file, each in zip(files, collected, strict=True) if not each.read),
+                ]
+                card = _write(files, entries, collected, skipped, tokens, options, inputs, work, progress)
                 move_directory(work / "result", out)
             except EverlearnError:
                 shutil.rmtree(work, ignore_errors=True)  # nothing to go on with: the input must change
                 raise
         shutil.rmtree(work, ignore_errors=True)
-    for note in card.notes:
-        progress(f"{NOTE}{note}", None)
+    for line in card.told():
+        progress(line, 1.0)
     return card
 
 
 def read_card(out: Path) -> DataCard:
-    """The card of prepared data. Raises NotFound, or Corrupt naming the file."""
+    """The card of prepared data. Raises NotFound, Corrupt naming the file, or Conflict for an earlier version's."""
     try:
-        return DataCard.model_validate_json((out / CARD).read_bytes())
+        content = (out / CARD).read_bytes()
+        if b'"schema_version": 1,' in content[:200]:
+            raise Conflict(
+                f"{out} was prepared by an earlier version, by other rules: remove it, and it is prepared anew"
+            )
+        return DataCard.model_validate_json(content)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"{out} is not prepared data: it has no {CARD}") from None
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         raise Corrupt(f"{out / CARD}: {fault['msg']}", param=CARD) from None
-
-
-def list_sources(sources: Sequence[Path | Source], held: Sequence[Path] = ()) -> list[Source]:
-    """Every file that is read, in the order of reading. Raises NotFound for a missing one, and InvalidInput."""
-    files: list[Source] = []
-    for source in [*sources, *(Source(path, path.name, held=True) for path in held)]:
-        given = source if isinstance(source, Source) else Source(source, source.name)
-        if given.path.is_dir():
-            files += [Source(path, path.name, given.held) for path in _folder(given.path)]
-        elif given.path.exists():
-            files.append(given)
-        else:
-            raise NotFound(f"there is no file {given.path}", param="training_file")
-    if all(file.held for file in files):
-        raise InvalidInput("there is no file to train on", param="training_file")
-    return files
-
-
-def _folder(folder: Path) -> list[Path]:
-    known = sorted(path for path in folder.rglob("*") if path.is_file() and _is_known(path))
-    if not known:
-        suffixes = ", ".join(SUFFIXES)
-        raise InvalidInput(
-            f"{folder} has no files to read. Right would be {suffixes}, or one of them with .gz"
-        )
-    return known
-
-
-def _is_known(path: Path) -> bool:
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix != ".gz"]
-    return not path.name.startswith(".") and bool(suffixes) and suffixes[-1] in SUFFIXES
 
 
 def _inputs_sha256(
@@ -160,7 +129,7 @@ def _collect(
     collected: list[Collection] = []
     for number, (file, entry) in enumerate(zip(files, entries, strict=True)):
         progress(f"reading {file.name}", 0.6 * number / len(files))
-        collected.append(collect(file.path, file.name, entry.sha256, options, work, max_unpacked_bytes))
+        collected.append(collect(file, entry.sha256, options, work, max_unpacked_bytes))
     return collected
 
 
@@ -176,6 +145,7 @@ def _write(
     files: list[Source],
     entries: list[FileEntry],
     collected: list[Collection],
+    skipped: Skipped,
     tokens: Tokens,
     options: DataOptions,
     inputs: str,
@@ -231,6 +201,11 @@ def _write(
         options=options,
         sources=cards,
         notes=[tokens.stops.note] if chats and tokens.stops.note else [],
+        skipped={
+            reason: SkippedCard(files=len(names), names=sorted(names)[:MAX_SKIPPED_NAMES])
+            for reason, names in sorted(skipped.items())
+            if names
+        },
         **parts,
     )
     _check_enough(card)
@@ -290,7 +265,10 @@ def _source_card(
         name=file.name,
         sha256=entry.sha256,
         size_bytes=entry.size_bytes,
+        forms=collection.forms,
         read=collection.read,
+        changed={name: Change(**change) for name, change in collection.changed.items()},
+        ignored=collection.ignored,
         dropped=dropped,
         exact_duplicates=duplicates[0],
         near_duplicates=duplicates[1],

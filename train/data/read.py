@@ -1,39 +1,44 @@
-"""Files to examples, one at a time: text, JSON lines and Parquet, plain or gzipped.
+"""Files to examples, one at a time: texts, JSON, tables and Parquet, plain or gzipped.
 
 A file may be anything that a stranger uploads. Whatever is wrong with it ends in one InvalidInput that names the
-file and the line, what is wrong there, and what would be right; and memory stays bounded by :class:`Limits`.
+file and the line, what is wrong there, and what would be right; and memory stays bounded by :class:`Limits`. What
+is none of the known kinds is refused, never read as prose.
 """
 
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from everlearn.errors import InvalidInput, NotFound
+from everlearn.errors import NotFound
+from train.data import json_values, tables
 from train.data.examples import Chat, RawExample, Text, parse_record
+from train.data.forms import STARTS, strict_json
+from train.data.lines import SEPARATOR, Limits, Reader, documents, lines, wrong
 from train.data.unpacked import Unpacked
 
-__all__ = ["SUFFIXES", "Chat", "Kind", "Limits", "RawExample", "Text", "parse_record", "read_examples"]
+__all__ = [
+    "SEPARATOR", "SUFFIXES", "Chat", "Kind", "Limits", "RawExample", "Text", "parse_record", "read_examples",
+]  # fmt: skip
 
 Kind = Literal["auto", "text", "chat"]
-Layout = Literal["text", "jsonl", "parquet"]
+Layout = Literal["text", "jsonl", "json", "csv", "tsv", "parquet"]
 
 SUFFIXES: dict[str, Layout] = {
     ".txt": "text",
     ".md": "text",
+    ".markdown": "text",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
-    ".json": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
 }
-SEPARATOR = "<|endoftext|>"
-"""A line that holds nothing else ends a document of a text file."""
 
 DISGUISES = {
     b"PK\x03\x04": "a ZIP archive",
@@ -53,19 +58,20 @@ DISGUISES = {
     b"\xfe\xff": "UTF-16 text",
 }
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What a file may hold. ``max_document_bytes``: a longer text document is cut at the next blank line.
-
-    ``max_unpacked_bytes``: of the whole file; None leaves it at a multiple of its size, see ``train.data.unpacked``.
-    """
-
-    max_line_bytes: int = 2**20
-    max_row_bytes: int = 2**24
-    max_unpacked_bytes: int | None = None
-    max_document_bytes: int = 2**13
-    min_examples: int = 1
+WANTED: dict[Layout, str] = {
+    "jsonl": "JSON lines",
+    "json": "JSON",
+    "csv": "CSV",
+    "tsv": "TSV",
+    "text": "text in UTF-8",
+}
+RIGHT: dict[Layout, str] = {
+    "jsonl": json_values.RIGHT_LINE,
+    "json": json_values.RIGHT,
+    "csv": tables.RIGHT_TABLE,
+    "tsv": tables.RIGHT_TABLE,
+    "text": "plain text in UTF-8",
+}
 
 
 def read_examples(
@@ -79,33 +85,75 @@ def read_examples(
     limits = limits or Limits()
     name = name or path.name
     count = 0
+    for example in _examples(path, name, limits):
+        if kind == "chat" and isinstance(example, Text):
+            raise wrong(
+                f"{example.source}: is a text, not a conversation", 'Right would be {"messages": […]}'
+            )
+        if kind == "text" and isinstance(example, Chat):
+            raise wrong(f"{example.source}: is a conversation, not a text", 'Right would be {"text": …}')
+        count += 1
+        yield example
+    if count < limits.min_examples:
+        if not count:
+            raise wrong(f"{name}: is empty", "It must hold at least one example")
+        raise wrong(f"{name}: holds {count} examples", f"At least {limits.min_examples} are needed")
+
+
+def _examples(path: Path, name: str, limits: Limits) -> Iterator[RawExample]:
     with _opened(path, name) as (stream, layout):
         unpacked = Unpacked(path, limits.max_unpacked_bytes)
         if layout == "parquet":
             from train.data.parquet import read_parquet
 
-            examples = read_parquet(path, name, limits.max_row_bytes, unpacked)
-        elif layout == "jsonl":
-            examples = _json_lines(_lines(stream, name, limits, "jsonl", unpacked), name)
+            yield from read_parquet(path, name, limits.max_row_bytes, unpacked)
+            return
+        reader = Reader(stream, name, limits, unpacked)
+        if layout == "text":
+            _refuse_records(reader)
+            yield from documents(lines(reader, RIGHT[layout]), name, limits)
+        elif layout in ("csv", "tsv"):
+            for number, record, ignored in tables.rows(reader, layout):
+                yield parse_record(record, f"{name}:{number}", ignored)
+        elif _is_list(reader) or (layout == "json" and not _is_lines(reader)):
+            for number, record in json_values.records(reader):
+                yield parse_record(record, f"{name}:{number}")
         else:
-            examples = _documents(_lines(stream, name, limits, "text", unpacked), name, limits)
-        for example in examples:
-            if kind == "chat" and isinstance(example, Text):
-                raise _fault(
-                    f"{example.source}: is a text, not a conversation", 'Right would be {"messages": […]}'
-                )
-            if kind == "text" and isinstance(example, Chat):
-                raise _fault(f"{example.source}: is a conversation, not a text", 'Right would be {"text": …}')
-            count += 1
-            yield example
-    if count == 0:
-        raise _fault(f"{name}: is empty", "It must hold at least one example")
-    if count < limits.min_examples:
-        raise _fault(f"{name}: holds {count} examples", f"At least {limits.min_examples} are needed")
+            for number, line in lines(reader, RIGHT["jsonl"], too_long="Split it into several examples"):
+                if line.strip():
+                    yield parse_record(json_values.parse(line, f"{name}:{number}"), f"{name}:{number}")
+
+
+def _is_list(reader: Reader) -> bool:
+    head = reader.head()
+    return head.startswith(b"[") and head[1:].lstrip().startswith((b"{", b"]"))
+
+
+def _is_lines(reader: Reader) -> bool:
+    """Whether the first line is a value by itself, or at least no object that goes on in the next."""
+    first, _, rest = reader.head().partition(b"\n")
+    try:
+        strict_json(first.decode())
+    except (ValueError, RecursionError):
+        return not first.startswith(b"{") or (not rest and len(first) < len(reader.head()))
+    return bool(rest.strip())
+
+
+def _refuse_records(reader: Reader) -> None:
+    """Raises InvalidInput for a text that is JSON lines by another name: its braces would be learnt."""
+    first = reader.head().partition(b"\n")[0]
+    if not first.startswith(b"{"):
+        return
+    try:
+        record = strict_json(first.decode())
+    except (ValueError, RecursionError):
+        return
+    if isinstance(record, dict) and set(record) & ({*STARTS} - {"text"}):
+        raise wrong(f"{reader.name}:1: holds JSON lines, not prose", "Name the file .jsonl")
 
 
 @contextmanager
-def _opened(path: Path, name: str) -> Generator[tuple[IO[bytes], Layout]]:
+def _opened(path: Path, name: str) -> Generator[tuple[IO[bytes] | gzip.GzipFile, Layout]]:
     """The file's bytes, decompressed, and how to read them."""
     try:
         raw = path.open("rb")
@@ -113,15 +161,14 @@ def _opened(path: Path, name: str) -> Generator[tuple[IO[bytes], Layout]]:
         raise NotFound(f"there is no file {path}", param="training_file") from None
     with raw:
         inner = Path(name)
-        if inner.suffix == ".gz" or (inner.suffix not in SUFFIXES and _head(raw).startswith(b"\x1f\x8b")):
-            inner = inner.with_suffix("") if inner.suffix == ".gz" else inner
+        zipped = inner.suffix.lower() == ".gz"
+        if zipped or (inner.suffix.lower() not in SUFFIXES and _head(raw).startswith(b"\x1f\x8b")):
+            inner = inner.with_suffix("") if zipped else inner
             with gzip.open(raw) as stream:
                 layout = _layout(inner, _gzip_head(stream, name), name)
                 if layout == "parquet":
-                    raise _fault(
-                        f"{name}: is Parquet inside gzip", "Leave it plain: it is compressed already"
-                    )
-                yield stream, layout  # type: ignore[misc]
+                    raise wrong(f"{name}: is Parquet inside gzip", "Leave it plain: it is compressed already")
+                yield stream, layout
         else:
             yield raw, _layout(inner, _head(raw), name)
 
@@ -136,109 +183,42 @@ def _gzip_head(stream: gzip.GzipFile, name: str) -> bytes:
     try:
         return stream.peek(8)[:8]
     except (OSError, EOFError, zlib.error) as error:
-        raise _fault(f"{name}: is not whole gzip: {error}", "Compress it again") from None
+        raise wrong(f"{name}: is not whole gzip: {error}", "Compress it again") from None
 
 
 def _layout(name: Path, head: bytes, shown: str) -> Layout:
-    """By its suffix, else by its first bytes."""
+    """By its suffix; without one, by its first bytes."""
     layout = SUFFIXES.get(name.suffix.lower())
     is_parquet = head.startswith(b"PAR1")
     if layout is None:
-        layout = "parquet" if is_parquet else "jsonl" if head.lstrip()[:1] == b"{" else "text"
+        layout = _unnamed(name, head, shown, is_parquet)
     if layout == "parquet":
         if not is_parquet:
-            raise _fault(
+            raise wrong(
                 f"{shown}: does not begin as Parquet does", "Write it again, or name it .jsonl or .txt"
             )
         return layout
     for magic, what in DISGUISES.items():
         if head.startswith(magic):
-            raise _fault(f"{shown}:1: is {what}, not {_WANTED[layout]}", f"Right would be {_RIGHT[layout]}")
+            raise wrong(f"{shown}:1: is {what}, not {WANTED[layout]}", f"Right would be {RIGHT[layout]}")
     return layout
 
 
-_WANTED = {"jsonl": "JSON lines", "text": "text in UTF-8"}
-_RIGHT = {
-    "jsonl": 'one JSON object a line, in UTF-8, such as {"messages": […]}',
-    "text": "plain text in UTF-8",
-}
-
-
-def _json_lines(lines: Iterator[tuple[int, str]], name: str) -> Iterator[RawExample]:
-    for number, line in lines:
-        source = f"{name}:{number}"
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except RecursionError:
-            raise _fault(
-                f"{source}: is nested too deeply", "Right would be one flat JSON object a line"
-            ) from None
-        except ValueError as error:
-            what = getattr(error, "msg", None) or str(error)
-            column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            raise _fault(
-                f"{source}: is not JSON: {what}{column}: {_glimpse(line)}",
-                f"Right would be {_RIGHT['jsonl']}",
-            ) from None
-        yield parse_record(record, source)
-
-
-def _documents(lines: Iterator[tuple[int, str]], name: str, limits: Limits) -> Iterator[RawExample]:
-    """Documents end at a separator line; longer ones at a blank line, or where a paragraph is far too long."""
-    block: list[str] = []
-    size = first = 0
-    for number, line in lines:
-        blank, ends = not line.strip(), line.strip() == SEPARATOR
-        full = size >= limits.max_document_bytes and (blank or size >= 8 * limits.max_document_bytes)
-        if block and (ends or full):
-            yield Text("\n".join(block).strip("\n"), f"{name}:{first}")
-            block, size = [], 0
-        if ends or (blank and not block):
-            continue
-        if not block:
-            first = number
-        block.append(line)
-        size += len(line) + 1
-    if block:
-        yield Text("\n".join(block).strip("\n"), f"{name}:{first}")
-
-
-def _lines(
-    stream: IO[bytes], name: str, limits: Limits, layout: Layout, unpacked: Unpacked
-) -> Iterator[tuple[int, str]]:
-    """Numbered lines without their ends; never more than ``max_line_bytes`` in memory."""
-    number = 0
-    while True:
-        number += 1
-        try:
-            line = stream.readline(limits.max_line_bytes + 2)
-        except (OSError, EOFError, zlib.error) as error:
-            raise _fault(f"{name}:{number}: is not whole gzip: {error}", "Compress it again") from None
-        if not line:
-            return
-        unpacked.add(len(line), f"{name}:{number}")
-        if len(line.rstrip(b"\r\n")) > limits.max_line_bytes:
-            right = "Split it into several examples" if layout == "jsonl" else "Break it into lines"
-            raise _fault(f"{name}:{number}: the line is longer than {limits.max_line_bytes} bytes", right)
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        try:
-            text = line.decode().rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            wrong = f"byte {error.start + 1} of the line, 0x{line[error.start]:02x}, is not UTF-8"
-            raise _fault(f"{name}:{number}: {wrong}", "Save the file as UTF-8") from None
-        if "\0" in text:
-            raise _fault(
-                f"{name}:{number}: has a zero byte, so it is not text", f"Right would be {_RIGHT[layout]}"
-            )
-        yield number, text
-
-
-def _glimpse(line: str) -> str:
-    return line if len(line) <= 60 else line[:57] + "…"
-
-
-def _fault(wrong: str, right: str) -> InvalidInput:
-    return InvalidInput(f"{wrong}. {right}", param="training_file")
+def _unnamed(name: Path, head: bytes, shown: str, is_parquet: bool) -> Layout:
+    known = ", ".join(SUFFIXES)
+    if name.suffix:
+        raise wrong(
+            f'{shown}: files that end in "{name.suffix[:20]}" are not read',
+            f"Right would be {known}; a text as it stands may be named .txt",
+        )
+    if is_parquet:
+        return "parquet"
+    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if begin in (b"{", b"["):
+        return "json"
+    for magic, what in DISGUISES.items():
+        if head.startswith(magic):
+            raise wrong(f"{shown}:1: is {what}", f"Right would be a file that ends in {known}")
+    if not head.strip():
+        return "text"
+    raise wrong(f"{shown}: does not say what it holds", f"Name it by what it is: {known}")

@@ -11,8 +11,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from everlearn.durable import move_directory, sync_tree
 from everlearn.errors import Conflict, InvalidInput
+from train.data.card import DataOptions
 from train.data.clean import cleaned, said
-from train.data.read import Kind, read_examples
+from train.data.read import Limits, read_examples
+from train.data.sources import Source, expand
 
 TEXT_END, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (TEXT_END, START, END)
@@ -24,8 +26,10 @@ CHAT_TEMPLATE = (
 """ChatML, as SmolLM2 and Qwen speak it, without a system message of its own."""
 
 
-def train_tokenizer(files: Sequence[Path], vocab_size: int, out: Path, *, kind: Kind = "auto") -> None:
-    """Learns ``vocab_size`` tokens from the files' texts and writes a Hugging Face tokenizer directory.
+def train_tokenizer(
+    sources: Sequence[Path | Source], vocab_size: int, out: Path, options: DataOptions | None = None
+) -> None:
+    """Learns ``vocab_size`` tokens from the texts of files, or folders of them, as ``prepare`` reads and cleans them, and writes a Hugging Face tokenizer directory.
 
     Digits stand alone, as in SmolLM2. Texts and answers both end with <|im_end|>. The same files give the same
     bytes; ``out`` appears whole. Raises InvalidInput for a broken file, or where the texts hold too few words for
@@ -37,6 +41,8 @@ def train_tokenizer(files: Sequence[Path], vocab_size: int, out: Path, *, kind: 
         )
     if out.exists():
         raise Conflict(f"{out} exists already: remove it, or choose another folder")
+    options = options or DataOptions()
+    files, _ = expand(sources)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -48,7 +54,7 @@ def train_tokenizer(files: Sequence[Path], vocab_size: int, out: Path, *, kind: 
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(files, kind), trainer)
+    tokenizer.train_from_iterator(_texts(files, options), trainer)
     if tokenizer.get_vocab_size() < vocab_size:
         raise InvalidInput(
             f"the texts give {tokenizer.get_vocab_size()} tokens, not {vocab_size}: "
@@ -73,7 +79,8 @@ def train_tokenizer(files: Sequence[Path], vocab_size: int, out: Path, *, kind: 
     move_directory(partial, out)
 
 
-def _texts(files: Sequence[Path], kind: Kind) -> Iterator[str]:
+def _texts(files: Sequence[Source], options: DataOptions) -> Iterator[str]:
     for file in files:
-        for raw in read_examples(file, kind=kind):
-            yield said(cleaned(raw))
+        limits = Limits(max_line_bytes=options.max_line_bytes, min_examples=0 if file.found else 1)
+        for raw in read_examples(file.path, kind=options.kind, limits=limits, name=file.name):
+            yield said(cleaned(raw, options))

@@ -1,6 +1,8 @@
 """What counts as the same text, and what cleaning changes or leaves out."""
 
+import json
 import time
+from collections import Counter
 from importlib import resources
 
 import numpy as np
@@ -73,13 +75,45 @@ def test_a_flood_of_the_same_text_takes_no_more_than_its_number() -> None:
     assert time.process_time() - begin < 60 and BANDS == 16
 
 
-def test_cleaning_keeps_words_and_takes_out_what_no_reader_sees() -> None:
-    text = cleaned(Text("\n\x0ccafe\u0301  \r\n\x1b[1mbold\x1b[0m\tend \r\n\n\n", "a.txt:1"))
-    assert text == Text("caf\u00e9\n[1mbold[0m\tend") and text.source == "a.txt:1"
+def test_cleaning_takes_out_what_no_reader_sees_and_leaves_the_rest_as_it_is() -> None:
+    text = cleaned(Text("\n  cafe\u0301  \r\n\x1b[1mbold\x1b[0m\tend \r\n\n\n", "a.txt:1"))
+    assert text == Text("\n  cafe\u0301  \n[1mbold[0m\tend \n\n\n") and text.source == "a.txt:1"
     chat = Chat(
         [{"role": "user", "content": " a\x00\r\nb "}, {"role": "assistant", "content": "  e\u0301  "}]
     )
-    assert [message["content"] for message in cleaned(chat).messages] == [" a\nb ", "  \u00e9  "]  # type: ignore[union-attr]
+    assert [message["content"] for message in cleaned(chat).messages] == [" a\nb ", "  e\u0301  "]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "end", ["\r\n", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
+)
+def test_whatever_ends_a_line_or_page_becomes_a_line_break(end: str) -> None:
+    changes: Counter[str] = Counter()
+    assert cleaned(Text(f"end of page{end}Next"), OPTIONS, changes) == Text("end of page\nNext")
+    assert +changes == {"line_ends": 1}
+
+
+KEPT = {
+    "Markdown's line breaks": "One line  \nand its next.  \n\n    code\n",
+    "a diff": "--- a\n+++ b\n@@ -1,3 +1,3 @@\n context\n \n-old \n+new\n",
+    "what NFC rewrites": "\u037e \u1fef \u2126 cafe\u0301 \u0958",
+    "spaces of many kinds": "a\u00a0b\u3000c\td \u200d\u200c",
+    "Python": "def f():\n\treturn {\n\t}  \n",
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_code_and_markdown_stay_as_they_are(name: str) -> None:
+    changes: Counter[str] = Counter()
+    assert cleaned(Text(KEPT[name]), OPTIONS, changes) == Text(KEPT[name]) and not +changes
+
+
+def test_normalizing_and_stripping_are_options_and_counted() -> None:
+    changes: Counter[str] = Counter()
+    options = DataOptions(normalize=True, strip=True)
+    text = cleaned(Text("\ncafe\u0301 \u037e\u1fef  \nend\n"), options, changes)
+    assert text == Text("caf\u00e9 ;`\nend")
+    assert +changes == {"normalized": 2, "stripped": 4}
 
 
 def test_a_megabyte_of_spaces_is_cleaned_in_no_time() -> None:
@@ -102,6 +136,18 @@ def test_a_megabyte_of_spaces_is_cleaned_in_no_time() -> None:
         (Text("\n".join(f"    case {n}:\n      break;" for n in range(20))), None),
         (Chat([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]), None),
         (Chat([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "\x07"}]), "empty"),
+        (Text("今天天气很好。"), None),
+        (Text("今日は晴れです"), None),
+        (Text("สวัสดีครับ"), None),
+        (Text("안녕하세요"), None),
+        (Text("好"), "too_short"),
+        (Text(json.dumps([{"type": "user", "active": True, "n": n} for n in range(40)], indent=2)), None),
+        (Text("\n".join(["if (x) {", "{", "}", "}", "};", "});"] * 30)), None),
+        (Text("}" * 200 + "\n" + "{" * 200 + " a block of many braces"), None),
+        (Text("| a | b |\n|" + "-" * 60 + "|" + "-" * 60 + "|\n| 1 | 2 |"), None),
+        (Text("\n".join(f"- name: web{n}\n  image: nginx\n  restart: always" for n in range(20))), None),
+        (Text("哈" * 400 + "我们一起去公园"), "repeated_chars"),
+        (Text("现在购买吧朋友\n" * 40), "repeated_lines"),
     ],
 )
 def test_why_an_example_is_left_out(raw: RawExample, reason: str | None) -> None:

@@ -153,7 +153,7 @@ def test_a_folder_is_its_files_and_an_upload_has_its_owners_name(tokenizer_dir: 
     write(tmp_path / "texts" / "a.jsonl", [chat(n) for n in range(3)])
     upload = write(tmp_path / "file-1", [chat(n) for n in range(3, 6)])
     card = prepare([tmp_path / "texts", Source(upload, "mine.jsonl")], tokenizer_dir, tmp_path / "out")
-    assert [source.name for source in card.sources] == ["a.jsonl", "b.md", "mine.jsonl"]
+    assert [source.name for source in card.sources] == ["a.jsonl", "deep/b.md", "mine.jsonl"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInput, match="has no files to read"):
         prepare([tmp_path / "empty"], tokenizer_dir, tmp_path / "other")

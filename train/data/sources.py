@@ -1,0 +1,121 @@
+"""Which files there are to read: those that are named, and of folders all that can be read. One rule everywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from everlearn.errors import InvalidInput, NotFound
+from train.data.read import SUFFIXES
+
+Skipped = dict[str, list[str]]
+"""Names of what is not read, by the reason."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, and the name it is known by where it is kept under another. Those ``held`` are never trained on.
+
+    Those ``found`` in a folder are skipped where they are empty; a file that is named must hold something.
+    """
+
+    path: Path
+    name: str
+    held: bool = False
+    found: bool = False
+
+
+def expand(sources: Sequence[Path | Source], held: Sequence[Path] = ()) -> tuple[list[Source], Skipped]:
+    """The files of ``sources`` and ``held``, and what of their folders is skipped.
+
+    Raises NotFound for a missing file, InvalidInput for a folder without one that can be read, or where there is
+    nothing to train on.
+    """
+    files: list[Source] = []
+    skipped: Skipped = {}
+    for source in [*sources, *(Source(path, path.name, held=True) for path in held)]:
+        given = source if isinstance(source, Source) else Source(source, source.name)
+        if given.path.is_dir():
+            files += _folder(given, skipped)
+        elif given.path.exists():
+            files.append(given)
+        else:
+            raise NotFound(f"there is no file {given.path}", param="training_file")
+    for file in files:
+        if not os.access(file.path, os.R_OK):
+            raise InvalidInput(f"{file.path} may not be read by this user", param="training_file")
+    if all(file.held for file in files):
+        raise InvalidInput("there is no file to train on", param="training_file")
+    return files, skipped
+
+
+def list_sources(sources: Sequence[Path | Source], held: Sequence[Path] = ()) -> list[Source]:
+    """Every file that is read, in the order of reading; see :func:`expand`."""
+    return expand(sources, held)[0]
+
+
+def _folder(folder: Source, skipped: Skipped) -> list[Source]:
+    """Its files in order, named by their way from it; hidden ones, links that lead out of it, empty ones and those of
+    kinds that are not known are skipped."""
+    found: list[Source] = []
+    here: Skipped = {}
+    for path, name, reason in _walk(folder.path):
+        if reason:
+            here.setdefault(reason, []).append(name)
+        else:
+            found.append(Source(path, name, folder.held, found=True))
+    for reason, names in here.items():
+        skipped.setdefault(reason, []).extend(names)
+    if not found:
+        also = "; ".join(f"{len(names)} {reason}" for reason, names in here.items())
+        raise InvalidInput(
+            f"{folder.path} has no files to read{f' ({also})' if also else ''}. "
+            f"Right would be {', '.join(SUFFIXES)}, or one of them with .gz",
+            param="training_file",
+        )
+    return found
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, str, str | None]]:
+    """Each file, its name, and why it is not read; folders that are not entered count as one."""
+
+    def fail(error: OSError) -> None:
+        raise InvalidInput(f"{error.filename} cannot be read: {error.strerror}", param="training_file")
+
+    inside = root.resolve()
+    for at, folders, names in os.walk(root, onerror=fail):
+        folders.sort()
+        entered: list[str] = []
+        for folder in folders:
+            path = Path(at) / folder
+            reason = "hidden" if folder.startswith(".") else "links" if path.is_symlink() else None
+            if reason:
+                yield path, f"{_name(path, root)}/", reason
+            else:
+                entered.append(folder)
+        folders[:] = entered
+        for name in sorted(names):
+            path = Path(at) / name
+            yield path, _name(path, root), _why_skipped(path, inside)
+
+
+def _why_skipped(path: Path, inside: Path) -> str | None:
+    if path.name.startswith("."):
+        return "hidden"
+    if path.is_symlink() and not path.resolve().is_relative_to(inside):
+        return "links"
+    if not path.is_file():
+        return "no files"
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes[-1:] == [".gz"]:
+        suffixes.pop()
+    if not suffixes or suffixes[-1] not in SUFFIXES:
+        return "of unknown kind"
+    return None if path.stat().st_size else "empty"
+
+
+def _name(path: Path, root: Path) -> str:
+    """The way from the folder, with "/", in characters that can be written down."""
+    return path.relative_to(root).as_posix().encode(errors="replace").decode()

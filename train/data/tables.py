@@ -1,0 +1,136 @@
+"""Rows of CSV and TSV files with named columns, as records."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from train.data.forms import (
+    ANSWERS,
+    KNOWN,
+    LISTS,
+    PREFERENCES,
+    QUESTIONS,
+    RIGHT,
+    STARTS,
+    Record,
+    unpacked_json,
+)
+from train.data.lines import Reader, lines, wrong
+
+DELIMITERS = {"csv": ",;\t", "tsv": "\t"}
+MAX_COLUMNS = 1000
+RIGHT_TABLE = "a table in UTF-8 whose first row names its columns"
+
+
+def columns_read(names: Sequence[str], where: str) -> dict[str, str]:
+    """Which of a table's columns are read, and as what: names in another case, or with spaces around, count.
+
+    Raises InvalidInput that begins with ``where`` if none of them starts a form, or two are the same.
+    """
+    known: dict[str, str] = {}
+    for name in names:
+        plain = name.strip().strip("\ufeff").lower()
+        if plain in known.values() and plain in KNOWN:
+            raise wrong(f'{where}: has the column "{plain}" twice', "Keep one of them")
+        if plain in KNOWN:
+            known[name] = plain
+    found = set(known.values())
+    asks = found & set(QUESTIONS) - {"prompt"}
+    starts = found & (set(STARTS) - set(QUESTIONS)) or "prompt" in found
+    if not starts and not (asks and found & set(ANSWERS)):
+        shown = ", ".join(f'"{name[:80]}"' for name in list(names)[:8]) or "no columns"
+        raise wrong(f"{where}: has the columns {shown}", RIGHT)
+    return known
+
+
+def rows(reader: Reader, kind: str) -> Iterator[tuple[int, Record, tuple[str, ...]]]:
+    """Each row with the line that it begins in, and the names of columns that are not read.
+
+    Cells of columns that hold lists are JSON. Raises InvalidInput naming the line.
+    """
+    numbered = _Counted(reader)
+    header_line = next((line for line in numbered if line.strip()), None)
+    if header_line is None:
+        return
+    delimiter = _delimiter(header_line, kind)
+    previous = csv.field_size_limit(reader.limits.max_row_bytes)
+    try:
+        table = csv.reader(chain([header_line], numbered), delimiter=delimiter, strict=True)
+        names = next(table)
+        where = f"{reader.name}:{numbered.number}"
+        if len(names) > MAX_COLUMNS:
+            raise wrong(f"{where}: has {len(names)} columns", f"A table may have {MAX_COLUMNS}")
+        known = columns_read(names, where)
+        ignored = tuple(name for name in names if name not in known)
+        begin = numbered.begin()
+        for cells in table:
+            where = f"{reader.name}:{begin}"
+            if cells and any(cell.strip() for cell in cells):
+                if len(cells) != len(names):
+                    raise wrong(
+                        f"{where}: has {len(cells)} cells, and the first row names {len(names)} columns",
+                        'Put cells that hold a comma, a line break or " between quotation marks, and double those within',
+                    )
+                yield begin, _record(dict(zip(names, cells, strict=True)), known, where), ignored
+            begin = numbered.begin()
+    except csv.Error as error:
+        raise wrong(
+            f"{reader.name}:{numbered.first}: is not {kind.upper()}: {error}",
+            f"Right would be {RIGHT_TABLE}",
+        ) from None
+    finally:
+        csv.field_size_limit(previous)
+
+
+class _Counted:
+    """Lines with their ends; how many bytes one row takes is bounded."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._lines = lines(reader, RIGHT_TABLE)
+        self._name, self._most = reader.name, reader.limits.max_row_bytes
+        self.number = self.first = self._size = 0
+
+    def begin(self) -> int:
+        """A row begins after here; returns its line."""
+        self._size, self.first = 0, self.number + 1
+        return self.first
+
+    def __iter__(self) -> _Counted:
+        return self
+
+    def __next__(self) -> str:
+        self.number, line = next(self._lines)
+        self._size += 4 * len(line)
+        if self._size > 4 * self._most:
+            raise wrong(
+                f"{self._name}:{self.first}: the row is longer than {self._most} characters",
+                "Close its quotes",
+            )
+        return line + "\n"
+
+
+def _delimiter(header: str, kind: str) -> str:
+    """The one that the names of the first row stand between; spreadsheets of some countries write ";"."""
+
+    def found(delimiter: str) -> int:
+        return sum(name.strip(' "\r\n\ufeff').lower() in KNOWN for name in header.split(delimiter))
+
+    return max(DELIMITERS[kind], key=found)
+
+
+def _record(cells: dict[str, str], known: dict[str, str], where: str) -> Record:
+    """Empty cells of what may be left out are nothing; lists are unpacked."""
+    record: Record = {}
+    for name, key in known.items():
+        cell = cells[name]
+        if (
+            key in LISTS
+            and cell.lstrip()[:1] in ("[", "{")
+            and key not in ("prompt", "completion", *PREFERENCES)
+        ):
+            record[key] = unpacked_json(cell, f'{where}: "{key}"')
+        elif cell or key not in LISTS:
+            record[key] = cell
+    return record

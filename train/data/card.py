@@ -63,6 +63,7 @@ class SkippedCard(BaseModel):
 class SourceCard(BaseModel):
     """One file. ``read`` = ``kept`` + everything in ``dropped``, ``exact_duplicates``, ``near_duplicates``.
 
+    ``cut``: of those kept, conversations whose answers are not learnt beyond ``max_tokens``.
     ``forms``: how its examples were written, and how many so. ``ignored``: keys and columns that nothing was made
     of, and of how many examples.
     """
@@ -80,6 +81,7 @@ class SourceCard(BaseModel):
     exact_duplicates: Count
     near_duplicates: Count
     kept: Count
+    cut: Count
     tokens: Count
 
 
@@ -167,6 +169,10 @@ class DataCard(BaseModel):
                 for name, each in changed.items()
             )
             lines.append(f"data: changed: {', '.join(parts)}")
+        if cut := sum(source.cut for source in self.sources):
+            lines.append(
+                f"data: cut: {cut} conversations have more than {self.options.max_tokens} tokens, and end there"
+            )
         if self.ignored:
             lines.append(f"data: not used of the examples: {_listed(self.ignored)}")
         for reason, skipped in self.skipped.items():

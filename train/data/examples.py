@@ -121,10 +121,10 @@ def _message(message: Any, source: str) -> Message:
         kept["tool_calls"] = _calls(calls, role, source)
     if "content" in kept or calls is None:
         kept["content"] = _content(kept.get("content"), source)
-    if REASONING[0] in kept:
-        kept[REASONING[0]] = _text(kept[REASONING[0]], source, f'"{REASONING[0]}"')
+    if REASONING in kept:
+        kept[REASONING] = _text(kept[REASONING], source, f'"{REASONING}"')
         if role != "assistant":
-            raise fault(source, f'has "{REASONING[0]}" and the role "{role}"', "Only an assistant reasons")
+            raise fault(source, f'has "{REASONING}" and the role "{role}"', "Only an assistant reasons")
     if role == "assistant" and calls is None and not kept["content"].strip():
         raise fault(
             source, "is an empty answer", "Write what the assistant shall say, or leave the example out"

@@ -28,8 +28,10 @@ ROLES = {
     "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
     "observation": "tool", "function_response": "tool", "function": "tool",
 }  # fmt: skip
-REASONING = ("reasoning_content", "reasoning", "thinking")
-MESSAGE_FIELDS = {"role", "content", "name", "weight", "tool_calls", "tool_call_id", "refusal", REASONING[0]}
+REASONING = "reasoning_content"
+REASONINGS = (REASONING, "reasoning", "thinking")
+"""The names it goes by; the first is the one that templates know."""
+MESSAGE_FIELDS = {"role", "content", "name", "weight", "tool_calls", "tool_call_id", "refusal", REASONING}
 
 STARTS = ("messages", *SHAREGPT_LISTS, *PREFERENCES, "instruction", *QUESTIONS, "text")
 KNOWN = {*STARTS, *ANSWERS, *SYSTEMS, *BESIDE, *MEDIA, "tools", "functions", "label"}
@@ -283,9 +285,9 @@ def _message(message: Record, source: str) -> Record:
         made |= {"role": "assistant", "content": None, "tool_calls": made.get("content")}
     elif isinstance(role, str):
         made["role"] = ROLES.get(role, role)
-    for key in REASONING:
+    for key in REASONINGS:
         if made.get(key):
-            made[REASONING[0]] = made.pop(key)
+            made[REASONING] = made.pop(key)
     if old := made.pop("function_call", None):
         if made.get("tool_calls"):
             raise fault(source, 'has both "function_call" and "tool_calls"', "Keep one of them")

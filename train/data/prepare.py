@@ -172,10 +172,10 @@ def _write(
         for number, (file, entry, collection) in enumerate(zip(files, entries, collected, strict=True)):
             progress(f"tokenizing {file.name}", 0.7 + 0.3 * number / len(files))
             span = slice(bounds[number], bounds[number + 1])
-            kept = used = 0
+            kept = used = cut = 0
             for document, held in _kept(collection, exact[span] | near[span], in_held[span]):
                 chats = chats or isinstance(document.raw, Chat)
-                examples = tokens.encode(document.raw, options.max_tokens)
+                examples, is_cut = tokens.encode_and_cut(document.raw, options.max_tokens)
                 if not examples:
                     continue
                 name = "held" if held else "train"
@@ -190,9 +190,9 @@ def _write(
                 }
                 texts[name].write(json.dumps(line, ensure_ascii=False) + "\n")
                 sides[name].documents += 1
-                kept, used = kept + 1, used + size
+                kept, used, cut = kept + 1, used + size, cut + is_cut
             duplicates = int(exact[span].sum()), int(near[span].sum())
-            cards.append(_source_card(file, entry, collection, duplicates, kept, used))
+            cards.append(_source_card(file, entry, collection, duplicates, (kept, cut, used)))
         parts = {name: _part_card(side) for name, side in sides.items()}
     card = DataCard(
         inputs_sha256=inputs,
@@ -255,9 +255,9 @@ def _source_card(
     entry: FileEntry,
     collection: Collection,
     duplicates: tuple[int, int],
-    kept: int,
-    tokens: int,
+    written: tuple[int, int, int],
 ) -> SourceCard:
+    kept, cut, tokens = written
     dropped = dict(collection.dropped)
     if beyond := len(collection) - sum(duplicates) - kept:
         dropped["no_target_within_max_tokens"] = beyond
@@ -273,6 +273,7 @@ def _source_card(
         exact_duplicates=duplicates[0],
         near_duplicates=duplicates[1],
         kept=kept,
+        cut=cut,
         tokens=tokens,
     )
 

@@ -16,6 +16,7 @@ from everlearn.chat_template import Shield, any_of, describe_tools, plain_messag
 from everlearn.errors import InvalidInput, Unsupported
 from everlearn.stops import NO_STOPS, RESULT, USER, Stops
 from train.data.examples import Chat, Message
+from train.data.forms import REASONING
 
 A_DAY = datetime(2025, 1, 1, tzinfo=UTC)
 """Templates that write the date get this one: the same data must become the same tokens tomorrow."""
@@ -66,7 +67,7 @@ class ChatTemplate:
         been asked for it.
 
         An answer that nothing comes before is not learnt. Raises InvalidInput naming the example where the
-        template refuses it.
+        template refuses it, or leaves out the reasoning of an answer that is learnt.
         """
         plain = [self._plain(message) for message in chat.messages]
         if chat.tools and not self.knows_tools:
@@ -81,6 +82,14 @@ class ChatTemplate:
         chat = replace(chat, tools=shield.hide(chat.tools))
         whole = self._render(shown, chat, answer=False)
         answers = [self._answer(shown, at, chat) for at in learnt]
+        for at, answer in zip(learnt, answers, strict=True):
+            if shown[at].get(REASONING, "").strip() not in answer.text[answer.start :]:
+                raise InvalidInput(
+                    f'{chat.source or "the conversation"}: messages[{at - len(plain) + len(chat.messages)}] has "{REASONING}", '
+                    'and the model\'s chat template does not write that. Write it into "content" as the model shall '
+                    "say it, such as between <think> and </think>, or leave it out",
+                    param="training_file",
+                )
         if answers and answers[-1].text.startswith(whole):
             whole = answers[-1].text  # with its end, where the template writes that with the next message
         if all(whole.startswith(each.text) and each.stop is None for each in answers):
@@ -150,8 +159,8 @@ class ChatTemplate:
             ) from None
 
     def _plain(self, message: Message) -> Message:
-        weight = {"weight": message["weight"]} if "weight" in message else {}
-        return plain_message(message, knows_tools=self.knows_tools) | weight
+        beside = {key: message[key] for key in ("weight", REASONING) if key in message}
+        return plain_message(message, knows_tools=self.knows_tools) | beside
 
 
 def _segments(text: str, answers: list[Answer], shield: Shield) -> list[Segment]:

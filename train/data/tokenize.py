@@ -57,16 +57,21 @@ class Tokens:
         conversation that is longer ends at ``max_tokens``, since an answer's rest would lack its question.
         Raises Unsupported for a conversation where there is no chat template.
         """
+        return self.encode_and_cut(raw, max_tokens)[0]
+
+    def encode_and_cut(self, raw: RawExample, max_tokens: int) -> tuple[list[Example], bool]:
+        """:meth:`encode`, and whether something that would be learnt lies beyond ``max_tokens``."""
         if isinstance(raw, Text):
-            return _pieces(self._text_ids(raw.text), max_tokens)
+            return _pieces(self._text_ids(raw.text), max_tokens), False
         if self.template is None:
             raise Unsupported(
                 f"{raw.source or 'the example'} is a conversation, and this model has no chat template: "
                 'train it on texts, {"text": …}, or start from a chat model',
                 param="training_file",
             )
-        conversations = (self._conversation(each) for each in self.template.conversations(raw))
-        return [cut for each in conversations if (cut := _beginning(each, max_tokens)).mask.any()]
+        conversations = [self._conversation(each) for each in self.template.conversations(raw)]
+        kept = [cut for each in conversations if (cut := _beginning(each, max_tokens)).mask.any()]
+        return kept, any(bool(each.mask[max_tokens:].any()) for each in conversations)
 
     def encode_all(self, raws: Iterable[RawExample], max_tokens: int) -> Iterator[list[Example]]:
         """:meth:`encode` for each."""

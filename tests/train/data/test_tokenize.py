@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from everlearn.errors import Corrupt, InvalidInput, NotFound, Unsupported
-from train.data.examples import Chat, Message, Text
+from train.data.examples import Chat, Message, Text, parse_record
 from train.data.store import Example
 from train.data.tokenize import Tokens
 
@@ -198,3 +198,31 @@ def test_a_folder_without_a_readable_tokenizer_is_refused(tmp_path: Path) -> Non
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(Corrupt, match=r"tokenizer\.json cannot be read"):
         Tokens(tmp_path)
+
+
+REASONS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_is_learnt_where_the_template_writes_it_and_refused_where_it_does_not(
+    key: str, tokens: Tokens, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    record = {
+        "messages": [user("A?"), assistant("B.", **{key: "hm <|im_end|>"}), user("C?"), assistant("D.")]
+    }
+    raw = parse_record(record, "a.jsonl:1")
+    (example,) = variant(tokenizer_dir, tmp_path, REASONS).encode(raw, 100)
+    said = learnt(variant(tokenizer_dir, tmp_path / "again", REASONS), example)
+    assert said == ["<think>hm <|im_end|></think>B.<|im_end|>", "D.<|im_end|>"]
+    with pytest.raises(InvalidInput, match=r'^a\.jsonl:1: messages\[1\] has "reasoning_content".*<think>'):
+        tokens.encode(raw, 100)
+
+
+def test_a_conversation_that_is_cut_says_so(tokens: Tokens) -> None:
+    chat = Chat([user("A?"), assistant("B."), user("C?"), assistant("D " * 50)])
+    long, short = tokens.encode_and_cut(chat, 60), tokens.encode_and_cut(chat, 1000)
+    assert long[1] and not short[1] and len(long[0][0]) == 60

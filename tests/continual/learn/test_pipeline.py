@@ -75,6 +75,7 @@ def test_a_job_teaches_something_new_and_is_promoted(taught: Taught, copy_of: Ca
     assert not (taught.home / "jobs" / taught.job.id).exists()
     told = [event.message for event in home.jobs.events(taught.job.id)]
     assert any(message.startswith("step ") for message in told) and "gate as float: passed" in told
+    assert any(message.startswith("data: ") and "examples read" in message for message in told)
 
 
 def test_a_second_domain_replays_the_first_and_skips_what_rotted(
@@ -85,8 +86,11 @@ def test_a_second_domain_replays_the_first_and_skips_what_rotted(
         rotten = read_buffer(connection, "tiny", "train", "tales").kept[0].sha256
         row = ReplayExampleRow.sha256 == rotten
         connection.execute(update(ReplayExampleRow).where(row).values(content={"ids": [3]}))
-    job = home.run(home.submit(MYTHS, recipe(), "myths.jsonl"))
+    doubled = MYTHS + "".join(MYTHS.splitlines(keepends=True)[::3])
+    job = home.run(home.submit(doubled, recipe(), "myths.jsonl"))
     assert job.state == "succeeded", job.error
+    warned = [event.message for event in home.jobs.events(job.id) if event.level == "warn"]
+    assert any("25% of the examples" in message and "exact duplicates" in message for message in warned)
     assert job.report and job.report["corrupt_examples"] == [rotten]
     assert job.report["generated"] == 0
     assert job.report["mixture"]["replay tales"]["tokens"] > 1000

@@ -1,8 +1,8 @@
 """The measured decision whether a candidate may become champion.
 
-Champion and candidate are scored on the same documents. A paired bootstrap over documents (Efron 1979; for
-language models Koehn, W04-3250) says how sure the difference of their mean negative log-likelihoods is: the
-candidate must gain on the new domain, and must not lose on any earlier one, with the recipe's confidence.
+Champion and candidate are scored on the same held documents, and the difference of their mean negative
+log-likelihoods gets bounds (``continual.bounds``). The candidate must gain on the new domain; and on any earlier one it
+may not fall further below the best that the model ever was there than the recipe allows, however many jobs it took.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from continual.recipe import GateThresholds
+from continual.bounds import bounds
+from continual.recipe import MIN_DOCUMENTS, GateThresholds
 
-MIN_DOCUMENTS = 4
-"""With fewer documents a bootstrap's bounds mean nothing."""
+MEND = (
+    "Teach more documents of it, with a larger held_fraction or a validation file; delete what is kept of it "
+    "(`everlearn replay rm`); or let it pass unmeasured (gate.unmeasured: allow)"
+)
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,30 @@ class Scores:
     nll: tuple[float, ...]
     tokens: tuple[int, ...]
 
+    @property
+    def mean(self) -> float:
+        """Nats per token."""
+        return sum(self.nll) / max(sum(self.tokens), 1)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier domain's scores, all on the same documents.
+
+    ``best`` are those of ``version``, the best that there was so far; ``begins`` where nothing was remembered, and the
+    champion's own begin it.
+    """
+
+    best: Scores
+    champion: Scores
+    candidate: Scores
+    version: str
+    begins: bool = False
+
 
 @dataclass(frozen=True)
 class Change:
-    """From champion to candidate on one domain, in nats per token; ``mean`` > 0 is better.
+    """From one model to the candidate on one domain, in nats per token; ``mean`` > 0 is better.
 
     ``low`` and ``high`` are one-sided bounds of ``mean``, each with the recipe's confidence.
     """
@@ -38,92 +61,110 @@ class Change:
     domain: str
     documents: int
     tokens: int
-    champion: float
+    before: float
     candidate: float
     mean: float
     low: float
     high: float
 
+    @property
+    def measured(self) -> bool:
+        """Whether there are enough documents for the bounds to mean something."""
+        return self.documents >= MIN_DOCUMENTS
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An earlier domain: the candidate beside the champion, and beside the best there was, which decides."""
+
+    champion: Change
+    best: Change
+    version: str
+    begins: bool
+
+    @property
+    def domain(self) -> str:
+        return self.champion.domain
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """``reasons`` say why not; empty, the candidate passed."""
+    """``reasons`` say why not; empty, the candidate passed. ``warnings`` say what was allowed unmeasured."""
 
     gain: Change
-    kept: tuple[Change, ...]
+    kept: tuple[Kept, ...]
     thresholds: GateThresholds
     reasons: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
         return not self.reasons
 
     def report(self) -> dict[str, Any]:
-        """As plain JSON. ``forgetting`` is the change turned round: above zero, the candidate got worse."""
+        """As plain JSON. ``forgetting`` is a change turned round: above zero, the candidate is worse."""
         return {
             "passed": self.passed,
             "reasons": list(self.reasons),
+            "warnings": list(self.warnings),
             "thresholds": self.thresholds.model_dump(),
             "gain": _plain(self.gain),
-            "kept": [_plain(change) | {"forgetting": _finite(-change.mean)} for change in self.kept],
+            "kept": [_plain_kept(kept) for kept in self.kept],
         }
 
 
 def judge(
     domain: str,
     new: tuple[Scores, Scores],
-    earlier: Mapping[str, tuple[Scores, Scores]],
+    earlier: Mapping[str, Earlier],
     thresholds: GateThresholds,
     seed: int,
 ) -> Verdict:
-    """``new`` and each of ``earlier`` are (champion's scores, candidate's scores) of one domain.
+    """``new``: the champion's and the candidate's scores on what the job teaches.
 
-    A domain with fewer than ``MIN_DOCUMENTS`` documents is reported, and refused where it is the new one.
+    A domain with fewer than ``MIN_DOCUMENTS`` documents cannot be measured: it is refused, an earlier one unless the
+    thresholds allow it.
     """
     gain = compare(domain, *new, thresholds, seed)
-    kept = tuple(compare(name, *pair, thresholds, seed) for name, pair in sorted(earlier.items()))
-    reasons = [_why_no_gain(gain, thresholds), *(_why_forgotten(change, thresholds) for change in kept)]
-    return Verdict(gain, kept, thresholds, tuple(filter(None, reasons)))
+    kept = tuple(_keep(name, scores, thresholds, seed) for name, scores in sorted(earlier.items()))
+    reasons = [_why_no_gain(gain, thresholds), *(_why_forgotten(each, thresholds) for each in kept)]
+    warnings: list[str] = []
+    for each in kept:
+        if why := _why_unmeasured(each.best):
+            if thresholds.unmeasured == "allow":
+                warnings.append(f"{why}. The recipe lets it pass unmeasured")
+            else:
+                reasons.append(f"{why}. {MEND}")
+    return Verdict(gain, kept, thresholds, tuple(filter(None, reasons)), tuple(warnings))
 
 
-def compare(
-    domain: str, champion: Scores, candidate: Scores, thresholds: GateThresholds, seed: int
-) -> Change:
-    """Mean difference per token over the documents, with its bootstrap bounds."""
-    tokens = np.array(champion.tokens, dtype=np.float64)  # (documents,)
-    if candidate.tokens != champion.tokens:
+def compare(domain: str, before: Scores, candidate: Scores, thresholds: GateThresholds, seed: int) -> Change:
+    """Mean difference per token over the documents, with its bounds."""
+    if candidate.tokens != before.tokens:
         raise ValueError(f"{domain}: the two models were scored on different documents")
-    before, after = np.array(champion.nll), np.array(candidate.nll)
-    total = max(tokens.sum(), 1.0)
-    low, high = _bounds(before - after, tokens, thresholds, seed)
+    differences = np.array(before.nll, dtype=np.float64) - np.array(candidate.nll, dtype=np.float64)
+    tokens = np.array(before.tokens, dtype=np.float64)  # (documents,)
+    low, high = bounds(differences, tokens, thresholds.confidence, thresholds.resamples, seed)
     return Change(
         domain=domain,
         documents=len(tokens),
         tokens=int(tokens.sum()),
-        champion=float(before.sum() / total),
-        candidate=float(after.sum() / total),
-        mean=float((before - after).sum() / total),
+        before=before.mean,
+        candidate=candidate.mean,
+        mean=float(differences.sum() / max(tokens.sum(), 1.0)),
         low=low,
         high=high,
     )
 
 
-def _bounds(
-    differences: np.ndarray, tokens: np.ndarray, thresholds: GateThresholds, seed: int
-) -> tuple[float, float]:
-    """differences, tokens: (documents,). Resamples whole documents, since tokens of one are not independent."""
-    count = len(tokens)
-    if count < 2 or not np.isfinite(differences).all():
-        return -math.inf, math.inf
-    random = np.random.Generator(np.random.PCG64(seed))
-    drawn = random.multinomial(count, np.full(count, 1 / count), size=thresholds.resamples)
-    means = (drawn @ differences) / np.maximum(drawn @ tokens, 1.0)  # (resamples,)
-    low, high = np.quantile(means, [1 - thresholds.confidence, thresholds.confidence])
-    return float(low), float(high)
+def _keep(domain: str, scores: Earlier, thresholds: GateThresholds, seed: int) -> Kept:
+    champion = compare(domain, scores.champion, scores.candidate, thresholds, seed)
+    best = compare(domain, scores.best, scores.candidate, thresholds, seed)
+    return Kept(champion, best, scores.version, scores.begins)
 
 
 def _why_no_gain(gain: Change, thresholds: GateThresholds) -> str | None:
-    if gain.documents < MIN_DOCUMENTS:
+    if not gain.measured:
         return (
             f"{gain.domain}: {gain.documents} held documents are too few to measure a gain on; at least "
             f"{MIN_DOCUMENTS} are needed: give more examples, or a larger held_fraction"
@@ -136,22 +177,61 @@ def _why_no_gain(gain: Change, thresholds: GateThresholds) -> str | None:
     )
 
 
-def _why_forgotten(change: Change, thresholds: GateThresholds) -> str | None:
-    too_few = change.documents < MIN_DOCUMENTS and math.isfinite(change.candidate)
-    if too_few or -change.low <= thresholds.max_forgetting:
+def _why_forgotten(kept: Kept, thresholds: GateThresholds) -> str | None:
+    best = kept.best
+    too_few = not best.measured and _is_number(kept)
+    if too_few or -best.low <= thresholds.max_forgetting:
         return None
+    before = kept.champion.before - best.before
+    spent = (
+        f". {_nats(before)} of that were lost before this job; where that loss is wanted, `everlearn replay accept` "
+        "lets the best begin anew"
+        if before >= 0.0005
+        else ""
+    )
     return (
-        f"{change.domain}: forgot {_nats(-change.mean)} (with {thresholds.confidence:.0%} confidence at "
-        f"most {_nats(-change.low)}); at most {_nats(thresholds.max_forgetting)} is allowed"
+        f"{best.domain}: forgot {_nats(-best.mean)} from its best, {kept.version} (with {thresholds.confidence:.0%} "
+        f"confidence at most {_nats(-best.low)}); at most {_nats(thresholds.max_forgetting)} is allowed{spent}"
     )
 
 
+def _why_unmeasured(change: Change) -> str | None:
+    if change.measured:
+        return None
+    return (
+        f"{change.domain}: cannot be measured: {change.documents} held documents are kept of it, at least "
+        f"{MIN_DOCUMENTS} are needed"
+    )
+
+
+def _is_number(kept: Kept) -> bool:
+    return math.isfinite(kept.best.candidate)
+
+
 def _nats(value: float) -> str:
-    return f"{value:.4f} nats a token"
+    return f"{value:.4f} nats per token"
+
+
+def _plain_kept(kept: Kept) -> dict[str, Any]:
+    best = _plain(kept.best)
+    return _plain(kept.champion) | {
+        "forgetting": _finite(-kept.champion.mean),
+        "measured": kept.best.measured,
+        "best": {
+            "version": kept.version,
+            "begins": kept.begins,
+            "nats": _finite(kept.best.before),
+            "forgetting": _finite(-kept.best.mean),
+            "low": best["low"],
+            "high": best["high"],
+        },
+    }
 
 
 def _plain(change: Change) -> dict[str, Any]:
-    return {key: _finite(value) for key, value in asdict(change).items()}
+    plain = {key: _finite(value) for key, value in asdict(change).items()}
+    plain["champion"] = plain.pop("before")
+    return plain
 
 
 def _finite(value: Any) -> Any:

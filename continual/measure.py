@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from continual.gate import Scores
+from continual.recipe import MIN_DOCUMENTS
 from everlearn.bundle import Format
 from train.data.store import Example
 from train.evaluate import (
@@ -21,7 +22,10 @@ from train.evaluate import (
 )
 
 PIECE_TOKENS = 256
-"""Held text is measured in pieces of this length: more documents, so tighter bounds, for the same tokens."""
+"""Held text is measured in pieces of this length: what a model's context holds, in little memory."""
+GENERAL_PIECE_TOKENS = 128
+"""Of each entry of the general text so many tokens are taken before more of any: many documents in few tokens."""
+TITLE_CHARS = 40
 
 
 def score_examples(
@@ -54,6 +58,24 @@ def _negative_log_likelihood(example: Example, logits: np.ndarray) -> float:
     return total
 
 
+def score_whole(
+    model_dir: Path, format: Format, examples: Sequence[Example], on_example: Callable[[int], None]
+) -> Scores:
+    """The scores of examples of any length, measured in pieces; ``on_example`` hears of each one that is done."""
+    cut = [pieces([example]) for example in examples]
+    ends = np.cumsum([len(each) for each in cut])
+    scores = score_examples(
+        model_dir,
+        format,
+        [piece for each in cut for piece in each],
+        lambda done: on_example(int(np.searchsorted(ends, done, side="right"))),
+    )
+    spans = [slice(end - len(each), end) for each, end in zip(cut, ends.tolist(), strict=True)]
+    return Scores(
+        tuple(sum(scores.nll[span]) for span in spans), tuple(sum(scores.tokens[span]) for span in spans)
+    )
+
+
 def pieces(examples: Sequence[Example], piece_tokens: int = PIECE_TOKENS) -> list[Example]:
     """Plain text cut to pieces; an example of which only some tokens are targets stays whole."""
     cut: list[Example] = []
@@ -67,10 +89,38 @@ def pieces(examples: Sequence[Example], piece_tokens: int = PIECE_TOKENS) -> lis
     return cut
 
 
-def general_examples(tokenizer_file: Path, limit_tokens: int) -> list[Example]:
-    """The shipped held text as examples: what stands for everything that no job taught."""
+def general_examples(tokenizer_file: Path, limit_tokens: int) -> dict[str, list[Example]]:
+    """The shipped held text by entry, what stands for everything that no job taught; about ``limit_tokens``.
+
+    The beginnings of all entries come before the rest of any, and ``MIN_DOCUMENTS`` entries at least.
+    """
     from tokenizers import Tokenizer
 
-    ids = Tokenizer.from_file(str(tokenizer_file)).encode(held_text().text, add_special_tokens=False).ids
-    kept = np.array(ids[:limit_tokens], dtype=np.int32)
-    return pieces([Example(kept, np.arange(len(kept)) > 0)])
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.no_truncation()
+    cut: dict[str, list[Example]] = {}
+    for entry in _entries(held_text().text):
+        ids = np.array(tokenizer.encode(entry, add_special_tokens=False).ids, dtype=np.int32)
+        title = entry.partition("\n")[0]
+        cut[title] = pieces([Example(ids, np.arange(len(ids)) > 0)], GENERAL_PIECE_TOKENS)
+    taken: dict[str, list[Example]] = {}
+    total = 0
+    for place in range(max(map(len, cut.values()))):
+        for title, parts in cut.items():
+            if place >= len(parts):
+                continue
+            if total >= limit_tokens and len(taken) >= MIN_DOCUMENTS:
+                return taken
+            taken.setdefault(title, []).append(parts[place])
+            total += len(parts[place])
+    return taken
+
+
+def _entries(text: str) -> list[str]:
+    """An entry begins with its title, a short paragraph that no full stop ends."""
+    entries: list[list[str]] = []
+    for paragraph in text.split("\n\n"):
+        if len(paragraph) < TITLE_CHARS and paragraph.strip()[-1:].isalnum():
+            entries.append([])
+        entries[-1].append(paragraph)
+    return ["\n\n".join(paragraphs) for paragraphs in entries]

@@ -19,20 +19,21 @@ from typing import Any
 from sqlalchemy import select
 
 from compress.export import build, recipe_of, write_export
-from continual.examine import GateRefused, held_examples, score, verdict
-from continual.gate import Verdict
+from continual.best import Scored
+from continual.examine import GateName, GateRefused, Measured, held_examples, score, verdict
 from continual.jobs import Jobs, Lease, LeaseLost, Level
 from continual.plan import Plan, is_current, make_plan
-from continual.promote import ChampionMoved, promote
+from continual.promote import ChampionMoved, Weighed, promote
 from continual.recipe import BASE, ContinualRecipe, domain_of
 from continual.replay import Arrival
-from continual.reservoir import lowest
+from continual.reservoir import lowest, lowest_held
 from continual.steps import Step, Steps
 from continual.teach import (
     Upload,
     base_store,
     bundle_candidate,
     data_store,
+    documents_of,
     draw_replay,
     mix_sources,
     prepare_data,
@@ -167,7 +168,9 @@ class Pipeline:
             self.event(
                 f"the domain {plan.domain} is known: these examples join those that the buffer has of it"
             )
-        held = held_examples(plan, data, replay, parent_dir)
+        measured = held_examples(plan, data, replay, parent_dir)
+        for note in measured.notes:
+            self.event(note, level="warn")
         base = write_down_base(self.steps, plan, parent_dir, data, replay, self.part(0.05, 0.2))
         mixture = mix_sources(self.steps, plan, data, replay, base)
         self.report |= {
@@ -181,18 +184,21 @@ class Pipeline:
         told = {"data": data.result["inputs_sha256"], "mixture": mixture.result}
         candidate = bundle_candidate(self.steps, plan, parent, outcome, told)
         self.report["training"] = outcome.metrics
-        self.gate("float", plan, held, parent, candidate.directory / "bundle", self.part(0.7, 0.8))
+        memory, bundle = replay.result["memory"], candidate.directory / "bundle"
+        weighed = self.gate("float", plan, measured, memory, parent, bundle, self.part(0.7, 0.8))
+        tasted: list[Scored] = []
         served: Step | None = None
         if champion.digest != parent.digest:
             served = self.compress(plan, champion, candidate, self.part(0.8, 0.9))
-            self.gate("served", plan, held, champion, served.directory / "bundle", self.part(0.9, 0.98))
+            made = served.directory / "bundle"
+            tasted = self.gate("served", plan, measured, memory, champion, made, self.part(0.9, 0.98))
         self.progress("promoting", 0.99)
         return promote(
             self.registry,
             self.lease,
             plan,
-            candidate.directory / "bundle",
-            served and served.directory / "bundle",
+            Weighed(bundle, weighed),
+            served and Weighed(served.directory / "bundle", tasted),
             self.arrivals(plan, data, replay, base),
             self.report,
             int(outcome.metrics["tokens"]),
@@ -215,26 +221,33 @@ class Pipeline:
 
     def gate(
         self,
-        name: str,
+        name: GateName,
         plan: Plan,
-        held: dict[str, Any],
+        measured: Measured,
+        memory: Mapping[GateName, Any],
         champion: Version,
         bundle: Path,
         progress: Progress,
-    ) -> Verdict:
-        """Raises GateRefused saying why."""
+    ) -> list[Scored]:
+        """What was measured, to be remembered. Raises GateRefused saying why."""
         champion_dir = self.registry.path(champion)
         before = score(
-            self.steps, f"champion {name}", champion_dir, champion.format, held, _part(progress, 0, 0.5)
+            self.steps, f"champion {name}", champion_dir, champion.format, measured, _part(progress, 0, 0.5)
         )
         format = read_manifest(bundle).format
-        after = score(self.steps, f"candidate {name}", bundle, format, held, _part(progress, 0.5, 1))
-        decided = verdict(plan, before, after)
+        after = score(self.steps, f"candidate {name}", bundle, format, measured, _part(progress, 0.5, 1))
+        decided, scored = verdict(plan, name, measured, memory[name], before, after)
         self.report.setdefault("gates", {})[name] = decided.report()
+        for warning in decided.warnings:
+            self.event(f"gate as {name}: {warning}", level="warn")
+        if begins := [kept.domain for kept in decided.kept if kept.begins]:
+            self.event(
+                f"gate as {name}: no best is remembered of {', '.join(begins)}: the champion's scores begin it"
+            )
         self.event(f"gate as {name}: {'passed' if decided.passed else 'refused'}", decided.report())
         if not decided.passed:
             raise GateRefused(f"the candidate was refused as {name}: {'; '.join(decided.reasons)}")
-        return decided
+        return scored
 
     def compress(self, plan: Plan, champion: Version, candidate: Step, progress: Progress) -> Step:
         """The candidate in the champion's own format, by the champion's own recipe."""
@@ -255,9 +268,11 @@ class Pipeline:
         limits = plan.recipe.replay
         without = {*replay.result["without"]}
         train = lowest(data_store(data, "train"), limits.buffer_tokens, without=without)
-        held = lowest(data_store(data, "held"), limits.held_tokens, without=replay.result["trained"])
+        store, documents = data_store(data, "held"), documents_of(data, "held")
+        held = lowest_held(store, documents, limits.held_tokens, without=set(replay.result["trained"]))
+        examples, documents = [one.example for one in held], [one.document for one in held]
         arrivals = [
-            Arrival(plan.domain, "held", [example for _, example in held], limits.held_tokens),
+            Arrival(plan.domain, "held", examples, limits.held_tokens, documents),
             Arrival(plan.domain, "train", [example for _, example in train], limits.buffer_tokens),
         ]
         if (own := base_store(base)) is not None:

@@ -1,18 +1,20 @@
 """The one transaction in which a job succeeds: or nothing of it happened.
 
 The fence is checked, the served version registered, champion and previous moved, the job's examples put into the
-buffer, and the job's row finished with its report. The float weights, which are the served version's parent, are
+buffer, what the gate measured remembered, and the job's row finished with its report. The float weights, which are the served version's parent, are
 registered just before: without the rest they are one more version that nobody serves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
 
+from continual.best import Scored, remember
 from continual.jobs import Lease, check_lease, finish_within
 from continual.plan import Plan
 from continual.replay import Arrival, insert_examples, sizes
@@ -33,6 +35,14 @@ from everlearn.reference import Reference
 from everlearn.registry import Registry
 
 
+@dataclass(frozen=True)
+class Weighed:
+    """A candidate's bundle, and what the gate measured of it on every held example."""
+
+    bundle: Path
+    scored: Sequence[Scored] = ()
+
+
 class ChampionMoved(Conflict):
     """The champion is another one than the candidate was measured against."""
 
@@ -43,13 +53,13 @@ def promote(
     registry: Registry,
     lease: Lease,
     plan: Plan,
-    float_bundle: Path,
-    served_bundle: Path | None,
+    weights: Weighed,
+    served: Weighed | None,
     arrivals: Sequence[Arrival],
     report: Mapping[str, Any],
     trained_tokens: int,
 ) -> Version:
-    """Registers and promotes the candidate; ``served_bundle`` None where the float weights are what is served.
+    """Registers and promotes the candidate; ``served`` None where the float weights are what is served.
     Where the recipe says not to promote, it gets the alias candidate, and champion and buffer stay as they were.
 
     A bundle that an interrupted promotion registered is not registered twice.
@@ -57,6 +67,13 @@ def promote(
     """
 
     actor = f"job {lease.job_id}"
+
+    def remember_all(connection: Connection, version: Version) -> None:
+        floats = registered.ref if registered else version.ref
+        digest = read_manifest(weights.bundle).digest
+        remember(connection, plan.model, digest, floats, plan.parent_digest, weights.scored)
+        if served:
+            remember(connection, plan.model, version.digest, version.ref, plan.champion_digest, served.scored)
 
     def finish(connection: Connection, version: Version) -> None:
         check_lease(connection, lease)
@@ -66,6 +83,7 @@ def promote(
             former = move_champion(connection, version)
             record(connection, actor, "promote", version.ref, former=former)
             counts = insert_examples(connection, plan.model, lease.job_id, plan.domain, arrivals)
+            remember_all(connection, version)
             told |= {"outcome": "promoted", "inserted": counts, "buffer": sizes(connection, plan.model)}
         else:
             stand_by(connection, version)
@@ -80,15 +98,16 @@ def promote(
             trained_tokens=trained_tokens,
         )
 
-    if served_bundle is None:
-        return registry.add(float_bundle, plan.model, within=finish)
-    weights = find_digest(registry, plan.model, float_bundle) or registry.add(
-        float_bundle, plan.model, within=lambda connection, _: check_lease(connection, lease)
+    registered: Version | None = None
+    if served is None:
+        return registry.add(weights.bundle, plan.model, within=finish)
+    registered = find_digest(registry, plan.model, weights.bundle) or registry.add(
+        weights.bundle, plan.model, within=lambda connection, _: check_lease(connection, lease)
     )
     try:
-        return registry.add(served_bundle, plan.model, within=finish)
+        return registry.add(served.bundle, plan.model, within=finish)
     except ChampionMoved:
-        registry.delete(weights.ref, actor=actor)  # the job starts over: nobody will ever need them
+        registry.delete(registered.ref, actor=actor)  # the job starts over: nobody will ever need them
         raise
 
 

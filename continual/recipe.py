@@ -23,6 +23,9 @@ GENERAL = "general"
 
 RESERVED = frozenset({BASE, GENERAL})
 
+MIN_DOCUMENTS = 4
+"""So many held documents does the gate need of a domain: with fewer, no bounds hold what they say."""
+
 
 def _not_reserved(domain: str) -> str:
     if domain in RESERVED:
@@ -74,14 +77,16 @@ class Generation(_Part):
 class GateThresholds(_Part):
     """What a candidate must show, each bound one-sided with ``confidence``.
 
-    Its gain on the new domain is at least ``min_gain``, and its loss on every earlier domain and on the
-    general text at most ``max_forgetting``.
+    Its gain on the new domain is at least ``min_gain``. On every earlier domain and on the general text it stands at
+    most ``max_forgetting`` below the best that the model ever was. ``unmeasured``: what becomes of a candidate where
+    too few documents of an earlier domain are held to measure it.
     """
 
     min_gain: float = Field(default=0.01, ge=-10, le=10)
     max_forgetting: float = Field(default=0.05, ge=0, le=10)
     confidence: float = Field(default=0.9, gt=0.5, lt=1)
     resamples: int = Field(default=2000, ge=100, le=100_000)
+    unmeasured: Literal["refuse", "allow"] = "refuse"
 
 
 class ContinualRecipe(_Part):

@@ -3,7 +3,8 @@
 It lies in the main database, so that a promotion and its insertion are one transaction. Each domain is a
 reservoir kept as a bottom-k sample (Cohen & Kaplan 2007): an example's priority is a hash of its content, and
 those of lowest priority stay. So the sample is uniform over all that was ever inserted, whatever the order, the
-same example is kept once, and inserting again changes nothing.
+same example is kept once, and inserting again changes nothing. What is measured on is spread over documents: of each
+one example stays before any second one, and of some documents at least.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any, Literal
 import numpy as np
 from sqlalchemy import Connection, delete, func, insert, select
 
-from continual.reservoir import content_sha256, lowest, priority, target_mask
+from continual.best import forget_examples
+from continual.recipe import MIN_DOCUMENTS
+from continual.reservoir import Held, content_sha256, lowest, lowest_held, priority, target_mask
 from everlearn.audit import record
 from everlearn.database import ReplayExampleRow, ReplayInsertionRow
 from train.data.store import Example
@@ -29,11 +32,15 @@ DELETED = "deleted"
 
 @dataclass(frozen=True)
 class Kept:
-    """One example of the buffer; ``sha256`` names its content."""
+    """One example of the buffer; ``sha256`` names its content.
+
+    ``document``: the hash of the document that it is a part of; where that was not written down, its own.
+    """
 
     sha256: str
     domain: str
     example: Example
+    document: str
 
 
 @dataclass
@@ -47,38 +54,43 @@ class Reading:
     def tokens(self) -> int:
         return sum(len(kept.example) for kept in self.kept)
 
-    def by_domain(self) -> dict[str, list[Example]]:
-        domains: dict[str, list[Example]] = {}
+    def by_domain(self) -> dict[str, list[Kept]]:
+        domains: dict[str, list[Kept]] = {}
         for kept in self.kept:
-            domains.setdefault(kept.domain, []).append(kept.example)
+            domains.setdefault(kept.domain, []).append(kept)
         return domains
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """Examples of one domain and split, with the number of tokens that the buffer keeps of them."""
+    """Examples of one domain and split, with the number of tokens that the buffer keeps of them.
+
+    ``documents``: of each example the hash of the document that it is a part of, where the split is "held".
+    """
 
     domain: str
     split: Split
     examples: Sequence[Example]
     limit_tokens: int
+    documents: Sequence[str] = ()
 
 
 def read_buffer(connection: Connection, model: str, split: Split, domain: str | None = None) -> Reading:
     """All of a split, by priority; of one domain or of every one. Rows that are not what was written are skipped."""
     table = ReplayExampleRow
-    query = select(table.sha256, table.domain, table.content).where(
+    query = select(table.sha256, table.domain, table.document, table.content).where(
         table.model == model, table.split == split
     )
     if domain is not None:
         query = query.where(table.domain == domain)
     reading = Reading()
-    for sha256, row_domain, content in connection.execute(query.order_by(table.priority, table.sha256)):
+    found = connection.execute(query.order_by(table.priority, table.sha256))
+    for sha256, row_domain, document, content in found:
         example = _example(content)
         if example is None or content_sha256(example) != sha256:
             reading.corrupt.append(sha256)
         else:
-            reading.kept.append(Kept(sha256, row_domain, example))
+            reading.kept.append(Kept(sha256, row_domain, example, document or sha256))
     return reading
 
 
@@ -86,7 +98,8 @@ def sample(connection: Connection, model: str, domain: str, tokens: int, seed: i
     """About ``tokens`` of a domain's examples to train on, uniformly and as ``seed`` decides."""
     reading = read_buffer(connection, model, "train", domain)
     chosen = dict(lowest([kept.example for kept in reading.kept], tokens, salt=f"sample {seed}"))
-    return Reading([Kept(sha256, domain, chosen[sha256]) for sha256 in chosen], reading.corrupt)
+    there = {kept.sha256: kept for kept in reading.kept}
+    return Reading([there[sha256] for sha256 in chosen], reading.corrupt)
 
 
 def sizes(connection: Connection, model: str) -> dict[str, dict[str, int]]:
@@ -137,6 +150,7 @@ def delete_example(connection: Connection, model: str, sha256: str, *, actor: st
     if not connection.scalar(select(func.count()).select_from(table).where(mine)):
         empty = {"domain": "", "split": DELETED, "job_id": "", "tokens": 0, "priority": 1.0, "content": {}}
         connection.execute(insert(table).values(model=model, sha256=sha256, **empty))
+    forget_examples(connection, model, [sha256])
     record(connection, actor, "replay.delete", model, sha256=sha256, rows=removed)
     return removed
 
@@ -146,10 +160,8 @@ def _insert(connection: Connection, model: str, job_id: str, arrival: Arrival) -
     own = hashes(connection, model, arrival.split, arrival.domain)
     other = hashes(connection, model, "held" if arrival.split == "train" else "train")
     gone = hashes(connection, model, DELETED)
-    chosen = lowest(arrival.examples, arrival.limit_tokens, without=(known - own) | other | gone)
-    rows = [
-        _row(model, job_id, arrival, sha256, example) for sha256, example in chosen if sha256 not in known
-    ]
+    without = (known - own) | other | gone
+    rows = [_row(model, job_id, arrival, one) for one in _chosen(arrival, without) if one.sha256 not in known]
     if rows:
         connection.execute(insert(ReplayExampleRow), rows)
     return {
@@ -159,31 +171,45 @@ def _insert(connection: Connection, model: str, job_id: str, arrival: Arrival) -
     }
 
 
-def _row(model: str, job_id: str, arrival: Arrival, sha256: str, example: Example) -> dict[str, Any]:
+def _chosen(arrival: Arrival, without: set[str]) -> list[Held]:
+    if arrival.split == "held":
+        return lowest_held(arrival.examples, arrival.documents, arrival.limit_tokens, without)
+    chosen = lowest(arrival.examples, arrival.limit_tokens, without=without)
+    return [Held(sha256, example, sha256, priority(sha256)) for sha256, example in chosen]
+
+
+def _row(model: str, job_id: str, arrival: Arrival, one: Held) -> dict[str, Any]:
     return {
         "model": model,
         "domain": arrival.domain,
         "split": arrival.split,
-        "sha256": sha256,
+        "sha256": one.sha256,
         "job_id": job_id,
-        "tokens": len(example),
-        "priority": priority(sha256),
-        "content": _content(example),
+        "document": one.document if arrival.documents else None,
+        "tokens": len(one.example),
+        "priority": one.priority,
+        "content": _content(one.example),
     }
 
 
 def _evict(connection: Connection, model: str, arrival: Arrival) -> int:
     table = ReplayExampleRow
     mine = (table.model == model, table.domain == arrival.domain, table.split == arrival.split)
-    query = select(table.sha256, table.tokens).where(*mine).order_by(table.priority, table.sha256)
-    total, doomed = 0, list[str]()
-    for sha256, tokens in connection.execute(query):
-        if total >= arrival.limit_tokens:
+    query = select(table.sha256, table.document, table.tokens).where(*mine)
+    least = MIN_DOCUMENTS if arrival.split == "held" else 0  # as `lowest_held` chooses
+    total, documents, doomed = 0, set[str](), list[str]()
+    for sha256, document, tokens in connection.execute(query.order_by(table.priority, table.sha256)):
+        its = document or sha256
+        if total >= arrival.limit_tokens and (len(documents) >= least or its in documents):
             doomed.append(sha256)
+            continue
         total += tokens
+        documents.add(its)
     for start in range(0, len(doomed), 500):
         part = doomed[start : start + 500]
         connection.execute(delete(table).where(*mine, table.sha256.in_(part)))
+    if arrival.split == "held":
+        forget_examples(connection, model, doomed)
     return len(doomed)
 
 

@@ -7,10 +7,13 @@ priority are taken. It is uniform, the same whatever the order of what comes, an
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from continual.recipe import MIN_DOCUMENTS
 from train.data.store import Example
 
 
@@ -44,6 +47,47 @@ def lowest(
         example = examples[place[sha256]]
         chosen.append((sha256, example))
         total += len(example)
+    return chosen
+
+
+@dataclass(frozen=True)
+class Held:
+    """An example to measure on; ``document`` is the hash of the document that it is a part of."""
+
+    sha256: str
+    example: Example
+    document: str
+    priority: float
+
+
+def lowest_held(
+    examples: Sequence[Example],
+    documents: Sequence[str],
+    tokens: int,
+    without: Collection[str] = (),
+) -> list[Held]:
+    """As :func:`lowest`, but of every document one example before any second one, and of ``MIN_DOCUMENTS`` at least.
+
+    What is measured on one long document would say little about others. ``documents``: of each example; where there
+    are none, each example is its own.
+    """
+    place = {content_sha256(example): number for number, example in enumerate(examples)}
+    ranks: Counter[str] = Counter()
+    ranked: list[tuple[float, str, str]] = []
+    for sha256 in sorted(place, key=lambda sha256: (priority(sha256), sha256)):
+        document = documents[place[sha256]] if documents else sha256
+        ranked.append((ranks[document] + priority(sha256), sha256, document))
+        ranks[document] += 1
+    chosen: list[Held] = []
+    total, seen = 0, set[str]()
+    for rank, sha256, document in sorted(ranked):
+        enough = total >= tokens and (len(seen) >= MIN_DOCUMENTS or document in seen)
+        if enough or sha256 in without:
+            continue
+        example = examples[place[sha256]]
+        chosen.append(Held(sha256, example, document, rank))
+        total += len(example)
+        seen.add(document)
     return chosen
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine
+import numpy as np
+from sqlalchemy import Connection, Engine
 
+from continual.best import recall
 from continual.mixture import mix, write_mixture
 from continual.plan import Plan
 from continual.recipe import BASE
@@ -76,10 +79,25 @@ def data_store(data: Step, split: str) -> TokenStore:
     return open_store(data.directory / "data" / split)
 
 
+def documents_of(data: Step, split: str) -> list[str]:
+    """Of each example of a store the hash of the document that it is a part of."""
+    lengths = iter(np.diff(data_store(data, split).offsets).tolist())
+    documents: list[str] = []
+    with (data.directory / "data" / f"{split}.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            document = json.loads(line)
+            left = document["tokens"]
+            while left > 0:
+                left -= next(lengths)
+                documents.append(document["sha256"])
+    return documents
+
+
 def draw_replay(steps: Steps, plan: Plan, database: Engine, data: Step) -> Step:
     """What the buffer gives this job: to train on by domain, to measure on by domain, and what to leave out.
 
-    Drawn once, since the buffer may change before a job that was interrupted goes on.
+    And what the gate remembers of the champion, by gate: of each held example domain, nats, tokens and version. Drawn
+    once, since the buffer may change before a job that was interrupted goes on.
     """
 
     def make(directory: Path) -> Mapping[str, Any]:
@@ -95,18 +113,30 @@ def draw_replay(steps: Steps, plan: Plan, database: Engine, data: Step) -> Step:
             held = read_buffer(connection, plan.model, "held")
             without = hashes(connection, plan.model, "held") | hashes(connection, plan.model, DELETED)
             trained = hashes(connection, plan.model, "train")
+            memory = {
+                "float": _memory(connection, plan.model, plan.parent_digest),
+                "served": _memory(connection, plan.model, plan.champion_digest),
+            }
         for name, reading in drawn.items():
             corrupt += reading.corrupt
             _write(directory / "train" / name, [kept.example for kept in reading.kept], new)
         for name, examples in held.by_domain().items():
-            _write(directory / "held" / name, examples, new)
+            _write(directory / "held" / name, [kept.example for kept in examples], new)
         return {
+            "domains": sorted(known),
+            "documents": {kept.sha256: kept.document for kept in held.kept},
+            "memory": memory,
             "corrupt": sorted({*corrupt, *held.corrupt}),
             "without": sorted(without),
             "trained": sorted(trained),
         }
 
     return steps.do("replay", make)
+
+
+def _memory(connection: Connection, model: str, digest: str) -> dict[str, list[Any]]:
+    found = recall(connection, model, digest)
+    return {sha256: list(vars(best).values()) for sha256, best in sorted(found.items())}
 
 
 def replayed(replay: Step, split: str) -> dict[str, TokenStore]:

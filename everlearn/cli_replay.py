@@ -96,6 +96,60 @@ def rm(
     print_json({"deleted": chosen}) if as_json else print(f"deleted {removed} of {model}'s examples")
 
 
+@replay.command()
+def best(model: Name, as_json: Json = False) -> None:
+    """Show how good the champion's line ever was on each text: what the gate's budget is counted from."""
+    from continual.best import recall, summary
+    from everlearn.database import read
+    from everlearn.printing import print_json, print_table
+
+    registry = open_registry(open_settings())
+    kinds = {"served": registry.resolve(model), "float": registry.weights(model)}
+    if kinds["served"].digest == kinds["float"].digest:
+        del kinds["served"]
+    with read(registry.database) as connection:
+        found = {name: summary(recall(connection, model, version.digest)) for name, version in kinds.items()}
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (domain, kind, f"{its['nats']:.4f}", its["version"], its["examples"])
+        for kind, domains in found.items()
+        for domain, its in domains.items()
+    ]
+    if rows:
+        print_table(["DOMAIN", "AS", "-NATS PER TOKEN", "OF", "-EXAMPLES"], rows)
+    else:
+        print(f"Nothing is remembered of {model}'s champion: its next job begins with what it measures.")
+
+
+@replay.command()
+def accept(
+    model: Name,
+    domain: Annotated[
+        list[str], typer.Argument(metavar="DOMAIN…", help="As `everlearn replay best` shows it.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Accept what a model has lost of texts: their best begins anew with what the champion scores now."""
+    from continual.best import domains_of, reset
+    from everlearn.database import write
+    from everlearn.printing import print_json
+
+    registry = open_registry(open_settings())
+    registry.resolve(model)
+    with write(registry.database) as connection:
+        known = domains_of(connection, model)
+        if unknown := [one for one in domain if one not in known]:
+            there = f"there is {', '.join(known)}" if known else "nothing is remembered"
+            raise NotFound(f"no best of {', '.join(unknown)} is remembered for {model}; {there}")
+        examples = reset(connection, model, domain)
+    if as_json:
+        print_json({"accepted": domain, "examples": examples})
+    else:
+        print(f"{model}'s next job begins anew with the best of {', '.join(domain)}")
+
+
 def _kept(registry: Registry, model: str, domain: str | None) -> Iterator[tuple[str, Kept]]:
     from continual.replay import Split, read_buffer
     from everlearn.database import read

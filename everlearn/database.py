@@ -34,7 +34,7 @@ from everlearn.privacy import create_private, make_private
 from everlearn.settings import FOLDERS, Settings
 
 # The newest migration. Comparing with it spares every start the import of Alembic.
-SCHEMA = "0006"
+SCHEMA = "0007"
 # Names the advisory lock that everlearn's writers and migrations take on PostgreSQL.
 POSTGRES_LOCK = 0x6576_6572
 BUSY_TIMEOUT_S = 30
@@ -251,7 +251,10 @@ class JobEventRow(Table):
 
 
 class ReplayExampleRow(Table):
-    """One kept example of a model's earlier domains; ``priority`` decides which ones stay."""
+    """One kept example of a model's earlier domains; ``priority`` decides which ones stay.
+
+    ``document`` is the hash of the document that it is a part of; None where that was not written down.
+    """
 
     __tablename__ = "replay_examples"
     __table_args__ = (Index("replay_examples_priority", "model", "domain", "split", "priority"),)
@@ -261,9 +264,28 @@ class ReplayExampleRow(Table):
     split: Mapped[str] = mapped_column(String(8), primary_key=True)
     domain: Mapped[str] = mapped_column(String(64))
     job_id: Mapped[str] = mapped_column(String(64))
+    document: Mapped[str | None] = mapped_column(String(64))
     tokens: Mapped[int]
     priority: Mapped[float]
     content: Mapped[dict[str, Any]]
+
+
+class BestScoreRow(Table):
+    """What the gate remembers of one held example, as of a promoted bundle: the best of its line on that domain so far.
+
+    ``version`` is the one that scored ``nll`` nats over ``tokens`` targets: this bundle's, or one before it.
+    """
+
+    __tablename__ = "best_scores"
+
+    model: Mapped[str] = mapped_column(String(64), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    domain: Mapped[str] = mapped_column(String(64))
+    version: Mapped[str] = mapped_column(String(128))
+    nll: Mapped[float]
+    tokens: Mapped[int]
+    at: Mapped[float] = mapped_column(default=time.time)
 
 
 class ReplayInsertionRow(Table):

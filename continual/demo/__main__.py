@@ -165,7 +165,7 @@ def _lessons(settings: Settings, registry: Registry, start: Path, progress: Prog
         plan = make_plan(registry, settings, MODEL, domain.name, recipe)
         file = _file(settings, domain)
         steps = Steps(settings.home / "lessons" / domain.name)
-        data = prepare_data(steps, plan, start, Upload(file, file.name), None, progress)
+        data = prepare_data(steps, plan, start, Upload(file, file.name), None, settings.continual, progress)
         lessons.append(Lesson(domain.name, plan, data.directory / "data" / "train"))
     return lessons
 
@@ -174,8 +174,9 @@ def _held(registry: Registry, start: Path) -> dict[str, list[Example]]:
     """Every domain's held examples, and the general text."""
     with read(registry.database) as connection:
         by_domain = read_buffer(connection, MODEL, "held").by_domain()
-    held = {domain.name: pieces(by_domain[domain.name]) for domain in DOMAINS}
-    return held | {"general": general_examples(start / "tokenizer.json", GENERAL_TOKENS)}
+    held = {domain.name: pieces([kept.example for kept in by_domain[domain.name]]) for domain in DOMAINS}
+    general = general_examples(start / "tokenizer.json", GENERAL_TOKENS)
+    return held | {"general": [one for examples in general.values() for one in examples]}
 
 
 def _fresh(home: Path) -> Path:

@@ -12,12 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command as alembic
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import insert, select, text
+from sqlalchemy import create_engine, insert, select, text
 
-from everlearn.database import SCHEMA, FileRow, Table, open_database, read, write, write_ahead
+from everlearn.database import (
+    SCHEMA,
+    BestScoreRow,
+    FileRow,
+    ReplayExampleRow,
+    Table,
+    open_database,
+    read,
+    write,
+    write_ahead,
+)
 from everlearn.doctor import examine
 from everlearn.errors import ConfigError, Corrupt, EverlearnError, Unavailable
 from everlearn.migrations import configuration
@@ -33,6 +44,29 @@ def test_migrations_end_at_the_schema_that_the_tables_describe(registry: Registr
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert context.get_current_revision() == SCHEMA
         assert compare_metadata(context, Table.metadata) == []
+
+
+@pytest.mark.parametrize("schema", ["0002", "0003", "0004", "0005", "0006"])
+def test_a_buffer_of_any_earlier_version_is_kept_and_its_documents_are_unknown(
+    settings: Settings, schema: str
+) -> None:
+    settings.directory("run")
+    old = create_engine(settings.resolved_database_url())
+    config = configuration()
+    with old.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.upgrade(config, schema)
+        connection.execute(
+            text(
+                "INSERT INTO replay_examples (model, sha256, split, domain, job_id, tokens, priority, content)"
+                " VALUES ('m', 's', 'held', 'd', 'j', 2, 0.5, '{\"ids\": [1, 2], \"targets\": [[1, 2]]}')"
+            )
+        )
+    old.dispose()
+    with read(open_database(settings)) as connection:
+        (row,) = connection.execute(select(ReplayExampleRow.__table__)).all()
+        assert (row.sha256, row.document, row.content["ids"]) == ("s", None, [1, 2])
+        assert connection.execute(select(BestScoreRow.__table__)).all() == []
 
 
 def test_sqlite_survives_a_power_cut_and_keeps_references(settings: Settings) -> None:

@@ -6,7 +6,10 @@ from collections.abc import Callable
 import pytest
 from typer.testing import CliRunner, Result
 
+from continual.best import Scored, remember
+from everlearn.audit import list_acts
 from everlearn.cli import app
+from everlearn.database import write
 from tests.continual.learn.conftest import Home, recipe, sentences
 
 
@@ -43,3 +46,23 @@ def test_an_example_is_found_by_its_words_and_deleted_for_good(
 def test_what_names_no_example_deletes_nothing(run: Callable[..., Result], prefix: str, said: str) -> None:
     refused = run("rm", "tiny", prefix)
     assert refused.exit_code != 0 and said in refused.stderr
+
+
+def test_the_best_that_is_remembered_is_shown_and_accepted_losses_are_audited(
+    home: Home, run: Callable[..., Result]
+) -> None:
+    assert "Nothing is remembered of tiny's champion" in run("best", "tiny").stdout
+    assert run("accept", "tiny", "tales").exit_code != 0
+    digest = home.registry.resolve("tiny").digest
+    with write(home.registry.database) as connection:
+        scored = [Scored("general", name, 10, 20.0 + n) for n, name in enumerate("abcd")]
+        remember(connection, "tiny", digest, "tiny@1", digest, scored)
+    table = [line.split() for line in run("best", "tiny").stdout.splitlines()]
+    assert table[1:] == [["general", "float", "2.1500", "tiny@1", "4"]]
+    refused = run("accept", "tiny", "tales")
+    assert "no best of tales is remembered for tiny; there is general" in refused.stderr
+    accepted = run("accept", "tiny", "general")
+    assert accepted.stdout.strip() == "tiny's next job begins anew with the best of general"
+    assert json.loads(run("best", "tiny", "--json").stdout) == {"float": {}}
+    (act,) = list_acts(home.registry.database, 1)
+    assert (act.act, act.subject, act.detail["domains"]) == ("best.reset", "tiny", ["general"])

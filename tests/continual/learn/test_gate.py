@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 
-from continual.gate import Scores, Verdict, compare, judge
+from continual.gate import Earlier, Scores, Verdict, compare, judge
 from continual.recipe import GateThresholds
 
 THRESHOLDS = GateThresholds(min_gain=0.01, max_forgetting=0.05, confidence=0.9, resamples=1000)
@@ -23,9 +24,20 @@ def pair(change: float, spread: float = 0.02, documents: int = 64, seed: int = 0
     return Scores(tuple(before * tokens), sizes), Scores(tuple(after * tokens), sizes)
 
 
+def earlier(before: Scores, after: Scores, best: Scores | None = None) -> Earlier:
+    return Earlier(best or before, before, after, version="tiny@1")
+
+
 def verdict(gain: float, **forgetting: float) -> Verdict:
-    earlier = {name: pair(-change) for name, change in forgetting.items()}
-    return judge("new", pair(gain), earlier, THRESHOLDS, seed=0)
+    kept = {name: earlier(*pair(-change)) for name, change in forgetting.items()}
+    return judge("new", pair(gain), kept, THRESHOLDS, seed=0)
+
+
+def worse(scores: Scores, nats: float) -> Scores:
+    """Each document by about so many nats per token."""
+    random = np.random.default_rng(round(1000 * nats))
+    each = np.array(scores.tokens) * random.normal(nats, 0.02, len(scores.tokens))
+    return Scores(tuple(np.array(scores.nll) + each), scores.tokens)
 
 
 def test_a_candidate_that_gains_and_forgets_little_passes() -> None:
@@ -49,8 +61,8 @@ def test_forgetting_one_of_many_domains_is_refused_and_named() -> None:
 def test_what_is_not_sure_is_not_accepted() -> None:
     """The mean is within the threshold; with four noisy documents nobody can say so."""
     noisy = pair(-0.03, spread=0.3, documents=4, seed=5)
-    refused = judge("new", pair(0.3), {"old": noisy}, THRESHOLDS, seed=0)
-    assert -refused.kept[0].mean < THRESHOLDS.max_forgetting < -refused.kept[0].low
+    refused = judge("new", pair(0.3), {"old": earlier(*noisy)}, THRESHOLDS, seed=0)
+    assert -refused.kept[0].best.mean < THRESHOLDS.max_forgetting < -refused.kept[0].best.low
     assert not refused.passed
 
 
@@ -72,9 +84,52 @@ def test_the_bounds_hold_the_truth_as_often_as_they_say() -> None:
 def test_a_model_whose_likelihood_is_no_number_is_refused(broken: float) -> None:
     before, after = pair(0.5)
     worse = Scores((broken, *after.nll[1:]), after.tokens)
-    refused = judge("new", (before, worse), {"old": (before, worse)}, THRESHOLDS, seed=0)
+    refused = judge("new", (before, worse), {"old": earlier(before, worse)}, THRESHOLDS, seed=0)
     assert len(refused.reasons) == 2
     assert json.loads(json.dumps(refused.report(), allow_nan=False))["gain"]["candidate"] is None
+
+
+def test_the_budget_is_against_the_best_and_not_against_the_champion_before() -> None:
+    """The champion lost 0.04 before: of the 0.05 that are allowed, another 0.03 are too much."""
+    best, _ = pair(0.0)
+    champion = worse(best, 0.04)
+    candidate = Scores(tuple(np.array(champion.nll) + 0.03 * np.array(champion.tokens)), champion.tokens)
+    refused = judge("new", pair(1.0), {"old": earlier(champion, candidate, best)}, THRESHOLDS, seed=0)
+    (kept,) = refused.kept
+    assert -kept.champion.low < THRESHOLDS.max_forgetting < -kept.best.mean
+    (reason,) = refused.reasons
+    assert re.match(r"old: forgot 0\.0[67]", reason) and "from its best, tiny@1" in reason
+    assert re.search(r"0\.0[34]\d+ nats per token of that were lost before this job", reason)
+    assert "`everlearn replay accept`" in reason
+    (plain,) = refused.report()["kept"]
+    assert plain["forgetting"] == pytest.approx(0.03, abs=1e-6)
+    assert plain["best"]["forgetting"] == pytest.approx(0.07, abs=0.01)
+    assert plain["best"]["version"] == "tiny@1"
+
+
+@pytest.mark.parametrize("documents", [0, 1, 3])
+def test_a_domain_that_cannot_be_measured_is_refused_unless_the_recipe_allows_it(documents: int) -> None:
+    before, after = pair(0.0, documents=documents)
+    few = {"old": earlier(before, after)}
+    refused = judge("new", pair(1.0), few, THRESHOLDS, seed=0)
+    (reason,) = refused.reasons
+    assert reason.startswith(
+        f"old: cannot be measured: {documents} held documents are kept of it, at least 4"
+    )
+    assert "gate.unmeasured: allow" in reason and not refused.warnings
+    allowed = judge("new", pair(1.0), few, THRESHOLDS.model_copy(update={"unmeasured": "allow"}), seed=0)
+    assert allowed.passed
+    (warning,) = allowed.report()["warnings"]
+    assert warning.startswith(f"old: cannot be measured: {documents} held documents")
+    assert warning.endswith("The recipe lets it pass unmeasured")
+    assert allowed.report()["kept"][0]["measured"] is False
+
+
+def test_no_number_on_a_domain_of_few_documents_is_refused_whatever_the_recipe_allows() -> None:
+    before, after = pair(0.0, documents=3)
+    broken = Scores((float("nan"), *after.nll[1:]), after.tokens)
+    allowing = THRESHOLDS.model_copy(update={"unmeasured": "allow"})
+    assert not judge("new", pair(1.0), {"old": earlier(before, broken)}, allowing, seed=0).passed
 
 
 def test_too_few_documents_of_the_new_domain_are_refused() -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from compress.export import build
 from compress.recipe import CompressRecipe
-from continual.measure import general_examples, pieces, score_examples
+from continual.measure import general_examples, pieces, score_examples, score_whole
 from tests.compress.tiny_models import write_llama
 from train.data.store import Example
-from train.evaluate import load_causal_lm
+from train.evaluate import held_text, load_causal_lm
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,35 @@ def test_plain_text_is_cut_and_an_answer_is_not() -> None:
     assert np.concatenate([one.ids for one in cut[:3]]).tolist() == list(range(25))
 
 
+def test_an_example_measured_in_pieces_has_the_sum_of_their_scores(model_dir: Path) -> None:
+    random = np.random.default_rng(1)
+    ids = [random.integers(3, 500, n).astype(np.int32) for n in (600, 5, 300)]
+    whole = [Example(each, np.arange(len(each)) > 0) for each in ids]
+    done: list[int] = []
+    found = score_whole(model_dir, "safetensors", whole, done.append)
+    cut = score_examples(model_dir, "safetensors", pieces(whole), lambda done: None)
+    assert found.tokens == (597, 4, 298) and done == [0, 0, 1, 2, 2, 3]
+    assert found.nll == pytest.approx((sum(cut.nll[:3]), cut.nll[3], sum(cut.nll[4:])))
+
+
 def test_the_general_text_is_many_documents(model_dir: Path) -> None:
-    general = general_examples(model_dir / "tokenizer.json", 2048)
-    assert sum(map(len, general)) == 2048 and len(general) == 8
+    general = general_examples(model_dir / "tokenizer.json", 4096)
+    tokens = {title: sum(map(len, examples)) for title, examples in general.items()}
+    assert len(general) == 29 and {"Acme", "Moore's Law", "Unix"} <= set(general)
+    assert 4096 <= sum(tokens.values()) < 4096 + 128
+    assert max(tokens.values()) <= 256
+
+
+@pytest.mark.parametrize("limit", [1, 64, 500])
+def test_a_little_of_the_general_text_is_of_enough_documents_to_measure(model_dir: Path, limit: int) -> None:
+    assert len(general_examples(model_dir / "tokenizer.json", limit)) == 4
+
+
+def test_all_of_the_general_text_is_its_29_entries(model_dir: Path) -> None:
+    general = general_examples(model_dir / "tokenizer.json", 10**9)
+    text = Tokenizer.from_file(str(model_dir / "tokenizer.json")).encode(
+        held_text().text, add_special_tokens=False
+    )
+    assert sum(len(one) for examples in general.values() for one in examples) == pytest.approx(
+        len(text.ids), rel=0.01
+    )

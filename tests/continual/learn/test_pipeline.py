@@ -21,6 +21,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from sqlalchemy import update
 
+from continual.best import recall, summary
 from continual.jobs import Job, Lease
 from continual.pipeline import Pipeline
 from continual.replay import read_buffer
@@ -72,6 +73,16 @@ def test_a_job_teaches_something_new_and_is_promoted(taught: Taught, copy_of: Ca
         ("tales", "held"),
         ("base", "train"),
     }
+    (general,) = gate["kept"]
+    assert general["best"]["begins"] and general["best"]["version"] == "tiny@1" and general["documents"] >= 4
+    with read(home.registry.database) as connection:
+        remembered = summary(recall(connection, "tiny", champion.digest))
+        held = read_buffer(connection, "tiny", "held", "tales").kept
+    assert remembered["tales"]["version"] == "tiny@2" and remembered["tales"]["examples"] == len(held)
+    assert remembered["general"]["nats"] == pytest.approx(
+        min(general["champion"], general["candidate"]), abs=1e-5
+    )
+    assert len({kept.document for kept in held}) > 4
     assert not (taught.home / "jobs" / taught.job.id).exists()
     told = [event.message for event in home.jobs.events(taught.job.id)]
     assert any(message.startswith("step ") for message in told) and "gate as float: passed" in told
@@ -94,7 +105,10 @@ def test_a_second_domain_replays_the_first_and_skips_what_rotted(
     assert job.report and job.report["corrupt_examples"] == [rotten]
     assert job.report["generated"] == 0
     assert job.report["mixture"]["replay tales"]["tokens"] > 1000
-    assert [kept["domain"] for kept in job.report["gates"]["float"]["kept"]] == ["general", "tales"]
+    general, tales = job.report["gates"]["float"]["kept"]
+    assert (general["domain"], tales["domain"]) == ("general", "tales")
+    assert tales["best"]["version"] == "tiny@2" and not tales["best"]["begins"]
+    assert tales["best"]["nats"] == pytest.approx(tales["champion"], abs=1e-5)
     assert "damaged" in " ".join(event.message for event in home.jobs.events(job.id))
     assert {row[0] for row in home.buffer()} == {"tales", "myths", "base"}
 

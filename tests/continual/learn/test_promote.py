@@ -12,20 +12,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import select
 
+from continual.best import Best, Scored, recall
 from continual.jobs import Lease, LeaseLost
 from continual.plan import Plan, make_plan
-from continual.promote import ChampionMoved, promote
+from continual.promote import ChampionMoved, Weighed, promote
 from continual.replay import Arrival
 from everlearn.audit import list_acts
 from everlearn.bundle import read_manifest, write_bundle
+from everlearn.database import BestScoreRow, read
 from everlearn.registry import Version
 from tests.continual.learn.conftest import Home, recipe, sentences
 from train.data.store import Example
 
 MASK = np.arange(8) > 0
 ARRIVALS = [
-    Arrival("tales", "train", [Example(np.arange(8, dtype=np.int32) + n, MASK) for n in range(9)], 500)
+    Arrival("tales", "train", [Example(np.arange(8, dtype=np.int32) + n, MASK) for n in range(9)], 500),
+]
+SCORED = [
+    Scored("general", "g", 9, 20.0, Best("general", 19.0, 9, "tiny@1")),
+    Scored("tales", "not in the buffer", 5, 1.0),
 ]
 
 
@@ -59,11 +66,19 @@ def state(home: Home) -> tuple[Any, ...]:
     """All that a refused promotion must leave as it was."""
     versions = [version.ref for version in home.registry.versions("tiny")]
     acts = [act.id for act in list_acts(home.registry.database)]
-    return versions, home.registry.aliases("tiny"), home.buffer(), acts
+    with read(home.registry.database) as connection:
+        remembered = connection.execute(select(BestScoreRow.__table__)).all()
+    return versions, home.registry.aliases("tiny"), home.buffer(), acts, remembered
 
 
 def do(home: Home, lease: Lease, plan: Plan, candidate: Path, served: Path | None = None) -> Version:
-    return promote(home.registry, lease, plan, candidate, served, ARRIVALS, {"told": 1}, 77)
+    given = served and Weighed(served, SCORED)
+    return promote(home.registry, lease, plan, Weighed(candidate, SCORED), given, ARRIVALS, {"told": 1}, 77)
+
+
+def memory(home: Home, ref: str) -> dict[str, Best]:
+    with read(home.registry.database) as connection:
+        return recall(connection, "tiny", home.registry.resolve(ref).digest)
 
 
 def test_everything_happens_at_once(home: Home, lease: Lease, plan: Plan, candidate: Path) -> None:
@@ -75,6 +90,7 @@ def test_everything_happens_at_once(home: Home, lease: Lease, plan: Plan, candid
     assert job.report["inserted"]["tales/train"]["inserted"] == 9
     assert home.registry.aliases("tiny")["champion"] == 2
     assert len(home.buffer()) == 9
+    assert memory(home, "tiny@2") == {"g": Best("general", 19.0, 9, "tiny@1")}
     (act,) = list_acts(home.registry.database)
     assert (act.actor, act.act, act.subject) == (f"job {lease.job_id}", "promote", "tiny@2")
 
@@ -143,7 +159,7 @@ def test_weights_that_a_killed_promotion_registered_are_not_registered_twice(
         "said = json.loads(sys.argv[1])\n"
         "p.move_champion = lambda *_: os.kill(os.getpid(), 9)\n"
         "p.promote(Registry(Settings(home=Path(said['home']))), Lease(**said['lease']), Plan(**said['plan']),\n"
-        "    Path(said['candidate']), Path(said['served']), [], {}, 1)\n"
+        "    p.Weighed(Path(said['candidate'])), p.Weighed(Path(said['served'])), [], {}, 1)\n"
     )
     said = {
         "home": str(home.settings.home),
@@ -161,3 +177,16 @@ def test_weights_that_a_killed_promotion_registered_are_not_registered_twice(
     assert do(home, lease, plan, candidate, served).ref == "tiny@3"
     assert [version.ref for version in home.registry.versions("tiny")] == ["tiny@3", "tiny@2", "tiny@1"]
     assert home.registry.resolve("tiny").parent_digest == home.registry.resolve("tiny@2").digest
+    assert memory(home, "tiny@2") == memory(home, "tiny@3") == {"g": Best("general", 19.0, 9, "tiny@1")}
+
+
+def test_a_kill_after_the_gates_memory_is_written_leaves_nothing_of_the_promotion(
+    home: Home, lease: Lease, plan: Plan, candidate: Path
+) -> None:
+    before = state(home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("continual.promote.finish_within", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            do(home, lease, plan, candidate)
+    assert state(home) == before
+    assert do(home, lease, plan, candidate).ref == "tiny@2" and memory(home, "tiny@2")

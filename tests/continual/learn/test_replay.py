@@ -12,6 +12,7 @@ import pytest
 from scipy.stats import chisquare
 from sqlalchemy import Engine, select, update
 
+from continual.recipe import MIN_DOCUMENTS
 from continual.replay import (
     Arrival,
     delete_example,
@@ -169,6 +170,40 @@ def test_what_was_deleted_stays_deleted_when_it_comes_again(settings: Settings, 
             select(ReplayExampleRow.content).where(ReplayExampleRow.sha256 == gone)
         ).all()
     assert [row.content for row in rows] == [{}]
+
+
+def put_held(database: Engine, job: str, documents: dict[str, range], limit: int) -> dict[str, int]:
+    """Examples of 10 tokens of each document; returns how many of each are held then."""
+    given = [(example(number), name) for name, numbers in documents.items() for number in numbers]
+    arrival = Arrival("d", "held", [one for one, _ in given], limit, [name for _, name in given])
+    with write(database) as connection:
+        insert_examples(connection, MODEL, job, "d", [arrival])
+        return dict(Counter(one.document for one in read_buffer(connection, MODEL, "held").kept))
+
+
+def test_what_is_held_is_of_every_document_before_it_is_twice_of_any(database: Engine) -> None:
+    """One document has a hundred times as many examples as the others."""
+    found = put_held(database, "j1", {"long": range(100), "b": range(100, 101), "c": range(101, 103)}, 40)
+    assert found in ({"long": 2, "b": 1, "c": 1}, {"long": 1, "b": 1, "c": 2})
+    later = put_held(database, "j2", {"d": range(200, 240), "e": range(300, 301)}, 40)
+    assert len(later) >= 4 and max(later.values()) == 1
+
+
+def test_what_is_held_is_of_enough_documents_to_measure_on_however_long_they_are(database: Engine) -> None:
+    documents = {name: range(start, start + 20) for start, name in enumerate("abcdef", 1)}
+    documents = {name: range(100 * n, 100 * n + 20) for n, name in enumerate(documents)}
+    assert put_held(database, "j1", documents, limit=1) == dict.fromkeys(
+        put_held(database, "j2", documents, limit=1), 1
+    )
+    with read(database) as connection:
+        assert len({one.document for one in read_buffer(connection, MODEL, "held").kept}) == MIN_DOCUMENTS
+
+
+def test_an_example_of_which_the_document_was_not_written_down_is_its_own(database: Engine) -> None:
+    put(database, "j1", examples(range(3)), split="held")
+    with read(database) as connection:
+        kept = read_buffer(connection, MODEL, "held").kept
+    assert [one.document for one in kept] == [one.sha256 for one in kept]
 
 
 def test_a_sample_is_what_its_seed_says_and_as_large_as_asked(database: Engine) -> None:

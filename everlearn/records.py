@@ -149,15 +149,28 @@ def refuse_needed(connection: Connection, version: Version, doomed: Sequence[Ver
 
 
 def move_champion(connection: Connection, version: Version) -> int | None:
-    """Returns the former champion. Whoever becomes champion is on trial no more."""
-    former = aliases_of(connection, version.model).get(CHAMPION)
+    """Returns the former champion, which becomes ``previous``: that is never the champion itself.
+
+    Whoever becomes champion is on trial no more.
+    """
+    aliases = aliases_of(connection, version.model)
+    former = aliases.get(CHAMPION)
     if former not in (None, version.version):
         put_alias(connection, version.model, PREVIOUS, former)
+    elif aliases.get(PREVIOUS) == version.version:
+        drop_alias(connection, version.model, PREVIOUS)
     put_alias(connection, version.model, CHAMPION, version.version)
     for trial, number in aliases_of(connection, version.model).items():
         if trial in TRIALS and number == version.version:
             drop_alias(connection, version.model, trial)
     return former
+
+
+def remove_champion(connection: Connection, model: str) -> None:
+    """Leaves the model without one; the former champion becomes ``previous``, so that a rollback brings it back."""
+    if (former := aliases_of(connection, model).get(CHAMPION)) is not None:
+        put_alias(connection, model, PREVIOUS, former)
+        drop_alias(connection, model, CHAMPION)
 
 
 def put_alias(

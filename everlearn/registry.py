@@ -37,6 +37,7 @@ from everlearn.records import (
     put_alias,
     raise_unknown,
     refuse_needed,
+    remove_champion,
     version_of,
     versions_of,
 )
@@ -180,7 +181,10 @@ class Registry:
     # Aliases -----------------------------------------------------------------------------------------------
 
     def set_alias(self, model: str, alias: str, version: int, *, actor: str | None = None) -> None:
-        """Moves ``alias``, or makes it. Raises NotFound, InvalidInput."""
+        """Moves ``alias``, or makes it; moving the champion is :meth:`promote`.
+
+        Raises NotFound, InvalidInput, and Conflict where ``previous`` would be the champion.
+        """
         check_alias(alias)
         if alias in TRIALS:
             raise InvalidInput(
@@ -188,16 +192,27 @@ class Registry:
                 param="alias",
             )
         with write(self.database) as connection:
-            find_version(connection, Reference(model, version))
-            former = aliases_of(connection, model).get(alias)
-            put_alias(connection, model, alias, version)
+            found = find_version(connection, Reference(model, version))
+            aliases = aliases_of(connection, model)
+            former = aliases.get(alias)
+            if alias == CHAMPION:
+                move_champion(connection, found)
+            elif alias == PREVIOUS and aliases.get(CHAMPION) == version:
+                raise Conflict(
+                    f"{found.ref} is the champion: previous is what a rollback goes back to", param="alias"
+                )
+            else:
+                put_alias(connection, model, alias, version)
             record(connection, actor, "alias.set", f"{model}@{alias}", version=version, former=former)
 
     def remove_alias(self, model: str, alias: str, *, actor: str | None = None) -> None:
-        """Raises NotFound."""
+        """Without its champion, a model has that one as ``previous``. Raises NotFound."""
         with write(self.database) as connection:
             former = find_version(connection, Reference(model, check_alias(alias)))
-            drop_alias(connection, model, alias)
+            if alias == CHAMPION:
+                remove_champion(connection, model)
+            else:
+                drop_alias(connection, model, alias)
             record(connection, actor, "alias.remove", f"{model}@{alias}", former=former.version)
 
     def promote(self, ref: str, *, actor: str | None = None) -> Version:
@@ -210,10 +225,14 @@ class Registry:
         return version
 
     def rollback(self, model: str, *, actor: str | None = None) -> Version:
-        """Undoes the last promotion: champion and ``previous`` change places. Raises Conflict without one."""
+        """Undoes the last move of the champion: it and ``previous`` change places. Raises Conflict without one."""
         with write(self.database) as connection:
             find_version(connection, parse_reference(model))
-            if PREVIOUS not in aliases_of(connection, model):
+            aliases = aliases_of(connection, model)
+            if aliases.get(PREVIOUS) in (
+                None,
+                aliases.get(CHAMPION),
+            ):  # an earlier everlearn left both on one
                 raise Conflict(f"{model} has no previous champion to go back to", param="model")
             version = find_version(connection, Reference(model, PREVIOUS))
             former = move_champion(connection, version)

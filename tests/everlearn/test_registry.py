@@ -10,6 +10,7 @@ from sqlalchemy import insert
 from everlearn.bundle import open_bundle
 from everlearn.database import ReplicaRow, write
 from everlearn.errors import Conflict, Corrupt, InvalidInput, NotFound, Unsupported
+from everlearn.records import put_alias
 from everlearn.registry import Registry
 from everlearn.settings import Settings
 
@@ -170,6 +171,48 @@ def test_promotion_keeps_the_former_champion_and_rollback_brings_it_back(
     assert registry.aliases("tiny") == {"champion": 1, "previous": 3}
     with pytest.raises(NotFound):
         registry.rollback("other")
+
+
+def test_a_rollback_goes_back_to_the_champion_before_however_it_was_moved(
+    registry: Registry, add: Any
+) -> None:
+    for _ in range(3):
+        add(registry, format="onnx")
+    registry.promote("tiny@2")
+    registry.set_alias("tiny", "champion", 3)
+    assert registry.aliases("tiny") == {"champion": 3, "previous": 2}
+    assert registry.rollback("tiny").version == 2
+    registry.remove_alias("tiny", "champion")
+    assert registry.aliases("tiny") == {"previous": 2}
+    assert registry.rollback("tiny").version == 2
+    assert registry.aliases("tiny") == {"champion": 2}
+    with pytest.raises(Conflict, match="no previous champion"):
+        registry.rollback("tiny")
+    with pytest.raises(Conflict, match=r"tiny@2 is the champion"):
+        registry.set_alias("tiny", "previous", 2)
+
+
+def test_a_champion_that_an_earlier_version_left_as_its_own_previous_is_nothing_to_go_back_to(
+    registry: Registry, add: Any
+) -> None:
+    for _ in range(2):
+        add(registry, format="onnx")
+    with write(registry.database) as connection:
+        put_alias(connection, "tiny", "previous", 1)
+    with pytest.raises(Conflict, match="no previous champion"):
+        registry.rollback("tiny")
+    registry.promote("tiny@1")
+    assert registry.aliases("tiny") == {"champion": 1}
+
+
+def test_a_version_that_becomes_champion_by_its_alias_is_on_trial_no_more(
+    registry: Registry, add: Any
+) -> None:
+    for salt in range(2):
+        add(registry, format="onnx", recipe={"salt": salt})
+    registry.try_out("tiny@2", "canary", 0.5)
+    registry.set_alias("tiny", "champion", 2)
+    assert registry.aliases("tiny") == {"champion": 2, "previous": 1}
 
 
 def test_a_trial_ends_when_its_version_is_promoted_and_keeps_it_from_deletion(

@@ -52,12 +52,29 @@ class RegistryAgainstDictionaries(RuleBasedStateMachine):
 
     @rule(model=models, alias=alias_names, number=numbers)
     def set_alias(self, model: str, alias: str, number: int) -> None:
-        if (model, number) in self.versions:
-            self.registry.set_alias(model, alias, number)
-            self.aliases[model, alias] = number
-        else:
+        if (model, number) not in self.versions:
             with pytest.raises(NotFound):
                 self.registry.set_alias(model, alias, number)
+        elif alias == "previous" and self.aliases.get((model, "champion")) == number:
+            with pytest.raises(Conflict, match="previous is what a rollback goes back to"):
+                self.registry.set_alias(model, alias, number)
+        else:
+            self.registry.set_alias(model, alias, number)
+            if alias == "champion":
+                self._move(model, number)
+            else:
+                self.aliases[model, alias] = number
+
+    @rule(model=models, alias=alias_names)
+    def remove_alias(self, model: str, alias: str) -> None:
+        if (model, alias) not in self.aliases:
+            with pytest.raises(NotFound):
+                self.registry.remove_alias(model, alias)
+            return
+        self.registry.remove_alias(model, alias)
+        former = self.aliases.pop((model, alias))
+        if alias == "champion":
+            self.aliases[model, "previous"] = former
 
     @rule(model=models, number=numbers)
     def promote(self, model: str, number: int) -> None:
@@ -66,22 +83,18 @@ class RegistryAgainstDictionaries(RuleBasedStateMachine):
                 self.registry.promote(f"{model}@{number}")
             return
         self.registry.promote(f"{model}@{number}")
-        former = self.aliases.get((model, "champion"))
-        if former not in (None, number):
-            self.aliases[model, "previous"] = former
-        self.aliases[model, "champion"] = number
+        self._move(model, number)
 
     @rule(model=models)
     def rollback(self, model: str) -> None:
-        previous, champion = self.aliases.get((model, "previous")), self.aliases.get((model, "champion"))
+        previous = self.aliases.get((model, "previous"))
         if previous is None:
             with pytest.raises((Conflict, NotFound)):
                 self.registry.rollback(model)
             return
         self.registry.rollback(model)
-        self.aliases[model, "champion"] = previous
-        if champion not in (None, previous):
-            self.aliases[model, "previous"] = champion
+        self._move(model, previous)
+        assert self.registry.aliases(model)["champion"] == previous
 
     @rule(model=models, number=st.none() | numbers)
     def delete(self, model: str, number: int | None) -> None:
@@ -127,10 +140,24 @@ class RegistryAgainstDictionaries(RuleBasedStateMachine):
             assert self.registry.resolve(model.name).version == model.aliases.get("champion", newest)
 
     @invariant()
+    def rolls_back_to_another_version_than_the_champion(self) -> None:
+        for model in self.registry.list():
+            assert model.aliases.get("previous") != model.aliases.get("champion", 0)
+
+    @invariant()
     def holds_every_listed_bundle(self) -> None:
         for model in self.registry.list():
             for version in model.versions:
                 assert self.registry.path(version).is_dir()
+
+    def _move(self, model: str, number: int) -> None:
+        """The champion, whoever moves it; where it came from is what a rollback goes back to."""
+        former = self.aliases.get((model, "champion"))
+        if former not in (None, number):
+            self.aliases[model, "previous"] = former
+        elif self.aliases.get((model, "previous")) == number:
+            del self.aliases[model, "previous"]
+        self.aliases[model, "champion"] = number
 
     def _aliases_of(self, model: str) -> dict[str, int]:
         return {alias: number for (name, alias), number in self.aliases.items() if name == model}

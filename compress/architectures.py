@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from everlearn.bundle import Task
 from everlearn.errors import Unsupported
+from everlearn.gguf_models import BY_ARCHITECTURE
 
 Made = Literal["int4-onnx", "int8-onnx", "fp32-onnx", "w8a8", "w4a16", "gguf"]
 """All that a version can be made into."""
@@ -32,11 +33,7 @@ NO_GRAPH: Mapping[str, str] = {
 }
 """Why, where the reason is not that onnxruntime-genai's builder lacks it."""
 
-GGUF: Mapping[str, str] = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-}
+GGUF: Mapping[str, str] = {name: family.name for name, family in BY_ARCHITECTURE.items()}
 """llama.cpp's names for what :mod:`compress.gguf_out` writes."""
 
 

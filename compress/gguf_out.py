@@ -1,6 +1,6 @@
 """A GGUF file for llama.cpp of a Hugging Face directory; ``everlearn import`` reads it back. Run as a child process.
 
-Names, the order of query and key rows, and metadata are those that llama.cpp's own converter writes.
+What its keys and tensors mean is :mod:`everlearn.gguf_models`; the keys are those that llama.cpp's own converter sets.
 """
 
 # pyright: basic
@@ -8,37 +8,79 @@ Names, the order of query and key rows, and metadata are those that llama.cpp's 
 
 from __future__ import annotations
 
-import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from compress.gguf_vocabulary import vocabulary_of
 from compress.measure_decoder import held_windows, measure
+from compress.parity import SAME_GRAPH, Drifted, apart, carried_logits, refuse_another
 from everlearn.child import answer
+from everlearn.contents import read_json_object
 from everlearn.errors import Unsupported
+from everlearn.gguf_convert import SAMPLING, convert, tensor_names
+from everlearn.gguf_models import BY_ARCHITECTURE, Family, write_config, write_tensor
 from everlearn.progress import Progress
-from everlearn.stops import stops_of
-from train.evaluate import load_causal_lm, torch_logits
+from train.evaluate import held_text, load_causal_lm, torch_logits
 
 Encode = Callable[[str, Any], tuple[Any, Any]]
 """A tensor's name there and its float32 values → the bytes (rows, row bytes), and their gguf type."""
 
-ARCHITECTURES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
-REORDERED = frozenset({"llama"})
-"""Where llama.cpp has the two halves of a head's rotary pairs beside each other."""
+MAX_DIVERGENCE: Mapping[str, float] = {"f32": 0.001, "f16": 0.01, "q8_0": 0.05, "q4_0": 1.0}
+"""Nats a token that a file may be away from its parent, as the ONNX targets of as many bits."""
+FILE_TYPES: Mapping[str, str] = {
+    "F32": "ALL_F32", "Q4_K": "MOSTLY_Q4_K_M", "Q5_K": "MOSTLY_Q5_K_M", "Q3_K": "MOSTLY_Q3_K_M",
+}  # fmt: skip
+"""``general.file_type`` of a file most of whose matrices are of a type, where it is no ``MOSTLY_`` and the type."""
+ODD_TEXTS = (
+    "  two  spaces\t\ttabs\n\n\nlines 12345 3.14",
+    "d\u00e9j\u00e0 \u4f60\u597d \u0e44\u0e17\u0e22 \U0001f600 it's I'LL <b>x</b>",
+    " a",
+    "a ",
+)
 
 
 def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """Writes ``file`` from ``model_dir`` with ``type`` (f32, f16, q8_0 or q4_0), reads it back and measures that."""
-    from everlearn.gguf_convert import convert
+    """Writes ``file`` from ``model_dir`` with ``type`` (f32, f16, q8_0 or q4_0), once it is read back and is the same.
 
-    model_dir, file = Path(request["model_dir"]), Path(request["file"])
-    write_gguf(model_dir, file, plain(request["type"]), progress)
-    again = Path(request["scratch"])
-    convert({"file": str(file), "directory": str(again)}, progress)
-    held = held_windows(model_dir, request["tokens"])
-    return {"compared": measure(model_dir, held, torch_logits(load_causal_lm(again), held), progress)}
+    Raises Unsupported before any work where llama.cpp would compute another model, Drifted where the file is another.
+    """
+    model_dir, file, again = (Path(request[name]) for name in ("model_dir", "file", "scratch"))
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        write_gguf(model_dir, partial, plain(request["type"]), progress)
+        convert({"file": str(partial), "directory": str(again)}, progress)
+        compared = compare_back(model_dir, again, request["tokens"], progress)
+        limit = MAX_DIVERGENCE[request["type"]]
+        if not compared["divergence"] <= limit:
+            raise Drifted(
+                f"the {request['type']} file is {compared['divergence']:.4f} nats a token away from its parent; at most "
+                f"{limit} is accepted. Nothing was written: try more bits"
+            )
+        partial.replace(file)
+        return {"compared": compared}
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def compare_back(model_dir: Path, again: Path, tokens: int, progress: Progress) -> dict[str, Any]:
+    """The figures of a file that was read back into ``again``. Raises Drifted where it is another model than the parent."""
+    from tokenizers import Tokenizer
+
+    ours, theirs = (Tokenizer.from_file(str(one / "tokenizer.json")) for one in (model_dir, again))
+    for text in (held_text().text[:20_000], *ODD_TEXTS):
+        if ours.encode(text).ids != theirs.encode(text).ids:
+            raise Drifted(
+                f"the file splits {text[:40]!r} into other tokens than its parent. Nothing was written"
+            )
+    held = held_windows(model_dir, tokens)
+    model = load_causal_lm(again)
+    carried = carried_logits(model_dir, model.state_dict(), held[:1])
+    divergence = apart(carried, torch_logits(model, held[:1]), held[:1])
+    refuse_another(divergence, SAME_GRAPH, "the GGUF file", "Bring the model to vLLM as it is.")
+    return measure(model_dir, held, torch_logits(model, held), progress)
 
 
 def plain(kind: str) -> Encode:
@@ -59,38 +101,46 @@ def plain(kind: str) -> Encode:
 
 
 def write_gguf(model_dir: Path, file: Path, encode: Encode, progress: Progress) -> None:
-    """Writes ``file`` whole or not at all. Raises Unsupported for an architecture or tokenizer not known here."""
+    """Writes ``file`` whole or not at all.
+
+    Raises Unsupported for an architecture, a configuration or a tokenizer that llama.cpp has not, before any work.
+    """
     import gguf
     import numpy as np
+    from transformers import AutoConfig
 
+    config = AutoConfig.from_pretrained(model_dir).to_dict()
+    family = family_named(config)
+    fields, extra = write_config(family, config)
+    vocabulary = vocabulary_of(model_dir, config["vocab_size"])
     progress("loading the model", None)
-    fields = tokenizer_fields(model_dir)
     model = load_causal_lm(model_dir)
-    config = model.config
-    name = ARCHITECTURES.get(type(model).__name__)
-    if name is None or getattr(config, "attention_bias", False):
-        known = ", ".join(ARCHITECTURES)
-        raise Unsupported(f"{type(model).__name__} is not written as GGUF; {known} are")
-    partial = file.with_name(f".{file.name}.partial")
-    writer = gguf.GGUFWriter(str(partial), name)
+    partial = file.with_name(f".{file.name}.writing")
+    writer = gguf.GGUFWriter(str(partial), family.name)
     try:
-        write_fields(writer, config, fields, model_dir)
-        names = gguf.get_tensor_name_map(
-            next(one for one, said in gguf.MODEL_ARCH_NAMES.items() if said == name), config.num_hidden_layers
-        )
         state = model.state_dict()
-        if config.tie_word_embeddings:
+        if config.get("tie_word_embeddings"):
             state.pop("lm_head.weight", None)
-        for done, (theirs, tensor) in enumerate(state.items(), start=1):
-            ours = names.get_name(theirs, try_suffixes=(".weight", ".bias"))
-            if ours is None:
-                raise Unsupported(f"GGUF has no name for {theirs}")
-            values = (
-                reordered(theirs, tensor.float().numpy(), config) if name in REORDERED else tensor.numpy()
-            )
-            data, kind = encode(ours, np.ascontiguousarray(values, dtype=np.float32))
-            writer.add_tensor(ours, data, raw_dtype=kind)
+        names = {
+            ours: theirs for theirs, ours in tensor_names(family, state, config["num_hidden_layers"]).items()
+        }
+        kinds: Counter[str] = Counter()
+        for done, (ours, tensor) in enumerate(state.items(), start=1):
+            name = names.get(ours)
+            if name is None:
+                raise Unsupported(f"GGUF has no name for {ours}")
+            values = write_tensor(family, name, tensor.float().numpy(), config)
+            data, kind = encode(name, np.ascontiguousarray(values, dtype=np.float32))
+            writer.add_tensor(name, data, raw_dtype=kind)
+            if values.ndim > 1:
+                kinds[kind.name] += values.size
             progress("encoding", done / len(state))
+        for name, values in extra.items():
+            writer.add_tensor(name, values)
+        write_general(writer, model_dir, model.num_parameters(), kinds.most_common(1)[0][0])
+        for key, value in fields.items():
+            add(writer, key, value)
+        vocabulary.write(writer, model_dir)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -102,104 +152,39 @@ def write_gguf(model_dir: Path, file: Path, encode: Encode, progress: Progress) 
         partial.unlink(missing_ok=True)
 
 
-def write_fields(writer: Any, config: Any, fields: Mapping[str, Any], model_dir: Path) -> None:
-    """The metadata of a decoder. Raises Unsupported for scaled rotary positions."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") != "default":
-        raise Unsupported(f"rotary positions of type {rope['rope_type']} are not written as GGUF")
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_name(model_dir.name)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(head)
-    writer.add_value_length(head)
-    writer.add_rope_freq_base(float(rope.get("rope_theta", 10000.0)))
-    writer.add_rope_dimension_count(head)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(fields["pre"])
-    tokens = fields["tokens"]
-    unused = [f"[PAD{at}]" for at in range(len(tokens), config.vocab_size)]
-    writer.add_token_list([*tokens, *unused])
-    writer.add_token_types([*fields["types"], *[5] * len(unused)])
-    writer.add_token_merges(fields["merges"])
-    stops = stops_of(model_dir)
-    for name, value in (
-        ("bos", config.bos_token_id),
-        ("eos", stops.text_end),
-        ("eot", next(iter(stops.turn_ends), None)),
-        ("pad", config.pad_token_id),
-    ):
-        value = value[0] if isinstance(value, list) else value
-        if value is not None:
-            getattr(writer, f"add_{name}_token_id")(value)
-    writer.add_add_bos_token(fields["adds_first"])
-    if (model_dir / "chat_template.jinja").is_file():
-        writer.add_chat_template((model_dir / "chat_template.jinja").read_text())
+def family_named(config: Mapping[str, Any]) -> Family:
+    """Raises Unsupported for an architecture that is not written."""
+    name = (config.get("architectures") or [""])[0]
+    if name not in BY_ARCHITECTURE:
+        known = ", ".join(BY_ARCHITECTURE)
+        raise Unsupported(f"{name or config.get('model_type')} is not written as GGUF; {known} are")
+    return BY_ARCHITECTURE[name]
 
 
-def reordered(name: str, weight: Any, config: Any) -> Any:
-    """Query and key rows as llama.cpp has them: (heads, 2, half, in) becomes (heads, half, 2, in)."""
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    count = next((heads[part] for part in heads if part in name), None)
-    if count is None:
-        return weight
-    rest = weight.shape[1:]
-    return weight.reshape(count, 2, -1, *rest).swapaxes(1, 2).reshape(weight.shape)
+def write_general(writer: Any, model_dir: Path, parameters: int, kind: str) -> None:
+    """What llama.cpp's converter says of every model, and the defaults for sampling."""
+    import gguf
+
+    bundle = model_dir / "bundle.json"
+    said = read_json_object(bundle) if bundle.is_file() else {}
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(str(said.get("name") or model_dir.name))
+    writer.add_size_label(gguf.size_label(parameters, 0, 0, 0))
+    if licence := said.get("recipe", {}).get("import", {}).get("licence"):
+        writer.add_license(str(licence).lower())
+    writer.add_file_type(gguf.LlamaFileType[FILE_TYPES.get(kind, f"MOSTLY_{kind}")])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    defaults = model_dir / "generation_config.json"
+    values = read_json_object(defaults) if defaults.is_file() else {}
+    for theirs, ours in SAMPLING.items():
+        if isinstance(value := values.get(ours), int | float) and values.get("do_sample", True):
+            add(writer, f"general.sampling.{theirs}", int(value) if theirs == "top_k" else float(value))
 
 
-def tokenizer_fields(model_dir: Path) -> dict[str, Any]:
-    """Tokens, types, merges, how text is split, and whether a first token is added.
-
-    Raises Unsupported where it is no byte-level BPE whose splitting llama.cpp has a name for.
-    """
-    from tokenizers import Tokenizer
-
-    said = json.loads((model_dir / "tokenizer.json").read_text())
-    if said["model"]["type"] != "BPE":
-        raise Unsupported(f"a {said['model']['type']} tokenizer is not written as GGUF; byte-level BPE is")
-    added = {one["id"]: one for one in said["added_tokens"]}
-    by_id = {at: token for token, at in said["model"]["vocab"].items()}
-    by_id |= {at: one["content"] for at, one in added.items()}
-    if sorted(by_id) != list(range(len(by_id))):
-        raise Unsupported("the tokenizer's ids have gaps, which GGUF does not")
-    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
-    return {
-        "pre": splitting(said),
-        "tokens": [by_id[at] for at in range(len(by_id))],
-        "types": [1 if at not in added else 3 if added[at]["special"] else 4 for at in range(len(by_id))],
-        "merges": [one if isinstance(one, str) else " ".join(one) for one in said["model"]["merges"]],
-        "adds_first": len(tokenizer.encode("a").ids)
-        > len(tokenizer.encode("a", add_special_tokens=False).ids),
-    }
-
-
-def splitting(said: Mapping[str, Any]) -> str:
-    """llama.cpp's name for how a tokenizer.json splits text before the merges. Raises Unsupported."""
-    from everlearn.gguf_tokenizer import PATTERNS, build_tokenizer
-
-    steps = said["pre_tokenizer"]
-    steps = steps["pretokenizers"] if steps and steps["type"] == "Sequence" else [steps]
-    for name in PATTERNS:
-        fields = {
-            "tokenizer.ggml.tokens": ["a"],
-            "tokenizer.ggml.merges": [],
-            "tokenizer.ggml.pre": name,
-        }
-        ours = json.loads(build_tokenizer(fields).to_str())["pre_tokenizer"]["pretokenizers"]
-        if [meant(one) for one in ours] == [meant(one) for one in steps]:
-            return name
-    raise Unsupported(f"llama.cpp has no name known here for the way this tokenizer splits text: {steps}")
-
-
-def meant(step: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A pre-tokenizer's options without those that move only offsets."""
-    return {key: value for key, value in (step or {}).items() if key not in ("trim_offsets", "invert")}
+def add(writer: Any, key: str, value: bool | float | str) -> None:
+    """A key with the type that llama.cpp reads it in."""
+    kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    kinds[type(value)](key, value)
 
 
 if __name__ == "__main__":

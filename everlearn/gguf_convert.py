@@ -1,7 +1,7 @@
 """A GGUF file as a Hugging Face directory. Run as a child process, through ``everlearn.child``.
 
-Which tensor is which, and how llama.cpp had reordered it, is transformers' knowledge; the tensors pass through
-one at a time, so that memory holds one copy of the weights in the type they are written in.
+What its keys and tensors mean is :mod:`everlearn.gguf_models`; the tensors pass through one at a time, so that memory
+holds one copy of the weights in the type they are written in.
 """
 
 # pyright: basic
@@ -10,17 +10,26 @@ one at a time, so that memory holds one copy of the weights in the type they are
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from everlearn.child import answer
 from everlearn.errors import EverlearnError, InvalidInput, Unsupported
 from everlearn.gguf_header import check_gguf
-from everlearn.gguf_tokenizer import build_tokenizer, can_build, special_tokens, write_tokenizer_config
+from everlearn.gguf_models import Family, family_of, read_config, read_tensor
+from everlearn.gguf_rope import TENSORS
+from everlearn.gguf_tokenizer import build_tokenizer, refuse_tokenizer, write_tokenizer_config
 from everlearn.progress import Progress
 
+SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
+"""Names of defaults for sampling there, and in generation_config.json."""
 # What damaged bytes make the reader raise; all of it means the same to the person who has the file.
 DAMAGE = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, EOFError, AttributeError)
 
@@ -28,34 +37,30 @@ DAMAGE = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryErro
 def convert(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Fills ``request["directory"]`` from ``request["file"]``; returns architecture and stored type.
 
-    Raises InvalidInput for a damaged file, Unsupported for an architecture transformers does not read.
+    Raises InvalidInput for a damaged file, Unsupported for what is not known to be read right.
     """
     file, directory = Path(request["file"]), Path(request["directory"])
     progress(f"reading {file.name}", None)
-    do_once()
     reader, fields = read_gguf(file)
-    config, parsed = model_config(file, fields)
+    family = family_of(fields)
+    refuse_tokenizer(fields)
+    config = read_config(family, fields, small_tensors(reader))
+    ids = token_ids(fields)
+    config |= {key: value for key, value in ids.items() if key != "eos_token_id"}
+    config |= {"eos_token_id": ids["eos_token_id"][0] if "eos_token_id" in ids else None}
     dtype = stored_dtype(reader)
-    write_weights(reader, fields, config, dtype, parsed, directory, progress)
-    config.dtype = dtype
-    config.save_pretrained(directory)
-    ids = {key: getattr(config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    known = {key: value for key, value in ids.items() if value is not None}
-    (directory / "generation_config.json").write_text(json.dumps(known, indent=2))
+    try:
+        write_weights(reader, family, config, dtype, directory, progress)
+    except TooLarge:
+        dtype = "float32"
+        write_weights(reader, family, config, dtype, directory, progress)
+    (directory / "config.json").write_text(json.dumps(config | {"dtype": dtype}, indent=2))
+    defaults = {**ids, **sampling(fields)}
+    (directory / "generation_config.json").write_text(json.dumps(defaults, indent=2))
     progress("writing the tokenizer", None)
-    write_tokenizer(file, fields, directory, config.max_position_embeddings)
-    return {"architecture": config.architectures[0], "dtype": dtype}
-
-
-def do_once() -> None:
-    """transformers reads the file again, and makes the table of names anew for each of a model's modules.
-
-    Both take seconds, so this process keeps the first answer.
-    """
-    import gguf
-
-    gguf.GGUFReader = cache(gguf.GGUFReader)
-    gguf.get_tensor_name_map = cache(gguf.get_tensor_name_map)
+    build_tokenizer(fields).save(str(directory / "tokenizer.json"), pretty=False)
+    write_tokenizer_config(directory, fields, config["max_position_embeddings"])
+    return {"architecture": family.architecture, "dtype": dtype}
 
 
 def read_gguf(file: Path) -> tuple[Any, dict[str, Any]]:
@@ -73,21 +78,34 @@ def read_gguf(file: Path) -> tuple[Any, dict[str, Any]]:
         raise InvalidInput(f"{file.name} is damaged or cut short: {error}") from None
 
 
-def model_config(file: Path, fields: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """transformers' configuration of the model, and everything it parsed on the way."""
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+def small_tensors(reader: Any) -> dict[str, Any]:
+    """Every tensor's name, with the float32 values of those that belong to the configuration and None of the others."""
+    from gguf import dequantize
 
-    try:
-        parsed: dict[str, Any] = load_gguf_checkpoint(str(file))
-        parsed["config"].pop("_model_name_or_path", None)
-        config = CONFIG_MAPPING[parsed["config"]["model_type"]].from_dict(parsed["config"])
-        model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        config.architectures = [model_class.__name__]
-    except DAMAGE as error:
-        architecture = fields.get("general.architecture")
-        raise Unsupported(f"{file.name} holds a {architecture!r} model, which is not read: {error}") from None
-    return config, parsed
+    return {
+        tensor.name: dequantize(tensor.data, tensor.tensor_type) if tensor.name in TENSORS else None
+        for tensor in reader.tensors
+    }
+
+
+def token_ids(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What starts, ends and fills a text, in the words of generation_config.json; all that end it."""
+    found = {
+        f"{short}_token_id": fields.get(f"tokenizer.ggml.{long}_token_id")
+        for short, long in (("bos", "bos"), ("pad", "padding"))
+    }
+    ends = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    found["eos_token_id"] = list(dict.fromkeys(one for one in ends if one is not None)) or None
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def sampling(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults for requests that say nothing, in the words of generation_config.json."""
+    return {
+        ours: fields[f"general.sampling.{theirs}"]
+        for theirs, ours in SAMPLING.items()
+        if f"general.sampling.{theirs}" in fields
+    }
 
 
 def stored_dtype(reader: Any) -> str:
@@ -101,44 +119,49 @@ def stored_dtype(reader: Any) -> str:
     return "bfloat16" if kinds <= {"F32", "BF16"} else "float16"
 
 
+class TooLarge(Exception):
+    """A value that float16 does not hold."""
+
+
 def write_weights(
-    reader: Any,
-    fields: Mapping[str, Any],
-    config: Any,
-    dtype: str,
-    parsed: dict[str, Any],
-    directory: Path,
-    progress: Progress,
+    reader: Any, family: Family, config: Mapping[str, Any], dtype: str, directory: Path, progress: Progress
 ) -> None:
-    """model.safetensors. Raises InvalidInput naming the tensor that is missing, misshapen or not finite."""
+    """model.safetensors. Raises InvalidInput naming the tensor that is missing, misshapen or not finite; TooLarge."""
     import numpy as np
     import torch
     from gguf import dequantize
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM
-    from transformers.modeling_gguf_pytorch_utils import (
-        TENSOR_PROCESSORS,
-        TensorProcessor,
-        get_gguf_hf_weights_map,
-    )
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    known = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **known))
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
-    processor = TENSOR_PROCESSORS.get(fields["general.architecture"], TensorProcessor)(parsed["config"])
-    names = get_gguf_hf_weights_map(model, processor)
-    tensors: dict[str, torch.Tensor] = parsed.setdefault("tensors", {})
+    tied = {"lm_head.weight"} if config["tie_word_embeddings"] else set[str]()
+    names = tensor_names(family, expected, config["num_hidden_layers"])
+    tensors: dict[str, torch.Tensor] = {}
     for done, tensor in enumerate(reader.tensors, start=1):
-        values = dequantize(tensor.data, tensor.tensor_type)
-        processed = processor.process(values, tensor.name, tensor_key_mapping=names, parsed_parameters=parsed)
-        if name := names.get(processed.name):
-            weight = torch.tensor(np.ascontiguousarray(processed.weights), dtype=getattr(torch, dtype))
-            if tuple(weight.shape) != expected[name]:
-                raise InvalidInput(f"{tensor.name} has shape {tuple(weight.shape)}, not {expected[name]}")
-            if not torch.isfinite(weight).all():
-                raise InvalidInput(f"{tensor.name} holds values that are not finite: the file is damaged")
-            tensors[name] = weight
+        if tensor.name in TENSORS:
+            continue
+        name = names.get(tensor.name)
+        if name is None:
+            raise Unsupported(f"{tensor.name} is no tensor of {family.architecture} as it is read here")
+        try:
+            values = dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            kind = tensor.tensor_type.name
+            raise Unsupported(
+                f"{tensor.name} is stored as {kind}, which the gguf package does not read"
+            ) from None
+        values = read_tensor(family, tensor.name, values.astype(np.float32, copy=False), config)
+        if values.shape != expected[name]:
+            raise InvalidInput(f"{tensor.name} has shape {values.shape}, not {expected[name]}")
+        if not np.isfinite(values).all():
+            raise InvalidInput(f"{tensor.name} holds values that are not finite: the file is damaged")
+        weight = torch.tensor(np.ascontiguousarray(values), dtype=getattr(torch, dtype))
+        if not torch.isfinite(weight).all():
+            raise TooLarge
+        tensors[name] = weight
         progress("converting weights", done / len(reader.tensors))
     missing = sorted(expected.keys() - tensors.keys() - tied)
     if missing:
@@ -146,22 +169,14 @@ def write_weights(
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def write_tokenizer(file: Path, fields: Mapping[str, Any], directory: Path, max_length: int) -> None:
-    """tokenizer.json and its configuration."""
-    if can_build(fields):
-        build_tokenizer(fields).save(str(directory / "tokenizer.json"), pretty=False)
-        write_tokenizer_config(directory, fields, max_length)
-        return
-    from transformers import AutoTokenizer
+def tensor_names(family: Family, expected: Iterable[str], layers: int) -> dict[str, str]:
+    """Name in a file → name in torch's model."""
+    import gguf
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except DAMAGE as error:
-        raise Unsupported(f"{file.name} has a tokenizer that is not read: {error}") from None
-    for name, token in special_tokens(fields).items():
-        setattr(tokenizer, name, token)
-    tokenizer.chat_template = fields.get("tokenizer.chat_template")
-    tokenizer.save_pretrained(directory)
+    architecture = next(one for one, said in gguf.MODEL_ARCH_NAMES.items() if said == family.name)
+    names = gguf.get_tensor_name_map(architecture, layers)
+    found = {names.get_name(name, try_suffixes=(".weight", ".bias")): name for name in expected}
+    return {theirs: ours for theirs, ours in found.items() if theirs is not None}
 
 
 def work(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, models
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from compress.export import export_gguf
-from compress.gguf_out import plain, tokenizer_fields, write_gguf
+from compress.gguf_out import plain, write_gguf
+from compress.gguf_vocabulary import tokenizer_fields
 from everlearn.errors import InvalidInput, Unsupported
 from everlearn.progress import silent
 from everlearn.registry import Registry

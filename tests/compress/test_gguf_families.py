@@ -368,3 +368,28 @@ def test_every_key_that_llama_cpps_converter_sets_is_there(tmp_path: Path) -> No
     assert fields["general.sampling.top_k"] == 40
     again = json.loads((read_back(file, tmp_path / "again") / "generation_config.json").read_text())
     assert again["eos_token_id"] == [2, 0] and again["temperature"] == 0.5 and again["top_k"] == 40
+
+
+# Another reader ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_openvino_genai_goes_on_as_torch_does_with_the_same_weights(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    openvino, genai = pytest.importorskip("openvino"), pytest.importorskip("openvino_genai")
+    model_dir = write_family(name, tmp_path / "model", head_dim=16, initializer_range=0.2)
+    write_gguf(model_dir, file := tmp_path / "x.gguf", plain(kind), silent)
+    model = load_causal_lm(read_back(file, tmp_path / "again"))
+    pipe = genai.LLMPipeline(str(file), "CPU", INFERENCE_PRECISION_HINT="f32")
+    config = genai.GenerationConfig()
+    config.max_new_tokens, config.ignore_eos = 1, True
+    same = 0
+    for prompt in PROMPTS:
+        ids = np.array([prompt], dtype=np.int64)
+        tokens = genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
+        (said,) = pipe.generate(tokens, config).tokens
+        with torch.inference_mode():
+            same += said == [int(model(torch.from_numpy(ids)).logits[0, -1].argmax())]
+    assert same >= len(PROMPTS) - (kind != "f16")  # it may round what it multiplies quantized weights with

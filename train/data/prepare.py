@@ -223,15 +223,17 @@ def _split(
 ) -> NDArray[np.bool_]:
     """Which documents are held out, bool (documents,): by their own hash, so that nothing else changes it.
 
-    Where none falls below the fraction, the smallest hash does: an empty side could measure nothing.
+    Where too few fall below the fraction, those of the smallest hashes do: an empty side could measure nothing.
     """
     if any(file.held for file in files) or options.held_fraction == 0:
         return given_held
     hashes = np.concatenate([each.hashes for each in collected])
     place = hashes[:, 16:24].copy().view(">u8")[:, 0] / 2.0**64
     held = place < options.held_fraction
-    if kept.sum() > 1 and not (held & kept).any():
-        held[np.flatnonzero(kept)[place[kept].argmin()]] = True
+    there = np.flatnonzero(kept)
+    least = min(max(options.min_held, len(there) // 4), 2 * options.min_held) or 1
+    if len(there) >= 2 * least and (held & kept).sum() < least:
+        held[there[np.argsort(place[there], kind="stable")[:least]]] = True
     return held
 
 
@@ -298,3 +300,15 @@ def _check_enough(card: DataCard) -> None:
             f"{card.held.documents} held out). At least {needed} are needed",
             param="training_file",
         )
+    if card.held.documents < card.options.min_held:
+        raise InvalidInput(_why_few_held(card), param="training_file")
+
+
+def _why_few_held(card: DataCard) -> str:
+    least = card.options.min_held
+    dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in card.dropped.items())
+    return (
+        f"{card.kept} of {card.read} documents are left ({dropped or 'none dropped'}), of which "
+        f"{card.held.documents} are held out to measure on; {least} are needed there and as many to learn from: give "
+        "more documents, a larger held_fraction, or a validation file"
+    )

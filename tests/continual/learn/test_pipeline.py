@@ -27,6 +27,7 @@ from continual.pipeline import Pipeline
 from continual.replay import read_buffer
 from everlearn.child import run_child
 from everlearn.database import ReplayExampleRow, read, write
+from everlearn.errors import InvalidInput
 from everlearn.settings import Settings
 from everlearn.sources import import_model
 from tests.continual.learn.conftest import Home, noise, recipe, sentences
@@ -224,10 +225,39 @@ def test_a_file_that_takes_too_much_to_read_fails_its_job_once_with_the_reason(
     assert re.search(said, job.error["message"]), job.error
 
 
-def test_too_few_examples_to_measure_on_are_refused_before_training(home: Home) -> None:
-    job = home.run(home.submit(sentences("zor", count=6), recipe(sequence_tokens=512)))
+def test_too_few_examples_to_measure_on_are_refused_where_the_job_is_made(home: Home) -> None:
+    with pytest.raises(InvalidInput, match=r"tales\.jsonl holds 6 documents, and a job takes at least 8"):
+        home.submit(sentences("zor", count=6), recipe())
+    many = sentences("zor", count=6) * 10
+    job = home.run(home.submit(many, recipe(sequence_tokens=512)))
     assert job.state == "failed" and job.error and job.error["code"] == "invalid_input"
+    assert "6 of 60 documents are left (54 exact duplicates)" in job.error["message"]
     assert "held_fraction" in job.error["message"]
+
+
+def test_a_file_taught_before_and_rolled_back_is_measured_on_what_is_kept_or_refused_with_the_reason(
+    home: Home,
+) -> None:
+    """The first time a validation file kept all of it for training: what is held out now was trained on."""
+    text, everything = sentences("zor", count=40), {"buffer_tokens": 100_000}
+    job = home.jobs.create(
+        model="tiny", training_file=home.upload(text, "tales.jsonl"), recipe=recipe(replay=everything),
+        validation_file=home.upload(sentences("zor", seed=9, count=12), "more.jsonl"),
+    )  # fmt: skip
+    assert home.run(home.claim(job.id)).state == "succeeded"
+    home.registry.promote("tiny@1")
+    other = home.run(home.submit(text, recipe(domain="other", replay=everything)))
+    assert other.state == "failed" and other.error
+    assert re.match(
+        r"0 documents of the file are held out to measure on \((\d+) of the \1 held-out examples were trained on by "
+        r"earlier jobs and lie in the replay buffer: [0-9a-f]{12}, ",
+        other.error["message"],
+    ), other.error
+    again = home.run(home.submit(text, recipe(replay=everything)))
+    assert again.state == "succeeded", again.error
+    told = [event.message for event in home.jobs.events(again.id)]
+    assert any("that are kept of tales, too" in message and "trained on by" in message for message in told)
+    assert again.report and again.report["gates"]["float"]["gain"]["documents"] >= 10
 
 
 def test_a_loss_that_is_no_number_ends_the_job_and_registers_nothing(tmp_path: Path, base_dir: Path) -> None:

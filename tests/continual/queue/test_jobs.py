@@ -1,5 +1,6 @@
 """The table alone: claims, fences, caps and their races, on each kind of database."""
 
+import gzip
 import threading
 import time
 from collections.abc import Callable
@@ -263,3 +264,66 @@ def test_jobs_are_listed_from_the_newest_in_pages(house: House) -> None:
         after = pages[-1]
     assert pages == made[::-1]
     assert house.jobs.queued() == made
+
+
+CHAT = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}'
+
+
+def add_file(house: House, name: str, content: str | bytes) -> str:
+    path = house.settings.home / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return house.files.add(path).id
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "a.jsonl",
+            f"{CHAT}\n" * 7,
+            r"a\.jsonl holds 7 documents, and a job takes at least 8: 4 are held out",
+        ),
+        ("a.jsonl", f"\n\n{CHAT}\n\n\n\n\n\n\n\n\n", r"holds 1 document, and"),
+        ("a.jsonl.gz", gzip.compress(f"{CHAT}\n".encode() * 3), r"holds 3 documents"),
+        ("a.json", f"[{CHAT}, {CHAT}]", r"holds 2 documents"),
+        ("a.csv", "prompt,completion\na,b\nc,d\n", r"holds 2 documents"),
+        (
+            "a.txt",
+            "One.\n\nTwo.\n" * 30,
+            r"holds 1 document, .*<\|endoftext\|> parts the documents of a text",
+        ),
+    ],
+)
+def test_a_file_with_too_few_documents_is_refused_where_the_job_is_made(
+    house: House, name: str, content: str | bytes, said: str
+) -> None:
+    few = add_file(house, name, content)
+    with pytest.raises(InvalidInput, match=said) as caught:
+        house.create(training_file=few)
+    assert caught.value.param == "training_file"
+    assert house.create(training_file=few, validation_file=house.file.id).state == "queued"
+
+
+def test_a_validation_file_with_too_few_documents_is_refused_where_the_job_is_made(house: House) -> None:
+    few = add_file(house, "v.jsonl", f"{CHAT}\n" * 3)
+    with pytest.raises(
+        InvalidInput, match=r"v\.jsonl holds 3 documents, and measuring .* at least 4"
+    ) as caught:
+        house.create(validation_file=few)
+    assert caught.value.param == "validation_file"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", f"{CHAT}\n" * 8),
+        ("a.txt", "\n<|endoftext|>\n".join(f"Text {n}." for n in range(8))),
+        ("a.jsonl", "no json\n"),
+        ("a.parquet", "no parquet"),
+        ("bomb.jsonl.gz", gzip.compress(b"\n" * 10**8)),
+    ],
+)
+def test_a_file_that_is_large_enough_or_cannot_be_told_is_left_to_the_job(
+    house: House, name: str, content: str | bytes
+) -> None:
+    assert house.create(training_file=add_file(house, name, content)).state == "queued"

@@ -64,6 +64,14 @@ def refused(door: RunningGateway, status: int, param: str | None, **fields: Any)
     return error["message"]
 
 
+def test_a_file_too_small_to_measure_by_is_refused_by_name_before_it_is_queued(
+    client: openai.OpenAI, door: RunningGateway
+) -> None:
+    few = client.files.create(file=("few.jsonl", LINES[: len(LINES) // 2]), purpose="fine-tune")
+    told = refused(door, 400, "training_file", model="m", training_file=few.id)
+    assert told.startswith("few.jsonl holds 5 documents, and a job takes at least 8: 4 are held out")
+
+
 def test_the_stock_client_uploads_lists_reads_and_deletes(
     client: openai.OpenAI, door: RunningGateway
 ) -> None:

@@ -146,6 +146,40 @@ def test_few_documents_still_leave_one_to_measure_with(tokenizer_dir: Path, tmp_
     assert len(open_store(tmp_path / "none" / "held", verify=True)) == 0
 
 
+@pytest.mark.parametrize(
+    ("count", "fraction", "held"),
+    [(8, 0.001, 4), (12, 0.001, 4), (20, 0.001, 5), (32, 0.001, 8), (60, 0.001, 8), (60, 0.6, None)],
+)
+def test_a_small_file_has_as_many_held_out_as_are_needed_to_measure(
+    tokenizer_dir: Path, tmp_path: Path, count: int, fraction: float, held: int | None
+) -> None:
+    """By chance alone, 87% of files of 20 had fewer than four."""
+    records = [chat(n) for n in range(count)]
+    options = DataOptions(held_fraction=fraction, min_held=4)
+    card = prepare([write(tmp_path / "a.jsonl", records)], tokenizer_dir, tmp_path / "one", options)
+    assert card.train.documents + card.held.documents == count
+    assert card.held.documents == held if held else 24 < card.held.documents < 48
+    prepare([write(tmp_path / "b.jsonl", records[::-1])], tokenizer_dir, tmp_path / "two", options)
+    assert documents(tmp_path / "one", "held").keys() == documents(tmp_path / "two", "held").keys()
+
+
+@pytest.mark.parametrize("copies", [0, 30])
+def test_a_file_too_small_to_measure_and_to_learn_from_is_refused_with_what_is_needed(
+    tokenizer_dir: Path, tmp_path: Path, copies: int
+) -> None:
+    file = write(tmp_path / "a.jsonl", [*(chat(n) for n in range(5)), *(chat(1) for _ in range(copies))])
+    said = rf"^5 of {5 + copies} documents are left \({'30 exact duplicates' if copies else 'none dropped'}\)"
+    with pytest.raises(InvalidInput, match=said + ".*4 are needed there and as many to learn from"):
+        prepare([file], tokenizer_dir, tmp_path / "out", DataOptions(held_fraction=0.1, min_held=4))
+
+
+def test_the_shipped_chats_are_enough_for_a_job(tokenizer_dir: Path, tmp_path: Path) -> None:
+    file = Path(str(resources.files("train") / "examples" / "chat.jsonl"))
+    options = DataOptions(held_fraction=0.1, min_held=4)
+    card = prepare([file], tokenizer_dir, tmp_path / "out", options)
+    assert (card.train.documents, card.held.documents) == (8, 4)
+
+
 def test_a_folder_is_its_files_and_an_upload_has_its_owners_name(tokenizer_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "texts" / "deep").mkdir(parents=True)
     (tmp_path / "texts" / "deep" / "b.md").write_text(PROSE[:3000])

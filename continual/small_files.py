@@ -1,0 +1,57 @@
+"""Whether a file has the documents that a job needs, told when the job is made and not in the queue.
+
+The gateway imports this: nothing heavy here, and only small files are looked into.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+from continual.recipe import MIN_DOCUMENTS
+from everlearn.errors import InvalidInput
+from train.data.read import SEPARATOR, SUFFIXES, Limits, read_examples
+
+LOOKED_INTO_BYTES = 2**20
+MAX_UNPACKED_BYTES = 2**24
+
+
+def refuse_too_few(path: Path, name: str, *, held: bool, has_validation: bool) -> None:
+    """Raises InvalidInput where a file holds too few documents: ``held``, to measure on; else, to learn from too.
+
+    A file of which that is not known quickly passes, and a broken one: the job tells.
+    """
+    least = MIN_DOCUMENTS if held else 1 if has_validation else 2 * MIN_DOCUMENTS
+    found = _count(path, name, least)
+    if found is None or found >= least:
+        return
+    if held:
+        need = f"and measuring what is learned takes at least {least}"
+    else:
+        need = (
+            f"and a job takes at least {least}: {MIN_DOCUMENTS} are held out to measure on, and as many are needed to "
+            "learn from; give more, or a validation_file to measure on"
+        )
+    apart = (
+        f". A line that holds nothing but {SEPARATOR} parts the documents of a text" if _is_text(name) else ""
+    )
+    documents = "document" if found == 1 else "documents"
+    raise InvalidInput(
+        f"{name} holds {found} {documents}, {need}{apart}",
+        param="validation_file" if held else "training_file",
+    )
+
+
+def _count(path: Path, name: str, enough: int) -> int | None:
+    """How many documents there are, at most ``enough``; None where that is not known quickly."""
+    try:
+        if path.stat().st_size > LOOKED_INTO_BYTES or name.lower().endswith(".parquet"):
+            return None
+        limits = Limits(max_unpacked_bytes=MAX_UNPACKED_BYTES)
+        return sum(1 for _ in islice(read_examples(path, limits=limits, name=name), enough))
+    except (InvalidInput, OSError):
+        return None
+
+
+def _is_text(name: str) -> bool:
+    return SUFFIXES.get(Path(name.lower().removesuffix(".gz")).suffix) == "text"

@@ -22,6 +22,7 @@ from typing import IO, Any, cast
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, and_, insert, or_, select, true, update
 
+from continual.check_file import check_examples
 from everlearn.database import BatchRow, FileRow, JobRow, open_database, read, write
 from everlearn.durable import sync_directory
 from everlearn.errors import Conflict, EverlearnError, InvalidInput, NotFound
@@ -119,6 +120,13 @@ class Files:
                 yield Upload(stream, limit_bytes or self.settings.continual.max_file_bytes)
             finally:
                 Path(stream.name).unlink(missing_ok=True)
+
+    def check(self, upload: Upload, filename: str) -> None:
+        """Reads a complete upload that is to be learnt from. Raises InvalidInput naming the line at fault."""
+        if upload.size_bytes:
+            stream = upload._stream  # pyright: ignore[reportPrivateUsage]
+            stream.flush()
+            check_examples(Path(stream.name), plain_name(filename), self.settings.continual)
 
     def keep(
         self,

@@ -166,11 +166,19 @@ class Jobs:
                     )
                 return known
             values |= {"model": _trainable(connection, model), "key_id": key_id, "idempotency_key": token}
+            shas: dict[str, str] = {}
             for param in ("training_file", "validation_file"):
                 if values[param] is not None:
                     file = require_file(connection, values[param], client, param)
                     if file.purpose != PURPOSE:
                         raise InvalidInput(f"{file.id} is for {file.purpose!r}, not {PURPOSE!r}", param=param)
+                    shas[param] = file.sha256
+            if len(shas) == 2 and len({*shas.values()}) == 1:
+                raise InvalidInput(
+                    "the validation file holds the same bytes as the training file: what is measured must not "
+                    "be what was learnt. Leave validation_file out, and some of the training file is held out",
+                    param="validation_file",
+                )
             job_id = f"ftjob-{secrets.token_hex(12)}"
             values |= {"id": job_id, "state": "queued", "progress": {}, "created_at": time.time()}
             connection.execute(insert(JobRow).values(values))
@@ -193,6 +201,13 @@ class Jobs:
         """Raises NotFound, also where the job is another client's."""
         with read(self.database) as connection:
             return _require(connection, job_id, client)
+
+    def made(self, ref: str, *, client: Client) -> bool:
+        """Whether a job of the client's made the version ``ref``."""
+        with read(self.database) as connection:
+            return (
+                _find(connection, and_(JobRow.result_model == ref, owned(JobRow.key_id, client))) is not None
+            )
 
     def list(
         self,

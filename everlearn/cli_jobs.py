@@ -40,12 +40,15 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Put a job into the queue."""
+    from continual.check_file import check_examples
     from continual.files import Files
     from everlearn.printing import print_error, print_json
 
     table = _jobs()
     chosen = _recipe(recipe, file.name)
     files = Files(table.settings, table.database)
+    if file.is_file():
+        check_examples(file, file.name, table.settings.continual)
     uploaded = files.add(file)
     try:
         job = table.create(model=model, training_file=uploaded.id, recipe=chosen)

@@ -6,9 +6,11 @@ is refused by name; nothing is silently ignored except the labels listed in `Lab
 """
 
 import json
+import re
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -74,7 +76,17 @@ def _prompt_kind(value: Any) -> str:
 
 JsonSchema = Annotated[Schema, BeforeValidator(_bounded_schema)]
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+FINE_TUNED = re.compile(r"ft:([^:@]+):everlearn:[^:]*:([0-9]{1,9})")
+"""What a version that a job with a suffix made is called: ``ft:MODEL:everlearn:SUFFIX:VERSION``."""
+
+
+def plain_ref(model: str) -> str:
+    """``model``, where it is the name of a fine-tuned model: as ``MODEL@VERSION``."""
+    match = FINE_TUNED.fullmatch(model)
+    return f"{match[1]}@{match[2]}" if match else model
+
+
+ModelName = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(plain_ref)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Prompt = Annotated[

@@ -9,6 +9,7 @@ from continual.files import File
 from continual.jobs import Event, Job
 from continual.recipe import ContinualRecipe, domain_of, parse_recipe
 from everlearn.errors import ConfigError
+from everlearn.names import plain_name
 from serve.protocol import Body, ModelName, _disagree, _only_types
 
 
@@ -99,7 +100,7 @@ def job_object(job: Job) -> dict[str, Any]:
         "object": "fine_tuning.job",
         "created_at": int(job.created_at),
         "error": error,
-        "fine_tuned_model": job.result_model,
+        "fine_tuned_model": fine_tuned_name(job),
         "finished_at": _seconds(job.finished_at),
         "hyperparameters": hyperparameters,
         "model": job.model,
@@ -122,6 +123,14 @@ def job_object(job: Job) -> dict[str, Any]:
             "started_at": _seconds(job.started_at),
         },
     }
+
+
+def fine_tuned_name(job: Job) -> str | None:
+    """The version that a job made; with the job's suffix in it where it had one, as OpenAI names them."""
+    if not job.result_model or not job.suffix:
+        return job.result_model
+    model, _, version = job.result_model.partition("@")
+    return f"ft:{model}:everlearn:{plain_name(job.suffix, '._-', 'tuned')}:{version}"
 
 
 def event_object(event: Event) -> dict[str, Any]:

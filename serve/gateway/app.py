@@ -24,13 +24,14 @@ from serve.gateway.cost import expected
 from serve.gateway.dispatch import Dispatcher, Work, generation
 from serve.gateway.door import Door
 from serve.gateway.exchange import Exchange, exchange_of
-from serve.gateway.failures import Draining, ModelNotFound, Overloaded, answer
+from serve.gateway.failures import Draining, Overloaded, answer
 from serve.gateway.files import add_files
 from serve.gateway.fine_tuning import add_fine_tuning
 from serve.gateway.guard import Guard
 from serve.gateway.messages import add_messages
 from serve.gateway.meter import Meter
 from serve.gateway.metrics import Metrics
+from serve.gateway.models import add_models
 from serve.gateway.openapi import POST_ERRORS, document, error_responses
 from serve.gateway.pages import add_pages
 from serve.gateway.quota import Quotas, reservable
@@ -219,7 +220,7 @@ def create_app(settings: Settings) -> FastAPI:
     _add_inference(app, gateway)
     add_messages(app, gateway)
     add_tokens(app, gateway)
-    _add_models(app, gateway)
+    add_models(app, gateway, settings)
     add_files(app, gateway, settings)
     add_batches(app, gateway, settings)
     add_fine_tuning(app, gateway, settings)
@@ -252,22 +253,6 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
         exchange, embedding = await gateway.accept(request, EmbeddingRequest)
         work = Work("/v1/embeddings", encode(embedding), embedding.model, "embed", stream=False)
         return gateway.relay(exchange, work, AsIs())
-
-
-def _add_models(app: FastAPI, gateway: Gateway) -> None:
-    errors = error_responses(401, 403, 404, 500, 503)
-
-    @app.get("/v1/models", responses=errors)
-    async def list_models(request: Request) -> dict[str, Any]:
-        return {"object": "list", "data": gateway.visible(await gateway.keeper.admit(request))}
-
-    @app.get("/v1/models/{model:path}", responses=errors)
-    async def get_model(request: Request, model: str) -> dict[str, Any]:
-        key = await gateway.keeper.admit(request)
-        for offered in gateway.visible(key):
-            if model in (offered["id"], f"{offered['id']}@{offered['version']}"):
-                return offered
-        raise ModelNotFound(f"The model '{model[:64]}' does not exist or is not being served.", param="model")
 
 
 def _model_object(row: ReadyReplica) -> dict[str, Any]:

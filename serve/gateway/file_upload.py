@@ -9,7 +9,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from continual.files import Client, File, Files, Upload, check_purpose
+from continual.files import PURPOSE, Client, File, Files, Upload, check_purpose
 from everlearn.errors import InvalidInput, Unavailable
 from serve.gateway.body import chunks
 from serve.gateway.failures import TooLarge, UnsupportedMediaType
@@ -22,8 +22,8 @@ MAX_FRAME_BYTES = 64 * 1024
 T = TypeVar("T")
 
 
-async def receive_file(request: Request, files: Files, client: Client) -> File:
-    """The file of an upload. Raises InvalidInput, UnsupportedMediaType, TooLarge, FileTooLarge, SlowBody, Unavailable.
+async def receive_file(request: Request, files: Files, client: Client, checks: asyncio.Semaphore) -> File:
+    """The file of an upload; one to learn from is read first, as many at once as ``checks`` allows. Raises InvalidInput, UnsupportedMediaType, TooLarge, FileTooLarge, SlowBody, Unavailable.
 
     Nothing remains of an upload that fails, wherever it does.
     """
@@ -41,6 +41,9 @@ async def receive_file(request: Request, files: Files, client: Client) -> File:
                 raise too_large
             await asyncio.to_thread(_on_disk, form.feed, chunk)
         filename, purpose = form.end()
+        if purpose == PURPOSE:
+            async with checks:
+                await asyncio.to_thread(_on_disk, lambda: files.check(upload, filename))
         return await asyncio.to_thread(
             _on_disk, lambda: files.keep(upload, filename, purpose=purpose, client=client)
         )

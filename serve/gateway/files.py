@@ -19,16 +19,19 @@ if TYPE_CHECKING:
     from serve.gateway.app import Gateway
 
 MAX_FILES = 10_000
+CHECKS_AT_ONCE = 2
+"""Uploads that are being read, each by a process of its own."""
 
 
 def add_files(app: FastAPI, gateway: "Gateway", settings: Settings) -> None:
     """The routes."""
     desk, files = Desk(gateway), Files(settings, gateway.db)
+    checks = asyncio.Semaphore(CHECKS_AT_ONCE)
 
     @app.post("/v1/files", responses=WRITE_ERRORS, openapi_extra=UPLOAD)
     async def upload_file(request: Request) -> dict[str, Any]:
         client = await desk.writer(request)
-        return file_object(await receive_file(request, files, client))
+        return file_object(await receive_file(request, files, client, checks))
 
     @app.get("/v1/files", responses=READ_ERRORS, openapi_extra=described(*FILE_PAGE))
     async def list_files(request: Request) -> dict[str, Any]:

@@ -53,6 +53,9 @@ REFERENCE = {
     ),
     "get /v1/models": Told(MODELS, "The models that are served, and that the key may use."),
     "get /v1/models/{model}": Told(MODELS, "One of them; also by version, as name@2."),
+    "delete /v1/models/{model}": Told(
+        MODELS, "Deletes a version that a job of the key's made, and that nothing needs any more."
+    ),
     "post /v1/files": Told(FILES, "Uploads a file of JSON lines, for a batch or for training."),
     "get /v1/files": Told(FILES, "The key's own files."),
     "get /v1/files/{file_id}": Told(FILES, "One file's size, purpose and age."),

@@ -27,6 +27,7 @@ REFUSED: dict[str, dict[str, int]] = {
     "any key": dict.fromkeys(INVALID, 401),
     "a key for the model": dict.fromkeys(INVALID, 401) | {"narrow": 403},
     "a key that may train the model": dict.fromkeys(INVALID, 401) | {"narrow": 403, "plain": 403},
+    "a key that may train": dict.fromkeys(INVALID, 401) | {"plain": 403},
     "an administrator": dict.fromkeys(INVALID, 401) | {"narrow": 403, "plain": 403, "trainer": 403},
 }
 """Which kinds of key are turned away, and how; ``narrow`` may train, but another model."""
@@ -42,6 +43,7 @@ RIGHTS = {
     "POST /detokenize": "a key for the model",
     "GET /v1/models": "any key",
     "GET /v1/models/{model:path}": "any key",
+    "DELETE /v1/models/{model:path}": "a key that may train",
     "POST /v1/files": "any key",
     "GET /v1/files": "any key",
     "GET /v1/files/{file_id}": "any key",

@@ -160,7 +160,10 @@ class Pipeline:
             self.settings.continual,
             self.part(0.0, 0.05),
         )
-        self.tell_data(DataCard.model_validate(data.result))
+        told_of_data = DataCard.model_validate(data.result).told()
+        for line in told_of_data:
+            if not line.startswith("data: "):
+                self.event(line, level="warn")
         replay = draw_replay(self.steps, plan, self.database, data)
         if corrupt := replay.result["corrupt"]:
             self.event(f"{len(corrupt)} examples of the buffer are damaged and were skipped", level="warn")
@@ -179,7 +182,8 @@ class Pipeline:
             "corrupt_examples": corrupt,
             "generated": base.result["generated"],
         }
-        self.event("the data is ready", self.report["mixture"])
+        read = [line.removeprefix("data: ") for line in told_of_data if line.startswith("data: ")]
+        self.event(f"the data is ready: {'; '.join(read)}", self.report["mixture"])
         outcome = self.train(plan, parent_dir, mixture)
         told = {"data": data.result["inputs_sha256"], "mixture": mixture.result}
         candidate = bundle_candidate(self.steps, plan, parent, outcome, told)
@@ -301,13 +305,6 @@ class Pipeline:
         if not path.is_file() or file_entry(path).sha256 != row.sha256:
             raise Corrupt(f"the file {file_id} is not what was uploaded", param="training_file")
         return Upload(path, row.filename)
-
-    def tell_data(self, card: DataCard) -> None:
-        """What was read, in which form, and what was left out or changed, where the job's owner looks."""
-        counts = {"forms": card.forms, "read": card.read, "kept": card.kept, "dropped": card.dropped}
-        for line in card.told():
-            is_info = line.startswith("data: ")
-            self.event(line, counts, level="info" if is_info else "warn")
 
     def tell_loss(self, report: dict[str, Any]) -> None:
         every = max(1, report["steps"] // LOSS_EVENTS)

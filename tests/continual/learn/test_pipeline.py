@@ -87,7 +87,7 @@ def test_a_job_teaches_something_new_and_is_promoted(taught: Taught, copy_of: Ca
     assert not (taught.home / "jobs" / taught.job.id).exists()
     told = [event.message for event in home.jobs.events(taught.job.id)]
     assert any(message.startswith("step ") for message in told) and "gate as float: passed" in told
-    assert any(message.startswith("data: ") and "examples read" in message for message in told)
+    assert any(message.startswith("the data is ready: ") and "examples read" in message for message in told)
 
 
 def test_a_second_domain_replays_the_first_and_skips_what_rotted(

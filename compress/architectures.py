@@ -37,6 +37,12 @@ GGUF: Mapping[str, str] = {name: family.name for name, family in BY_ARCHITECTURE
 """llama.cpp's names for what :mod:`compress.gguf_out` writes."""
 
 
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+"""How configurations say how many experts a mixture has."""
+CONVOLVED = frozenset({"GPT2LMHeadModel", "OpenAIGPTLMHeadModel"})
+"""Those whose matrices are transformers' Conv1D."""
+
+
 def architecture_of(config: Mapping[str, Any]) -> str:
     """The architecture that config.json names. Raises Unsupported where it names none."""
     named = config.get("architectures")
@@ -64,9 +70,16 @@ def refuse_architecture(config: Mapping[str, Any], task: Task, to: Made) -> None
     elif to == "gguf":
         why = "" if name in GGUF else f"of decoders, {', '.join(GGUF)} are written as GGUF"
     else:
-        why = "encoders are not made for vLLM" if task == "embed" else ""
+        why = "encoders are not made for vLLM" if task == "embed" else lost_by_llmcompressor(name, config)
     if why:
         raise Unsupported(f"{name} cannot be made into {to}: {why}. {instead(task)} {TABLE} lists what works")
+
+
+def lost_by_llmcompressor(name: str, config: Mapping[str, Any]) -> str:
+    """Why llmcompressor would leave most of a decoder as it is; empty where it does not."""
+    if any(isinstance(config.get(key), int) and config[key] > 1 for key in EXPERTS):
+        return "its experts are stacked in one tensor, which llmcompressor does not round"
+    return "its layers are no linear ones, which alone llmcompressor rounds" if name in CONVOLVED else ""
 
 
 def instead(task: Task) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from compress.calibration import calibration_windows, seen
 from compress.gptq import linear_layers, refuse_odd_widths
 from compress.measure_decoder import held_windows, measure
+from compress.parity import SAME_GRAPH, apart, carried_logits, refuse_another
 from compress.recipe import Calibration
 from compress.sensitivity import all_in_int8, hurt_most, stacked
 from everlearn.child import answer
@@ -35,6 +36,8 @@ SMOOTHINGS = [
 SMOOTHING_STRENGTH = 0.8
 INT8_ENOUGH = 0.0035
 """Nats a token that the layers may cost together, each measured alone: then the whole comes as near as ``int8-onnx``."""
+PARTS = (".weight_packed", ".weight_scale", ".weight_shape")
+"""What compressed-tensors has for a matrix besides or instead of its ``weight``."""
 AUTOROUND_STEPS = 200
 """Of each layer, each on :data:`BATCH` windows."""
 INSTALL = "{} is made by llmcompressor, which is not installed here: pip install 'everlearn[compress]'"
@@ -58,6 +61,8 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     model = load_causal_lm(model_dir)
     ids = torch.from_numpy(windows)
     layers = {module: name for module, name in linear_layers(model).items() if name != "lm_head"}
+    if not layers:
+        raise Unsupported(f"{type(model).__name__} has no linear layer that llmcompressor rounds")
     made: dict[str, Any] = {"scheme": request["to"].upper(), "calibration_seen": seen(windows)}
     kept = ["lm_head"]
     if request["to"] == "w4a16":
@@ -83,10 +88,44 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     model.save_pretrained(directory, save_compressed=True)
     del model
     held = held_windows(model_dir, request["tokens"])
+    progress("comparing with torch", None)
+    refuse_other_weights(model_dir, directory, held[:1])
     return {
         "made": made | {"builder": f"llmcompressor {llmcompressor.__version__}"},
         "compared": measure(model_dir, held, torch_logits(load_causal_lm(directory), held), progress),
     }
+
+
+def refuse_other_weights(model_dir: Path, directory: Path, windows: Any) -> None:
+    """Raises Drifted where ``directory`` predicts otherwise than the parent's code does with the weights that lie there.
+
+    What is rounded as it comes, token by token, is no part of that: it is left out here, and measured with the rest.
+    """
+    model = load_causal_lm(directory)
+    for module in model.modules():
+        if scheme := getattr(module, "quantization_scheme", None):
+            scheme.input_activations = None
+    carried = carried_logits(model_dir, dense_weights(directory), windows)
+    divergence = apart(carried, torch_logits(model, windows), windows)
+    refuse_another(divergence, SAME_GRAPH, "the checkpoint", "vLLM serves its float weights as they are.")
+
+
+def dense_weights(directory: Path) -> dict[str, Any]:
+    """What compressed-tensors' weights stand for, by the parent's names. Codes are int8 (outputs, inputs) or, packed,
+    int32 (outputs, inputs / 8); scales (outputs, groups), and both signs are alike."""
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+    from safetensors.torch import load_file
+
+    stored: dict[str, Any] = {}
+    for file in sorted(directory.glob("model*.safetensors")):
+        stored |= load_file(file)
+    dense = {name: one for name, one in stored.items() if not name.endswith(PARTS)}
+    for name in [one for one in stored if one.endswith(".weight_scale")]:
+        layer, scale = name.removesuffix("_scale"), stored[name].float()
+        packed = stored.get(f"{layer}_packed")
+        codes = stored[layer] if packed is None else unpack_from_int32(packed, 4, stored[f"{layer}_shape"])
+        dense[layer] = codes.float() * scale.repeat_interleave(codes.shape[1] // scale.shape[1], dim=1)
+    return dense
 
 
 def one_shot(model: Any, ids: Any, recipe: list[Any]) -> None:

@@ -27,6 +27,23 @@ def test_what_is_not_built_is_refused_by_name_with_what_can_be_done(name: str, t
     assert name in said and to in said and "vLLM" in said and "docs/architectures.md" in said
 
 
+@pytest.mark.parametrize("to", ["w8a8", "w4a16"])
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"architectures": ["MixtralForCausalLM"], "num_local_experts": 8}, "experts"),
+        ({"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 128}, "experts"),
+        ({"architectures": ["DeepseekV3ForCausalLM"], "n_routed_experts": 256}, "experts"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "no linear ones"),
+    ],
+)
+def test_what_llmcompressor_would_leave_as_it_is_is_refused(
+    to: Made, values: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(Unsupported, match=f"{values['architectures'][0]} cannot be made into {to}: .*{why}"):
+        refuse_architecture({"model_type": "x", **values}, "generate", to)
+
+
 @pytest.mark.parametrize("to", ["int4-onnx", "int8-onnx", "fp32-onnx", "gguf", "w8a8", "w4a16"])
 def test_llama_is_refused_nothing(to: Made) -> None:
     refuse_architecture({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "generate", to)

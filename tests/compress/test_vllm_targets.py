@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -12,10 +13,13 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from compress import build_vllm
 from compress.export import build, export, keep_tokenizer, recipe_of
 from compress.gptq import linear_layers
+from compress.measure_decoder import held_windows
+from compress.parity import Drifted
 from compress.recipe import Calibration, CompressRecipe
 from compress.sensitivity import all_in_int8, sensitivities, stacked
 from everlearn.errors import Unsupported
@@ -91,6 +95,31 @@ def test_its_price_is_small_and_not_nothing(w8a8: Version) -> None:
     assert 0 < metrics["divergence"] < 0.01
     assert metrics["agreement"] > 0.9
     assert metrics["perplexity_ratio"] == pytest.approx(1, abs=0.02)
+
+
+def test_it_is_held_to_torch_with_the_weights_that_lie_there(
+    tiny_settings: Settings, parent: Path, w8a8: Version, tmp_path: Path
+) -> None:
+    made = Registry(tiny_settings).path(w8a8)
+    windows = held_windows(parent, 512)
+    build_vllm.refuse_other_weights(parent, made, windows)
+    other = shutil.copytree(made, tmp_path / "other")
+    config = json.loads((made / "config.json").read_text())
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+    (other / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
+    with pytest.raises(Drifted, match="nats a token away from torch with the same weights"):
+        build_vllm.refuse_other_weights(parent, other, windows)
+    tensors = load_file(made / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"] = tensors.pop("model.layers.0.mlp.up_proj.weight")[
+        :90
+    ].clone()
+    tensors["model.layers.0.mlp.up_proj.weight_scale"] = tensors.pop(
+        "model.layers.0.mlp.up_proj.weight_scale"
+    )[:90].clone()
+    save_file(tensors, other / "model.safetensors")
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Exception, match="up_proj"):
+        build_vllm.refuse_other_weights(parent, other, windows)
 
 
 def test_two_builds_are_the_same_bytes(tiny_settings: Settings, w8a8: Version, tmp_path: Path) -> None:

@@ -16,15 +16,15 @@ LOOKED_INTO_BYTES = 2**20
 MAX_UNPACKED_BYTES = 2**24
 
 
-def refuse_too_few(path: Path, name: str, *, held: bool, has_validation: bool) -> None:
-    """Raises InvalidInput where a file holds too few documents: ``held``, to measure on; else, to learn from too.
+def why_too_few(path: Path, name: str, *, held: bool, has_validation: bool) -> InvalidInput | None:
+    """What is wrong where a file holds too few documents: ``held``, to measure on; else, to learn from too.
 
     A file of which that is not known quickly passes, and a broken one: the job tells.
     """
     least = MIN_DOCUMENTS if held else 1 if has_validation else 2 * MIN_DOCUMENTS
     found = _count(path, name, least)
     if found is None or found >= least:
-        return
+        return None
     if held:
         need = f"and measuring what is learned takes at least {least}"
     else:
@@ -36,7 +36,7 @@ def refuse_too_few(path: Path, name: str, *, held: bool, has_validation: bool) -
         f". A line that holds nothing but {SEPARATOR} parts the documents of a text" if _is_text(name) else ""
     )
     documents = "document" if found == 1 else "documents"
-    raise InvalidInput(
+    return InvalidInput(
         f"{name} holds {found} {documents}, {need}{apart}",
         param="validation_file" if held else "training_file",
     )

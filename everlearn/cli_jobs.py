@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,9 +111,16 @@ def show(job: JobId, as_json: Json = False) -> None:
         "training file": found.training_file, "result": found.result_model, "trained tokens": found.trained_tokens,
         "created": moment(found.created_at), "started": moment(found.started_at), "finished": moment(found.finished_at),
     }  # fmt: skip
-    nested = {"error": found.error or {}, "report": found.report or {}, "recipe": found.recipe}
+    report = dict(found.report or {})
+    gates = report.pop("gates", {})
+    nested = {"error": found.error or {}, "report": report, "recipe": found.recipe}
     rows = [*told.items(), *flatten(nested)]
     print_table(["", ""], [(name, value) for name, value in rows if value not in (None, "")])
+    for name, gate in gates.items():
+        print(f"\nThe gate as {name}: {'passed' if gate['passed'] else 'refused'}; in nats per token")
+        print_table(GATE, list(_gate_rows(gate)))
+        for warning in gate.get("warnings", []):
+            print(f"warning: {warning}")
 
 
 @jobs.command()
@@ -152,6 +160,38 @@ def worker() -> None:
     from continual.worker import work
 
     work(settings)
+
+
+GATE = [
+    "DOMAIN",
+    "-DOCUMENTS",
+    "-CHAMPION",
+    "-CANDIDATE",
+    "-CHANGE",
+    "-BEST",
+    "OF",
+    "-FROM THE BEST",
+    "-AT WORST",
+]
+
+
+def _gate_rows(gate: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """What is taught, then each earlier domain; a change above zero is better."""
+    gain = gate["gain"]
+    shown = (_nats(gain[key]) for key in ("champion", "candidate", "mean"))
+    yield f"{gain['domain']} (taught)", str(gain["documents"]), *shown, "", "", "", _nats(gain["low"])
+    for kept in gate["kept"]:
+        best = kept.get("best", {})  # jobs of an earlier everlearn have none
+        of = f"{best['version']}{' (begins)' if best['begins'] else ''}" if best else ""
+        name = kept["domain"] if kept.get("measured", True) else f"{kept['domain']} (too few)"
+        shown = (_nats(kept[key]) for key in ("champion", "candidate", "mean"))
+        from_best = _nats(None if best.get("forgetting") is None else -best["forgetting"])
+        low = best["low"] if best else kept["low"]
+        yield name, str(kept["documents"]), *shown, _nats(best.get("nats")), of, from_best, _nats(low)
+
+
+def _nats(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def describe(job: Job) -> dict[str, Any]:

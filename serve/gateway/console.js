@@ -413,13 +413,14 @@ function cancelling({ id, model }) {
   };
 }
 
-/** How a job ended and what its gate measured, in nats per token. */
+/** How a job ended and what its gate measured, in nats per token: from the champion, and from the best there was. */
 function verdict({ report, result_model: result, attempt }) {
   const measured = report
-    ? [["gain", report.gain], ["forgetting", report.forgetting]]
+    ? [["gain", report.gain], ["forgetting", report.forgetting], ["from the best", report.forgetting_from_best]]
         .filter(([, value]) => typeof value === "number")
         .map(([name, value]) => `${name} ${value.toFixed(3)}`)
     : [];
+  if (report?.unmeasured?.length) measured.push(`not measured: ${report.unmeasured.join(", ")}`);
   const outcome = [report?.outcome, result].filter(Boolean).join(" ");
   return [outcome, ...measured, ...(attempt > 1 ? [`attempt ${attempt}`] : [])].filter(Boolean).join(", ");
 }

@@ -214,12 +214,19 @@ def _verdict(report: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     gates = report.get("gates") or {}
     last: dict[str, Any] = gates[next(reversed(gates))] if gates else {}
-    forgetting = [change.get("forgetting") for change in last.get("kept", [])]
+    kept = last.get("kept", [])
     return {
         "outcome": report.get("outcome"),
         "gain": (last.get("gain") or {}).get("mean"),
-        "forgetting": max((value for value in forgetting if value is not None), default=None),
+        "forgetting": _worst(kept),
+        "forgetting_from_best": _worst([change.get("best") or {} for change in kept]),
+        "unmeasured": [change["domain"] for change in kept if change.get("measured") is False],
     }
+
+
+def _worst(changes: Sequence[dict[str, Any]]) -> float | None:
+    forgetting = [change.get("forgetting") for change in changes]
+    return max((value for value in forgetting if value is not None), default=None)
 
 
 def _batches(connection: Connection) -> dict[str, Any]:

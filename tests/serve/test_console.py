@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import delete, insert
 
 from everlearn.audit import list_acts
 from everlearn.database import JobRow, ReplicaRow, open_database, write
@@ -187,6 +187,28 @@ def test_a_gateway_that_starts_anew_counts_from_nought(page: Page, server: Super
     for _ in range(2):
         server.ask("hello", "nobody")
     eventually(lambda: "404: 2" in page.tile("Requests"))
+
+
+def test_a_job_shows_what_it_lost_from_the_champion_and_from_the_best(
+    page: Page, settings_of_page: Settings
+) -> None:
+    kept = [
+        {"domain": "tales", "forgetting": 0.035, "measured": True, "best": {"forgetting": 0.07}},
+        {"domain": "old", "forgetting": -0.1, "measured": False, "best": {"forgetting": None}},
+    ]
+    told = {"outcome": "refused", "gates": {"float": {"gain": {"mean": 0.5}, "kept": kept}}}
+    job = {
+        "id": "ftjob-best", "model": "tiny", "state": "failed", "recipe": {"domain": "news"}, "seed": 1,
+        "training_file": "file-1", "request": {}, "progress": {}, "report": told,
+    }  # fmt: skip
+    with write(open_database(settings_of_page)) as connection:
+        connection.execute(insert(JobRow).values(job))
+    eventually(lambda: page.row("jobs", "ftjob-best")[3].startswith("refused"))
+    assert page.row("jobs", "ftjob-best")[3] == (
+        "refused, gain 0.500, forgetting 0.035, from the best 0.070, not measured: old"
+    )
+    with write(open_database(settings_of_page)) as connection:
+        connection.execute(delete(JobRow).where(JobRow.id == "ftjob-best"))
 
 
 def test_hostile_names_and_errors_stay_text(page: Page, settings_of_page: Settings) -> None:

@@ -32,7 +32,7 @@ def run(house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callab
 def test_a_job_is_created_listed_shown_and_cancelled(
     run: Callable[..., Result], house: House, tmp_path: Path
 ) -> None:
-    (tmp_path / "My RFCs.jsonl").write_text('{"text": "x"}\n')
+    (tmp_path / "My RFCs.jsonl").write_text('{"text": "x"}\n' * 8)
     (tmp_path / "recipe.yaml").write_text("epochs: 3\ngate: {min_gain: 0.2}\n")
     made = run("create", "My RFCs.jsonl", "--model", "tiny", "--recipe", "recipe.yaml")
     assert made.exit_code == 0, made.output
@@ -51,7 +51,7 @@ def test_a_job_is_created_listed_shown_and_cancelled(
 def test_a_wrong_recipe_is_refused_with_its_line_and_an_unknown_model_leaves_no_file(
     run: Callable[..., Result], house: House, tmp_path: Path
 ) -> None:
-    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join("abcdefgh"))
     (tmp_path / "recipe.yaml").write_text("epochs: 3\nrepaly: {share: 1}\n")
     wrong = run("create", "a.txt", "--model", "tiny", "--recipe", "recipe.yaml")
     assert wrong.exit_code == 2
@@ -66,7 +66,7 @@ def test_a_wrong_recipe_is_refused_with_its_line_and_an_unknown_model_leaves_no_
 def test_waiting_follows_a_job_to_its_end_and_exits_by_it(
     run: Callable[..., Result], house: House, tmp_path: Path, state: str, code: int
 ) -> None:
-    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join("abcdefgh"))
 
     def work() -> None:
         while not house.jobs.queued():

@@ -28,10 +28,45 @@ ONNX_DECODERS = frozenset({
 ONNX_ENCODERS = frozenset({"bert", "roberta", "modernbert"})
 """Those whose embeddings are held to torch, by ``model_type``: heads, which architectures name, play no part."""
 
+VLLM = frozenset({
+    "ApertusForCausalLM", "BloomForCausalLM", "Cohere2ForCausalLM", "CohereForCausalLM", "DeepseekV2ForCausalLM",
+    "DeepseekV3ForCausalLM", "Ernie4_5ForCausalLM", "Exaone4ForCausalLM", "FalconForCausalLM", "GPT2LMHeadModel",
+    "GPTJForCausalLM", "GPTNeoXForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration",
+    "GemmaForCausalLM", "Glm4ForCausalLM", "GlmForCausalLM", "GptOssForCausalLM", "GraniteForCausalLM",
+    "GraniteMoeHybridForCausalLM", "HunYuanDenseV1ForCausalLM", "Lfm2ForCausalLM", "LlamaForCausalLM",
+    "Mamba2ForCausalLM", "MambaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "NemotronForCausalLM",
+    "OPTForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM", "OlmoForCausalLM", "OlmoeForCausalLM", "Phi3ForCausalLM",
+    "PhiForCausalLM", "Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM",
+    "Qwen3NextForCausalLM", "SeedOssForCausalLM", "SmolLM3ForCausalLM", "StableLmForCausalLM", "Starcoder2ForCausalLM",
+})  # fmt: skip
+"""Those of them that vLLM 0.29 serves as they are, and those that are refused elsewhere."""
+
 NO_GRAPH: Mapping[str, str] = {
+    "Gemma3ForConditionalGeneration": "it reads images, too, and the engine texts alone",
+    "GptOssForCausalLM": "the engine has no mixture of experts",
+    "GraniteMoeHybridForCausalLM": "the engine keeps no states but keys and values",
+    "HunYuanDenseV1ForCausalLM": "the graph of onnxruntime-genai's builder is off by 2.2 nats a token",
+    "Lfm2ForCausalLM": "the engine keeps no states but keys and values",
+    "NemotronForCausalLM": "onnxruntime-genai's builder does not know its feed-forward layers",
     "OlmoForCausalLM": "onnxruntime-genai's builder makes RMSNorm of its LayerNorm",
 }
 """Why, where the reason is not that onnxruntime-genai's builder lacks it."""
+
+HEAD_MULTIPLE = 16
+"""Of GroupQueryAttention that turns queries and keys itself."""
+HEAD_DIMS: Mapping[str, int] = {
+    "gemma": 256,
+    "gemma2": 256,
+    "gemma3_text": 256,
+    "qwen3": 128,
+    "ernie4_5": 128,
+}
+"""Where config.json says nothing; elsewhere the hidden size is divided by the heads."""
+ROTARY_SHARES: Mapping[str, float] = {"phi": 0.5}
+ACTIVATIONS = (
+    "silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "relu2"
+)  # fmt: skip
+"""That the builder makes, by model_type's own names."""
 
 GGUF: Mapping[str, str] = {name: family.name for name, family in BY_ARCHITECTURE.items()}
 """llama.cpp's names for what :mod:`compress.gguf_out` writes."""
@@ -66,13 +101,15 @@ def refuse_architecture(config: Mapping[str, Any], task: Task, to: Made) -> None
             known, lacks = config.get("model_type") in ONNX_ENCODERS, "its graph is not known to be right"
         else:
             known, lacks = name in ONNX_DECODERS, "onnxruntime-genai's builder has no graph of it"
-        why = "" if known else NO_GRAPH.get(name, lacks)
+        why = NO_GRAPH.get(name, lacks) if not known else "" if task == "embed" else kernels_lack(config)
     elif to == "gguf":
         why = "" if name in GGUF else f"of decoders, {', '.join(GGUF)} are written as GGUF"
     else:
         why = "encoders are not made for vLLM" if task == "embed" else lost_by_llmcompressor(name, config)
     if why:
-        raise Unsupported(f"{name} cannot be made into {to}: {why}. {instead(task)} {TABLE} lists what works")
+        raise Unsupported(
+            f"{name} cannot be made into {to}: {why}. {instead(name, task, config)} {TABLE} lists what works"
+        )
 
 
 def lost_by_llmcompressor(name: str, config: Mapping[str, Any]) -> str:
@@ -82,8 +119,45 @@ def lost_by_llmcompressor(name: str, config: Mapping[str, Any]) -> str:
     return "its layers are no linear ones, which alone llmcompressor rounds" if name in CONVOLVED else ""
 
 
-def instead(task: Task) -> str:
-    """What can be done with a model that cannot be compressed so."""
+def kernels_lack(config: Mapping[str, Any]) -> str:
+    """What a decoder of a known architecture asks for that onnxruntime's kernels, or the builder, have not; or nothing."""
+    if config.get("qk_layernorm"):
+        return "with qk_layernorm, onnxruntime-genai's builder leaves the norms of queries and keys out"
+    if config.get("use_bidirectional_attention"):
+        return "with use_bidirectional_attention, tokens look ahead, and the graph's do not"
+    activation = config.get("hidden_activation") or config.get("hidden_act") or "silu"
+    if activation not in ACTIVATIONS:
+        return f"onnxruntime-genai's builder has no {activation}; it has {', '.join(ACTIVATIONS)}"
+    head, turned = widths(config)
+    if head % HEAD_MULTIPLE:
+        return f"its heads are {head} numbers wide, and onnxruntime's attention takes multiples of {HEAD_MULTIPLE}"
+    if turned % HEAD_MULTIPLE:
+        return (
+            f"rotary positions turn {turned} numbers of each head, and onnxruntime's attention takes multiples of "
+            f"{HEAD_MULTIPLE}"
+        )
+    return ""
+
+
+def widths(config: Mapping[str, Any]) -> tuple[int, int]:
+    """How wide a head is, and how much of it rotary positions turn; zeros where config.json does not say."""
+    kind = str(config.get("model_type"))
+    head = config.get("head_dim") or HEAD_DIMS.get(kind)
+    if not head:
+        heads = config.get("num_attention_heads") or 0
+        head = int(config.get("hidden_size") or 0) // heads if heads else 0
+    rope = config.get("rope_parameters") or {}
+    share = (
+        rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or ROTARY_SHARES.get(kind, 1)
+    )
+    return int(head), int(head * share)
+
+
+def instead(name: str, task: Task, config: Mapping[str, Any]) -> str:
+    """What can be done with a model that cannot be made so."""
     if task == "embed":
         return "Its float weights stay as they are."
-    return "vLLM serves its float weights as they are, and w8a8 and w4a16 are made for vLLM."
+    if name in VLLM:
+        made = "" if lost_by_llmcompressor(name, config) else ", and w8a8 and w4a16 are made for vLLM"
+        return f"vLLM serves its float weights as they are{made}."
+    return "vLLM serves the float weights of many architectures as they are: this one is not known to be among them."

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.measure_decoder import keep_reference
+from compress.measure_decoder import keep_carried, keep_reference
 from everlearn.child import answer
 from everlearn.durable import write_file
 from everlearn.errors import Unsupported
@@ -33,39 +33,37 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """
     model_dir, directory = Path(request["model_dir"]), Path(request["directory"])
     progress("loading torch", None)
+    from compress.attention_graph import attentions_of, context_of, write_attention
     from compress.mapped import give_back
-    from compress.quantized_graph import (
-        compute_rotary_tables,
-        looks_back_whole,
-        quantize_graph,
-        save_graph,
-        share_embedding,
-    )
+    from compress.quantized_graph import quantize_graph, save_graph, share_embedding
 
-    config = json.loads((model_dir / "config.json").read_text())
-    matrices, made, whole = None, dict[str, Any](), False
+    matrices, made, shared = None, dict[str, Any](), False
+    attentions, positions = [], 0
     if request["precision"] in BITS:
         matrices, made = quantize(model_dir, request, progress)
 
+    def load() -> Any:
+        nonlocal attentions, positions
+        model = stand_in(model_dir, matrices)
+        attentions, positions = attentions_of(model), context_of(model.config)
+        return model
+
     def write(graph: Any) -> None:
-        nonlocal whole
+        nonlocal shared
         if matrices is not None:
-            others = None if request["weights"] == "gptq" else BITS[request["precision"]]
-            quantize_graph(graph, matrices, others)
-            if request["tied"]:
-                share_embedding(graph.graph)
-        compute_rotary_tables(graph.graph, config)
-        whole = looks_back_whole(graph.graph)
+            quantize_graph(graph, matrices)
+            shared = request["tied"] and share_embedding(graph.graph)
+        write_attention(graph.graph, attentions, positions)
         save_graph(graph, directory / "model.onnx", progress)
 
-    made["builder"] = build_graph(request, lambda: stand_in(model_dir, matrices), write, progress)
+    made["builder"] = build_graph(request, load, write, progress)
     gc.collect()  # the builder's models refer to themselves
     give_back()
-    if whole:
-        keep_within_window(directory / "genai_config.json", config)
     reference = Path(request["reference"])
     reference.parent.mkdir(parents=True, exist_ok=True)
     keep_reference(model_dir, request["tokens"], reference, progress)
+    if matrices is not None:
+        keep_carried(model_dir, request["tokens"], matrices, shared, Path(request["carried"]), progress)
     return {"made": made}
 
 
@@ -122,17 +120,6 @@ def quantize(
     return matrices, made
 
 
-def keep_within_window(genai_config: Path, config: Mapping[str, Any]) -> None:
-    """A model whose attention ends at a window, and whose graph's does not (the builder's Mistral), gets no longer texts
-    than the window: so long the two are the same."""
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    said = json.loads(genai_config.read_bytes())
-    if window and window < said["model"]["context_length"]:
-        said["model"]["context_length"] = window
-        said["search"]["max_length"] = min(said["search"]["max_length"], window)
-        write_file(genai_config, json.dumps(said, indent=4).encode())
-
-
 def scales_file(request: Mapping[str, Any]) -> Path:
     return Path(request["scratch"]) / "kv_scales.json"
 
@@ -167,6 +154,8 @@ def build_graph(
     import onnxruntime_genai
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
+    from compress.attention_graph import told_plainly
+
     where = (
         "",
         request["model_dir"],
@@ -181,6 +170,7 @@ def build_graph(
         if request["kv_cache"] == "int8":
             said += ["kv_cache_quant_scheme=int8_per_channel", f"kv_cache_scale_file={scales_file(request)}"]
         options = parse_extra_options(*where, said)
+        told_plainly(options["hf_details"]["hf_config"])
         with builder_between(load, write):
             create_model(*where, **options)
     except (NotImplementedError, ValueError, KeyError, AttributeError) as error:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from compress.architectures import refuse_architecture
-from compress.parity import Drifted
+from compress.parity import KERNELS, SAME_GRAPH, Drifted, refuse_another
 from compress.recipe import CompressRecipe, Target, recipe_from
 from everlearn.bundle import BundleManifest, Task, write_bundle
 from everlearn.child import run_child
@@ -209,13 +209,17 @@ def export_decoder(
     precision = PRECISIONS[recipe.to]
     request = decoder_request(parent_dir, staging, recipe, scratch)
     made = run_child("compress.build_decoder", request, progress)["made"]
-    measured = {name: request[name] for name in ("tokens", "reference")}
+    measured = {name: request[name] for name in ("tokens", "reference", "carried")}
     measured |= {"parent": str(parent_dir), "export": str(staging)}
     compared = run_child("compress.measure_decoder", measured, progress)
     shutil.rmtree(request["cache_dir"], ignore_errors=True)
     keep_tokenizer(parent_dir, staging)
     write_genai_config(staging, parent_dir)
-    return {"precision": precision.name, "options": request["options"], **made}, priced(compared, precision)
+    refuse_another(compared["graph"], SAME_GRAPH, f"the {precision.name} graph in float32")
+    refuse_another(compared["kernels"], KERNELS, f"the {precision.name} graph as it is served")
+    metrics = priced(compared, precision)
+    metrics["same_weights"] = {name: round(max(0.0, compared[name]), 6) for name in ("graph", "kernels")}
+    return {"precision": precision.name, "options": request["options"], **made}, metrics
 
 
 def decoder_request(
@@ -238,6 +242,7 @@ def decoder_request(
         "calibration": recipe.calibration.model_dump(mode="json"),
         "tokens": HELD_TOKENS,
         "reference": str(cache / "reference.npy"),
+        "carried": str(cache / ("reference.npy" if precision.name == "fp32" else "carried.npy")),
     }
 
 

@@ -7,12 +7,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.parity import apart
 from everlearn.child import answer
 from everlearn.progress import Progress
 from train.evaluate import compare, held_text, onnx_logits, token_windows, torch_logits
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from compress.matrices import Matrices
+
+FLOAT32 = 1
+"""MatMulNBits' accuracy level whose inputs are not rounded."""
+KEY_SCALE = 12
+"""Input of GroupQueryAttention; that of the values follows."""
+KEPT_IN_INT8 = ("kv_cache_bit_width", "k_quant_type", "v_quant_type")
+"""Its attributes that say so."""
 
 
 def keep_reference(parent: Path, tokens: int, file: Path, progress: Progress) -> None:
@@ -26,17 +36,76 @@ def keep_reference(parent: Path, tokens: int, file: Path, progress: Progress) ->
     )
 
 
+def keep_carried(
+    parent: Path, tokens: int, matrices: Matrices, shared: bool, file: Path, progress: Progress
+) -> None:
+    """What the parent's own code predicts for the first window with the rounded ``matrices``, in a file.
+
+    ``shared``: whether the embedding is the matrix of the output layer.
+    """
+    from compress.mapped import computing_with, mapped_causal_lm
+
+    window = held_windows(parent, tokens)[:1]
+    model = mapped_causal_lm(parent)
+    names = {module: name for name, module in model.named_modules() if name in matrices}
+    if shared:
+        names[model.get_input_embeddings()] = names[model.get_output_embeddings()]
+    progress("asking the parent with the rounded weights", None)
+
+    def rounded(module: Any, _: object) -> Any:
+        return matrices[names[module]].weight()[:, : module.weight.shape[1]]  # zeros fill the last block
+
+    with computing_with(names, rounded):
+        keep_logits(torch_logits(model, window), 1, file)
+
+
 def measure_export(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """The child: the fields of ``train.evaluate.Comparison`` of an export in onnxruntime, beside the kept reference.
 
-    onnxruntime takes one and a half times the export's size. In a process of its own that is all there is.
+    Of the first window, beside torch with the same weights: ``graph``, in float32, and ``kernels``, as it is served;
+    mean KL in nats a token. onnxruntime takes one and a half times the export's size. In a process of its own that is
+    all there is.
     """
     import numpy as np
 
+    export = Path(request["export"])
     windows = held_windows(Path(request["parent"]), request["tokens"])
     reference = np.load(request["reference"], mmap_mode="r")
-    logits = counted("measuring", onnx_logits(Path(request["export"]), windows), windows, progress)
-    return asdict(compare(iter(reference), logits, windows))
+    carried = np.load(request["carried"], mmap_mode="r")[:1]
+    progress("checking the graph", None)
+    graph = apart(iter(carried), onnx_logits(export, windows[:1], in_float32(export)), windows[:1])
+    kernels: list[float] = []
+
+    def served() -> Iterator[np.ndarray]:
+        for logits in onnx_logits(export, windows):
+            if not kernels:
+                kernels.append(apart(iter(carried), iter([logits]), windows[:1]))
+            yield logits
+
+    compared = asdict(compare(iter(reference), counted("measuring", served(), windows, progress), windows))
+    return {**compared, "graph": graph, "kernels": kernels[0]}
+
+
+def in_float32(export: Path) -> bytes:
+    """The graph of a decoder where nothing but its weights is rounded, neither what they are multiplied with nor keys
+    and values that are kept; the weights stay in their file.
+    """
+    import onnx
+
+    model = onnx.load(export / "model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            (level,) = (one for one in node.attribute if one.name == "accuracy_level")
+            level.i = FLOAT32
+        elif node.op_type == "GroupQueryAttention":
+            del node.input[KEY_SCALE:]
+            others = [one for one in node.attribute if one.name not in KEPT_IN_INT8]
+            del node.attribute[:]
+            node.attribute.extend(others)
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type == onnx.TensorProto.INT8:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return model.SerializeToString()
 
 
 def counted(

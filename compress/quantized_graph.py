@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from compress.gptq import BLOCK, round_to_nearest
+from compress.gptq import BLOCK
 from compress.mapped import give_back
 from compress.matrices import Matrices, unpacked
 from compress.sensitivity import STACKS
@@ -32,22 +32,21 @@ ROUNDING = 2.0**-11
 """Of float16, relative."""
 BESIDE_LARGEST = 1e-4
 """A scale may be off by this share of its matrix's largest: float16 is coarse below 6e-5."""
-SAME_TABLE = 1e-5
-"""Cosines may differ by this: positions times frequencies are rounded to float32."""
 INLINE_BYTES = 1024
+ALSO_CALLED = {"o_proj": ("dense", "out_proj")}
+"""What the builder gives one name and architectures give others."""
 
 
-def quantize_graph(model: ir.Model, matrices: Matrices, others: int | None) -> None:
+def quantize_graph(model: ir.Model, matrices: Matrices) -> None:
     """Every product with a constant matrix becomes one with the matrix, or the stack of them, of that layer's name.
 
-    A product that is no known layer's is rounded to so many bits, where ``others`` says it. Raises Unsupported for one
-    where it does not, and for one that is plainly with another matrix: this architecture's graph is not understood.
+    Raises Unsupported for one that is no layer's, and for one that is plainly with another matrix: this architecture's
+    graph is not understood.
     """
     casts: list[ir.Node] = []
     for node in list(model.graph):
         if node.op_type == "MatMul" and node.inputs[1] is not None and node.inputs[1].is_initializer():
-            names = layers_of(node, matrices) or ([rounded(node, matrices, others)] if others else [])
-            multiply_packed(model.graph, node, names, matrices, casts)
+            multiply_packed(model.graph, node, layers_of(node, matrices), matrices, casts)
     model.graph.insert_before(model.graph[0], casts)
 
 
@@ -62,9 +61,7 @@ def multiply_packed(
     codes, rows = [one[0] for one in parts], sum(len(one[0]) for one in parts)
     blocks = {one.shape[1:] for one in codes}
     if rows != out or len(blocks) != 1 or codes[0].shape[1] != -(-columns // BLOCK):
-        raise Unsupported(
-            f"{node.name} of this graph, {out} by {columns}, is no layer that GPTQ knows here; weights: rtn builds it"
-        )
+        raise Unsupported(f"{node.name} of this graph, {out} by {columns}, is no layer of the model")
     if len(names) == 1 and "logits" not in {one.name for one in node.outputs}:  # there is one output layer
         refuse_another(node, *parts[0])
 
@@ -89,21 +86,12 @@ def layers_of(node: ir.Node, matrices: Matrices) -> list[str]:
     """The names of the layers whose product ``node`` is; none where it is not understood."""
     name = (node.name or "").removeprefix("/").rpartition("/MatMul")[0].replace("/", ".")
     name = name.replace(".attn.", ".self_attn.")
-    if name in matrices:
-        return [name]
     folder, _, last = name.rpartition(".")
+    for same in (last, *ALSO_CALLED.get(last, ())):
+        if f"{folder}.{same}".lstrip(".") in matrices:
+            return [f"{folder}.{same}".lstrip(".")]
     names = [f"{folder}.{part}" for part in STACKS.get(last, ())]
     return names if all(one in matrices for one in names) else []
-
-
-def rounded(node: ir.Node, matrices: Matrices, bits: int) -> str:
-    """Adds the matrix of ``node``, rounded to nearest; returns its name."""
-    assert node.name and node.inputs[1] is not None and node.inputs[1].const_value is not None
-    name = f"graph{node.name.replace('/', '.')}"
-    if name not in matrices:
-        weight = torch.from_numpy(np.ascontiguousarray(node.inputs[1].const_value.numpy().T))
-        matrices[name] = round_to_nearest(weight, bits)
-    return name
 
 
 def refuse_another(node: ir.Node, codes: torch.Tensor, scales: torch.Tensor) -> None:
@@ -153,8 +141,8 @@ def halved(scales: np.ndarray) -> np.ndarray | None:
     return half if (apart <= ROUNDING * np.abs(scales) + BESIDE_LARGEST * largest).all() else None
 
 
-def share_embedding(graph: ir.Graph) -> None:
-    """Lets the embedding read the codes of the output layer; what is not recognised stays in float32.
+def share_embedding(graph: ir.Graph) -> bool:
+    """Lets the embedding read the codes of the output layer; whether it does: what is not recognised stays in float32.
 
     MatMulNBits keeps W (vocab, hidden) as uint8 (vocab, blocks, bytes) with scales (vocab, blocks); a row of the
     embedding is the same row of W.
@@ -166,13 +154,13 @@ def share_embedding(graph: ir.Graph) -> None:
         if n.op_type == "Gather" and n.inputs[1] is not None and n.inputs[1].name == "input_ids"
     ]
     if len(heads) != 1 or len(gathers) != 1:
-        return
+        return False
     head, gather = heads[0], gathers[0]
     table = gather.inputs[0]
     facts = {key: head.attributes[key].as_int() for key in ("K", "N", "bits")}
     known = table is not None and table.name and table.is_initializer()
     if not known or facts["K"] % BLOCK or list(table.shape or ()) != [facts["N"], facts["K"]]:
-        return
+        return False
     rows = constant(graph, ir.tensor([-1, facts["K"] * facts["bits"] // 8], name="everlearn.embedding_shape"))
     flat = ir.node("Reshape", [head.inputs[1], rows])
     named(flat, "everlearn.embedding", ir.DataType.UINT8, (facts["N"], facts["K"] * facts["bits"] // 8))
@@ -186,54 +174,7 @@ def share_embedding(graph: ir.Graph) -> None:
     for key, value in facts.items():
         gather.attributes[key] = ir.AttrInt64(key, value)
     del graph.initializers[table.name]
-
-
-def compute_rotary_tables(graph: ir.Graph, config: dict[str, Any]) -> None:
-    """Nodes instead of the tables, where these are those of plain rotary positions; config: the parent's."""
-    values = [graph.initializers.get(name) for name in ("cos_cache", "sin_cache")]
-    tables = [one.const_value.numpy() for one in values if one is not None and one.const_value is not None]
-    frequencies = rotary_frequencies(config, *tables) if len(tables) == 2 else None
-    if frequencies is None:
-        return
-    made = {
-        "first": np.float32(0),
-        "end": np.float32(len(tables[0])),
-        "step": np.float32(1),
-        "column": np.array([-1, 1]),
-        "frequencies": frequencies[None],
-    }
-    held = {key: constant(graph, ir.tensor(value, name=f"rotary.{key}")) for key, value in made.items()}
-    positions = ir.node("Range", [held["first"], held["end"], held["step"]])
-    rows = ir.node("Reshape", [positions.outputs[0], held["column"]])
-    angles = ir.node("Mul", [rows.outputs[0], held["frequencies"]])
-    graph.insert_before(graph[0], [positions, rows, angles])
-    for op, value in zip(("Cos", "Sin"), values, strict=True):
-        assert value is not None and value.name
-        node = ir.node(op, angles.outputs)
-        graph.insert_after(angles, [node])
-        del graph.initializers[value.name]
-        value.replace_all_uses_with(named(node, value.name, ir.DataType.FLOAT, tables[0].shape))
-
-
-def rotary_frequencies(config: dict[str, Any], cosines: np.ndarray, sines: np.ndarray) -> np.ndarray | None:
-    """Radians a position, float32 (pairs,), where the tables (positions, pairs) are plain rotary positions' (arXiv
-    2104.09864). In torch, as the builder reckons: numpy's powers differ in the last bit on some CPUs, which far positions
-    multiply.
-    """
-    positions, pairs = cosines.shape
-    theta = (config.get("rope_parameters") or {}).get("rope_theta") or config.get("rope_theta") or 10000.0
-    found = (1 / float(theta) ** (torch.arange(pairs).float() / pairs)).numpy()
-    angles = np.arange(positions, dtype=np.float32)[:, None] * found
-    same = np.abs(np.cos(angles) - cosines).max() < SAME_TABLE
-    return found if same and np.abs(np.sin(angles) - sines).max() < SAME_TABLE else None
-
-
-def looks_back_whole(graph: ir.Graph) -> bool:
-    """Whether no layer's attention ends at a window."""
-    windows = (
-        node.attributes.get("local_window_size") for node in graph if node.op_type == "GroupQueryAttention"
-    )
-    return all(one is None or one.as_int() < 0 for one in windows)
+    return True
 
 
 def constant(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:

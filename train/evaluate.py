@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -77,12 +77,29 @@ def token_windows(
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if (config := tokenizer_file.with_name("config.json")).exists():
-        window = min(window, json.loads(config.read_bytes()).get("max_position_embeddings") or window)
+        window = min(window, tokens_at_once(json.loads(config.read_bytes())) or window)
     ids = tokenizer.encode(text, add_special_tokens=False).ids[:limit]
     rows = len(ids) // window
     if rows == 0:
         raise InvalidInput(f"the text has {len(ids)} tokens, and needs at least {window}")
     return np.array(ids[: rows * window], dtype=np.int64).reshape(rows, window)
+
+
+def tokens_at_once(config: Mapping[str, Any]) -> int | None:
+    """The longest text that a model of this config.json reads by one set of rotary positions; None where it says nothing.
+
+    ``longrope`` (``su`` in older files) turns every token otherwise, those already read too, once a text is longer than
+    the model was first trained on (arXiv 2402.13753).
+    """
+    most = config.get("max_position_embeddings")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    for one in [each for each in rope.values() if isinstance(each, Mapping)] or [rope]:
+        if (one.get("rope_type") or one.get("type")) in ("longrope", "su"):
+            first = one.get("original_max_position_embeddings") or config.get(
+                "original_max_position_embeddings"
+            )
+            most = min(first or most, most or first)
+    return most
 
 
 @dataclass(frozen=True)
@@ -229,14 +246,21 @@ def negative_log_likelihood(log_probabilities: np.ndarray, targets: np.ndarray) 
 
 
 def load_causal_lm(model_dir: Path, dtype: torch.dtype | None = None) -> Any:
-    """A transformers causal language model, in float32 unless said and ready to predict; never runs its own code."""
+    """A transformers causal language model, in float32 unless said and ready to predict; never runs its own code.
+
+    Attention is spelt out where its scores are capped (Gemma 2): torch's fused attention knows no cap, and transformers
+    leaves it out there without a word.
+    """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # everlearn shows its own
+    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False, local_files_only=True)
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     return AutoModelForCausalLM.from_pretrained(
         model_dir,
+        attn_implementation="eager" if capped else None,
         dtype=dtype or torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
@@ -256,10 +280,11 @@ def torch_logits(model: Any, windows: np.ndarray) -> Iterator[np.ndarray]:
         yield logits[0].numpy()
 
 
-def onnx_logits(model_dir: Path, windows: np.ndarray) -> Iterator[np.ndarray]:
+def onnx_logits(model_dir: Path, windows: np.ndarray, graph: bytes | None = None) -> Iterator[np.ndarray]:
     """Logits of each window, float32 (window, vocab), from a decoder in the ONNX GenAI layout.
 
-    The cache inputs are empty: every window is one prefill.
+    The cache inputs are empty: every window is one prefill. ``graph``: to run instead of the directory's own, with the
+    weights that lie there.
     """
     import numpy as np
     import onnxruntime
@@ -269,8 +294,9 @@ def onnx_logits(model_dir: Path, windows: np.ndarray) -> Iterator[np.ndarray]:
     options.log_severity_level = 3
     make_exact(options)
     options.enable_cpu_mem_arena = False  # which grows by doubling, and keeps what it has
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model_dir))
     session = onnxruntime.InferenceSession(
-        str(model_dir / decoder["filename"]), options, providers=["CPUExecutionProvider"]
+        graph or str(model_dir / decoder["filename"]), options, providers=["CPUExecutionProvider"]
     )
     specs = session.get_inputs()
     for ids in windows:

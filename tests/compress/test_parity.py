@@ -7,17 +7,25 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
+from compress import attention_graph, export
+from compress.export import export_onnx
 from compress.measure_decoder import held_windows
 from compress.parity import SAME_GRAPH, Drifted, apart, carried_logits, refuse_another
+from everlearn.registry import Registry
+from everlearn.settings import Settings
+from everlearn.sources import import_model
+from tests.compress.architecture_rows import SHAPE, rope, write
+from tests.compress.architecture_table import build
 from train.evaluate import load_causal_lm, torch_logits
 
 
 @pytest.mark.parametrize("divergence", [float("nan"), float("inf"), 0.0011])
 def test_what_is_not_a_small_number_is_refused(divergence: float) -> None:
     with pytest.raises(Drifted, match="nats a token away from torch"):
-        refuse_another(divergence, SAME_GRAPH, "the graph", "")
-    refuse_another(0.0009, SAME_GRAPH, "the graph", "")
+        refuse_another(divergence, SAME_GRAPH, "the graph")
+    refuse_another(0.0009, SAME_GRAPH, "the graph")
 
 
 def test_another_model_with_the_same_weights_is_seen(parent: Path, tmp_path: Path) -> None:
@@ -39,3 +47,55 @@ def test_a_tensor_that_is_not_there_is_named(parent: Path) -> None:
     weights.pop("model.layers.1.mlp.up_proj.weight")
     with pytest.raises(Drifted, match=r"layers\.1\.mlp\.up_proj"):
         carried_logits(parent, weights, held_windows(parent, 512))
+
+
+@pytest.mark.parametrize("to", ["fp32-onnx", "int4-onnx"])
+def test_a_graph_that_drops_scaled_positions_is_seen_under_the_loss_of_rounding(
+    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As onnxruntime-genai's builder makes it of Llama with YaRN."""
+    write(LlamaConfig(**SHAPE, rope_parameters=rope("yarn")), tmp_path / "model")
+    assert build(tmp_path / "model", tmp_path / "right", to)["graph"] < SAME_GRAPH
+    monkeypatch.setattr(attention_graph, "write_attention", lambda *_: None)
+    assert build(tmp_path / "model", tmp_path / "wrong", to)["graph"] > 1000 * SAME_GRAPH
+
+
+def test_a_graph_is_not_registered_where_it_is_another_model(
+    tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = len(Registry(tiny_settings).versions("tiny"))
+    for limit, said in (
+        ("SAME_GRAPH", "int8 graph in float32 is"),
+        ("KERNELS", "int8 graph as it is served is"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(export, limit, -1.0)
+            with pytest.raises(Drifted, match=said):
+                export_onnx(tiny_settings, "tiny@1", "int8-onnx")
+    assert len(Registry(tiny_settings).versions("tiny")) == before
+
+
+def test_scaled_positions_make_another_graph_of_the_same_weights(settings: Settings, tmp_path: Path) -> None:
+    found: list[tuple[str, float]] = []
+    for kind in ("default", "yarn"):
+        write(LlamaConfig(**SHAPE, rope_parameters=rope(kind)), tmp_path / kind)
+        import_model(settings, str(tmp_path / kind), name=kind)
+        version = export_onnx(settings, kind, "int8-onnx")
+        graph = Registry(settings).path(version) / "model.onnx"
+        found.append((graph.read_bytes().hex(), version.manifest.metrics["same_weights"]["graph"]))
+    assert found[0][0] != found[1][0]
+    assert max(figure for _, figure in found) < SAME_GRAPH
+
+
+def test_what_is_not_built_is_refused_before_anything_is_read(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from everlearn.errors import Unsupported
+
+    write(LlamaConfig(**SHAPE | {"head_dim": 24}), tmp_path / "model")
+    import_model(settings, str(tmp_path / "model"), name="narrow")
+    monkeypatch.setattr(export, "run_child", lambda *_: pytest.fail("work began"))
+    with pytest.raises(
+        Unsupported, match=r"LlamaForCausalLM cannot be made into int4-onnx: its heads are 24"
+    ):
+        export_onnx(settings, "narrow", "int4-onnx")

@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import Gemma2Config
 
 from everlearn.errors import InvalidInput
 from tests.compress.tiny_models import train_tokenizer, write_llama
 from train.evaluate import (
     compare,
     held_text,
+    load_causal_lm,
     log_softmax,
     negative_log_likelihood,
     perplexity,
@@ -94,3 +96,35 @@ def test_the_held_text_is_prose_of_the_promised_size() -> None:
     text = held_text().text
     assert 30_000 < len(text.encode()) < 60_000
     assert "\r" not in text and "\t" not in text
+
+
+def test_attention_scores_are_capped_where_the_configuration_says_so(tmp_path) -> None:
+    """torch's fused attention leaves the cap out: what was measured and trained was another model."""
+    from transformers import AutoModelForCausalLM
+
+    from tests.compress.architecture_rows import SHAPE, write
+
+    shape = SHAPE | {"query_pre_attn_scalar": 16}
+    write(Gemma2Config(**shape, attn_logit_softcapping=2.0), tmp_path / "capped")
+    write(Gemma2Config(**shape, attn_logit_softcapping=None), tmp_path / "free")
+    ids = torch.arange(3, 103)[None]
+    with torch.no_grad():
+        capped = load_causal_lm(tmp_path / "capped")(ids).logits
+        expected = AutoModelForCausalLM.from_pretrained(tmp_path / "capped", attn_implementation="eager")
+        assert torch.equal(capped, expected.eval()(ids).logits)
+        free = load_causal_lm(tmp_path / "free")
+        assert (capped - free(ids).logits).abs().max() > 1
+        assert free.config._attn_implementation == "sdpa"
+
+
+def test_documents_in_one_row_stay_apart_where_attention_is_spelt_out(tmp_path) -> None:
+    from tests.compress.architecture_rows import SHAPE, write
+
+    write(Gemma2Config(**SHAPE, query_pre_attn_scalar=16, sliding_window=16), tmp_path)
+    model = load_causal_lm(tmp_path)
+    first, second = torch.arange(3, 43), torch.arange(100, 130)
+    positions = torch.cat([torch.arange(40), torch.arange(30)])[None]
+    with torch.no_grad():
+        both = model(torch.cat([first, second])[None], position_ids=positions, use_cache=False).logits[0, 40:]
+        alone = model(second[None], use_cache=False).logits[0]
+    assert (both - alone).abs().max() < 1e-4

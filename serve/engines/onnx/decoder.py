@@ -90,6 +90,25 @@ POSITIONS = "everlearn.positions"
 """The graph's input that says at which positions logits are wanted: (positions,)."""
 
 
+AFTER_HEAD = ("Add", "Cast", "Div", "Mul", "Tanh")
+"""What a graph does with logits one by one: a bias, a scale, a soft cap."""
+
+
+def head_of(model: onnx.ModelProto) -> onnx.NodeProto:
+    """The product that makes logits. Raises Unsupported where it is not found behind :data:`AFTER_HEAD`."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    head = producers["logits"]
+    while head.op_type in AFTER_HEAD:
+        before = [producers[name] for name in head.input if name in producers]
+        computed = [node for node in before if node.op_type != "Constant"]
+        if len(computed) != 1:
+            break
+        head = computed[0]
+    if head.op_type not in ("MatMul", "MatMulNBits"):
+        raise Unsupported(f"the head of this graph is {head.op_type}; expected MatMul or MatMulNBits")
+    return head
+
+
 def chosen_positions_graph(path: Path) -> bytes:
     """The graph at `path`, computing logits at the positions that an input names: (batch, positions, vocab).
 
@@ -97,10 +116,7 @@ def chosen_positions_graph(path: Path) -> bytes:
     weights stay in the external data file.
     """
     model = onnx.load(path, load_external_data=False)
-    producers = {name: node for node in model.graph.node for name in node.output}
-    head = producers["logits"]
-    if head.op_type not in ("MatMul", "MatMulNBits"):
-        raise Unsupported(f"the head of {path.name} is {head.op_type}; expected MatMul or MatMulNBits")
+    head = head_of(model)
     if "prune" not in head.input[0]:
         hidden = head.input[0]
         model.graph.input.append(helper.make_tensor_value_info(POSITIONS, onnx.TensorProto.INT64, ["chosen"]))

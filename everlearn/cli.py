@@ -93,6 +93,12 @@ def import_(
     with shown() as progress:
         version = import_model(open_settings(), source, name=name, progress=progress)
     print_added(version, as_json)
+    if name is None and version.version > 1:
+        print(
+            f"note: {version.model} was there already, and this is its version {version.version}; "
+            "--name gives another name",
+            file=sys.stderr,
+        )
 
 
 app.command()(compress)

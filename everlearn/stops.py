@@ -101,6 +101,11 @@ class Stops:
         known = set(self.ids)
         return {name: id for name, id in self.controls.ids.items() if id in known}
 
+    @cached_property
+    def unmarked(self) -> list[str]:
+        """Those that the tokenizer does not call special: for it to tell them from words, it must be told."""
+        return [name for name in self.names if name not in self.controls.special]
+
     def first_in(self, names: Sequence[str]) -> int | None:
         """The place of the first that stops among the ``names`` of controls."""
         return next((at for at, name in enumerate(names) if name in self.names), None)

@@ -13,6 +13,7 @@ from everlearn import __version__
 from everlearn.cli import app
 from everlearn.registry import Registry
 from everlearn.settings import Settings
+from tests.compress.tiny_models import write_llama
 
 HEAVY = {
     "torch",
@@ -213,3 +214,21 @@ def test_shell_completion_knows_the_models(models: Registry) -> None:
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment
     )
     assert "tiny" in done.stdout.split(), done
+
+
+def test_models_whose_files_give_one_name_are_told_and_so_is_a_template_without_an_end(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "模型"
+    write_llama(folder)
+    first = run("import", str(folder))
+    assert first.stdout.startswith("moxing@1") and "note" not in first.stderr
+    other = folder.rename(tmp_path / "磨行")
+    (other / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    )
+    second = run("import", str(other))
+    assert second.stdout.startswith("moxing@2") and "moxing was there already" in second.stderr
+    assert "note: the chat template writes no token that ends an answer: <|im_end|> is put" in second.stderr
+    shown = run("show", "moxing@2").stdout
+    assert re.search(r"stops at +<\|im_end\|>", shown) and "writes no token" in shown

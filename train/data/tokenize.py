@@ -33,6 +33,10 @@ class Tokens:
             raise NotFound(f"{tokenizer_dir} has no tokenizer.json")
         self._marked, self._literal = _load(file), _load(file)
         self._literal.encode_special_tokens = True
+        written = self._marked.to_str()
+        self.stops = stops = stops_of(tokenizer_dir)
+        for each in (self._marked, self._literal):
+            each.add_special_tokens(stops.unmarked)  # in anyone's words they are words
         special = {
             id: token.content
             for id, token in self._marked.get_added_tokens_decoder().items()
@@ -41,11 +45,10 @@ class Tokens:
         self.vocab_size = max(self._marked.get_vocab(with_added_tokens=True).values()) + 1
         variables, source = token_names(tokenizer_dir), template_source(tokenizer_dir)
         self.bos, _ = _around(self._marked)
-        self.stops = stops = stops_of(tokenizer_dir)
         self.eos = [] if stops.text_end is None else [stops.text_end]
         self._control_ids = np.array(sorted(stops.controls.ids.values()), dtype=np.int32)
         self.template = ChatTemplate(source, special.values(), variables, stops) if source else None
-        decides = [self._marked.to_str(), source, variables, self.bos, self.eos]
+        decides = [written, source, variables, self.bos, self.eos]
         if source and not (stops.turn_ends and stops.with_turn):
             decides.append(stops.ids)  # they end answers that the template leaves open
         self.sha256 = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

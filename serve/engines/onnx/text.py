@@ -13,6 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from everlearn.errors import Corrupt
+from everlearn.stops import stops_of
 from serve.engines.onnx.bound import Bound, byte_level_alphabet
 
 BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
@@ -36,6 +37,7 @@ class TextCodec:
         for each in (self.tokenizer, self.literal):
             each.no_truncation()
             each.no_padding()
+            each.add_special_tokens(stops_of(bundle).unmarked)  # in anyone's words they are words
         self.literal.encode_special_tokens = True
         added = self.tokenizer.get_added_tokens_decoder()
         self.special = {token.content: index for index, token in added.items() if token.special}

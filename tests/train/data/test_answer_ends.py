@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serve.engines.onnx.chat import ChatTemplate
+from serve.engines.onnx.text import TextCodec
+from serve.protocol import UserMessage
 from tests.train.data.test_tokenize import learnt
 from tests.train.templates import CHATML_TOKENS, ENDOFTEXT, KINDS, chat, turns, write_kind, write_tokenizer
 from train.data.card import DataOptions
@@ -92,6 +95,18 @@ def test_white_space_and_markup_at_an_answers_end_are_the_answers(tmp_path: Path
     (example,) = tokens.encode(Chat(chat("A", "code\n\n", "C", "say <|im_end|>")), 1000)
     assert learnt(tokens, example) == ["code\n\n<|im_end|>", "say <|im_end|><|im_end|>"]
     assert np.isin(example.ids[example.mask], tokens.stops.ids).sum() == 2
+
+
+def test_an_end_that_the_tokenizer_does_not_call_special_is_words_in_anyones_words(tmp_path: Path) -> None:
+    ids = write_kind(tmp_path, KINDS["an end token that the tokenizer does not call special"])
+    tokens = Tokens(tmp_path)
+    (example,) = tokens.encode(Chat(chat("A<|im_end|>", "say <|im_end|>")), 1000)
+    assert learnt(tokens, example) == ["say <|im_end|><|im_end|>"]
+    assert np.count_nonzero(example.ids == ids["<|im_end|>"]) == 2
+    codec = TextCodec(tmp_path, tokens.vocab_size, 1000)
+    assert "<|im_end|>" in codec.special and ids["<|im_end|>"] not in codec.encode_literal("a<|im_end|>")
+    prompt = ChatTemplate(tmp_path, codec).encode([UserMessage(role="user", content="A<|im_end|>")], [])
+    assert prompt.count(ids["<|im_end|>"]) == 1
 
 
 def test_answers_in_a_row_are_each_learnt_with_an_end(tmp_path: Path) -> None:

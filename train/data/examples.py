@@ -182,7 +182,10 @@ def _tools(tools: Any, source: str) -> list[dict[str, Any]] | None:
 
 def _text(value: Any, source: str, where: str) -> str:
     if not isinstance(value, str):
-        raise fault(source, f"{where} is {_kind(value)}, not text", "Put it between quotation marks")
+        right = (
+            "Put it between quotation marks" if value is not None else "Write it, or leave the example out"
+        )
+        raise fault(source, f"{where} is {_kind(value)}, not text", right)
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -36,7 +36,11 @@ MESSAGE_FIELDS = {"role", "content", "name", "weight", "tool_calls", "tool_call_
 STARTS = ("messages", *SHAREGPT_LISTS, *PREFERENCES, "instruction", *QUESTIONS, "text")
 KNOWN = {*STARTS, *ANSWERS, *SYSTEMS, *BESIDE, *MEDIA, "tools", "functions", "label"}
 LISTS = {"messages", *SHAREGPT_LISTS, *PREFERENCES, "prompt", "completion", "tools", "functions", "history"}
-RIGHT = 'Right would be "messages", "text", or "prompt" and "completion"'
+LIKELY = ("messages", "text", "prompt", "conversations", "instruction")
+RIGHT = (
+    'Right would be "messages", "text", "prompt" and "completion", "conversations", "instruction" and "output", '
+    'or "prompt", "chosen" and "rejected"'
+)
 
 
 def canonical(record: Record, source: str) -> tuple[str, Record, list[str]]:
@@ -107,8 +111,12 @@ def _form(said: _Said) -> tuple[str, Callable[[_Said], Record]]:
     nulls = [key for key in STARTS if key in said.record and said.record[key] is None]
     if nulls and not said.has(*STARTS):
         said.refuse(f'"{nulls[0]}" is null', "Write what is to be learnt, or leave the example out")
+    if said.has("role", "from") and said.has("content", "value"):
+        said.refuse(
+            "is a message, not an example", 'Right would be {"messages": [{"role": …, "content": …}, …]}'
+        )
     found = ", ".join(f'"{key}"' for key in list(said.record)[:8]) or "no keys"
-    near = "".join(did_you_mean(str(key), STARTS) for key in list(said.record)[:8])
+    near = "".join(did_you_mean(str(key), LIKELY) for key in list(said.record)[:8])
     said.refuse(f"has {found}", RIGHT + near)
 
 
@@ -143,7 +151,7 @@ def _sharegpt(said: _Said) -> Record:
 
 def _alpaca(said: _Said) -> Record:
     """As LLaMA-Factory joins them: instruction, line break, input."""
-    instruction = _a_text(said, "instruction")
+    instruction = _text_of(said, said.get("instruction"), "instruction")
     extra = said.first("input", "context")
     if extra is not None and not isinstance(extra, str):
         said.refuse('"input" is not text', "Put it between quotation marks")
@@ -151,7 +159,7 @@ def _alpaca(said: _Said) -> Record:
     if answer is None:
         said.refuse('has an "instruction" and no "output"', 'Add the answer as "output"')
     asked = {"role": "user", "content": f"{instruction}\n{extra}" if extra else instruction}
-    return _conversation(said, [*_history(said), asked, {"role": "assistant", "content": answer}])
+    return _conversation(said, [*_history(said), asked, *_answered(said, answer)])
 
 
 def _pair(said: _Said) -> Record:
@@ -213,13 +221,13 @@ def _human_and_assistant(said: _Said, chosen: str, rejected: Any) -> list[Any]:
 def _asked(said: _Said, asked: Any) -> list[Any]:
     if isinstance(asked, list):
         return _read_only(messages_of(asked, said.source, "prompt"))
-    return [{"role": "user", "content": asked}]
+    return [{"role": "user", "content": _text_of(said, asked, *QUESTIONS)}]
 
 
 def _answered(said: _Said, answer: Any) -> list[Any]:
     if isinstance(answer, list):
         return messages_of(answer, said.source, "completion")
-    return [{"role": "assistant", "content": answer}]
+    return [{"role": "assistant", "content": _text_of(said, answer, *ANSWERS, *PREFERENCES)}]
 
 
 def _history(said: _Said) -> list[Any]:
@@ -329,10 +337,11 @@ def _read_only(messages: Iterable[Any]) -> list[Any]:
     ]
 
 
-def _a_text(said: _Said, key: str) -> str:
-    value = said.get(key)
+def _text_of(said: _Said, value: Any, *keys: str) -> str:
+    """The value of one of ``keys``."""
     if not isinstance(value, str):
-        said.refuse(f'"{key}" is not text', "Put it between quotation marks")
+        key = next(key for key in keys if said.record.get(key) is value)
+        said.refuse(f'"{key}" is no text', "Put it between quotation marks")
     return value
 
 

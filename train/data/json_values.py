@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from train.data.forms import LISTS, strict_json
+from train.data.forms import LISTS, STARTS, strict_json
 from train.data.lines import BOM, Reader, decoded, wrong
 
 RIGHT = 'a list of objects, [{"messages": […]}, …], or one object a line, in UTF-8'
@@ -120,6 +120,10 @@ class _Values:
         while (after := self.peek()) == b",":
             self._move(self._at + 1)
             _, key = self.value()
+            if key in STARTS:
+                raise self.fault(
+                    f'has a list, and "{key}" beside it', "Keep a list of examples, or one example"
+                )
             if self.peek() != b":":
                 raise self.fault("is not JSON: a colon is missing")
             self._move(self._at + 1)
@@ -136,15 +140,15 @@ class _Values:
             self._move(self._at + 1)
             if self.peek() != b'"':
                 return False
-            key = self._cut()
-            if self.peek() != b":":
+            key = self._cut()[1:-1].decode(errors="replace")
+            if self.peek() != b":" or key in STARTS:
                 return False
             self._move(self._at + 1)
             kind = self.peek()
             if kind == b"[":
                 mark = self._at, self._line
                 self._move(self._at + 1)
-                is_list = self.peek() == b"{" and key[1:-1].decode(errors="replace") not in LISTS
+                is_list = self.peek() == b"{" and key not in LISTS
                 self._at, self._line = mark
                 return is_list
             if kind in (b"{", b""):

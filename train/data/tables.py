@@ -55,7 +55,7 @@ def rows(reader: Reader, kind: str) -> Iterator[tuple[int, Record, tuple[str, ..
     if header_line is None:
         return
     delimiter = _delimiter(header_line, kind)
-    previous = csv.field_size_limit(reader.limits.max_row_bytes)
+    csv.field_size_limit(max(csv.field_size_limit(), reader.limits.max_row_bytes))  # of the whole process
     try:
         table = csv.reader(chain([header_line], numbered), delimiter=delimiter, strict=True)
         names = next(table)
@@ -80,8 +80,6 @@ def rows(reader: Reader, kind: str) -> Iterator[tuple[int, Record, tuple[str, ..
             f"{reader.name}:{numbered.first}: is not {kind.upper()}: {error}",
             f"Right would be {RIGHT_TABLE}",
         ) from None
-    finally:
-        csv.field_size_limit(previous)
 
 
 class _Counted:

@@ -46,8 +46,7 @@ def convert(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     refuse_tokenizer(fields)
     config = read_config(family, fields, small_tensors(reader))
     ids = token_ids(fields)
-    config |= {key: value for key, value in ids.items() if key != "eos_token_id"}
-    config |= {"eos_token_id": ids["eos_token_id"][0] if "eos_token_id" in ids else None}
+    config |= ids | {"eos_token_id": fields.get("tokenizer.ggml.eos_token_id")}
     dtype = stored_dtype(reader)
     try:
         write_weights(reader, family, config, dtype, directory, progress)
@@ -95,7 +94,8 @@ def token_ids(fields: Mapping[str, Any]) -> dict[str, Any]:
         for short, long in (("bos", "bos"), ("pad", "padding"))
     }
     ends = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    found["eos_token_id"] = list(dict.fromkeys(one for one in ends if one is not None)) or None
+    ends = list(dict.fromkeys(one for one in ends if one is not None))
+    found["eos_token_id"] = ends if len(ends) > 1 else next(iter(ends), None)
     return {key: value for key, value in found.items() if value is not None}
 
 

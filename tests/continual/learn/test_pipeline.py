@@ -257,6 +257,7 @@ def test_a_file_taught_before_and_rolled_back_is_measured_on_what_is_kept_or_ref
     assert again.state == "succeeded", again.error
     told = [event.message for event in home.jobs.events(again.id)]
     assert any("that are kept of tales, too" in message and "trained on by" in message for message in told)
+    assert any(message.startswith("the domain tales is known: ") for message in told)
     assert again.report and again.report["gates"]["float"]["gain"]["documents"] >= 10
 
 

@@ -27,6 +27,7 @@ from continual.promote import ChampionMoved, Weighed, promote
 from continual.recipe import BASE, ContinualRecipe, domain_of
 from continual.replay import Arrival
 from continual.reservoir import lowest, lowest_held
+from continual.small_files import is_one_text
 from continual.steps import Step, Steps
 from continual.teach import (
     Upload,
@@ -49,6 +50,7 @@ from everlearn.progress import Progress
 from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
 from train.data.card import DataCard
+from train.data.read import SEPARATOR
 from train.failures import Stopped
 from train.launch import Outcome
 
@@ -172,7 +174,7 @@ class Pipeline:
                 f"the domain {plan.domain} is known: these examples join those that the buffer has of it"
             )
         measured = held_examples(plan, data, replay, parent_dir)
-        for note in measured.notes:
+        for note in [*measured.notes, *self.notes_on_one_text()]:
             self.event(note, level="warn")
         base = write_down_base(self.steps, plan, parent_dir, data, replay, self.part(0.05, 0.2))
         mixture = mix_sources(self.steps, plan, data, replay, base)
@@ -282,6 +284,17 @@ class Pipeline:
         if (own := base_store(base)) is not None:
             arrivals.append(Arrival(BASE, "train", list(own), limits.buffer_tokens))
         return arrivals
+
+    def notes_on_one_text(self) -> list[str]:
+        """Where the gate's bounds say less than they seem to."""
+        measuring = self.upload(self.job.validation_file or self.job.training_file)
+        if not is_one_text(measuring.path, measuring.name):
+            return []
+        note = (
+            f"{measuring.name} is one text, cut at blank lines: the gate takes its parts for documents, and its bounds "
+            f"say how sure it is of this text alone. A line that holds nothing but {SEPARATOR} parts documents"
+        )
+        return [note]
 
     def fail(self, code: str, message: str, param: str | None = None) -> dict[str, Any]:
         """Writes that the job failed, and why; what it left on the disk goes."""

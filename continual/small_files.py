@@ -1,10 +1,13 @@
-"""Whether a file has the documents that a job needs, told when the job is made and not in the queue.
+"""Whether a file has the documents that a job needs, and whether it is one alone.
 
-The gateway imports this: nothing heavy here, and only small files are looked into.
+The first is told when the job is made, and not in the queue.
+
+The gateway imports this: nothing heavy here, and it looks into small files alone.
 """
 
 from __future__ import annotations
 
+import gzip
 from itertools import islice
 from pathlib import Path
 
@@ -40,6 +43,16 @@ def why_too_few(path: Path, name: str, *, held: bool, has_validation: bool) -> I
         f"{name} holds {found} {documents}, {need}{apart}",
         param="validation_file" if held else "training_file",
     )
+
+
+def is_one_text(path: Path, name: str) -> bool:
+    """Whether a file is a text in which no line parts documents, so that they are cut out of one."""
+    if not _is_text(name):
+        return False
+    with gzip.open(path) if name.lower().endswith(".gz") else path.open("rb") as stream:
+        return not any(
+            line.strip() == SEPARATOR.encode() for line in iter(lambda: stream.readline(2**16), b"")
+        )
 
 
 def _count(path: Path, name: str, enough: int) -> int | None:

@@ -261,6 +261,14 @@ def test_a_file_taught_before_and_rolled_back_is_measured_on_what_is_kept_or_ref
     assert again.report and again.report["gates"]["float"]["gain"]["documents"] >= 10
 
 
+def test_a_text_without_parts_is_told_to_be_one_document(home: Home) -> None:
+    tales = [json.loads(line)["text"] for line in sentences("zor", count=400).splitlines()]
+    job = home.run(home.submit("\n\n".join(tales), recipe(generation={"tokens": 512}), "tales.txt"))
+    assert job.report and job.report["gates"]["float"]["gain"]["documents"] >= 4
+    told = [event.message for event in home.jobs.events(job.id) if event.level == "warn"]
+    assert any(message.startswith("tales.txt is one text, cut at blank lines") for message in told)
+
+
 def test_a_loss_that_is_no_number_ends_the_job_and_registers_nothing(tmp_path: Path, base_dir: Path) -> None:
     directory = tmp_path / "broken"
     shutil.copytree(base_dir, directory)

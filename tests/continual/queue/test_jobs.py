@@ -4,6 +4,7 @@ import gzip
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from continual.jobs import Jobs, Lease, LeaseLost, check_lease
 from continual.queue import Publisher
 from continual.queue_owner import is_gone, this_process
 from continual.queue_reconciler import Reconciler
+from continual.small_files import is_one_text
 from everlearn.audit import list_acts
 from everlearn.bundle import write_bundle
 from everlearn.database import ApiKey, JobRow, write
@@ -327,3 +329,19 @@ def test_a_file_that_is_large_enough_or_cannot_be_told_is_left_to_the_job(
     house: House, name: str, content: str | bytes
 ) -> None:
     assert house.create(training_file=add_file(house, name, content)).state == "queued"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "one"),
+    [
+        ("a.txt", b"One.\n\nTwo.\n", True),
+        ("a.md.gz", gzip.compress(b"One.\n\nTwo.\n"), True),
+        ("a.txt", b"One.\n <|endoftext|>\r\nTwo.\n", False),
+        ("a.jsonl", b'{"text": "One."}\n', False),
+    ],
+)
+def test_a_text_is_one_document_where_no_line_parts_it(
+    tmp_path: Path, name: str, content: bytes, one: bool
+) -> None:
+    (tmp_path / "file").write_bytes(content)
+    assert is_one_text(tmp_path / "file", name) == one

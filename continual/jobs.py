@@ -24,7 +24,7 @@ from continual.files import PURPOSE, Client, owned, require_file
 from continual.recipe import ContinualRecipe
 from continual.small_files import why_too_few
 from everlearn.audit import record
-from everlearn.database import FileRow, JobEventRow, JobRow, open_database, read, write
+from everlearn.database import JobEventRow, JobRow, open_database, read, write
 from everlearn.errors import EverlearnError, InvalidInput, NotFound
 from everlearn.keys import why_ended
 from everlearn.records import CHAMPION, aliases_of, find_version
@@ -155,7 +155,7 @@ class Jobs:
         }
         key_id = client.key_id if client else None
         token = _idempotency_token(key_id, idempotency_key)
-        few = self._why_too_few(training_file, validation_file)
+        few = why_too_few(self.database, self.settings.directory("files"), training_file, validation_file)
         with write(self.database) as connection:
             if token and (known := _find(connection, JobRow.idempotency_key == token)):
                 same = all(getattr(known, name) == value for name, value in values.items())
@@ -188,18 +188,6 @@ class Jobs:
             job = _require(connection, job_id)
         log.info("job created", job=job_id, model=job.model)
         return job
-
-    def _why_too_few(self, training_file: str, validation_file: str | None) -> InvalidInput | None:
-        """Of files that are there: whether they are is found out where the job is written."""
-        folder, has_validation = self.settings.directory("files"), validation_file is not None
-        for file_id, held in ((training_file, False), (validation_file, True)):
-            with read(self.database) as connection:
-                name = connection.scalar(select(FileRow.filename).where(FileRow.id == file_id))
-            if file_id is None or name is None:
-                continue
-            if few := why_too_few(folder / file_id, name, held=held, has_validation=has_validation):
-                return few
-        return None
 
     def get(self, job_id: str, *, client: Client | None = None) -> Job:
         """Raises NotFound, also where the job is another client's."""

@@ -11,7 +11,10 @@ import gzip
 from itertools import islice
 from pathlib import Path
 
+from sqlalchemy import Engine, select
+
 from continual.recipe import MIN_DOCUMENTS
+from everlearn.database import FileRow, read
 from everlearn.errors import InvalidInput
 from train.data.read import SEPARATOR, SUFFIXES, Limits, read_examples
 
@@ -19,7 +22,25 @@ LOOKED_INTO_BYTES = 2**20
 MAX_UNPACKED_BYTES = 2**24
 
 
-def why_too_few(path: Path, name: str, *, held: bool, has_validation: bool) -> InvalidInput | None:
+def why_too_few(
+    database: Engine, folder: Path, training_file: str, validation_file: str | None
+) -> InvalidInput | None:
+    """What is wrong where one of a job's files in ``folder`` holds too few documents.
+
+    Of files that are there: whether they are is found out where the job is written.
+    """
+    has_validation = validation_file is not None
+    for file_id, held in ((training_file, False), (validation_file, True)):
+        with read(database) as connection:
+            name = connection.scalar(select(FileRow.filename).where(FileRow.id == file_id))
+        if file_id is None or name is None:
+            continue
+        if few := _why_too_few(folder / file_id, name, held=held, has_validation=has_validation):
+            return few
+    return None
+
+
+def _why_too_few(path: Path, name: str, *, held: bool, has_validation: bool) -> InvalidInput | None:
     """What is wrong where a file holds too few documents: ``held``, to measure on; else, to learn from too.
 
     A file of which that is not known quickly passes, and a broken one: the job tells.

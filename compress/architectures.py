@@ -25,7 +25,10 @@ ONNX_DECODERS = frozenset({
 })  # fmt: skip
 """Those whose graph is held to torch in float32."""
 
-ONNX_ENCODERS = frozenset({"bert", "roberta", "modernbert"})
+ONNX_ENCODERS = frozenset({
+    "albert", "bert", "camembert", "convbert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet",
+    "nomic_bert", "roberta", "squeezebert", "xlm-roberta", "xlm-roberta-xl",
+})  # fmt: skip
 """Those whose embeddings are held to torch, by ``model_type``: heads, which architectures name, play no part."""
 
 VLLM = frozenset({
@@ -96,16 +99,15 @@ def rope_types(config: Mapping[str, Any]) -> frozenset[str]:
 def refuse_architecture(config: Mapping[str, Any], task: Task, to: Made) -> None:
     """Raises Unsupported where a model of this config.json cannot be made into ``to``: why, and what can be done."""
     name = architecture_of(config)
-    if to.endswith("-onnx"):
-        if task == "embed":
-            known, lacks = config.get("model_type") in ONNX_ENCODERS, "its graph is not known to be right"
-        else:
-            known, lacks = name in ONNX_DECODERS, "onnxruntime-genai's builder has no graph of it"
-        why = NO_GRAPH.get(name, lacks) if not known else "" if task == "embed" else kernels_lack(config)
+    if task == "embed":
+        why = encoders_lack(str(config.get("model_type")), to)
+    elif to.endswith("-onnx"):
+        lacks = NO_GRAPH.get(name, "onnxruntime-genai's builder has no graph of it")
+        why = kernels_lack(config) if name in ONNX_DECODERS else lacks
     elif to == "gguf":
         why = "" if name in GGUF else f"of decoders, {', '.join(GGUF)} are written as GGUF"
     else:
-        why = "encoders are not made for vLLM" if task == "embed" else lost_by_llmcompressor(name, config)
+        why = lost_by_llmcompressor(name, config)
     if why:
         raise Unsupported(
             f"{name} cannot be made into {to}: {why}. {instead(name, task, config)} {TABLE} lists what works"
@@ -117,6 +119,15 @@ def lost_by_llmcompressor(name: str, config: Mapping[str, Any]) -> str:
     if any(isinstance(config.get(key), int) and config[key] > 1 for key in EXPERTS):
         return "its experts are stacked in one tensor, which llmcompressor does not round"
     return "its layers are no linear ones, which alone llmcompressor rounds" if name in CONVOLVED else ""
+
+
+def encoders_lack(model_type: str, to: Made) -> str:
+    """Why an encoder cannot be made into ``to``; empty where it can."""
+    if to not in ("int8-onnx", "fp32-onnx"):
+        return "encoders are made into int8-onnx or fp32-onnx"
+    if model_type in ONNX_ENCODERS:
+        return ""
+    return f"no test holds graphs of {model_type} to torch, only of {', '.join(sorted(ONNX_ENCODERS))}"
 
 
 def kernels_lack(config: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from compress.encoder import (
     pooling_mode,
     texts_of,
 )
+from compress.parity import Drifted
 from compress.recipe import Calibration
 from compress.smooth_encoder import smooth
 from everlearn.child import answer
@@ -33,6 +34,8 @@ from everlearn.instructions import make_exact
 from everlearn.progress import Progress
 
 OPSET = 18
+SAME_GRAPH = 0.9999
+"""Least cosine of embeddings of one model in float32; 0.999999 is seen."""
 
 
 def export(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -49,6 +52,7 @@ def export(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     else:
         progress("exporting the graph", None)
         trace(encoder, graph)
+        refuse_another_graph(graph, model_dir)
     progress("measuring", None)
     near = nearness(session_embed(graph), encoder.embed, model_dir)
     metrics = {**near, "dimensions": encoder.body.config.hidden_size}
@@ -64,6 +68,7 @@ def export_int8(model_dir: Path, graph: Path, calibration: Calibration, progress
     smoothed, by_token = smooth(encoder, texts_of(windows.reshape(-1), model_dir))
     progress("exporting the graph", None)
     trace(encoder, graph)
+    refuse_another_graph(graph, model_dir)
     progress("quantizing", None)
     quantize(graph)
     return {"smoothed": smoothed, "by_token": by_token, "calibration_seen": seen(windows)}
@@ -111,6 +116,16 @@ def trace(encoder: Encoder, graph: Path) -> None:
             dynamic_axes={**axes, "sentence_embedding": {0: "batch"}},
             opset_version=OPSET,
             dynamo=False,
+        )
+
+
+def refuse_another_graph(graph: Path, model_dir: Path) -> None:
+    """Raises Drifted where ``graph``, before anything in it is rounded, has other embeddings than torch."""
+    least = nearness(session_embed(graph), load_encoder(model_dir).embed, model_dir)["cosine_min"]
+    if not least >= SAME_GRAPH:
+        raise Drifted(
+            f"an embedding of the graph in float32 has cosine {least:.4f} with torch's; at least {SAME_GRAPH} is asked, so "
+            "it is not this model. Nothing was registered; docs/architectures.md lists what works"
         )
 
 

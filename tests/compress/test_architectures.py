@@ -70,3 +70,15 @@ def test_refusing_needs_no_torch() -> None:
         "assert not {'torch', 'transformers', 'onnxruntime'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("to", ["int4-onnx", "w8a8", "w4a16"])
+def test_an_encoder_is_told_what_it_can_be_made_into(to: Made) -> None:
+    with pytest.raises(Unsupported, match="int8-onnx or fp32-onnx"):
+        refuse_architecture({"architectures": ["BertModel"], "model_type": "bert"}, "embed", to)
+
+
+def test_an_encoder_that_no_test_holds_to_torch_is_refused_by_name() -> None:
+    config = {"architectures": ["XLNetModel"], "model_type": "xlnet"}
+    with pytest.raises(Unsupported, match=r"XLNetModel cannot be made into int8-onnx.*graphs of xlnet"):
+        refuse_architecture(config, "embed", "int8-onnx")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from everlearn.durable import move_directory, sync_tree
-from everlearn.errors import InvalidInput
+from everlearn.errors import ConfigError, InvalidInput
+from everlearn.memory import physical_bytes
 from everlearn.stops import write_generation_config
 from train.evaluate import load_causal_lm
 from train.fitness import refuse_unfit
@@ -43,8 +44,39 @@ def build(recipe: TrainRecipe, model_dir: Path | None, tokenizer_dir: Path) -> n
         return add_adapters(model, recipe.tune)
     if recipe.architecture is None:
         raise InvalidInput("a recipe without base needs an architecture", param="architecture")
+    refuse_too_large(recipe.architecture)
     torch.manual_seed(recipe.seed)
     return from_scratch(recipe.architecture, tokenizer_dir)
+
+
+def refuse_too_large(architecture: Architecture) -> None:
+    """Raises ConfigError where the float32 weights alone do not fit into this machine's memory."""
+    needed, there = 4 * architecture.parameters, physical_bytes()
+    if needed > there:
+        raise ConfigError(
+            f"the architecture has about {architecture.parameters / 1e9:.1f} billion parameters, "
+            f"{needed / 2**30:.0f} GiB of weights, and this machine has {there / 2**30:.0f} GiB of memory: fewer "
+            "layers, or smaller hidden, ffn or vocab",
+            param="architecture",
+        )
+
+
+def refuse_misfit(model: Any, recipe: TrainRecipe, tokens: int) -> None:
+    """Raises where rows hold positions or ids (below ``tokens``) for which ``model`` has no embedding."""
+    config = model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    if isinstance(context, int) and recipe.sequence_tokens > context > 0:
+        raise ConfigError(
+            f"sequence_tokens is {recipe.sequence_tokens}, and the model reads at most {context} tokens: "
+            f"{context} or fewer would do",
+            param="sequence_tokens",
+        )
+    if tokens > (rows := model.get_input_embeddings().num_embeddings):
+        raise InvalidInput(
+            f"the tokenizer has ids up to {tokens - 1}, and the model's embedding {rows} rows: they do not belong "
+            "together",
+            param="base",
+        )
 
 
 def from_scratch(architecture: Architecture, tokenizer_dir: Path) -> nn.Module:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -52,20 +52,28 @@ PLACES = frozenset(
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Architecture(_Part):
     """A decoder from scratch, of Llama's kind. ``None`` is decided from the rest."""
 
-    layers: int = Field(ge=1)
-    hidden: int = Field(ge=8)
-    heads: int = Field(ge=1)
-    kv_heads: int | None = Field(default=None, ge=1)
-    ffn: int | None = Field(default=None, ge=8)
-    context: int = Field(default=2048, ge=16)
-    vocab: int = Field(default=16384, ge=260)
+    layers: int = Field(ge=1, le=1024)
+    hidden: int = Field(ge=8, le=2**17)
+    heads: int = Field(ge=1, le=1024)
+    kv_heads: int | None = Field(default=None, ge=1, le=1024)
+    ffn: int | None = Field(default=None, ge=8, le=2**20)
+    context: int = Field(default=2048, ge=16, le=2**24)
+    vocab: int = Field(default=16384, ge=260, le=2**21)
     tied: bool = True
+
+    @property
+    def parameters(self) -> int:
+        """About how many: embeddings, attention and feed-forward; norms are few."""
+        ffn = self.ffn or self.hidden * 8 // 3
+        shared = (self.kv_heads or self.heads) / self.heads
+        layer = self.hidden * (round(2 * self.hidden * (1 + shared)) + 3 * ffn)
+        return self.layers * layer + self.vocab * self.hidden * (1 if self.tied else 2)
 
     @model_validator(mode="after")
     def _divisible(self) -> Architecture:
@@ -89,6 +97,11 @@ class Data(DataOptions):
     store: Path | None = None
     held_store: Path | None = None
 
+    @field_validator("train", "held", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | Path) else value
+
     @model_validator(mode="after")
     def _one_source(self) -> Data:
         if bool(self.train) == bool(self.store):
@@ -103,10 +116,15 @@ class Tune(_Part):
     """
 
     method: Literal["full", "lora"] = "full"
-    rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32, gt=0)
+    rank: int = Field(default=16, ge=1, le=2**16)
+    alpha: float = Field(default=32, gt=0, le=1e6)
     dropout: float = Field(default=0, ge=0, lt=1)
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) and value != "all-linear" else value
 
     @model_validator(mode="before")
     @classmethod
@@ -114,13 +132,16 @@ class Tune(_Part):
         return {"method": value} if isinstance(value, str) else value
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Optimizer(_Part):
     """AdamW (arXiv 1711.05101). ``clip``: the largest norm of a step's gradient; 0 does not clip."""
 
     lr: float = Field(default=1e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0, le=1)
+    weight_decay: float = Field(default=0.1, ge=0, le=1e3)
     clip: float = Field(default=1.0, ge=0)
 
 
@@ -154,7 +175,7 @@ class Keep(_Part):
     """
 
     store: Path
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, le=1e6)
 
 
 class FitOptions(_Part):
@@ -164,11 +185,11 @@ class FitOptions(_Part):
     model at once on one rank. Without ``steps`` the data passes ``epochs`` times.
     """
 
-    sequence_tokens: int = Field(default=512, ge=2)
-    batch_tokens: int = Field(default=8192, ge=2)
-    micro_batch: int = Field(default=4, ge=1)
-    epochs: float = Field(default=1, gt=0)
-    steps: int | None = Field(default=None, ge=1)
+    sequence_tokens: int = Field(default=512, ge=2, le=2**24)
+    batch_tokens: int = Field(default=8192, ge=2, le=2**36)
+    micro_batch: int = Field(default=4, ge=1, le=2**20)
+    epochs: float = Field(default=1, gt=0, le=1e6)
+    steps: int | None = Field(default=None, ge=1, le=10**9)
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -204,15 +225,8 @@ class TrainRecipe(FitOptions):
     keep: Keep | None = None
     tune: Tune = Tune()
     parallel: Literal["none", "ddp", "fsdp2"] = "none"
-    ranks: int = Field(default=1, ge=1)
-    threads: int | None = Field(default=None, ge=1)
-
-    @field_validator("ranks")
-    @classmethod
-    def _few(cls, ranks: int) -> int:
-        if ranks > 1024:
-            raise ValueError("at most 1024 processes")
-        return ranks
+    ranks: int = Field(default=1, ge=1, le=1024)
+    threads: int | None = Field(default=None, ge=1, le=4096)
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainRecipe:
@@ -236,19 +250,26 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> TrainRecipe:
     Raises ConfigError with file, line and the nearest known key.
     """
     file = read_settings_file(path)
-    values = file.values
-    for override in overrides:
-        values = _override(values, override)
-    recipe = validate_recipe(TrainRecipe, values, file)
+    values: Mapping[str, Any] = file.values
+    said = [_parsed(override) for override in overrides]
+    for key, value in said:
+        values = _override(values, key, key.split("."), value)
+    recipe = validate_recipe(TrainRecipe, values, file, [key for key, _ in said])
     folder = path.absolute().parent
     keep = recipe.keep and recipe.keep.model_copy(update={"store": folder / recipe.keep.store.expanduser()})
     return recipe.model_copy(update={"data": anchored(recipe.data, folder), "keep": keep})
 
 
 def validate_recipe(
-    kind: type[Recipe], values: Mapping[str, Any], file: SettingsFile | None = None
+    kind: type[Recipe],
+    values: Mapping[str, Any],
+    file: SettingsFile | None = None,
+    overridden: Sequence[str] = (),
 ) -> Recipe:
-    """``values`` as a ``kind``. Raises ConfigError naming the first fault and, for an unknown key, the nearest."""
+    """``values`` as a ``kind``, some of them ``overridden`` by --set and not as the file has them.
+
+    Raises ConfigError naming the first fault and its place and, for an unknown key, the nearest.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -257,15 +278,24 @@ def validate_recipe(
     key = ".".join(str(part) for part in fault["loc"])
     while key and key not in known and fault["type"] != "extra_forbidden":
         key = key.rpartition(".")[0]  # the branch of a union, or the place in a list
-    place = f"{file.path}:{line}: " if file and (line := file.line(key)) else ""
+    place = _place(key, file, overridden)
     if fault["type"] == "extra_forbidden":
         raise ConfigError(f"{place}unknown recipe key {key!r}{did_you_mean(key, known)}", param=key)
     if fault["type"] == "missing":
         key = ".".join(str(part) for part in fault["loc"])
         raise ConfigError(f"{place}the recipe says nothing about {key!r}, which has no default", param=key)
     shown = f" (got {fault['input']!r})" if not isinstance(fault["input"], Mapping | BaseModel) else ""
-    message = fault["msg"].removeprefix("Value error, ")
-    raise ConfigError(f"{place}{key + ': ' if key else ''}{message}{shown}", param=key or None)
+    message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
+    named = f"{key}: " if key and not place.endswith(f" {key}: ") else ""
+    raise ConfigError(f"{place}{named}{message}{shown}", param=key or None)
+
+
+def _place(key: str, file: SettingsFile | None, overridden: Sequence[str]) -> str:
+    """``recipe.yaml:7: ``, or ``--set optimizer.lr: `` where the value came from there."""
+    for one in reversed(overridden):
+        if key and (f"{key}.".startswith(f"{one}.") or f"{one}.".startswith(f"{key}.")):
+            return f"--set {one}: "
+    return f"{file.path}:{line}: " if file and (line := file.line(key)) else ""
 
 
 def recipe_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -301,23 +331,28 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
-def _override(values: Mapping[str, Any], override: str) -> dict[str, Any]:
+def _parsed(override: str) -> tuple[str, Any]:
     key, found, text = override.partition("=")
-    if not found or not key:
-        raise ConfigError(f"--set takes key=value, as in optimizer.lr=0.0003, not {override!r}")
+    if not found or not all(key.split(".")):
+        raise ConfigError(f"--set takes key=value, as in optimizer.lr=0.0003, not {override[:80]!r}")
     try:
-        value = yaml.safe_load(text)
+        return key, yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--set {key}: {text[:80]!r} is not a YAML value: {error}", param=key) from None
-    first, *rest = key.split(".")
-    changed = dict(values)
-    if rest:
-        below = changed.get(first)
-        inner = below if isinstance(below, Mapping) else {"method": below} if isinstance(below, str) else {}
-        changed[first] = _override(inner, f"{'.'.join(rest)}={text}")
-    else:
-        changed[first] = value
-    return changed
+        why = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"--set {key}: {text[:80]!r} is not a YAML value: {why}", param=key) from None
+
+
+def _override(values: Mapping[str, Any], key: str, path: Sequence[str], value: Any) -> dict[str, Any]:
+    """``values`` with another value at ``path``; ``key`` is the whole of it, for messages."""
+    first, *rest = path
+    if not rest:
+        return {**values, first: value}
+    below = values.get(first)
+    if first == "tune" and isinstance(below, str):
+        below = {"method": below}
+    if below is not None and not isinstance(below, Mapping):
+        raise ConfigError(f"--set {key}: {first} is {below!r}, with no keys below it", param=key)
+    return {**values, first: _override(below or {}, key, rest, value)}
 
 
 def anchored(data: Data, folder: Path) -> Data:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from everlearn.bundle import BundleManifest, write_bundle
+from everlearn.contents import check_name
 from everlearn.durable import write_file
 from everlearn.errors import ConfigError, Conflict, Corrupt, NotFound
 from everlearn.records import Version
@@ -60,6 +61,7 @@ def find_run(
     model = recipe.name or (base.model if base else "")
     if not model:
         raise ConfigError("the recipe needs a name for the model it makes from scratch", param="name")
+    check_name(model, "a model's name")
     if base and recipe.base and not isinstance(parse_reference(recipe.base).version, int):
         folders = [run_dir] if run_dir else sorted(runs.glob(f"{glob.escape(model)}-*"))
         pinned = _pinned(registry, folders, recipe, contents, base)

@@ -51,6 +51,7 @@ def train(
         refuse_foreign_tokens((*stores, kept), tokenizer)
         identity = identity_of(stores, kept, base, tokenizer)
         model = models.build(recipe, base, tokenizer_dir)
+        models.refuse_misfit(model, recipe, stores[0].card.vocab_size)
         packer = Packer(stores[0], recipe.sequence_tokens, recipe.seed)
         objective, batches = lesson(recipe, packer, kept, base, group)
         result = fit(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from everlearn.errors import ConfigError
+from train.data.card import DataOptions
 from train.recipe import TrainRecipe, read_recipe, recipe_diff, recipe_keys, validate_recipe
 
 GOOD = """\
@@ -92,3 +97,108 @@ def test_what_does_not_change_the_result_is_no_difference() -> None:
         },
     ).model_dump(mode="json")
     assert recipe_diff(one, other) == ["seed: 0 → 1"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr=fast", "--set optimizer.lr: Input should be a valid number"),
+        ("optimizer.lr=.nan", "--set optimizer.lr: Input should be a finite number (got nan)"),
+        ("optimizer.lr=inf", "finite number"),
+        ("optimizer.betas=[0.9, 1.5]", "--set optimizer.betas: Input should be less than 1 (got 1.5)"),
+        ("optimizer={lr: -1}", "--set optimizer: optimizer.lr: Input should be greater than 0 (got -1)"),
+        ("epochs=.inf", "--set epochs: Input should be a finite number"),
+        ("steps=100000000000", "--set steps: Input should be less than or equal to 1000000000"),
+        ("optimizer.lr=[", "--set optimizer.lr: '[' is not a YAML value: expected the node content"),
+        ("optimizer.lr", "--set takes key=value, as in optimizer.lr=0.0003, not 'optimizer.lr'"),
+        ("optimizer..lr=1", "--set takes key=value"),
+        ("=1", "--set takes key=value"),
+        ("optimizer.lr.x=1", "--set optimizer.lr.x: lr is 0.001, with no keys below it"),
+        ("optimizer.rate=1", "--set optimizer.rate: unknown recipe key 'optimizer.rate'"),
+        ("objective=causal-lm", "--set objective: unknown recipe key 'objective'"),
+        ("schedule.decay=cosine", "unknown recipe key 'schedule.decay'"),
+        ("data.train=7", "--set data.train: Input should be a valid list (got 7)"),
+        ("tune.rank=0", "--set tune.rank: Input should be greater than or equal to 1 (got 0)"),
+    ],
+)
+def test_a_fault_of_an_override_is_told_as_the_overrides(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(write(tmp_path, GOOD), [override])
+    assert message in caught.value.message
+    assert "recipe.yaml" not in caught.value.message and "\n" not in caught.value.message
+
+
+def test_one_file_or_target_may_stand_without_a_list(tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path, GOOD), ["data.train=other.txt", "tune.targets=q_proj"])
+    assert recipe.data.train == (tmp_path / "other.txt",)
+    assert recipe.tune.targets == ("q_proj",)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.dates()
+    | st.sampled_from([".nan", "lora", "ddp", "texts.jsonl", "1e400", "-0.0", "all-linear"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=4,
+)
+KEYS = st.sampled_from([*recipe_keys(TrainRecipe), "x", "optimizer.lr.x", "", "tune.method.rank"])
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(KEYS, VALUES, max_size=4), st.lists(st.tuples(KEYS, VALUES), max_size=2))
+def test_any_values_are_a_recipe_of_finite_numbers_or_one_clear_error(
+    tmp_path: Path, values: dict, overrides: list
+) -> None:
+    said: dict = yaml.safe_load(GOOD)
+    for key, value in values.items():
+        *path, last = key.split(".")
+        inner = said
+        for part in path:
+            inner[part] = inner[part] if isinstance(inner.get(part), dict) else {}
+            inner = inner[part]
+        inner[last] = value
+    file = write(tmp_path, yaml.safe_dump(said, allow_unicode=True))
+    sets = [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in overrides]
+    try:
+        recipe = read_recipe(file, sets)
+    except ConfigError as error:
+        assert error.message and "Traceback" not in error.message
+        return
+    assert not re.search(r"\b(NaN|Infinity)\b", str(recipe.model_dump_json(exclude={"name", "base"})))
+    again = validate_recipe(TrainRecipe, recipe.model_dump(mode="json"))
+    assert recipe_diff(again.model_dump(mode="json"), recipe.model_dump(mode="json")) == []
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(max_size=60) | st.binary(max_size=60))
+def test_any_text_is_a_recipe_or_one_clear_error(tmp_path: Path, text: str | bytes) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ConfigError):
+        read_recipe(file)
+
+
+def test_every_key_is_read_somewhere() -> None:
+    """A key that decides nothing is a promise that nobody keeps."""
+    room = Path(__file__).resolve().parents[2] / "train"
+    sources = "\n".join(file.read_text() for file in sorted(room.rglob("*.py")))
+    parts = [
+        key
+        for key in recipe_keys(TrainRecipe)
+        if any(k.startswith(f"{key}.") for k in recipe_keys(TrainRecipe))
+    ]
+    holders = "|".join({"recipe", "options", "self.options", *parts})
+
+    def is_read(key: str) -> bool:
+        if key.startswith("data.") and key.rpartition(".")[2] in DataOptions.model_fields:
+            return True  # handed on whole
+        last = key.rpartition(".")[2]
+        own = re.search(rf"self\.{last}\b", (room / "recipe.py").read_text())
+        return bool(own or re.search(rf"\b({holders})\.{last}\b", sources))
+
+    unread = [key for key in recipe_keys(TrainRecipe) if not is_read(key)]
+    assert unread == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated, Any, Literal
@@ -43,7 +44,7 @@ class Commands(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except OSError as error:
-            code, message = 1, f"{error.filename or 'input/output'}: {error.strerror or error}"
+            code, message = 1, _os_fault(error)
         except KeyboardInterrupt:
             code, message = 130, "interrupted"
         except (typer.Exit, typer.Abort, typer.TyperException):
@@ -58,6 +59,14 @@ class Commands(TyperGroup):
             with open(path, "w") as file:
                 file.write(message)
         raise typer.Exit(code)
+
+
+def _os_fault(error: OSError) -> str:
+    """A copy that fails names its source first; it is the other end whose disk is full."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    named = (error.filename2 if full else None) or error.filename or "input/output"
+    remedy = ": make room there, and give the command again" if full else ""
+    return f"{named}: {error.strerror or error}{remedy}"
 
 
 app = typer.Typer(

@@ -47,6 +47,10 @@ def run(run_dir: Path, say: Any, stop: threading.Event) -> int:
                 on_step=lambda report: say(report=dataclasses.asdict(report)) if rank == 0 else None,
                 should_stop=stop.is_set,
             )
+    except OSError as error:
+        named = f" ({error.filename})" if error.filename else ""
+        say(error="Unavailable", message=f"{error.strerror or error}{named}", param=None)
+        return 3
     except EverlearnError as error:
         say(error=type(error).__name__, message=error.message, param=error.param)
         return 3

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from everlearn.bundle import file_entry
 from everlearn.durable import move_directory, sync_tree, write_file
 from everlearn.errors import Unavailable
+from train.disk import why_not_written
 from train.parallel import Group
 
 log = structlog.stdlib.get_logger("train.checkpoint")
@@ -142,5 +143,8 @@ def _quietly(call: Literal["save", "load"], tensors: dict[str, Tensor], **option
             getattr(dcp, call)(tensors, **options)
         except CheckpointException as error:
             cause, _ = next(iter(error.failures.values()))
-            done = {"save": "written", "load": "read"}[call]
-            raise Unavailable(f"a checkpoint could not be {done}: {cause}") from error
+            if call == "load":
+                raise Unavailable(f"a checkpoint could not be read: {cause}") from error
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+            why = why_not_written(cause, options["checkpoint_id"], size)
+            raise Unavailable(f"a checkpoint could not be written: {why}") from error

@@ -25,6 +25,7 @@ from everlearn.errors import ConfigError, Conflict, Corrupt, Unavailable
 from everlearn.progress import Progress, silent
 from train import failures
 from train.claim import WAIT_S, claimed, wait_for_ranks
+from train.disk import full_disk_told
 from train.identity import Contents, base_digest, contents_of, refuse_changed, run_diff
 from train.recipe import TrainRecipe
 
@@ -67,7 +68,7 @@ def launch(
     Raises the run's own errors as themselves: InvalidInput, ConfigError, Conflict, Diverged, Stopped; and
     Unavailable with the end of its log where it died.
     """
-    with claimed(run_dir, WAIT_S):
+    with full_disk_told(run_dir), claimed(run_dir, WAIT_S):
         known = contents_of(recipe, progress) if contents is None else contents
         request = open_run(recipe, model_dir, tokenizer_dir, run_dir, known, base_ref)
         if not (run_dir / "outcome.json").is_file():

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from everlearn.durable import move_directory, sync_tree
-from everlearn.errors import ConfigError, InvalidInput
+from everlearn.errors import ConfigError, InvalidInput, Unavailable
 from everlearn.memory import physical_bytes
 from everlearn.stops import write_generation_config
+from train.disk import why_not_written
 from train.evaluate import load_causal_lm
 from train.fitness import refuse_unfit
 from train.recipe import Architecture, TrainRecipe
@@ -119,13 +121,25 @@ def write(
     partial = target.with_name(f".partial-{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(target, ignore_errors=True)
-    model.to(saved_dtype(base)).save_pretrained(partial)
+    try:
+        _save(model.to(saved_dtype(base)), tokenizer_dir, partial)
+    except BaseException:  # a full disk gets its room back
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    move_directory(partial, target)
+
+
+def _save(model: Any, tokenizer_dir: Path, target: Path) -> None:
+    try:
+        model.save_pretrained(target)
+    except SafetensorError as error:  # which has no errno
+        why = why_not_written(error, target, model.get_memory_footprint())
+        raise Unavailable(f"the model could not be written: {why}") from error
     for pattern in KEPT:
         for file in tokenizer_dir.glob(pattern):
-            shutil.copyfile(file, partial / file.name)
-    write_generation_config(partial)
-    sync_tree(partial)
-    move_directory(partial, target)
+            shutil.copyfile(file, target / file.name)
+    write_generation_config(target)
+    sync_tree(target)
 
 
 def saved_dtype(base: Path | None) -> torch.dtype:

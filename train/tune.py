@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from torch import nn
@@ -11,10 +12,15 @@ from train.recipe import Tune
 
 
 def add_adapters(model: nn.Module, tune: Tune) -> nn.Module:
-    """The same model, its base frozen and low-rank updates beside its linear layers, where ``tune`` says so."""
+    """The same model, its base frozen and low-rank updates beside its linear layers, where ``tune`` says so.
+
+    Raises ConfigError for targets that no layer has, and for a matrix that embeddings and output layer share: updates
+    of the one, merged, would change the other.
+    """
     if tune.method == "full":
         return model
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
 
     targets = tune.targets if isinstance(tune.targets, str) else list(tune.targets)
     config = LoraConfig(
@@ -24,10 +30,27 @@ def add_adapters(model: nn.Module, tune: Tune) -> nn.Module:
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
+    shared = _shared(model) if targets != "all-linear" else set()  # which leaves the output layer out
     try:
-        return get_peft_model(model, config).get_base_model()  # type: ignore[arg-type]
+        adapted = get_peft_model(model, config).get_base_model()  # type: ignore[arg-type]
     except ValueError as error:
         raise ConfigError(f"tune.targets: {error}", param="tune.targets") from None
+    for name, module in adapted.named_modules():
+        if isinstance(module, LoraLayer) and module.get_base_layer().weight.data_ptr() in shared:
+            raise ConfigError(
+                f"tune.targets: {name} is tied, embeddings and output layer share one matrix: leave it out, or "
+                "train it with tune: full",
+                param="tune.targets",
+            )
+    return adapted
+
+
+def _shared(model: Any) -> set[int]:
+    """Where the matrices lie that several modules use."""
+    seen: Counter[int] = Counter()
+    for module in model.modules():
+        seen.update(p.data_ptr() for p in module._parameters.values() if p is not None)
+    return {place for place, users in seen.items() if users > 1}
 
 
 def merge_adapters(model: Any, tune: Tune) -> nn.Module:

@@ -69,11 +69,11 @@ def recipe(stores: Path) -> dict[str, Any]:
 
 
 def run(
-    base: Path, recipe: dict[str, Any], run_dir: Path, **options: Any
+    base: Path, recipe: dict[str, Any], run_dir: Path, dtype: torch.dtype | None = None, **options: Any
 ) -> tuple[LlamaForCausalLM, list[StepReport], Any]:
     """Fits in this process: the model, a report for each step, the result."""
     torch.set_num_threads(1)
-    model = LlamaForCausalLM.from_pretrained(base)
+    model = LlamaForCausalLM.from_pretrained(base, dtype=dtype)
     reports: list[StepReport] = []
     wanted = TrainRecipe.model_validate(recipe)
     packer = Packer(open_store(Path(recipe["data"]["store"])), wanted.sequence_tokens, wanted.seed)

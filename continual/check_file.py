@@ -22,12 +22,10 @@ WALL_S = 60.0
 
 
 def check_examples(path: Path, name: str, settings: ContinualSettings) -> None:
-    """Reads the examples of ``path``, whose name says what it holds; one without a suffix waits for its job.
+    """Reads the examples of ``path``, whose name says what it holds, or its first bytes where it has no suffix.
 
     Raises InvalidInput naming the line, and what would be right.
     """
-    if not Path(name).suffix:
-        return
     request = {"path": str(path), "name": name, "max_unpacked_bytes": settings.max_unpacked_bytes}
     limits = Limits(name, memory_bytes=settings.data_memory_bytes, wall_s=WALL_S, param="file")
     try:

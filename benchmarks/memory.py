@@ -157,6 +157,7 @@ def build_in(request: dict[str, Any], cgroup: str) -> None:
     asked = {
         "model_dir": str(model_dir), "directory": str(made), "cache_dir": str(work / "cache"), "tied": True,
         "scratch": str(work / "scratch"), "precision": "int4", "tokens": HELD, "reference": str(work / "reference.npy"),
+        "carried": str(work / "carried.npy"),
         "options": decoder_options(model_dir, PRECISIONS["int4-onnx"]),
         **recipe.model_dump(mode="json", include={"weights", "head_bits", "wide_share", "kv_cache", "calibration"}),
     }  # fmt: skip
@@ -174,7 +175,7 @@ def measure_in(request: dict[str, Any], cgroup: str) -> None:
     work = Path(request["work"])
     asked = {
         "parent": request["model_dir"], "export": str(work / "made"), "tokens": HELD,
-        "reference": str(work / "reference.npy"),
+        "reference": str(work / "reference.npy"), "carried": str(work / "carried.npy"),
     }  # fmt: skip
     measure_export(asked, step)
     step("end")

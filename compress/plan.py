@@ -33,7 +33,7 @@ from compress.search import (
     prunings,
     without_pruning,
 )
-from compress.teach import DistillRecipe, Student, distill, run_dir
+from compress.teach import DistillRecipe, Student, described, distill
 from everlearn.bundle import write_bundle
 from everlearn.child import run_child
 from everlearn.durable import write_file
@@ -44,6 +44,7 @@ from everlearn.safetensors_header import count_parameters
 from everlearn.settings import Settings
 from everlearn.stops import write_generation_config
 from train.evaluate import HELD_TOKENS
+from train.identity import contents_of_data
 
 # Bytes that training holds for each of the weights': checkpoints with two moments in float32, and the one before.
 TRAINING_FACTOR = 6
@@ -78,9 +79,8 @@ def follow(
             student=Student(model=at.ref),
             **plan.heal.model_dump(),
         )
-        at = found(registry, at, "distill", recipe.model_dump(mode="json")) or distill(
-            settings, recipe, run_dir(settings, recipe), progress
-        )
+        said = described(recipe, contents_of_data(recipe.data, progress))
+        at = found(registry, at, "distill", said) or distill(settings, recipe, progress=progress)
         yield at
     for wanted in plan.recipes():
         yield quantized(settings, registry, at, wanted, looked, progress)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from compress.recipe import Teaching
 from everlearn.bundle import write_bundle
 from everlearn.child import answer, run_child
+from everlearn.contents import check_name
 from everlearn.durable import write_file
 from everlearn.errors import InvalidInput
 from everlearn.progress import Progress, silent
@@ -24,8 +25,10 @@ from everlearn.registry import Registry, Version
 from everlearn.safetensors_header import count_parameters
 from everlearn.settings import Settings
 from everlearn.settings_file import read_settings_file
+from train.claim import claimed
 from train.data.card import DataOptions
-from train.recipe import Architecture, anchored, validate_recipe
+from train.identity import Contents, contents_of_data, contents_sha256
+from train.recipe import Architecture, anchored, deciding, validate_recipe
 
 if TYPE_CHECKING:
     from compress.kept_predictions import KeptPredictions
@@ -66,17 +69,26 @@ def read_distill_recipe(path: Path) -> DistillRecipe:
     return recipe.model_copy(update={"data": anchored(recipe.data, path.absolute().parent)})
 
 
-def run_dir(settings: Settings, recipe: DistillRecipe) -> Path:
-    """Where a distillation keeps its checkpoints unless told: the same recipe goes on there."""
-    key = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:12]
+def folder_of(
+    settings: Settings, recipe: DistillRecipe, contents: Contents, teacher: Version, student: Version | None
+) -> Path:
+    """Where a distillation keeps its checkpoints unless told: the same recipe, texts and models go on there."""
+    said = [deciding(recipe.model_dump(mode="json")), contents_sha256(contents)]
+    said += [teacher.digest, student.digest if student else None]
+    key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
     return settings.home / "runs" / f"{recipe.name}-{key}"
 
 
-def distill(settings: Settings, recipe: DistillRecipe, run_dir: Path, progress: Progress = silent) -> Version:
+def distill(
+    settings: Settings, recipe: DistillRecipe, run_dir: Path | None = None, progress: Progress = silent
+) -> Version:
     """Trains the student in ``run_dir`` and adds it as the next version of ``recipe.name``.
 
-    Raises NotFound, InvalidInput (also where the loss diverged), ConfigError, Conflict.
+    Without ``run_dir``, in a folder of the recipe and of what its files and models hold.
+    Raises NotFound, InvalidInput (also where the loss diverged), ConfigError, and Conflict, also where another process
+    works in that folder.
     """
+    check_name(recipe.name, "a model's name")
     registry = Registry(settings)
     teacher = registry.weights(recipe.teacher)
     student = registry.weights(recipe.student.model) if recipe.student.model else None
@@ -87,31 +99,51 @@ def distill(settings: Settings, recipe: DistillRecipe, run_dir: Path, progress: 
         )
     if teacher.task == "embed":
         refuse_decoders_options(recipe, teacher.ref)
-    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    contents = contents_of_data(recipe.data, progress)
+    folder = run_dir or folder_of(settings, recipe, contents, teacher, student)
+    progress(f"teacher {recipe.teacher} → {teacher.ref}", None)
+    with claimed(folder, wait_s=0):
+        metrics = taught(registry, recipe, teacher, student, folder, progress)
+        with registry.staging() as staging:
+            shutil.copytree(folder / "model", staging, dirs_exist_ok=True)
+            config = json.loads((staging / "config.json").read_bytes())
+            write_bundle(
+                staging,
+                name=recipe.name,
+                format="safetensors",
+                task=teacher.task,
+                architecture=config["architectures"][0],
+                parameters=count_parameters(staging),
+                parent=(student or teacher).digest,
+                recipe={"distill": described(recipe, contents)},
+                metrics=metrics,
+            )
+            return registry.add(staging, recipe.name)
+
+
+def taught(
+    registry: Registry,
+    recipe: DistillRecipe,
+    teacher: Version,
+    student: Version | None,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Runs the child, which writes the student to ``folder/model``; returns its metrics."""
     request = {
         "recipe": recipe.model_dump(mode="json"),
         "teacher_dir": str(registry.path(teacher)),
         "student_dir": student and str(registry.path(student)),
         "dropped": student and dropped_of(student, teacher),
-        "run_dir": str(run_dir),
+        "run_dir": str(folder),
     }
     child = "compress.teach" if teacher.task == "generate" else "compress.teach_encoder"
-    metrics = run_child(child, request, progress)
-    with registry.staging() as staging:
-        shutil.copytree(run_dir / "model", staging, dirs_exist_ok=True)
-        config = json.loads((staging / "config.json").read_bytes())
-        write_bundle(
-            staging,
-            name=recipe.name,
-            format="safetensors",
-            task=teacher.task,
-            architecture=config["architectures"][0],
-            parameters=count_parameters(staging),
-            parent=(student or teacher).digest,
-            recipe={"distill": request["recipe"]},
-            metrics=metrics,
-        )
-        return registry.add(staging, recipe.name)
+    return run_child(child, request, progress)
+
+
+def described(recipe: DistillRecipe, contents: Contents) -> dict[str, Any]:
+    """What a bundle tells of its distillation; the same again is the same distillation of the same models."""
+    return {**recipe.model_dump(mode="json"), "contents": contents_sha256(contents)}
 
 
 OF_DECODERS = ("temperature", "weight", "divergence", "quantize_to", "head_bits", "keep_predictions")

@@ -125,21 +125,22 @@ def distill(
     ],
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder of the run; the same folder goes on with it. Default: one per recipe."),
+        typer.Option(
+            help="Folder of the run; the same folder goes on with it. Default: one per recipe and its data."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a smaller student by a model's predictions; it becomes a model of its own."""
     from compress.teach import distill as teach
     from compress.teach import read_distill_recipe
-    from compress.teach import run_dir as default_run_dir
     from everlearn.cli_models import print_added
     from everlearn.progress import shown
 
     wanted = read_distill_recipe(recipe)
     settings = open_settings()
     with shown() as progress:
-        version = teach(settings, wanted, run_dir or default_run_dir(settings, wanted), progress)
+        version = teach(settings, wanted, run_dir, progress)
     print_added(version, as_json)
 
 

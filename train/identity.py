@@ -15,7 +15,7 @@ from typing import Any
 from everlearn.bundle import MANIFEST, file_entry
 from everlearn.errors import Conflict, InvalidInput
 from everlearn.progress import Progress, silent
-from train.recipe import TrainRecipe, recipe_diff
+from train.recipe import Data, TrainRecipe, recipe_diff
 
 Contents = dict[str, list[list[str]]]
 """By recipe key, the name and sha256 of each file, in the order of reading."""
@@ -27,12 +27,17 @@ TOLD_FROM_BYTES = 512 * 1024**2
 
 def contents_of(recipe: TrainRecipe, progress: Progress = silent) -> Contents:
     """Reads every byte that the recipe names. Raises NotFound, InvalidInput, and Corrupt for a damaged store."""
+    kept = {"keep.store": recipe.keep.store} if recipe.keep else {}
+    return contents_of_data(recipe.data, progress) | _stores(kept, progress)
+
+
+def contents_of_data(data: Data, progress: Progress = silent) -> Contents:
+    """Those of a recipe's ``data``. Raises as :func:`contents_of`."""
     from train.data.sources import list_sources
-    from train.data.store import open_store
 
     contents: Contents = {}
-    if recipe.data.train:
-        sources = list_sources(recipe.data.train, recipe.data.held)
+    if data.train:
+        sources = list_sources(data.train, data.held)
         hashed = _hash([source.path for source in sources], progress)
         for key, held in (("data.train", False), ("data.held", True)):
             contents[key] = [
@@ -40,17 +45,12 @@ def contents_of(recipe: TrainRecipe, progress: Progress = silent) -> Contents:
                 for source, sha256 in zip(sources, hashed, strict=True)
                 if source.held == held
             ]
-    keep = recipe.keep.store if recipe.keep else None
-    stores = {
-        "data.store": recipe.data.store,
-        "data.held_store": recipe.data.held_store,
-        "keep.store": keep,
-    }
-    for key, store in stores.items():
-        if store:
-            progress(f"checking {store.name}", None)
-            contents[key] = [[store.name, open_store(store, verify=True).card.sha256]]
-    return contents
+    return contents | _stores({"data.store": data.store, "data.held_store": data.held_store}, progress)
+
+
+def contents_sha256(contents: Contents) -> list[list[str]]:
+    """Of each kind of file, what they hold and not what they are called."""
+    return [[sha256 for _, sha256 in files] for _, files in sorted(contents.items())]
 
 
 def base_digest(base: Path) -> str:
@@ -76,6 +76,17 @@ def refuse_changed(contents: Contents, read: Sequence[str]) -> None:
     known = {sha256 for files in contents.values() for _, sha256 in files}
     if not known.issuperset(read):
         raise Conflict("a data file was changed while it was read: start the run again", param="data.train")
+
+
+def _stores(stores: Mapping[str, Path | None], progress: Progress) -> Contents:
+    from train.data.store import open_store
+
+    contents: Contents = {}
+    for key, store in stores.items():
+        if store:
+            progress(f"checking {store.name}", None)
+            contents[key] = [[store.name, open_store(store, verify=True).card.sha256]]
+    return contents
 
 
 def _base(said: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from everlearn.reference import parse_reference
 from everlearn.registry import Registry
 from everlearn.safetensors_header import count_parameters
 from train.claim import COMMAND_LOCK
-from train.identity import Contents, run_diff
+from train.identity import Contents, contents_sha256, run_diff
 from train.launch import Outcome, begun, refuse_other_run
 from train.recipe import TrainRecipe, deciding
 
@@ -71,7 +71,7 @@ def find_run(
     else:
         says = ""
     said = [deciding(recipe.model_dump(mode="json")), base.digest if base else None]
-    said += [[sha256 for _, sha256 in files] for _, files in sorted(contents.items())]
+    said += contents_sha256(contents)
     key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
     return Run(run_dir or runs / f"{model}-{key}", model, base, recipe, contents, says)
 

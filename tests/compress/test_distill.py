@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from transformers import LlamaForCausalLM
 from compress.distill import Distillation, Divergence, HiddenStates, apart, counterparts, outputs_of
 from compress.prune import evenly_spaced, with_layers
 from compress.teach import DistillRecipe, Student, distill
-from everlearn.errors import InvalidInput
+from everlearn.errors import Conflict, InvalidInput
 from everlearn.registry import Registry
 from everlearn.settings import Settings
 from tests.compress.tiny_models import tiny_config, train_tokenizer
+from train.claim import claimed
 from train.data.packing import Packer
 from train.data.store import Example
 from train.evaluate import held_text, load_causal_lm
@@ -245,3 +247,31 @@ def test_a_recipe_makes_a_student_that_is_a_model_of_its_own(tiny_settings: Sett
     assert after < before
     assert version.manifest.metrics["held_nll"] < version.manifest.metrics["held_nll_before"]
     assert load_causal_lm(registry.path(version)).config.num_hidden_layers == 1
+
+
+def test_an_edited_text_or_another_teacher_is_a_distillation_of_its_own(
+    tiny_settings: Settings, tmp_path: Path
+) -> None:
+    """In the default folder; the same text elsewhere goes on where it was, and one process at a time works there."""
+    text = tmp_path / "corpus.txt"
+    text.write_text(held_text().text)
+
+    def recipe(file: Path, **changed: Any) -> DistillRecipe:
+        data = Data(train=(file,), held_fraction=0.2)
+        said = {"steps": 1, "sequence_tokens": 128, "batch_tokens": 256, "hidden": 0.0} | changed
+        return DistillRecipe(name="small", teacher="tiny@1", student=Student(layers=1), data=data, **said)
+
+    def folders() -> set[Path]:
+        return set((tiny_settings.home / "runs").glob("small-*"))
+
+    distill(tiny_settings, recipe(text))
+    (first,) = folders()
+    moved = tmp_path / "elsewhere.txt"
+    moved.write_bytes(text.read_bytes())
+    with claimed(first, wait_s=0), ThreadPoolExecutor(1) as pool:
+        other_thread = pool.submit(distill, tiny_settings, recipe(moved))
+        with pytest.raises(Conflict, match="another process is training"):
+            other_thread.result()
+    text.write_text(held_text().text + "\n\nOne sentence more.\n")
+    distill(tiny_settings, recipe(text))
+    assert len(folders()) == 2

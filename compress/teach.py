@@ -25,15 +25,19 @@ from everlearn.registry import Registry, Version
 from everlearn.safetensors_header import count_parameters
 from everlearn.settings import Settings
 from everlearn.settings_file import read_settings_file
-from train.claim import claimed
+from train.claim import claimed, refuse_foreign, refuse_inside
 from train.data.card import DataOptions
-from train.identity import Contents, contents_of_data, contents_sha256
+from train.identity import Contents, contents_of_data, contents_read
 from train.recipe import Architecture, anchored, deciding, validate_recipe
 
 if TYPE_CHECKING:
     from compress.kept_predictions import KeptPredictions
     from train.data.packing import Packer
     from train.data.store import TokenStore
+
+
+RUN = "distill.json"
+"""The folder that has it is a distillation's."""
 
 
 class Student(BaseModel):
@@ -73,7 +77,7 @@ def folder_of(
     settings: Settings, recipe: DistillRecipe, contents: Contents, teacher: Version, student: Version | None
 ) -> Path:
     """Where a distillation keeps its checkpoints unless told: the same recipe, texts and models go on there."""
-    said = [deciding(recipe.model_dump(mode="json")), contents_sha256(contents)]
+    said = [deciding(recipe.model_dump(mode="json")), contents_read(contents)]
     said += [teacher.digest, student.digest if student else None]
     key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
     return settings.home / "runs" / f"{recipe.name}-{key}"
@@ -99,10 +103,14 @@ def distill(
         )
     if teacher.task == "embed":
         refuse_decoders_options(recipe, teacher.ref)
+    if run_dir:
+        refuse_inside(run_dir, (*recipe.data.train, *recipe.data.held))
     contents = contents_of_data(recipe.data, progress)
     folder = run_dir or folder_of(settings, recipe, contents, teacher, student)
     progress(f"teacher {recipe.teacher} → {teacher.ref}", None)
     with claimed(folder, wait_s=0):
+        refuse_foreign(folder, RUN)
+        write_file(folder / RUN, json.dumps(described(recipe, contents), indent=1).encode())
         metrics = taught(registry, recipe, teacher, student, folder, progress)
         with registry.staging() as staging:
             shutil.copytree(folder / "model", staging, dirs_exist_ok=True)
@@ -143,7 +151,7 @@ def taught(
 
 def described(recipe: DistillRecipe, contents: Contents) -> dict[str, Any]:
     """What a bundle tells of its distillation; the same again is the same distillation of the same models."""
-    return {**recipe.model_dump(mode="json"), "contents": contents_sha256(contents)}
+    return {**recipe.model_dump(mode="json"), "contents": contents_read(contents)}
 
 
 OF_DECODERS = ("temperature", "weight", "divergence", "quantize_to", "head_bits", "keep_predictions")

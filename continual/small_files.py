@@ -16,7 +16,7 @@ from sqlalchemy import Engine, select
 from continual.recipe import MIN_DOCUMENTS
 from everlearn.database import FileRow, read
 from everlearn.errors import InvalidInput
-from train.data.read import SEPARATOR, SUFFIXES, Limits, read_examples
+from train.data.read import SEPARATOR, Limits, layout_named, read_examples
 
 LOOKED_INTO_BYTES = 2**20
 MAX_UNPACKED_BYTES = 2**24
@@ -88,4 +88,4 @@ def _count(path: Path, name: str, enough: int) -> int | None:
 
 
 def _is_text(name: str) -> bool:
-    return SUFFIXES.get(Path(name.lower().removesuffix(".gz")).suffix) == "text"
+    return layout_named(name) == "text"

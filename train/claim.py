@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +28,36 @@ def claimed(run_dir: Path, wait_s: float = WAIT_S) -> Generator[None]:
         yield
     finally:
         lock.release()
+
+
+def refuse_foreign(run_dir: Path, marker: str) -> None:
+    """Raises Conflict for a folder that is not empty and has no ``marker``: a run writes and removes files in its own.
+
+    What this module and a kill may leave there does not count.
+    """
+    if (run_dir / marker).exists():
+        return
+    others = sorted(
+        entry.name
+        for entry in run_dir.iterdir()
+        if entry.suffix != ".lock" and not entry.name.startswith(f".{marker}.")
+    )
+    if others:
+        raise Conflict(
+            f"{run_dir} holds other things than a run ({', '.join(others[:4])}): give the run a folder of its own "
+            "(--run-dir)",
+            param="run_dir",
+        )
+
+
+def refuse_inside(run_dir: Path, data: Sequence[Path]) -> None:
+    """Raises Conflict for a run folder within one of ``data``: what the run writes there would be read as data."""
+    for path in data:
+        if path.is_dir() and run_dir.resolve().is_relative_to(path.resolve()):
+            raise Conflict(
+                f"the run folder {run_dir} lies within the data folder {path}: choose one outside it (--run-dir)",
+                param="run_dir",
+            )
 
 
 @contextmanager

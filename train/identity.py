@@ -48,9 +48,16 @@ def contents_of_data(data: Data, progress: Progress = silent) -> Contents:
     return contents | _stores({"data.store": data.store, "data.held_store": data.held_store}, progress)
 
 
-def contents_sha256(contents: Contents) -> list[list[str]]:
-    """Of each kind of file, what they hold and not what they are called."""
-    return [[sha256 for _, sha256 in files] for _, files in sorted(contents.items())]
+def contents_read(contents: Contents) -> list[list[str]]:
+    """Of each kind of file, what they hold and how they are read; not what they are called."""
+    return [_read_as(files) for _, files in sorted(contents.items())]
+
+
+def _read_as(files: Sequence[Sequence[str]]) -> list[str]:
+    """A suffix decides how a file is read: the same bytes as .txt and as .jsonl are two things to learn."""
+    from train.data.read import layout_named
+
+    return [f"{layout_named(name) or ''} {sha256}" for name, sha256 in files]
 
 
 def base_digest(base: Path) -> str:
@@ -99,7 +106,7 @@ def _contents_diff(before: Contents, now: Contents) -> list[str]:
     lines: list[str] = []
     for key in before | now:
         old, new = before.get(key, []), now.get(key, [])
-        if [sha256 for _, sha256 in old] == [sha256 for _, sha256 in new]:
+        if _read_as(old) == _read_as(new):
             continue
         was, became = {name: sha256 for name, sha256 in old}, {name: sha256 for name, sha256 in new}
         known = {sha256 for _, sha256 in old}

@@ -24,10 +24,13 @@ from everlearn.durable import write_file
 from everlearn.errors import ConfigError, Conflict, Corrupt, Unavailable
 from everlearn.progress import Progress, silent
 from train import failures
-from train.claim import WAIT_S, claimed, wait_for_ranks
+from train.claim import WAIT_S, claimed, refuse_foreign, wait_for_ranks
 from train.disk import full_disk_told
 from train.identity import Contents, base_digest, contents_of, refuse_changed, run_diff
 from train.recipe import TrainRecipe
+
+RUN = "run.json"
+"""A run's request: the folder that has it is a run's."""
 
 LOG_TAIL_CHARS = 1500
 STOP_POLL_S = 0.5
@@ -113,21 +116,36 @@ def open_run(
         if before.get("base"):
             request["base"] = before["base"]
             request["recipe"]["base"] = before["recipe"]["base"]  # what it was begun as
-    write_file(run_dir / "run.json", json.dumps(request, indent=1).encode())
+    else:
+        refuse_foreign(run_dir, RUN)
+    write_file(run_dir / RUN, json.dumps(request, indent=1).encode())
     return request
 
 
 def begun(run_dir: Path) -> dict[str, Any] | None:
     """What run.json says; None where no run was begun. Raises Corrupt."""
-    file = run_dir / "run.json"
+    return read_written(run_dir / RUN)
+
+
+def read_written(file: Path) -> dict[str, Any] | None:
+    """What a run wrote there as a JSON object; None without the file. Raises Corrupt."""
     try:
-        return json.loads(file.read_bytes()) if file.is_file() else None
+        said = json.loads(file.read_bytes()) if file.is_file() else None
     except ValueError as error:
-        raise Corrupt(f"{file} is not what was written ({error}): remove {run_dir}") from None
+        raise Corrupt(f"{file} is not what was written ({error}): remove {file.parent}") from None
+    if said is not None and not isinstance(said, dict):
+        raise Corrupt(f"{file} is not what was written (no object): remove {file.parent}")
+    return said
 
 
 def refuse_other_run(run_dir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises Conflict with what differs, and what to do."""
+    if "contents" not in before:
+        raise Conflict(
+            f"{run_dir} holds a run of an earlier version, which did not write down what its files held: remove it, or "
+            "choose another folder (--run-dir)",
+            param="run_dir",
+        )
     lines = run_diff(before, now)
     if not lines:
         return

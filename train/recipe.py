@@ -359,7 +359,10 @@ def anchored(data: Data, folder: Path) -> Data:
     """``data`` with its paths relative to ``folder``."""
 
     def at(path: Path) -> Path:
-        return folder / path.expanduser()
+        try:
+            return folder / path.expanduser()
+        except RuntimeError:
+            raise ConfigError(f"{path}: there is no such user's folder", param="data") from None
 
     return data.model_copy(
         update={

@@ -23,12 +23,17 @@ from everlearn.records import Version
 from everlearn.reference import parse_reference
 from everlearn.registry import Registry
 from everlearn.safetensors_header import count_parameters
-from train.claim import COMMAND_LOCK
-from train.identity import Contents, contents_sha256, run_diff
-from train.launch import Outcome, begun, refuse_other_run
+from train.claim import refuse_inside
+from train.identity import Contents, contents_read, run_diff
+from train.launch import RUN, Outcome, begun, read_written, refuse_other_run
 from train.recipe import TrainRecipe, deciding
 
 REGISTERED = "registered.json"
+RUN_FILES = (
+    *("outcome.json", "steps.jsonl", "log.txt", "data", "tokenizer", "model", "checkpoints", "tensorboard"),
+    *(REGISTERED, RUN),
+)
+"""What a run writes: nothing else is removed with it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ def find_run(
     if not model:
         raise ConfigError("the recipe needs a name for the model it makes from scratch", param="name")
     check_name(model, "a model's name")
+    if run_dir:
+        refuse_inside(run_dir, (*recipe.data.train, *recipe.data.held))
     if base and recipe.base and not isinstance(parse_reference(recipe.base).version, int):
         folders = [run_dir] if run_dir else sorted(runs.glob(f"{glob.escape(model)}-*"))
         pinned = _pinned(registry, folders, recipe, contents, base)
@@ -71,7 +78,7 @@ def find_run(
     else:
         says = ""
     said = [deciding(recipe.model_dump(mode="json")), base.digest if base else None]
-    said += contents_sha256(contents)
+    said += contents_read(contents)
     key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
     return Run(run_dir or runs / f"{model}-{key}", model, base, recipe, contents, says)
 
@@ -97,9 +104,11 @@ def already_registered(registry: Registry, run: Run) -> Version | None:
             return version
     except NotFound:
         pass
-    for entry in run.folder.iterdir():
-        if entry.name != COMMAND_LOCK:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    for entry in map(run.folder.joinpath, RUN_FILES):
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
     return None
 
 
@@ -143,13 +152,12 @@ def _pinned(
     """The folder and base of a run that was begun by this name: unfinished, or what ``base`` itself came of."""
     for folder in folders:
         try:
-            before = begun(folder)
+            before, made = begun(folder), _made(folder)
         except Corrupt:
             continue  # told when that folder is meant
         if not before or not before.get("base") or before["recipe"].get("base") != recipe.base:
             continue
         now = {"recipe": recipe.model_dump(mode="json"), "contents": contents, "base": before["base"]}
-        made = _made(folder)
         if run_diff(before, now) or (made and made["digest"] != base.digest):
             continue
         ref = before["base"]["ref"]
@@ -168,8 +176,7 @@ def _pinned(
 
 
 def _made(folder: Path) -> dict[str, str] | None:
-    file = folder / REGISTERED
-    return json.loads(file.read_bytes()) if file.is_file() else None
+    return read_written(folder / REGISTERED)
 
 
 def _says(asked: str, pinned: Version, now: Version) -> str:

@@ -264,6 +264,9 @@ def test_an_edited_text_or_another_teacher_is_a_distillation_of_its_own(
     def folders() -> set[Path]:
         return set((tiny_settings.home / "runs").glob("small-*"))
 
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    with pytest.raises(Conflict, match=r"holds other things than a run \(model\)"):
+        distill(tiny_settings, recipe(text), tmp_path / "mine")
     distill(tiny_settings, recipe(text))
     (first,) = folders()
     moved = tmp_path / "elsewhere.txt"

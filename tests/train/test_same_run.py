@@ -17,7 +17,7 @@ import yaml
 from typer.testing import CliRunner
 
 from everlearn.cli import app
-from everlearn.errors import Conflict, Corrupt, NotFound
+from everlearn.errors import ConfigError, Conflict, Corrupt, NotFound
 from everlearn.registry import Registry, Version
 from everlearn.settings import Settings
 from everlearn.sources import import_model
@@ -313,6 +313,80 @@ with claimed(folder) if rank == "command" else claimed_by_rank(folder, int(rank)
     print("held", flush=True)
     time.sleep(1000)
 """
+
+
+@pytest.mark.parametrize("theirs", ["model/weights.safetensors", "data/chat.jsonl", "notes.txt", ".git/HEAD"])
+def test_a_folder_with_other_things_is_no_run_folder(home: Registry, theirs: str) -> None:
+    """A run writes and removes what is called model, data and so on."""
+    folder = Path("mine")
+    file = folder / theirs
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    with pytest.raises(Conflict, match=r"mine holds other things than a run \("):
+        begin(home, meant(home, run_dir=folder))
+    assert file.read_text() == "mine"
+
+
+def test_what_a_kill_leaves_of_a_run_that_did_not_begin_is_no_hindrance(home: Registry) -> None:
+    folder = Path("chosen")
+    folder.mkdir()
+    (folder / ".run.json.k1lled").write_text("{")
+    begin(home, meant(home, run_dir=folder))
+    assert (folder / "run.json").is_file()
+
+
+def test_beginning_anew_removes_nothing_but_what_the_run_made(home: Registry) -> None:
+    run = meant(home, run_dir=Path("chosen"))
+    version = finish(home, run)
+    (run.folder / "notes.txt").write_text("mine")
+    home.delete(version.ref)
+    assert already_registered(home, run) is None
+    assert [one.name for one in run.folder.iterdir() if one.suffix != ".lock"] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("folder", ["texts", "texts/run"])
+def test_a_run_folder_within_the_data_is_refused(home: Registry, folder: str) -> None:
+    with pytest.raises(
+        Conflict, match=f"the run folder {folder} lies within the data folder .*texts: choose"
+    ):
+        meant(home, run_dir=Path(folder))
+    assert not Path("texts/run").exists()
+
+
+def test_a_suffix_that_reads_a_file_another_way_is_another_run(home: Registry) -> None:
+    first = meant(home, "data.train=texts/0.txt")
+    begin(home, first)
+    Path("texts/0.txt").rename("texts/0.jsonl")
+    assert meant(home, "data.train=texts/0.jsonl").folder != first.folder
+    with pytest.raises(Conflict, match=r"0\.txt is gone"):
+        begin(home, meant(home, "data.train=texts/0.jsonl", run_dir=first.folder))
+
+
+@pytest.mark.parametrize("content", ["[]", '"run"', "", "{"])
+@pytest.mark.parametrize("name", ["run.json", "registered.json"])
+def test_a_file_of_the_run_that_is_damaged_is_told(home: Registry, name: str, content: str) -> None:
+    run = meant(home, run_dir=Path("chosen"))
+    finish(home, run)
+    (run.folder / name).write_text(content)
+    with pytest.raises(Corrupt, match=f"{name} is not what was written .* remove chosen"):
+        already_registered(home, run)
+    meant(home)  # another run is not its concern
+
+
+def test_a_run_of_before_its_files_were_written_down_says_so(home: Registry) -> None:
+    run = meant(home, run_dir=Path("chosen"))
+    begin(home, run)
+    said = json.loads((run.folder / "run.json").read_bytes())
+    (run.folder / "run.json").write_text(
+        json.dumps({key: value for key, value in said.items() if key not in ("contents", "base")})
+    )
+    with pytest.raises(Conflict, match="holds a run of an earlier version"):
+        begin(home, run)
+
+
+def test_a_home_of_nobody_is_told(home: Registry) -> None:
+    with pytest.raises(ConfigError, match="~nobody-of-that-name/x: there is no such user's folder"):
+        read_recipe(Path("recipe.yaml"), ["data.train=~nobody-of-that-name/x"])
 
 
 def holder(folder: Path, what: str) -> subprocess.Popen[str]:

@@ -133,6 +133,10 @@ def _collect(
     return collected
 
 
+FEW_DOCUMENTS = 4096
+"""Of so many it is looked up before the split which can be learnt from; of more, enough can."""
+
+
 @dataclass
 class _Side:
     """What one side of the split got so far."""
@@ -158,7 +162,10 @@ def _write(
     bounds = np.cumsum([0, *sizes])
     given_held = np.repeat([file.held for file in files], sizes).astype(np.bool_)
     exact, near = find_duplicates(collected, given_held, options.near_duplicates, work, progress)
-    in_held = _split(collected, given_held, ~(exact | near), files, options)
+    kept_documents = ~(exact | near)
+    if options.min_held and kept_documents.sum() <= FEW_DOCUMENTS:
+        kept_documents &= _learnable(collected, kept_documents, tokens, options)
+    in_held = _split(collected, given_held, kept_documents, files, options)
     result = work / "result"
     shutil.rmtree(result, ignore_errors=True)
     cards: list[SourceCard] = []
@@ -212,6 +219,20 @@ def _write(
     write_file(result / CARD, card.model_dump_json(indent=1).encode())
     sync_tree(result)
     return card
+
+
+def _learnable(
+    collected: list[Collection], kept: NDArray[np.bool_], tokens: Tokens, options: DataOptions
+) -> NDArray[np.bool_]:
+    """Which of ``kept`` have something to learn within ``max_tokens``, bool (documents,): of few, each one counts."""
+    documents = (document for each in collected for document in each.documents())
+    return np.array(
+        [
+            bool(is_kept) and bool(tokens.encode(document.raw, options.max_tokens))
+            for document, is_kept in zip(documents, kept, strict=True)
+        ],
+        dtype=np.bool_,
+    )
 
 
 def _split(

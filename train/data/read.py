@@ -173,6 +173,11 @@ def _opened(path: Path, name: str) -> Generator[tuple[IO[bytes] | gzip.GzipFile,
             yield raw, _layout(inner, _head(raw), name)
 
 
+def layout_named(name: str) -> Layout | None:
+    """How a file of this name is read; None where its first bytes decide."""
+    return SUFFIXES.get(Path(name.lower().removesuffix(".gz")).suffix)
+
+
 def _head(stream: IO[bytes]) -> bytes:
     head = stream.read(8)
     stream.seek(0)

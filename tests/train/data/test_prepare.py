@@ -163,6 +163,20 @@ def test_a_small_file_has_as_many_held_out_as_are_needed_to_measure(
     assert documents(tmp_path / "one", "held").keys() == documents(tmp_path / "two", "held").keys()
 
 
+def test_what_is_held_out_of_a_small_file_is_what_can_be_measured(
+    tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    """Every other prompt is beyond ``max_tokens``: 12 can be learnt from, whichever hashes are the smallest."""
+    for file in range(6):
+        records = [chat(100 * file + n) for n in range(24)]
+        for record in records[::2]:
+            record["messages"][0]["content"] += " and on" * 400
+        options = DataOptions(held_fraction=0.1, min_held=4, max_tokens=256)
+        made = write(tmp_path / f"{file}.jsonl", records)
+        card = prepare([made], tokenizer_dir, tmp_path / f"out{file}", options)
+        assert (card.train.documents, card.held.documents) == (8, 4)
+
+
 @pytest.mark.parametrize("copies", [0, 30])
 def test_a_file_too_small_to_measure_and_to_learn_from_is_refused_with_what_is_needed(
     tokenizer_dir: Path, tmp_path: Path, copies: int

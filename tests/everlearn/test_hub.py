@@ -218,7 +218,9 @@ def test_a_name_of_the_catalogue_is_one_commit_wherever_the_hubs_branch_has_move
 
 
 def test_every_name_of_the_catalogue_is_pinned() -> None:
-    assert all(re.fullmatch("[0-9a-f]{40}", entry.commit) for entry in CATALOGUE.values())
+    for entry in CATALOGUE.values():
+        assert entry.hub is None if entry.commit is None else re.fullmatch("[0-9a-f]{40}", entry.commit)
+        assert all(re.fullmatch("[0-9a-f]{64}", wheel.sha256) for wheel in (entry.wheel, *entry.more))
 
 
 def test_other_bytes_than_were_listed_are_refused_and_fetched_anew(settings: Settings, hub: Hub) -> None:

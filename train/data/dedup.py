@@ -2,8 +2,9 @@
 
 What is compared is what is learnt: a text, or a conversation's answers. A signature estimates the Jaccard
 similarity of two by the share of equal numbers, and only those that agree in one whole band are compared. What many
-documents have in common, such as a template, is left out where one says more than that; and of two conversations
-whose answers are alike, only those are the same that are asked the same but for a few words.
+documents have in common, such as a template, is left out where one says more than that. Of two conversations
+only those are the same that are asked the same and answered alike, or asked the same but for a few words and answered
+with the same words.
 """
 
 from __future__ import annotations
@@ -85,10 +86,13 @@ class Templates:
 
 
 def same_question(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> bool:
-    """Whether at most a few words of either are missing in the other; each uint32 (words,), without doubles."""
+    """Whether a few words of either are missing in the other; each uint32 (words,), without doubles.
+
+    Where none is, the words come in another order or number: who is larger than whom is another question.
+    """
     common = len(np.intersect1d(one, other, assume_unique=True))
     longer = max(len(one), len(other))
-    return longer - common <= min(MAX_OTHER_WORDS, longer // MAX_OTHER_PART)
+    return 0 < longer - common <= min(MAX_OTHER_WORDS, longer // MAX_OTHER_PART)
 
 
 def near_duplicates(

@@ -53,8 +53,11 @@ def find_duplicates(
     order = np.lexsort((first, ~given_held[compared]))
 
     def same_context(one: int, other: int) -> bool:
-        sides = documents.learnt(compared[one]).context, documents.learnt(compared[other]).context
-        return same_question(*sides)
+        a, b = documents.learnt(compared[one]), documents.learnt(compared[other])
+        if np.array_equal(a.context[:1], b.context[:1]):
+            return True
+        # What another question has another answer to is a fact of its own, however alike the answers are.
+        return np.array_equal(a.shingles, b.shingles) and same_question(a.context[1:], b.context[1:])
 
     found = near_duplicates(signatures, order, threshold, contexts=contexts, same_context=same_context)
     near = np.zeros_like(exact)
@@ -93,7 +96,7 @@ def _signatures(
                 progress(f"looking for duplicates: {number} of {len(compared)}", 0.6)
             each = documents.learnt(document)
             signatures.write(minhash(templates.own(each.shingles)).tobytes())
-            contexts.write(minhash(each.context, CONTEXT_PERMUTATIONS).tobytes())
+            contexts.write(minhash(each.context[1:], CONTEXT_PERMUTATIONS).tobytes())
     return (
         np.array(compared, dtype=np.int64),
         _table(work / "signatures.bin", PERMUTATIONS),

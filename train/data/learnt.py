@@ -11,30 +11,60 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.examples import Message, RawExample, Text
+from train.data.splitmix import splitmix64
 from train.data.words import shingles, short, words
+
+RULES = ("system", "developer")
+FACTS = re.compile(
+    r"\d+|[<>=+*/%&|^~$€£¥°]+|!(?=[\w(=])|(?<![\w-])-(?=\w)"
+    r"|\b(?:yes|no|not|never|none|nor|neither|without|cannot|and|or|true|false)\b|n['\u2019]t\b"
+    r"|\b(?:ja|nein|nicht|nie|kein\w*|und|oder|oui|non|pas|jamais|ou|sí|nunca)\b|[不没沒無否]",
+    re.IGNORECASE,
+)
+"""What turns the meaning of a text with one sign or word: numbers, operators, yes and no, negations, "and" and "or"."""
 
 
 @dataclass(frozen=True)
 class Learnt:
-    """``shingles`` of what is learnt, in order: uint32 (n,). ``context``: the words that it follows, ascending,
-    each once: uint32 (n,); none for a text, which is learnt whole."""
+    """``shingles`` of what is learnt, in order: uint32 (n,). ``context``: what it follows, uint32 (1 + n,), first a
+    digest of its words in their order, then the words that are no rules, ascending, each once; empty for a text,
+    which is learnt whole."""
 
     shingles: NDArray[np.uint32]
     context: NDArray[np.uint32]
 
 
 def learnt(raw: RawExample) -> Learnt:
-    """Answers that call other functions, with other arguments or numbers, have no shingle in common: such things
-    are facts, and a paraphrase does not change them."""
+    """Answers that call other functions, with other arguments, or with other :data:`FACTS`, have no shingle in
+    common: a paraphrase changes none of these. Nor have questions a word in common that have other facts, or are
+    asked under other rules (system messages)."""
     if isinstance(raw, Text):
         return Learnt(shingles(raw.text), np.zeros(0, np.uint32))
     answers = [message for message in raw.messages if is_learnt(message)]
     target = "\n".join(map(_said, answers))
     calls = [call["function"] for message in answers for call in message.get("tool_calls", ())]
-    facts = json.dumps(["chat", calls, re.findall(r"\d+", target)], sort_keys=True)
-    salt = int.from_bytes(hashlib.sha256(facts.encode()).digest()[:8], "little")
-    context = "\n".join(_said(message) for message in raw.messages if not is_learnt(message))
-    return Learnt(shingles(target, salt), np.unique(short(words(context))))
+    return Learnt(shingles(target, _salt("chat", calls, facts(target))), _context(raw.messages))
+
+
+def facts(text: str) -> list[str]:
+    """In their order."""
+    return FACTS.findall(text.lower())
+
+
+def _context(messages: list[Message]) -> NDArray[np.uint32]:
+    others = [message for message in messages if not is_learnt(message)]
+    rules = "\n".join(_said(message) for message in others if message["role"] in RULES)
+    asked = "\n".join(_said(message) for message in others if message["role"] not in RULES)
+    salt = np.uint64(_salt(words(rules).tolist(), facts(rules), facts(asked)))
+    said = splitmix64(words(asked) ^ salt)
+    order = np.array([_salt(said.tolist(), int(salt))], dtype=np.uint64)
+    return np.concatenate([short(order), np.unique(short(said))])
+
+
+def _salt(*parts: object) -> int:
+    """64 bits of a hash of ``parts``."""
+    said = json.dumps(parts, sort_keys=True)
+    return int.from_bytes(hashlib.sha256(said.encode()).digest()[:8], "little")
 
 
 def is_learnt(message: Message) -> bool:

@@ -38,6 +38,7 @@ def card(records: list[dict], tokenizer_dir: Path, tmp_path: Path) -> DataCard:
 
 
 SHARED = {words: say(words) for words in (150, 200, 300, 1000)}
+CANNED = [say(30) for _ in range(5)]
 LABELS = ["positive", "negative", "mixed", "neutral", "positive"]
 SCHEMA = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
@@ -63,6 +64,44 @@ DISTINCT: dict[str, list[dict]] = {
         for length in range(1, 15)
     ],
     "one template, other topics": [{"text": f"{SHARED[200]} {say(15)} {SHARED[150]}"} for _ in range(40)],
+    "one question, words in another order, one answer": [
+        chat(f"Is {a} larger than {b} by any measure that anyone knows of?", SHARED[150])
+        for a, b in (("Rome", "Bern"), ("Bern", "Rome"))
+    ],
+    "answers that name what was asked": [
+        chat(f"What is the capital of {say(1)}?", f"{CANNED[0]} {say(1)} {SHARED[150]}") for _ in range(60)
+    ],
+    "answers that say what was said before, and name another": [
+        chat(f"What is the capital of {say(1)}?", f"{SHARED[150]} {say(1)} {SHARED[150]}") for _ in range(4)
+    ],
+    "JSON answers with long fixed fields": [
+        chat(f"Review {n}", json.dumps({"note": SHARED[150], "label": label}), SHARED[200])
+        for n, label in enumerate(LABELS)
+    ],
+    "two words and canned answers, under a system prompt": [
+        chat(f"{say(1)} {say(1)}", CANNED[n % 5], SHARED[200]) for n in range(100)
+    ],
+    "one word of two, and a canned answer, under a system prompt": [
+        chat(f"Capital {say(1)}?", CANNED[0], SHARED[200]) for _ in range(6)
+    ],
+    "system prompts of one other word": [
+        chat(SHARED[150], CANNED[0], f"{SHARED[200]} {word}") for word in ("formal", "casual")
+    ],
+    "another number in a long question": [
+        chat(f"{SHARED[150]} {number}", CANNED[0]) for number in (3, 4)
+    ],
+    **{
+        f"one question, answers that differ by {kind}": [chat("Show it.", f"{SHARED[150]} {a} {CANNED[0]}") for a in answers]
+        for kind, answers in {
+            "comparison": ["if a < b:", "if a > b:", "if a == b:", "if a != b:", "if a <= b:"],
+            "operator": ["x + 1", "x - 1", "x -1", "x * 1", "x / 1"],
+            "SQL": ["WHERE a = b AND c", "WHERE a = b OR c", "WHERE a <> b AND c", "WHERE NOT a = b AND c"],
+            "not": ["it is allowed", "it is not allowed"],
+            "n't": ["he does it", "he doesn't it"],
+        }.items()
+    },
+    "one question, Yes. or No. first": [chat("Is it?", f"{word} {SHARED[150]}") for word in ("Yes.", "No.")],
+    "questions, Yes. or No. first": [chat(f"Is {n} prime?", f"{word} {SHARED[150]}") for n, word in ((7, "Yes."), (9, "No."))],
     "answers by one template": [chat("Why?", f"{SHARED[200]} {say(15)} {SHARED[150]}") for _ in range(40)],
 }  # fmt: skip
 
@@ -94,6 +133,10 @@ ALIKE: dict[str, list[dict]] = {
     "a text with one other word": [{"text": ANSWER}, {"text": one_word_changed(ANSWER)}],
     "many such texts": [{"text": ANSWER.replace(word, "another")} for word in ANSWER.split()[::10]],
     "many such questions": [chat(QUESTION.replace(word, "another"), ANSWER) for word in QUESTION.split()],
+    "a word more in the question": [chat(QUESTION, ANSWER), chat(f"please {QUESTION}", ANSWER)],
+    "another word in the answer, under one system prompt": [
+        chat(QUESTION, ANSWER, SHARED[200]), chat(QUESTION, one_word_changed(ANSWER), SHARED[200])
+    ],
     "equal labels": [chat(QUESTION, "positive"), chat(QUESTION, "positive")],
     "case and punctuation": [chat(QUESTION, ANSWER), chat(QUESTION.upper() + "?", ANSWER.title() + ".")],
     "a conversation of two turns": [

@@ -30,6 +30,15 @@ MIN_LINES = 10
 CODE_LINE = re.compile(r"[ \t].*|.*[][{}()<>;:,|\\=&+*/%-]\s*|[^\w\n]*")
 """A line of code, data, verse or a table rather than of prose: indented, ending in what no sentence ends in, or
 without a letter."""
+CODE_WORD = re.compile(
+    r"(?:end|ret|retq?|nop|leave|fi|done|esac|else|then|do|begin|pass|return|break|continue|next|endif|endfor|enddo)",
+    re.IGNORECASE,
+)
+"""A line of one word that programs repeat."""
+SHORT_LINE = re.compile(r"\S+(?:[ \t]+\S+){0,2}")
+"""As those of assembly and of languages without braces: "push rbp", "end if"."""
+CODE_PART = 0.1
+"""Where so many lines are of code, short ones are too."""
 CHARACTERS_A_WORD = 4
 """What one character counts for where it says about a word: Chinese, Japanese, Korean, Thai."""
 
@@ -122,7 +131,11 @@ def _stripped(text: str, changes: Counter[str]) -> str:
 
 def _repeated_lines(text: str) -> float:
     """The share of lines of prose that were there before."""
-    lines = [line.strip() for line in text.split("\n") if line.strip() and not CODE_LINE.fullmatch(line)]
+    every = [line for line in text.split("\n") if line.strip()]
+    lines = [line.strip() for line in every if not CODE_LINE.fullmatch(line)]
+    lines = [line for line in lines if not CODE_WORD.fullmatch(line)]
+    if len(every) - len(lines) > CODE_PART * len(every):
+        lines = [line for line in lines if not SHORT_LINE.fullmatch(line)]
     return 1 - len(set(lines)) / len(lines) if len(lines) >= MIN_LINES else 0.0
 
 

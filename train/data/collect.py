@@ -17,6 +17,7 @@ from everlearn.durable import move_directory, sync_tree
 from train.data.card import DataOptions
 from train.data.clean import cleaned, why_dropped
 from train.data.examples import RawExample, parse_record
+from train.data.forms import UnknownForm
 from train.data.learnt import Learnt, learnt
 from train.data.read import Limits, read_examples
 from train.data.sources import Source
@@ -33,6 +34,8 @@ CLEANING = {
     "strip",
 }
 """The options that decide what a collection holds."""
+VERSION = 3
+"""Of how data is prepared: raised whenever the same input becomes other bytes."""
 MAX_NAMES = 100
 """So many keys that nothing was made of are counted by name."""
 
@@ -55,6 +58,7 @@ class Collection:
         self._file = directory / "documents.jsonl"
         counts = json.loads((directory / "counts.json").read_text())
         self.read: int = counts["read"]
+        self.is_other: bool = counts["is_other"]
         self.dropped: dict[str, int] = counts["dropped"]
         self.forms: dict[str, int] = counts["forms"]
         self.ignored: dict[str, int] = counts["ignored"]
@@ -98,7 +102,7 @@ def collect(
     max_unpacked_bytes: int | None = None,
 ) -> Collection:
     """Reads and cleans a file into a folder of ``work`` that appears when it is whole. Errors as ``read_examples``."""
-    decides = [source.name, file_sha256, options.model_dump(include=CLEANING)]
+    decides = [VERSION, source.name, source.found, file_sha256, options.model_dump(include=CLEANING)]
     directory = work / hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
     if not directory.exists():
         partial = work / "partial"
@@ -120,6 +124,7 @@ class _Counts:
     """What is told of a file."""
 
     read: int = 0
+    is_other: bool = False
     dropped: Counter[str] = field(default_factory=Counter[str])
     forms: Counter[str] = field(default_factory=Counter[str])
     ignored: Counter[str] = field(default_factory=Counter[str])
@@ -143,6 +148,16 @@ class _Counts:
         return example
 
 
+def _read(source: Source, options: DataOptions, limits: Limits, counts: _Counts) -> Iterator[RawExample]:
+    """The file's examples; none of a found file that begins with something else, which ``counts`` tells."""
+    try:
+        yield from read_examples(source.path, kind=options.kind, limits=limits, name=source.name)
+    except UnknownForm:
+        if not source.found or counts.read:
+            raise
+        counts.is_other = True
+
+
 def _fill(directory: Path, source: Source, options: DataOptions, limits: Limits) -> None:
     counts = _Counts()
     with (
@@ -152,7 +167,7 @@ def _fill(directory: Path, source: Source, options: DataOptions, limits: Limits)
         (directory / "context.bin").open("wb") as context,
         (directory / "ends.bin").open("wb") as ends,
     ):
-        for raw in read_examples(source.path, kind=options.kind, limits=limits, name=source.name):
+        for raw in _read(source, options, limits, counts):
             example = counts.clean(raw, options)
             if example is None:
                 continue

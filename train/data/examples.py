@@ -8,7 +8,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 
-from train.data.forms import MESSAGE_FIELDS, REASONING, canonical, fault
+from train.data.forms import MESSAGE_FIELDS, REASONING, UnknownForm, canonical, fault
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 1000
@@ -71,7 +71,8 @@ def parse_record(record: Any, source: str, ignored: tuple[str, ...] = ()) -> Raw
     ``ignored``: what of it was not even read. Raises InvalidInput that begins with ``source``.
     """
     if not isinstance(record, dict):
-        raise fault(source, f"is {_kind(record)}, not an object", 'Right would be {"messages": […]}')
+        what = f"{source}: is {_kind(record)}, not an object"
+        raise UnknownForm(f'{what}. Right would be {{"messages": […]}}', param="training_file")
     form, said, left = canonical(record, source)
     if "text" in said:
         return Text(_text(said["text"], source, '"text"'), source, form, (*ignored, *left))
@@ -80,7 +81,7 @@ def parse_record(record: Any, source: str, ignored: tuple[str, ...] = ()) -> Raw
         f"messages[].{key}"
         for message in said["messages"]
         for key, value in message.items()
-        if key not in MESSAGE_FIELDS and value not in (None, "", [], {})
+        if key not in MESSAGE_FIELDS - {"refusal"} and value not in (None, "", [], {})
     }
     return Chat(messages, tools, source, form, (*ignored, *left, *sorted(unknown)))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
@@ -24,6 +25,7 @@ SYSTEMS = ("system", "system_prompt")
 BESIDE = ("context", "passage", "document", "choices", "options", "history")
 """What a question cannot be understood without, where there is one."""
 MEDIA = ("images", "image", "audio", "audios", "videos", "video")
+UNWANTED, WANTED = ("false", "0", "0.0"), ("true", "1", "1.0")
 ROLES = {
     "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
     "observation": "tool", "function_response": "tool", "function": "tool",
@@ -41,6 +43,10 @@ RIGHT = (
     'Right would be "messages", "text", "prompt" and "completion", "conversations", "instruction" and "output", '
     'or "prompt", "chosen" and "rejected"'
 )
+
+
+class UnknownForm(InvalidInput):
+    """What a file begins with is in no form that is known: it may be no training data."""
 
 
 def canonical(record: Record, source: str) -> tuple[str, Record, list[str]]:
@@ -117,7 +123,7 @@ def _form(said: _Said) -> tuple[str, Callable[[_Said], Record]]:
         )
     found = ", ".join(f'"{key}"' for key in list(said.record)[:8]) or "no keys"
     near = "".join(did_you_mean(str(key), LIKELY) for key in list(said.record)[:8])
-    said.refuse(f"has {found}", RIGHT + near)
+    raise UnknownForm(f"{said.source}: has {found}. {RIGHT}{near}", param="training_file")
 
 
 def _repeats(said: _Said, preferences: list[str]) -> bool:
@@ -158,19 +164,17 @@ def _alpaca(said: _Said) -> Record:
     answer = said.first(*ANSWERS)
     if answer is None:
         said.refuse('has an "instruction" and no "output"', 'Add the answer as "output"')
-    asked = {"role": "user", "content": f"{instruction}\n{extra}" if extra else instruction}
+    asked = {"role": "user", "content": "\n".join(filter(None, (instruction, extra)))}
     return _conversation(said, [*_history(said), asked, *_answered(said, answer)])
 
 
 def _pair(said: _Said) -> Record:
     question = said.first(*QUESTIONS)
     if question is None:
-        said.refuse('has a "prompt" that is empty', "Write what is asked")
+        said.refuse(f'has a "{said.has(*QUESTIONS)[0]}" that is empty', "Write what is asked")
     answer = said.first(*ANSWERS)
     if answer is None:
         said.refuse('has a "prompt" and no "completion"', 'Add the answer as "completion"')
-    if said.get("label") is False:
-        said.refuse('has the label "false", so its answer is not to be learnt', "Leave such examples out")
     if beside := [key for key in said.has(*BESIDE[:-1]) if said.record[key] not in ("", [])]:
         said.refuse(f'has "{beside[0]}" beside a question', f'Write the "{beside[0]}" into the question')
     return _conversation(said, [*_history(said), *_asked(said, question), *_answered(said, answer)])
@@ -182,6 +186,7 @@ def _preference(said: _Said) -> Record:
         if not isinstance(inner, dict):
             said.refuse('has no "input" with messages', 'Right would be {"input": {"messages": […]}, …}')
         said.get("non_preferred_output")
+        _refuse_unwanted(said)
         before = _read_only(messages_of(inner.get("messages"), said.source, "input.messages"))
         tools = {"tools": inner["tools"]} if inner.get("tools") else {}
         answer = _answered(said, said.parsed("preferred_output"))
@@ -195,7 +200,8 @@ def _preference(said: _Said) -> Record:
             return _conversation(said, _human_and_assistant(said, chosen, rejected))
         return _conversation(said, [*_asked(said, asked), *_answered(said, chosen)])
     answers = messages_of(chosen if isinstance(chosen, list) else [chosen], said.source, "chosen")
-    if asked is not None and answers[0].get("role") == "assistant":
+    first = answers[0]
+    if asked is not None and isinstance(first, dict) and first.get("role") == "assistant":
         return _conversation(said, [*_asked(said, asked), *answers])
     other = messages_of(rejected, said.source, "rejected") if isinstance(rejected, list) else []
     shared = next(
@@ -242,7 +248,8 @@ def _history(said: _Said) -> list[Any]:
 
 
 def _conversation(said: _Said, messages: list[Any]) -> Record:
-    """With the record's system message and tools."""
+    """With the record's system message and tools. Raises InvalidInput for an answer that was labelled unwanted."""
+    _refuse_unwanted(said)
     system = said.first(*SYSTEMS)
     if system is not None:
         if any(isinstance(each, dict) and each.get("role") == "system" for each in messages):
@@ -250,6 +257,15 @@ def _conversation(said: _Said, messages: list[Any]) -> Record:
         messages = [{"role": "system", "content": system}, *messages]
     tools = said.parsed("tools") or said.parsed("functions")
     return _with_tools({"messages": messages, **({"tools": tools} if tools else {})}, said)
+
+
+def _refuse_unwanted(said: _Said) -> None:
+    """By KTO's label, as JSON and tables write it; another label says nothing about being wanted, and is not used."""
+    label = str(said.record.get("label")).strip().lower()
+    if label in UNWANTED:
+        said.refuse(f'has the label "{label}", so its answer is not to be learnt', "Leave such examples out")
+    if label in WANTED:
+        said.get("label")
 
 
 def _with_tools(made: Record, said: _Said) -> Record:
@@ -293,9 +309,11 @@ def _message(message: Record, source: str) -> Record:
         made |= {"role": "assistant", "content": None, "tool_calls": made.get("content")}
     elif isinstance(role, str):
         made["role"] = ROLES.get(role, role)
-    for key in REASONINGS:
-        if made.get(key):
-            made[REASONING] = made.pop(key)
+    reasons = [key for key in REASONINGS if made.get(key)]
+    if len(reasons) > 1:
+        raise fault(source, f'has both "{reasons[0]}" and "{reasons[1]}"', "Keep one of them")
+    if reasons:
+        made[REASONING] = made.pop(reasons[0])
     if old := made.pop("function_call", None):
         if made.get("tool_calls"):
             raise fault(source, 'has both "function_call" and "tool_calls"', "Keep one of them")
@@ -304,7 +322,7 @@ def _message(message: Record, source: str) -> Record:
         del made["tool_calls"]
     if calls := made.get("tool_calls"):
         calls = unpacked_json(calls, f'{source}: "tool_calls" is not a list of calls:')
-        made["tool_calls"] = [_call(each) for each in (calls if isinstance(calls, list) else [calls])]
+        made["tool_calls"] = [_call(each, source) for each in (calls if isinstance(calls, list) else [calls])]
         if made.get("content") == "":
             made["content"] = None
     for key in MEDIA:
@@ -313,14 +331,21 @@ def _message(message: Record, source: str) -> Record:
     return made
 
 
-def _call(call: Any) -> Any:
-    """{"type": "function", "function": {"name": …, "arguments": "{…}"}} of a call in any of its forms."""
+def _call(call: Any, source: str) -> Any:
+    """{"type": "function", "function": {"name": …, "arguments": "{…}"}} of a call in any of its forms.
+
+    Raises InvalidInput for arguments that are text and no JSON.
+    """
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict):
         return call
     arguments = function.get("arguments", function.get("parameters"))
     if isinstance(arguments, dict):
         arguments = json.dumps(arguments, ensure_ascii=False)
+    elif isinstance(arguments, str) and arguments.strip():
+        made = unpacked_json(arguments, f"{source}: a call's arguments", "an object's JSON")
+        if not isinstance(made, dict):
+            raise fault(source, "has a call whose arguments are no object", "Write them as an object's JSON")
     outer = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
     return {
         **outer,
@@ -340,12 +365,15 @@ def _read_only(messages: Iterable[Any]) -> list[Any]:
 def _text_of(said: _Said, value: Any, *keys: str) -> str:
     """The value of one of ``keys``."""
     if not isinstance(value, str):
-        key = next(key for key in keys if said.record.get(key) is value)
+        key = next((key for key in keys if said.record.get(key) is value), "")
+        key = key or next(
+            (key for key in keys if said.record.get(key) is not None), keys[0]
+        )  # it was JSON in a text
         said.refuse(f'"{key}" is no text', "Put it between quotation marks")
     return value
 
 
-def unpacked_json(value: Any, where: str) -> Any:
+def unpacked_json(value: Any, where: str, right: str = "a list, or its JSON") -> Any:
     """Of a text, as tables hold lists, the JSON in it. Raises InvalidInput that begins with ``where``."""
     if not isinstance(value, str) or not value.strip():
         return value or None
@@ -353,7 +381,7 @@ def unpacked_json(value: Any, where: str) -> Any:
         return strict_json(value)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(
-            f"{where} is text that is not JSON ({error}). Right would be a list, or its JSON",
+            f"{where} is text that is not JSON ({error}). Right would be {right}",
             param="training_file",
         ) from None
 
@@ -366,8 +394,8 @@ def strict_json(text: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> Record:
     made = dict(pairs)
     if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        double = next(key for at, key in enumerate(keys) if key in keys[:at])
+        times = Counter(key for key, _ in pairs)
+        double = next(key for key, count in times.items() if count > 1)
         raise ValueError(f'the key "{double[:80]}" comes twice')
     return made
 

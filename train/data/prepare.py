@@ -26,16 +26,15 @@ from everlearn.durable import move_directory, sync_tree, write_file
 from everlearn.errors import Conflict, Corrupt, EverlearnError, InvalidInput, NotFound
 from everlearn.progress import Progress, silent
 from train.data.card import Change, DataCard, DataOptions, PartCard, SkippedCard, SourceCard
-from train.data.collect import Collected, Collection, collect
+from train.data.collect import VERSION, Collected, Collection, collect
 from train.data.duplicates import find_duplicates
 from train.data.examples import Chat
+from train.data.forms import RIGHT
 from train.data.sources import Skipped, Source, expand
 from train.data.store import StoreWriter
 from train.data.tokenize import Tokens
 
 CARD = "card.json"
-VERSION = 2
-"""Raised whenever the same input becomes other bytes."""
 MAX_SKIPPED_NAMES = 50
 
 
@@ -74,10 +73,9 @@ def prepare(
         else:
             try:
                 collected = _collect(files, entries, options, work, progress, max_unpacked_bytes)
-                skipped["empty"] = [
-                    *skipped.get("empty", []),
-                    *(file.name for file, each in zip(files, collected, strict=True) if not each.read),
-                ]
+                for file, each in zip(files, collected, strict=True):
+                    if not each.read:
+                        skipped.setdefault("not examples" if each.is_other else "empty", []).append(file.name)
                 card = _write(files, entries, collected, skipped, tokens, options, inputs, work, progress)
                 move_directory(work / "result", out)
             except EverlearnError:
@@ -314,6 +312,11 @@ def _part_card(side: _Side) -> PartCard:
 
 def _check_enough(card: DataCard) -> None:
     left, needed = card.train.documents, card.options.min_examples
+    if not card.read and (others := card.skipped.get("not examples")):
+        raise InvalidInput(
+            f"no file holds examples in a form that is known, such as {', '.join(others.names[:3])}. {RIGHT}",
+            param="training_file",
+        )
     if left < needed:
         why = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in card.dropped.items())
         raise InvalidInput(

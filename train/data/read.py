@@ -8,17 +8,19 @@ is none of the known kinds is refused, never read as prose.
 from __future__ import annotations
 
 import gzip
+import json
+import re
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
-from everlearn.errors import NotFound
+from everlearn.errors import InvalidInput, NotFound
 from train.data import json_values, tables
 from train.data.examples import Chat, RawExample, Text, parse_record
-from train.data.forms import STARTS, strict_json
-from train.data.lines import SEPARATOR, Limits, Reader, documents, lines, wrong
+from train.data.forms import STARTS, UnknownForm, strict_json
+from train.data.lines import CHUNK_BYTES, SEPARATOR, Limits, Reader, documents, lines, wrong
 from train.data.unpacked import Unpacked
 
 __all__ = [
@@ -58,6 +60,10 @@ DISGUISES = {
     b"\xfe\xff": "UTF-16 text",
 }
 
+STARTING = re.compile(rf"""[\[{{\s]*(?:"[^"\\]*"\s*:[\[{{\s]*)?"(?:{"|".join(STARTS)})"\s*:""")
+"""How JSON begins whose records have a form, or one object that holds them."""
+NAMES_A_START = re.compile("[\"'](?:{})[\"']\\s*:".format("|".join((*STARTS, "role", "from"))).encode())
+
 WANTED: dict[Layout, str] = {
     "jsonl": "JSON lines",
     "json": "JSON",
@@ -80,7 +86,8 @@ def read_examples(
     """The file's examples in order, read as they are taken. ``name`` stands for the file's own in messages, and
     its suffix says what the file holds (uploads are kept under an id).
 
-    Raises NotFound without a file, and InvalidInput as above, also when the file ends before ``min_examples``.
+    Raises NotFound without a file, and InvalidInput as above, also when the file ends before ``min_examples``;
+    UnknownForm before the first example where that is in no form that is known.
     """
     limits = limits or Limits()
     name = name or path.name
@@ -116,12 +123,29 @@ def _examples(path: Path, name: str, limits: Limits) -> Iterator[RawExample]:
             for number, record, ignored in tables.rows(reader, layout):
                 yield parse_record(record, f"{name}:{number}", ignored)
         elif _is_list(reader) or (layout == "json" and not _is_lines(reader)):
-            for number, record in json_values.records(reader):
-                yield parse_record(record, f"{name}:{number}")
+            yield from _json(reader, layout, name, json_values.records(reader))
         else:
-            for number, line in lines(reader, RIGHT["jsonl"], too_long="Split it into several examples"):
-                if line.strip():
-                    yield parse_record(json_values.parse(line, f"{name}:{number}"), f"{name}:{number}")
+            yield from _json(reader, layout, name, _json_lines(reader, name))
+
+
+def _json_lines(reader: Reader, name: str) -> Iterator[tuple[int, Any]]:
+    for number, line in lines(reader, RIGHT["jsonl"], too_long="Split it into several examples"):
+        if line.strip():
+            yield number, json_values.parse(line, f"{name}:{number}")
+
+
+def _json(
+    reader: Reader, layout: Layout, name: str, records: Iterator[tuple[int, Any]]
+) -> Iterator[RawExample]:
+    """Raises UnknownForm where a .json file's first record is no JSON and names nothing that a form begins with:
+    settings with comments are such."""
+    is_known = layout != "json" or NAMES_A_START.search(reader.head()) is not None
+    try:
+        for number, record in records:
+            yield parse_record(record, f"{name}:{number}")
+            is_known = True
+    except InvalidInput as error:
+        raise error if is_known else UnknownForm(error.message, param=error.param) from None
 
 
 def _is_list(reader: Reader) -> bool:
@@ -140,16 +164,39 @@ def _is_lines(reader: Reader) -> bool:
 
 
 def _refuse_records(reader: Reader) -> None:
-    """Raises InvalidInput for a text that is JSON lines by another name: its braces would be learnt."""
-    first = reader.head().partition(b"\n")[0]
-    if not first.startswith(b"{"):
+    """Raises InvalidInput for a text that is records of JSON by another name: their braces would be learnt.
+
+    Prose may show a record, also first, and goes on as prose.
+    """
+    head = reader.head()
+    text = head.decode(errors="ignore")
+    begin = re.match(r"\[?\s*(?=\{)", text)
+    if not begin:
         return
+    is_list = text.startswith("[")
     try:
-        record = strict_json(first.decode())
+        record, end = json.JSONDecoder().raw_decode(text, begin.end())
     except (ValueError, RecursionError):
-        return
-    if isinstance(record, dict) and set(record) & ({*STARTS} - {"text"}):
-        raise wrong(f"{reader.name}:1: holds JSON lines, not prose", "Name the file .jsonl")
+        is_longer = len(head) >= CHUNK_BYTES
+        is_record = is_longer and STARTING.match(text) is not None
+    else:
+        after = text[end:].lstrip()
+        if is_list:
+            after = after.removeprefix("]").lstrip()
+        goes_on = not after or after.startswith("," if is_list else ("{", ","))
+        is_record = goes_on and any(map(_starts, [record, *record.values()]))
+    if is_record:
+        raise wrong(
+            f"{reader.name}:1: holds {'a list of JSON' if is_list else 'JSON lines'}, not prose",
+            "Name the file .jsonl",
+        )
+
+
+def _starts(value: object) -> bool:
+    """Whether it begins a form, or is a list of records that do."""
+    if isinstance(value, list):
+        return bool(value) and isinstance(value[0], dict) and not {*STARTS}.isdisjoint(value[0])
+    return isinstance(value, dict) and not {*STARTS}.isdisjoint(value)
 
 
 @contextmanager

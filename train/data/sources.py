@@ -18,7 +18,8 @@ Skipped = dict[str, list[str]]
 class Source:
     """A file, and the name it is known by where it is kept under another. Those ``held`` are never trained on.
 
-    Those ``found`` in a folder are skipped where they are empty; a file that is named must hold something.
+    Those ``found`` in a folder are skipped where they are empty, or where their first record has no known form; a
+    file that is named must hold examples.
     """
 
     path: Path

@@ -15,11 +15,13 @@ from train.data.forms import (
     RIGHT,
     STARTS,
     Record,
+    UnknownForm,
     unpacked_json,
 )
 from train.data.lines import Reader, lines, wrong
 
 DELIMITERS = {"csv": ",;\t", "tsv": "\t"}
+QUOTES = 'Put cells that hold a comma, a line break or " between quotation marks, and double those within'
 MAX_COLUMNS = 1000
 RIGHT_TABLE = "a table in UTF-8 whose first row names its columns"
 
@@ -27,7 +29,7 @@ RIGHT_TABLE = "a table in UTF-8 whose first row names its columns"
 def columns_read(names: Sequence[str], where: str) -> dict[str, str]:
     """Which of a table's columns are read, and as what: names in another case, or with spaces around, count.
 
-    Raises InvalidInput that begins with ``where`` if none of them starts a form, or two are the same.
+    Raises InvalidInput that begins with ``where`` if two are the same, UnknownForm if none of them starts a form.
     """
     known: dict[str, str] = {}
     for name in names:
@@ -41,7 +43,7 @@ def columns_read(names: Sequence[str], where: str) -> dict[str, str]:
     starts = found & (set(STARTS) - set(QUESTIONS)) or "prompt" in found
     if not starts and not (asks and found & set(ANSWERS)):
         shown = ", ".join(f'"{name[:80]}"' for name in list(names)[:8]) or "no columns"
-        raise wrong(f"{where}: has the columns {shown}", RIGHT)
+        raise UnknownForm(f"{where}: has the columns {shown}. {RIGHT}", param="training_file")
     return known
 
 
@@ -61,7 +63,9 @@ def rows(reader: Reader, kind: str) -> Iterator[tuple[int, Record, tuple[str, ..
         names = next(table)
         where = f"{reader.name}:{numbered.number}"
         if len(names) > MAX_COLUMNS:
-            raise wrong(f"{where}: has {len(names)} columns", f"A table may have {MAX_COLUMNS}")
+            raise UnknownForm(
+                f"{where}: has {len(names)} columns. A table may have {MAX_COLUMNS}", param="training_file"
+            )
         known = columns_read(names, where)
         ignored = tuple(name for name in names if name not in known)
         begin = numbered.begin()
@@ -71,14 +75,21 @@ def rows(reader: Reader, kind: str) -> Iterator[tuple[int, Record, tuple[str, ..
                 if len(cells) != len(names):
                     raise wrong(
                         f"{where}: has {len(cells)} cells, and the first row names {len(names)} columns",
-                        'Put cells that hold a comma, a line break or " between quotation marks, and double those within',
+                        QUOTES,
                     )
+                if delimiter == "\t" and any(
+                    "\n" in cell and cell.count("\t") >= len(names) - 1 > 0 for cell in cells
+                ):
+                    raise wrong(f'{where}: has a cell that begins with " and goes on over other rows', QUOTES)
                 yield begin, _record(dict(zip(names, cells, strict=True)), known, where), ignored
             begin = numbered.begin()
     except csv.Error as error:
+        is_mac = "\r" in numbered.last.rstrip("\r\n")
+        right = (
+            "Save it with line breaks as of Unix or Windows" if is_mac else f"Right would be {RIGHT_TABLE}"
+        )
         raise wrong(
-            f"{reader.name}:{numbered.first}: is not {kind.upper()}: {error}",
-            f"Right would be {RIGHT_TABLE}",
+            f"{reader.name}:{max(1, numbered.first)}: is not {kind.upper()}: {error}", right
         ) from None
 
 
@@ -89,6 +100,7 @@ class _Counted:
         self._lines = lines(reader, RIGHT_TABLE)
         self._name, self._most = reader.name, reader.limits.max_row_bytes
         self.number = self.first = self._size = 0
+        self.last = ""
 
     def begin(self) -> int:
         """A row begins after here; returns its line."""
@@ -100,6 +112,7 @@ class _Counted:
 
     def __next__(self) -> str:
         self.number, line = next(self._lines)
+        self.last = line
         self._size += 4 * len(line)
         if self._size > 4 * self._most:
             raise wrong(

@@ -13,6 +13,7 @@ from everlearn.durable import move_directory, sync_tree
 from everlearn.errors import Conflict, InvalidInput
 from train.data.card import DataOptions
 from train.data.clean import cleaned, said
+from train.data.forms import UnknownForm
 from train.data.read import Limits, read_examples
 from train.data.sources import Source, expand
 
@@ -82,5 +83,11 @@ def train_tokenizer(
 def _texts(files: Sequence[Source], options: DataOptions) -> Iterator[str]:
     for file in files:
         limits = Limits(max_line_bytes=options.max_line_bytes, min_examples=0 if file.found else 1)
-        for raw in read_examples(file.path, kind=options.kind, limits=limits, name=file.name):
-            yield said(cleaned(raw, options))
+        count = 0
+        try:
+            for raw in read_examples(file.path, kind=options.kind, limits=limits, name=file.name):
+                count += 1
+                yield said(cleaned(raw, options))
+        except UnknownForm:
+            if not file.found or count:
+                raise

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,47 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "an image": ("f.jsonl", lines([{**SHAREGPT[0], "images": ["a.png"]}]), r'f\.jsonl:1: has "images"'),
     "a question that needs a text": ("f.jsonl", lines([{"question": "Q", "answer": "A", "context": "C"}]), r'has "context" beside'),
     "an unwanted answer": ("f.jsonl", lines([{"prompt": "Q", "completion": "A", "label": False}]), r'has the label "false"'),
+    **{
+        f"an unwanted answer {n}": ("f.jsonl", lines([{**record, "label": label}]), rf'f\.jsonl:1: has the label "{str(label).strip().lower()}"')
+        for n, (record, label) in enumerate(
+            [
+                *((PROMPTS[0], label) for label in (0, "False", "false", " FALSE ", "0")),
+                *((records[0], False) for records in (CHATS, SHAREGPT, ALPACA, QUESTIONS, PREFERENCES, OPENAI, TRL)),
+            ]
+        )
+    },
+    "an unwanted answer in a table": ("f.csv", b"prompt,completion,label\nQ,A,True\nQ,B,False\n", r'f\.csv:3: has the label "false"'),
+    "a list of JSON by another name": ("f.txt", json.dumps(CHATS, indent=2).encode(), r"f\.txt:1: holds a list of JSON, not prose.*\.jsonl"),
+    "texts by another name": ("f.txt", lines([{"text": "a"}, {"text": "b"}]), r"f\.txt:1: holds JSON lines, not prose.*\.jsonl"),
+    "one text by another name": ("f.md", b'\xef\xbb\xbf\n{"id": 3, "text": "a"}', r"f\.md:1: holds JSON lines"),
+    "records on many lines by another name": ("f.md", b"\n".join(json.dumps(c, indent=1).encode() for c in CHATS), r"f\.md:1: holds JSON"),
+    "wrapped by another name": ("f.txt", json.dumps({"version": 1, "data": CHATS}).encode(), r"f\.txt:1: holds JSON"),
+    "one long text by another name": ("f.txt", lines([{"text": "a" * 100_000}]), r"f\.txt:1: holds JSON"),
+    "a long list by another name": ("f.txt", json.dumps([{"text": "a" * 100_000}]).encode(), r"f\.txt:1: holds a list"),
+    "chosen is a list of text": ("f.jsonl", b'{"prompt":"x","chosen":["a"],"rejected":["b"]}', r"f\.jsonl:1: messages\[0\]: is text, not an object"),
+    "chosen is a number": ("f.jsonl", b'{"prompt":"x","chosen":5,"rejected":"b"}', r"f\.jsonl:1: messages\[0\]: is a number"),
+    "chosen is null in a list": ("f.jsonl", b'{"prompt":"x","chosen":[null],"rejected":["b"]}', r"f\.jsonl:1: messages\[0\]: is null"),
+    "preferred is JSON of an object": (
+        "f.jsonl", lines([{**OPENAI[0], "preferred_output": '{"a": 1}'}]), r'f\.jsonl:1: "preferred_output" is no text'
+    ),
+    "two kinds of reasoning": (
+        "f.jsonl",
+        lines([{"messages": [ASKED, {**ANSWER, "reasoning_content": "One.", "thinking": "Two."}]}]),
+        r'f\.jsonl:1: messages\[1\]: has both "reasoning_content" and "thinking"',
+    ),
+    "arguments cut short": (
+        "f.jsonl",
+        lines([{"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": "{bad"}}]}]}]),
+        r"f\.jsonl:1: messages\[1\]: a call's arguments is text that is not JSON",
+    ),
+    "arguments that are a list": (
+        "f.jsonl",
+        lines([{"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": "[1]"}}]}]}]),
+        r"f\.jsonl:1: messages\[1\]: has a call whose arguments are no object",
+    ),
+    "a table of an old Mac": ("f.csv", b"prompt,completion\ra,b\rc,d\r", r"f\.csv:1: is not CSV.*line breaks as of Unix"),
+    "an empty question in a table": ("f.csv", b"question,answer\n,a\n", r'f\.csv:2: has a "question" that is empty'),
+    "a quote that swallows a row": ("f.tsv", b'prompt\tcompletion\na\t"b\nc\td"\n', r'f\.tsv:2: has a cell that begins with "'),
     "chosen without a prompt": ("f.jsonl", lines([{"chosen": "A", "rejected": "B"}]), r'has "chosen" and no "prompt"'),
     "two questions": ("f.jsonl", lines([{"prompt": "a", "question": "b", "completion": "c"}]), r'has both "prompt" and "question"'),
     "two forms of call": (
@@ -300,6 +342,44 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     ),
     "tools that are no JSON": ("f.jsonl", lines([{**CHATS[0], "tools": "none"}]), r'f\.jsonl:1: "tools" is text that is not JSON'),
 }  # fmt: skip
+
+
+PROSE: dict[str, str] = {
+    "a record that is explained": '{"text": "a"}\n\nSo a record looks, on a line of its own.\n',
+    "a list that is explained": '[{"text": "a"}]\nSo a list looks.\n',
+    "a record within": 'A record:\n\n```json\n{"messages": []}\n{"text": "b"}\n```\n',
+    "a template's link": "[{{ site.title }}](https://example.org) is a page.\n",
+    "settings": '{"indent": 2}\n',
+    "a set in braces": "{a, b} is a set of two.\n",
+    "a link": "[Text](page.md) and more.\n",
+}
+
+
+@pytest.mark.parametrize("case", PROSE)
+def test_prose_that_shows_json_is_kept(case: str, tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(PROSE[case])
+    assert [each.record["text"] for each in read_examples(tmp_path / "a.md")] == [PROSE[case].rstrip("\n")]
+
+
+def test_a_label_that_says_nothing_about_being_wanted_is_told_as_unused(tmp_path: Path) -> None:
+    assert one({**PROMPTS[0], "label": True}, tmp_path).ignored == ()
+    assert one({**PROMPTS[0], "label": 3}, tmp_path).ignored == ("label",)
+    refused = {"messages": [ASKED, {**ANSWER, "refusal": "I will not."}]}
+    assert one(refused, tmp_path).ignored == ("messages[].refusal",)
+
+
+def test_an_input_alone_is_what_is_asked(tmp_path: Path) -> None:
+    alpaca = {"instruction": "", "input": "2+2", "output": "4"}
+    assert one(alpaca, tmp_path) == Chat(said("2+2", "4"))
+
+
+def test_one_double_among_many_keys_is_found_in_no_time(tmp_path: Path) -> None:
+    keys = ", ".join(f'"k{n}": {n}' for n in range(40_000))
+    (tmp_path / "f.jsonl").write_text(f'{{{keys}, "k39999": 1}}')
+    begin = time.process_time()
+    with pytest.raises(InvalidInput, match='"k39999" comes twice'):
+        list(read_examples(tmp_path / "f.jsonl"))
+    assert time.process_time() - begin < 2
 
 
 @pytest.mark.parametrize("case", REFUSED)

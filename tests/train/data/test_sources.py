@@ -80,6 +80,59 @@ def test_a_bad_file_of_a_folder_is_named_by_its_way(notes: Path, tokenizer_dir: 
         train_tokenizer([notes], 280, tmp_path / "tokenizer")
 
 
+OTHERS = {
+    "package.json": '{\n  "name": "web",\n  "version": "1.0.0",\n  "files": ["dist"],\n  "scripts": {"test": "x"}\n}\n',
+    "tsconfig.json": '{\n  // how it is built\n  "compilerOptions": {"strict": true}\n}\n',
+    "settings.json": '// settings\n{"a": 1}\n',
+    "one.json": '{"a": 1}',
+    "list.json": "[1, 2, 3]",
+    "prices.csv": "city,price\nBern,3\n",
+    "log.jsonl": '{"at": 3, "level": "info"}\n',
+}
+
+
+def test_found_files_that_begin_with_no_example_are_skipped_and_told(
+    notes: Path, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    for name, content in OTHERS.items():
+        (notes / name).write_text(content)
+    card = prepare([notes], tokenizer_dir, tmp_path / "out", KEEP_ALL)
+    assert card.skipped["not examples"].names == sorted(OTHERS) and card.kept == 3
+    assert any(line.startswith("data: skipped, not examples: list.json") for line in card.told())
+    train_tokenizer([notes], 280, tmp_path / "tokenizer")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_such_files_that_are_named_are_refused(name: str, tokenizer_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(OTHERS[name])
+    with pytest.raises(InvalidInput, match=rf"^{name}:"):
+        prepare([tmp_path / name], tokenizer_dir, tmp_path / "out", KEEP_ALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", '[{"text": "An example."},\n {"txet": 1}]'),
+        ("b.json", '{"messages": [{"role": }]}'),
+        ("c.csv", "prompt,completion\na\n"),
+        ("d.jsonl", '{"messages": []}\n'),
+    ],
+)
+def test_found_files_that_begin_as_examples_and_are_broken_are_refused(
+    name: str, content: str, notes: Path, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    (notes / name).write_text(content)
+    with pytest.raises(InvalidInput, match=rf"^{name}:"):
+        prepare([notes], tokenizer_dir, tmp_path / "out", KEEP_ALL)
+
+
+def test_a_folder_without_any_example_says_so(tokenizer_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "package.json").write_text(OTHERS["package.json"])
+    with pytest.raises(InvalidInput, match=r"^no file holds examples.*package\.json.*messages"):
+        prepare([tmp_path / "in"], tokenizer_dir, tmp_path / "out", KEEP_ALL)
+
+
 def test_a_hidden_folder_that_is_named_is_read_and_one_with_nothing_says_what_it_skipped(notes: Path) -> None:
     assert list_sources([notes / ".obsidian"])[0].name == "plugin.md"
     (notes / "only").mkdir()

@@ -157,7 +157,7 @@ def build_in(request: dict[str, Any], cgroup: str) -> None:
     asked = {
         "model_dir": str(model_dir), "directory": str(made), "cache_dir": str(work / "cache"), "tied": True,
         "scratch": str(work / "scratch"), "precision": "int4", "tokens": HELD, "reference": str(work / "reference.npy"),
-        "carried": str(work / "carried.npy"),
+        "carried": str(work / "carried.npy"), "far": str(work / "far.npz"),
         "options": decoder_options(model_dir, PRECISIONS["int4-onnx"]),
         **recipe.model_dump(mode="json", include={"weights", "head_bits", "wide_share", "kv_cache", "calibration"}),
     }  # fmt: skip
@@ -176,6 +176,7 @@ def measure_in(request: dict[str, Any], cgroup: str) -> None:
     asked = {
         "parent": request["model_dir"], "export": str(work / "made"), "tokens": HELD,
         "reference": str(work / "reference.npy"), "carried": str(work / "carried.npy"),
+        "far": str(work / "far.npz"),
     }  # fmt: skip
     measure_export(asked, step)
     step("end")

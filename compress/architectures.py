@@ -80,6 +80,9 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_expe
 CONVOLVED = frozenset({"GPT2LMHeadModel", "OpenAIGPTLMHeadModel"})
 """Those whose matrices are transformers' Conv1D."""
 
+OWN_LINEAR = frozenset({"FalconForCausalLM"})
+"""Those whose linear layers are a class of their own, which llmcompressor scales and stores in float."""
+
 
 def architecture_of(config: Mapping[str, Any]) -> str:
     """The architecture that config.json names. Raises Unsupported where it names none."""
@@ -115,10 +118,14 @@ def refuse_architecture(config: Mapping[str, Any], task: Task, to: Made) -> None
 
 
 def lost_by_llmcompressor(name: str, config: Mapping[str, Any]) -> str:
-    """Why llmcompressor would leave most of a decoder as it is; empty where it does not."""
+    """Why nothing comes of llmcompressor: most of a decoder stays as it is, or vLLM lacks it; empty where neither is so."""
     if any(isinstance(config.get(key), int) and config[key] > 1 for key in EXPERTS):
         return "its experts are stacked in one tensor, which llmcompressor does not round"
-    return "its layers are no linear ones, which alone llmcompressor rounds" if name in CONVOLVED else ""
+    if name in CONVOLVED:
+        return "its layers are no linear ones, which alone llmcompressor rounds"
+    if name in OWN_LINEAR:
+        return "its linear layers are a class of its own, which llmcompressor does not round"
+    return "" if name in VLLM else "vLLM, which alone reads that, is not known to serve it"
 
 
 def encoders_lack(model_type: str, to: Made) -> str:
@@ -136,6 +143,8 @@ def kernels_lack(config: Mapping[str, Any]) -> str:
         return "with qk_layernorm, onnxruntime-genai's builder leaves the norms of queries and keys out"
     if config.get("use_bidirectional_attention"):
         return "with use_bidirectional_attention, tokens look ahead, and the graph's do not"
+    if config.get("model_type") == "gemma3_text" and config.get("attn_logit_softcapping"):
+        return "with attn_logit_softcapping in Gemma 3, onnxruntime-genai's builder leaves the cap out"
     activation = config.get("hidden_activation") or config.get("hidden_act") or "silu"
     if activation not in ACTIVATIONS:
         return f"onnxruntime-genai's builder has no {activation}; it has {', '.join(ACTIVATIONS)}"

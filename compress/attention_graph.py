@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.quantized_graph import constant, named
+from everlearn.decoder_config import windows_of
 from everlearn.errors import Unsupported
 from train.evaluate import tokens_at_once
 
@@ -39,16 +40,13 @@ class Attention:
 def attentions_of(model: Any) -> list[Attention]:
     """Of each layer of a transformers causal language model that was loaded and has not run yet."""
     config, decoder = model.config, model.get_decoder()
-    window = getattr(config, "sliding_window", None)
-    all_alike = "sliding_attention" if window else "full_attention"
-    kinds = getattr(config, "layer_types", None) or [all_alike] * config.num_hidden_layers
+    windows = windows_of(config.to_dict())
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     found: list[Attention] = []
-    for layer, kind in zip(decoder.layers, kinds, strict=True):
+    for layer, window, kind in zip(decoder.layers, windows, kinds, strict=True):
         frequencies, scale = rotary_of(decoder.rotary_emb, kind)
         turned = bool(getattr(layer.self_attn, "use_rope", True))
-        found.append(
-            Attention(window if kind == "sliding_attention" else None, frequencies if turned else None, scale)
-        )
+        found.append(Attention(window, frequencies if turned else None, scale))
     return found
 
 

@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.architectures import architecture_of
 from compress.measure_decoder import keep_carried, keep_reference
 from everlearn.child import answer
+from everlearn.contents import read_json_object
 from everlearn.durable import write_file
 from everlearn.errors import Unsupported
 from everlearn.progress import Progress
@@ -56,14 +58,19 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         write_attention(graph.graph, attentions, positions)
         save_graph(graph, directory / "model.onnx", progress)
 
-    made["builder"] = build_graph(request, load, write, progress)
+    try:
+        made["builder"] = build_graph(request, load, write, progress)
+    except Unsupported as refused:
+        name = architecture_of(read_json_object(model_dir / "config.json"))
+        raise Unsupported(f"{name}: {refused.message}") from refused
     gc.collect()  # the builder's models refer to themselves
     give_back()
     reference = Path(request["reference"])
     reference.parent.mkdir(parents=True, exist_ok=True)
-    keep_reference(model_dir, request["tokens"], reference, progress)
+    far = Path(request["far"])
+    keep_reference(model_dir, request["tokens"], reference, progress, far if matrices is None else None)
     if matrices is not None:
-        keep_carried(model_dir, request["tokens"], matrices, shared, Path(request["carried"]), progress)
+        keep_carried(model_dir, request["tokens"], matrices, shared, Path(request["carried"]), far, progress)
     return {"made": made}
 
 

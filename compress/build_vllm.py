@@ -8,11 +8,13 @@ layer and the embedding do. ``w4a16``: INT4 weights with a scale each group.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from compress.architectures import architecture_of
 from compress.calibration import calibration_windows, seen
 from compress.gptq import linear_layers, refuse_odd_widths
 from compress.measure_decoder import held_windows, measure
@@ -107,12 +109,14 @@ def refuse_other_weights(model_dir: Path, directory: Path, windows: Any) -> None
             scheme.input_activations = None
     carried = carried_logits(model_dir, dense_weights(directory), windows)
     divergence = apart(carried, torch_logits(model, windows), windows)
-    refuse_another(divergence, SAME_GRAPH, "the checkpoint", "vLLM serves its float weights as they are.")
+    what = f"{architecture_of(model.config.to_dict())}: the checkpoint"
+    refuse_another(divergence, SAME_GRAPH, what, "vLLM serves its float weights as they are.")
 
 
 def dense_weights(directory: Path) -> dict[str, Any]:
     """What compressed-tensors' weights stand for, by the parent's names. Codes are int8 (outputs, inputs) or, packed,
-    int32 (outputs, inputs / 8); scales (outputs, groups), and both signs are alike."""
+    int32 (outputs, inputs / 8); scales (outputs, groups), and both signs are alike. GPT-NeoX's output layer is stored by
+    the name that it had in transformers 4."""
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
     from safetensors.torch import load_file
 
@@ -125,7 +129,7 @@ def dense_weights(directory: Path) -> dict[str, Any]:
         packed = stored.get(f"{layer}_packed")
         codes = stored[layer] if packed is None else unpack_from_int32(packed, 4, stored[f"{layer}_shape"])
         dense[layer] = codes.float() * scale.repeat_interleave(codes.shape[1] // scale.shape[1], dim=1)
-    return dense
+    return {re.sub("^embed_out[.]", "lm_head.", name): one for name, one in dense.items()}
 
 
 def one_shot(model: Any, ids: Any, recipe: list[Any]) -> None:

@@ -19,11 +19,12 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from compress.architectures import refuse_architecture
+from compress.architectures import architecture_of, refuse_architecture
 from compress.parity import KERNELS, SAME_GRAPH, Drifted, refuse_another
 from compress.recipe import CompressRecipe, Target, recipe_from
 from everlearn.bundle import BundleManifest, Task, write_bundle
 from everlearn.child import run_child
+from everlearn.decoder_config import is_tied
 from everlearn.errors import Conflict, InvalidInput, Unavailable, Unsupported
 from everlearn.progress import Progress, silent
 from everlearn.registry import Registry, Version
@@ -100,6 +101,7 @@ def export(settings: Settings, ref: str, recipe: CompressRecipe, progress: Progr
 def scratch_of(settings: Settings, parent: Version, recipe: CompressRecipe) -> Iterator[Path]:
     """Where quantized layers are kept until the version is there; the same export finds them again.
 
+    They go, too, where it is refused: it would be refused again. An interruption, or a full disk, leaves them.
     Raises Conflict where another process makes the same.
     """
     key = hashlib.sha256(f"{parent.digest} {recipe.model_dump_json()}".encode()).hexdigest()[:12]
@@ -113,6 +115,9 @@ def scratch_of(settings: Settings, parent: Version, recipe: CompressRecipe) -> I
     try:
         yield scratch
         shutil.rmtree(scratch)
+    except (Drifted, Unsupported, InvalidInput):
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
     finally:
         lock.release()
 
@@ -209,14 +214,15 @@ def export_decoder(
     precision = PRECISIONS[recipe.to]
     request = decoder_request(parent_dir, staging, recipe, scratch)
     made = run_child("compress.build_decoder", request, progress)["made"]
-    measured = {name: request[name] for name in ("tokens", "reference", "carried")}
+    measured = {name: request[name] for name in ("tokens", "reference", "carried", "far")}
     measured |= {"parent": str(parent_dir), "export": str(staging)}
     compared = run_child("compress.measure_decoder", measured, progress)
     shutil.rmtree(request["cache_dir"], ignore_errors=True)
     keep_tokenizer(parent_dir, staging)
     write_genai_config(staging, parent_dir)
-    refuse_another(compared["graph"], SAME_GRAPH, f"the {precision.name} graph in float32")
-    refuse_another(compared["kernels"], KERNELS, f"the {precision.name} graph as it is served")
+    what = f"{architecture_of(config_of(parent_dir))}: the {precision.name} graph"
+    refuse_another(compared["graph"], SAME_GRAPH, f"{what} in float32")
+    refuse_another(compared["kernels"], KERNELS, f"{what} as it is served")
     metrics = priced(compared, precision)
     metrics["same_weights"] = {name: round(max(0.0, compared[name]), 6) for name in ("graph", "kernels")}
     return {"precision": precision.name, "options": request["options"], **made}, metrics
@@ -236,13 +242,14 @@ def decoder_request(
         "options": decoder_options(parent_dir, precision),
         "weights": recipe.weights,
         "head_bits": recipe.head_bits,
-        "tied": is_tied(parent_dir),
+        "tied": is_tied(config_of(parent_dir)),
         "wide_share": recipe.wide_share,
         "kv_cache": recipe.kv_cache,
         "calibration": recipe.calibration.model_dump(mode="json"),
         "tokens": HELD_TOKENS,
         "reference": str(cache / "reference.npy"),
         "carried": str(cache / ("reference.npy" if precision.name == "fp32" else "carried.npy")),
+        "far": str(cache / "far.npz"),
     }
 
 
@@ -290,14 +297,9 @@ def decoder_options(model_dir: Path, precision: Precision) -> list[str]:
 
     Layers that look back a window of tokens have whole caches as the others do: one kind of cache is served.
     """
-    shared = is_tied(model_dir) and precision.name == "fp32"
+    shared = is_tied(config_of(model_dir)) and precision.name == "fp32"
     said = {"shared_embeddings": shared, "fuse_mlp_gate_up": True, "windowed_kv_cache": False}
     return [*precision.options, *(f"{key}={str(value).lower()}" for key, value in said.items())]
-
-
-def is_tied(model_dir: Path) -> bool:
-    """Whether the embedding is the output layer, too."""
-    return bool(config_of(model_dir).get("tie_word_embeddings", False))
 
 
 def config_of(model_dir: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from compress.architectures import architecture_of
 from compress.gguf_vocabulary import vocabulary_of
 from compress.measure_decoder import held_windows, measure
 from compress.parity import SAME_GRAPH, Drifted, apart, carried_logits, refuse_another
@@ -79,7 +80,8 @@ def compare_back(model_dir: Path, again: Path, tokens: int, progress: Progress) 
     model = load_causal_lm(again)
     carried = carried_logits(model_dir, model.state_dict(), held[:1])
     divergence = apart(carried, torch_logits(model, held[:1]), held[:1])
-    refuse_another(divergence, SAME_GRAPH, "the GGUF file", "Bring the model to vLLM as it is.")
+    what = f"{architecture_of(model.config.to_dict())}: the GGUF file"
+    refuse_another(divergence, SAME_GRAPH, what, "Bring the model to vLLM as it is.")
     return measure(model_dir, held, torch_logits(model, held), progress)
 
 
@@ -178,7 +180,11 @@ def write_general(writer: Any, model_dir: Path, parameters: int, kind: str) -> N
     values = read_json_object(defaults) if defaults.is_file() else {}
     for theirs, ours in SAMPLING.items():
         if isinstance(value := values.get(ours), int | float) and values.get("do_sample", True):
-            add(writer, f"general.sampling.{theirs}", int(value) if theirs == "top_k" else float(value))
+            add(
+                writer,
+                f"general.sampling.{theirs}",
+                max(0, int(value)) if theirs == "top_k" else float(value),
+            )
 
 
 def add(writer: Any, key: str, value: bool | float | str) -> None:

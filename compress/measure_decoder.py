@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 from compress.parity import apart
 from everlearn.child import answer
 from everlearn.progress import Progress
-from train.evaluate import compare, held_text, onnx_logits, token_windows, torch_logits
+from train.evaluate import (
+    WINDOW,
+    compare,
+    held_text,
+    onnx_logits,
+    token_windows,
+    tokens_at_once,
+    torch_logits,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,8 +33,17 @@ KEPT_IN_INT8 = ("kv_cache_bit_width", "k_quant_type", "v_quant_type")
 """Its attributes that say so."""
 
 
-def keep_reference(parent: Path, tokens: int, file: Path, progress: Progress) -> None:
-    """What the parent predicts for the held text, in a file: what reads it needs no torch."""
+BEYOND = 64
+"""Tokens after the widest window of attention that the gate reads, too."""
+FARTHEST = 4096 + BEYOND
+MOST_LOGITS = 300_000_000
+"""Of the window that reaches so far: numbers, 1.2 GB in float32 (1,088 tokens of Gemma 3 are fewer)."""
+
+
+def keep_reference(
+    parent: Path, tokens: int, file: Path, progress: Progress, far: Path | None = None
+) -> None:
+    """What the parent predicts for the held text, in a file: what reads it needs no torch. ``far``: :func:`keep_far`."""
     from compress.mapped import mapped_causal_lm
 
     windows = held_windows(parent, tokens)
@@ -34,14 +51,16 @@ def keep_reference(parent: Path, tokens: int, file: Path, progress: Progress) ->
     keep_logits(
         counted("asking the parent", torch_logits(model, windows), windows, progress), len(windows), file
     )
+    if far:
+        keep_far(model, parent, far)
 
 
 def keep_carried(
-    parent: Path, tokens: int, matrices: Matrices, shared: bool, file: Path, progress: Progress
+    parent: Path, tokens: int, matrices: Matrices, shared: bool, file: Path, far: Path, progress: Progress
 ) -> None:
     """What the parent's own code predicts for the first window with the rounded ``matrices``, in a file.
 
-    ``shared``: whether the embedding is the matrix of the output layer.
+    ``shared``: whether the embedding is the matrix of the output layer. ``far``: :func:`keep_far`.
     """
     from compress.mapped import computing_with, mapped_causal_lm
 
@@ -57,13 +76,44 @@ def keep_carried(
 
     with computing_with(names, rounded):
         keep_logits(torch_logits(model, window), 1, file)
+        keep_far(model, parent, far)
+
+
+def keep_far(model: Any, parent: Path, file: Path) -> None:
+    """What ``model`` predicts after the window of attention that config.json names, in a file.
+
+    ``windows``: int64 (1, tokens); ``logits`` of its last tokens: float32 (BEYOND, vocab).
+
+    Writes nothing where the windows of the held text reach that far, and where none can be read that does: its context
+    ends before, or it is longer than :data:`FARTHEST` or predicts more than :data:`MOST_LOGITS`.
+    """
+    import numpy as np
+
+    config = model.config
+    length = (getattr(config, "sliding_window", None) or 0) + BEYOND
+    context = tokens_at_once(config.to_dict()) or length
+    if WINDOW < length <= min(context, FARTHEST) and length * config.vocab_size <= MOST_LOGITS:
+        windows = held_windows(parent, length, length)
+        (logits,) = torch_logits(model, windows)
+        np.savez(file, windows=windows, logits=logits[-BEYOND:])
+
+
+def far_apart(export: Path, file: Path) -> float:
+    """How far ``export`` in float32 is from what :func:`keep_far` kept, nats a token; 0 where it kept nothing."""
+    import numpy as np
+
+    if not file.exists():
+        return 0.0
+    kept = np.load(file)
+    (logits,) = onnx_logits(export, kept["windows"], in_float32(export))
+    return apart(iter([kept["logits"]]), iter([logits[-BEYOND:]]), kept["windows"][:, -BEYOND:])
 
 
 def measure_export(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """The child: the fields of ``train.evaluate.Comparison`` of an export in onnxruntime, beside the kept reference.
 
-    Of the first window, beside torch with the same weights: ``graph``, in float32, and ``kernels``, as it is served;
-    mean KL in nats a token. onnxruntime takes one and a half times the export's size. In a process of its own that is
+    Of the first window, beside torch with the same weights: ``graph``, in float32 and where it is more that of
+    :func:`far_apart`, and ``kernels``, as it is served; mean KL in nats a token. onnxruntime takes one and a half times the export's size. In a process of its own that is
     all there is.
     """
     import numpy as np
@@ -74,6 +124,7 @@ def measure_export(request: Mapping[str, Any], progress: Progress) -> dict[str, 
     carried = np.load(request["carried"], mmap_mode="r")[:1]
     progress("checking the graph", None)
     graph = apart(iter(carried), onnx_logits(export, windows[:1], in_float32(export)), windows[:1])
+    far = far_apart(export, Path(request["far"]))
     kernels: list[float] = []
 
     def served() -> Iterator[np.ndarray]:
@@ -83,7 +134,7 @@ def measure_export(request: Mapping[str, Any], progress: Progress) -> dict[str, 
             yield logits
 
     compared = asdict(compare(iter(reference), counted("measuring", served(), windows, progress), windows))
-    return {**compared, "graph": graph, "kernels": kernels[0]}
+    return {**compared, "graph": float(np.max([graph, far])), "kernels": kernels[0]}
 
 
 def in_float32(export: Path) -> bytes:
@@ -130,9 +181,9 @@ def keep_logits(logits: Iterator[np.ndarray], rows: int, file: Path) -> np.ndarr
     return kept
 
 
-def held_windows(parent: Path, tokens: int) -> np.ndarray:
+def held_windows(parent: Path, tokens: int, window: int = WINDOW) -> np.ndarray:
     """The first ``tokens`` tokens of the held text: int64 (windows, window)."""
-    return token_windows(parent / "tokenizer.json", held_text().text, tokens)
+    return token_windows(parent / "tokenizer.json", held_text().text, tokens, window)
 
 
 def measure(

@@ -19,6 +19,7 @@ from typing import Any
 
 from compress.recipe import Calibration, PlannedTarget, Prune
 from everlearn.child import answer
+from everlearn.decoder_config import is_tied
 from everlearn.errors import InvalidInput
 from everlearn.progress import Progress
 from everlearn.safetensors_header import read_header
@@ -85,7 +86,7 @@ class Shape:
             attention=sum(math.prod(shapes[name]) for name in layer) - feed,
             feed_forward=feed,
             head=math.prod(shapes[embedding]),
-            tied=bool(config.get("tie_word_embeddings")),
+            tied=is_tied(config),
             other_bytes=files + 4 * vectors + GRAPH_BYTES + GRAPH_BYTES_A_LAYER * config["num_hidden_layers"],
         )
 

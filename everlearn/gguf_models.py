@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from everlearn.decoder_config import windows_of
 from everlearn.errors import InvalidInput, Unsupported
 from everlearn.gguf_rope import read_rope, write_rope
 
@@ -66,7 +67,7 @@ BY_ARCHITECTURE: Mapping[str, Family] = {
 LOCAL_THETA = 10_000.0
 """Of Gemma 3's layers with a window."""
 
-IGNORED = frozenset({"vocab_size", "rope.scaling.finetuned", "attention.value_length", "attention.causal"})
+IGNORED = frozenset({"vocab_size", "rope.scaling.finetuned", "attention.value_length"})
 """Keys that say again what others say, or nothing of the numbers."""
 
 
@@ -145,6 +146,8 @@ def read_config(family: Family, fields: Mapping[str, Any], tensors: Mapping[str,
         theta = said.pop("rope.freq_base_swa", LOCAL_THETA)
         local = {"rope_type": "default", "rope_theta": theta}
         config["rope_parameters"] = {"full_attention": rope, "sliding_attention": local}
+    if said.get("attention.causal") is True:
+        del said["attention.causal"]
     if unknown := sorted(said.keys() - IGNORED):
         raise Unsupported(
             f"{family.name}.{unknown[0]} is {str(said[unknown[0]])[:80]}: what that means is not known here"
@@ -224,12 +227,13 @@ def refuse_lost(family: Family, config: Mapping[str, Any]) -> None:
         raise Unsupported(f"{name} with {what} is not written as GGUF: llama.cpp would leave that out")
 
     act = config.get("hidden_activation") or config.get("hidden_act") or family.activation
+    act = "silu" if act == "swish" else act  # two names of one function
     if act != family.activation:
         refuse(f"the activation {act} (not {family.activation})")
     for key in ("attention_bias", "mlp_bias", "use_bidirectional_attention"):
         if config.get(key):
             refuse(f"{key} {config[key]}")
-    window, context = config.get("sliding_window"), config["max_position_embeddings"]
+    context = config["max_position_embeddings"]
     if family.windows:
         if config.get("layer_types") not in (None, layer_types(family, config["num_hidden_layers"])):
             refuse("another order of layers with windows")
@@ -237,8 +241,8 @@ def refuse_lost(family: Family, config: Mapping[str, Any]) -> None:
         scalar = whole if config["num_hidden_layers"] == family.large else config["head_dim"]
         if config["query_pre_attn_scalar"] != scalar:
             refuse(f"query_pre_attn_scalar {config['query_pre_attn_scalar']} (not {scalar})")
-    elif window is not None and window < context and config.get("use_sliding_window", True):
-        refuse(f"a sliding window of {window} tokens (of a context of {context})")
+    elif seen := [one for one in windows_of(config) if one is not None and one < context]:
+        refuse(f"a sliding window of {seen[0]} tokens (of a context of {context})")
     if family.name == "gemma2":
         if not config.get("attn_logit_softcapping") or not config.get("final_logit_softcapping"):
             refuse("no soft cap of its logits")

@@ -88,13 +88,14 @@ def token_windows(
 def tokens_at_once(config: Mapping[str, Any]) -> int | None:
     """The longest text that a model of this config.json reads by one set of rotary positions; None where it says nothing.
 
-    ``longrope`` (``su`` in older files) turns every token otherwise, those already read too, once a text is longer than
+    ``longrope`` (``su`` in older files, and what transformers makes of Phi 3's ``yarn``) turns every token otherwise, those already read too, once a text is longer than
     the model was first trained on (arXiv 2402.13753).
     """
     most = config.get("max_position_embeddings")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     for one in [each for each in rope.values() if isinstance(each, Mapping)] or [rope]:
-        if (one.get("rope_type") or one.get("type")) in ("longrope", "su"):
+        kind = one.get("rope_type") or one.get("type")
+        if kind in ("longrope", "su") or (kind == "yarn" and config.get("model_type") == "phi3"):
             first = one.get("original_max_position_embeddings") or config.get(
                 "original_max_position_embeddings"
             )

@@ -117,6 +117,7 @@ def working() -> Iterator[Row]:
     yield from of_phi3()
     yield from of_gemma3()
     yield from windows()
+    yield from far_windows()
     yield from others()
 
 
@@ -165,6 +166,18 @@ def windows() -> Iterator[Row]:
     ):
         config = kind(**SHAPE | more | {"sliding_window": 100})
         yield Row("a window of 100 tokens", config, kind(**SHAPE | more | {"sliding_window": 1000}))
+
+
+def far_windows() -> Iterator[Row]:
+    """Windows that no 512 tokens reach: of layers, and left over in configurations of families that have none."""
+    for kind in (LlamaConfig, GraniteConfig, Ernie4_5Config, GemmaConfig):
+        yield Row("sliding_window left over", kind(**SHAPE, sliding_window=600))
+    phi3 = {"original_max_position_embeddings": 1024, "sliding_window": 600}
+    for kind, more in ((MistralConfig, {"sliding_window": 600}), (Phi3Config, phi3)):
+        said = {"layer_types": ["full_attention"] * 2}
+        yield Row("a window of 600 tokens, layer_types left over", kind(**SHAPE | more, **said))
+    some = {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 600}
+    yield Row("a window of 600 tokens", Qwen2Config(**SHAPE | some))
 
 
 def others() -> Iterator[Row]:

@@ -40,6 +40,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "PhiForCausalLM, qk_layernorm": {"model_type": "phi", "head_dim": 32, "qk_layernorm": True},
     "PhiForCausalLM, 8 numbers of a head turned": {"model_type": "phi", "hidden_size": 64, "num_attention_heads": 4},
     "Gemma3ForCausalLM, both ways": {"model_type": "gemma3_text", "use_bidirectional_attention": True},
+    "Gemma3ForCausalLM, attention capped": {"model_type": "gemma3_text", "attn_logit_softcapping": 50.0},
 } | {
     name: {"model_type": "any"}
     for name in (
@@ -60,7 +61,7 @@ def build(model_dir: Path, made: Path, to: Any = "fp32-onnx") -> dict[str, float
     refuse_architecture(load_causal_lm(model_dir).config.to_dict(), "generate", to)
     made.mkdir()
     request = decoder_request(model_dir, made, CompressRecipe(to=to), None) | {"tokens": WINDOW}
-    measured = {name: request[name] for name in ("tokens", "reference", "carried")}
+    measured = {name: request[name] for name in ("tokens", "reference", "carried", "far")}
     with contextlib.redirect_stdout(io.StringIO()):
         build_decoder.build(request, lambda *_: None)
     return measure_export({**measured, "parent": str(model_dir), "export": str(made)}, lambda *_: None)

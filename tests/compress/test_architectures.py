@@ -35,6 +35,10 @@ def test_what_is_not_built_is_refused_by_name_with_what_can_be_done(name: str, t
         ({"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 128}, "experts"),
         ({"architectures": ["DeepseekV3ForCausalLM"], "n_routed_experts": 256}, "experts"),
         ({"architectures": ["GPT2LMHeadModel"]}, "no linear ones"),
+        ({"architectures": ["FalconForCausalLM"]}, "a class of its own"),
+        ({"architectures": ["MptForCausalLM"]}, "vLLM"),
+        ({"architectures": ["CodeGenForCausalLM"]}, "vLLM"),
+        ({"architectures": ["FooForCausalLM"]}, "vLLM"),
     ],
 )
 def test_what_llmcompressor_would_leave_as_it_is_is_refused(

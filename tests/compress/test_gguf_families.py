@@ -28,7 +28,7 @@ from everlearn.progress import silent
 from everlearn.settings import Settings
 from everlearn.sources import import_model
 from tests.compress import llamacpp
-from tests.compress.gguf_families import FAMILIES, GEMMA, LINEAR, LONGROPE, SIZES, YARN, write_family
+from tests.compress.gguf_families import FAMILIES, GEMMA, LINEAR, LLAMA3, LONGROPE, SIZES, YARN, write_family
 from train.evaluate import held_text, load_causal_lm
 
 PROMPTS = [np.random.default_rng(seed).integers(3, 512, 12 + 60 * seed).tolist() for seed in range(5)]
@@ -92,6 +92,11 @@ LOST: dict[str, tuple[str, dict[str, Any], str]] = {
     "dynamic positions": ("llama", {"rope_parameters": DYNAMIC}, "type dynamic are not written"),
     "other YaRN": ("qwen3", {"rope_parameters": {**YARN, "beta_fast": 16.0}}, "beta_fast 16.0"),
     "another attention factor": ("qwen3", {"rope_parameters": {**YARN, "attention_factor": 1.0}}, "attention_factor"),
+    "YaRN without a factor": ("llama", {"rope_parameters": {**YARN, "factor": None}}, "type yarn with factor None"),
+    "another Llama 3": ("llama", {"rope_parameters": {**LLAMA3, "low_freq_factor": 2.0}}, "type llama3 with"),
+    "a Llama 3 of 300": (
+        "llama", {"rope_parameters": {**LLAMA3, "original_max_position_embeddings": 300}}, "type llama3 with"
+    ),
     "scaled Gemma 2": ("gemma2", {**GEMMA, "rope_parameters": LINEAR}, "type linear are not written"),
     "Gemma 2 without caps": ("gemma2", {**GEMMA, "attn_logit_softcapping": None}, "no soft cap"),
     "Gemma 3 with a cap": ("gemma3_text", {**GEMMA, "final_logit_softcapping": 30.0}, "a soft cap"),
@@ -112,6 +117,25 @@ def test_what_llama_cpp_would_leave_out_is_refused_by_what_it_is(what: str) -> N
     config["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name]]
     with pytest.raises(Unsupported, match=said):
         write_config(family_named(config), config)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("llama", {"sliding_window": 600}),
+        ("llama", {"hidden_act": "swish"}),
+        ("llama", {"rope_parameters": LLAMA3}),
+        ("gemma", {"sliding_window": 600, "hidden_act": "gelu_pytorch_tanh"}),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 28, "head_dim": 16},
+        ),
+    ],
+)
+def test_a_window_that_no_layer_has_or_another_name_is_not_lost(name: str, values: dict[str, Any]) -> None:
+    config = AutoConfig.for_model(name, **{**SIZES, **values}).to_dict()
+    config["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name]]
+    write_config(family_named(config), config)
 
 
 @pytest.mark.parametrize("what", ["Mistral with a window", "dynamic positions"])

@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig
+from transformers import GPTNeoXConfig, LlamaConfig
 
 from compress import attention_graph, export
+from compress.build_vllm import dense_weights
 from compress.export import export_onnx
 from compress.measure_decoder import held_windows
 from compress.parity import SAME_GRAPH, Drifted, apart, carried_logits, refuse_another
@@ -18,7 +19,7 @@ from everlearn.settings import Settings
 from everlearn.sources import import_model
 from tests.compress.architecture_rows import SHAPE, rope, write
 from tests.compress.architecture_table import build
-from train.evaluate import load_causal_lm, torch_logits
+from train.evaluate import load_causal_lm, tokens_at_once, torch_logits
 
 
 @pytest.mark.parametrize("divergence", [float("nan"), float("inf"), 0.0011])
@@ -65,13 +66,14 @@ def test_a_graph_is_not_registered_where_it_is_another_model(
 ) -> None:
     before = len(Registry(tiny_settings).versions("tiny"))
     for limit, said in (
-        ("SAME_GRAPH", "int8 graph in float32 is"),
-        ("KERNELS", "int8 graph as it is served is"),
+        ("SAME_GRAPH", "LlamaForCausalLM: the int8 graph in float32 is"),
+        ("KERNELS", "LlamaForCausalLM: the int8 graph as it is served is"),
     ):
         with monkeypatch.context() as patched:
             patched.setattr(export, limit, -1.0)
             with pytest.raises(Drifted, match=said):
                 export_onnx(tiny_settings, "tiny@1", "int8-onnx")
+    assert not list((tiny_settings.home / "runs").glob("quantize-*")), "rounded matrices were left behind"
     assert len(Registry(tiny_settings).versions("tiny")) == before
 
 
@@ -99,3 +101,25 @@ def test_what_is_not_built_is_refused_before_anything_is_read(
         Unsupported, match=r"LlamaForCausalLM cannot be made into int4-onnx: its heads are 24"
     ):
         export_onnx(settings, "narrow", "int4-onnx")
+
+
+def test_gpt_neox_is_held_to_torch_though_its_output_layer_is_stored_by_another_name(
+    parent: Path, tmp_path: Path
+) -> None:
+    config = GPTNeoXConfig(
+        vocab_size=512, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    write(config, tmp_path / "model")
+    weights = dense_weights(tmp_path / "model")
+    windows = held_windows(parent, 512)
+    theirs = torch_logits(load_causal_lm(tmp_path / "model"), windows)
+    assert apart(carried_logits(tmp_path / "model", weights, windows), theirs, windows) < 1e-6
+
+
+def test_what_transformers_makes_longrope_of_phi3s_yarn_is_read_as_such() -> None:
+    config = {
+        "max_position_embeddings": 1024, "original_max_position_embeddings": 256,
+        "rope_scaling": {"type": "yarn", "short_factor": [1.0], "long_factor": [2.0]},
+    }  # fmt: skip
+    assert tokens_at_once({"model_type": "phi3", **config}) == 256
+    assert tokens_at_once({"model_type": "llama", **config}) == 1024

@@ -22,6 +22,7 @@ TENSORS = frozenset({FREQUENCIES, LONG, SHORT})
 LLAMA3_LOW, LLAMA3_HIGH = 1.0, 4.0
 """``low_freq_factor`` and ``high_freq_factor`` of every Llama 3; a file has only what comes of them."""
 LLAMA3_CONTEXTS = tuple(2**power for power in range(6, 20))
+OLD_CONTEXT = "original_max_position_embeddings"
 YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
 KNOWN = frozenset(
     {"rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "partial_rotary_factor"}
@@ -96,13 +97,24 @@ def write_rope(
         "rope.dimension_count": width,
     }
     if kind in ("linear", "yarn"):
+        factor = rope.get("factor")
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            raise Unsupported(
+                f"rotary positions of type {kind} with factor {factor} are not written as GGUF: it is a number"
+            )
         fields |= {"rope.scaling.type": kind, "rope.scaling.factor": float(rope["factor"])}
     if kind == "yarn":
         refuse_other_yarn(rope)
         original = rope.get("original_max_position_embeddings")
         fields["rope.scaling.original_context_length"] = int(original or config["max_position_embeddings"])
     if kind == "llama3":
-        return fields, {FREQUENCIES: llama3_factors(rope, head).astype(np.float32)}
+        factors = llama3_factors(rope, head).astype(np.float32)
+        if llama3_of(factors, float(rope.get("rope_theta", 10_000.0)), head) is None:
+            said = {key: rope[key] for key in ("low_freq_factor", "high_freq_factor", OLD_CONTEXT)}
+            raise Unsupported(
+                f"rotary positions of type llama3 with {said} are not written as GGUF: none read them back"
+            )
+        return fields, {FREQUENCIES: factors}
     context = config["max_position_embeddings"]
     key = "original_max_position_embeddings"
     original = int(rope.get(key) or config.get(key) or context)

@@ -86,7 +86,7 @@ def check_sampling(said: Mapping[str, Any], name: str) -> None:
         ("repetition_penalty", 1e-6, 1e6),
     ):
         value: Any = said.get(key)
-        if value is None:
+        if value is None or (key == "top_k" and value == -1):  # as vLLM has it: no limit
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise InvalidInput(

@@ -24,6 +24,7 @@ from everlearn.progress import silent
 from everlearn.registry import Registry
 from everlearn.settings import Settings
 from everlearn.sources import import_model
+from everlearn.vocabulary import check_sampling
 from everlearn.weights import CHUNK_BYTES, check_finite
 from train.evaluate import load_causal_lm
 
@@ -248,3 +249,9 @@ def test_ids_that_only_a_sister_that_sees_has_are_left_out_and_said(settings: Se
     ids = Tokenizer.from_file(str(directory / "tokenizer.json")).encode("a <image_soft_token> b").ids
     assert max(ids) < 512
     assert torch.isfinite(load_causal_lm(directory)(torch.tensor([ids])).logits).all()
+
+
+def test_a_top_k_of_minus_one_means_no_limit_as_elsewhere() -> None:
+    check_sampling({"top_k": -1}, "generation_config.json")
+    with pytest.raises(InvalidInput, match="top_k is -2"):
+        check_sampling({"top_k": -2}, "generation_config.json")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from everlearn.errors import Unsupported
+from everlearn.loaded import refuse_differences
 from train.data.tokenize import marks
 from train.evaluate import held_text
 
@@ -58,12 +59,22 @@ class Encoder(nn.Module):
 
 
 def load_encoder(model_dir: Path) -> Encoder:
-    """Float32, on the CPU. Raises Unsupported for another pooling than mean or cls."""
+    """Float32, on the CPU. Raises Unsupported for another pooling than mean or cls.
+
+    Raises InvalidInput naming a tensor of the body that is missing, misshapen or left over; a head may be there.
+    """
     from transformers import AutoModel
 
-    body = AutoModel.from_pretrained(
-        model_dir, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
+    body, info = AutoModel.from_pretrained(
+        model_dir,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused by name
     )
+    refuse_differences(info, encoder=body)
     return Encoder(body, pooling_mode(model_dir)).eval()
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import Gemma2Config
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMaskedLM, BertConfig, Gemma2Config, PreTrainedConfig
 
+from compress.encoder import load_encoder
 from everlearn.errors import InvalidInput
-from tests.compress.tiny_models import train_tokenizer, write_llama
+from tests.compress.test_encoder_families import FAMILIES as ENCODERS
+from tests.compress.tiny_models import train_tokenizer, write_bert, write_llama
 from train.evaluate import (
     compare,
     held_text,
@@ -128,3 +134,78 @@ def test_documents_in_one_row_stay_apart_where_attention_is_spelt_out(tmp_path) 
         both = model(torch.cat([first, second])[None], position_ids=positions, use_cache=False).logits[0, 40:]
         alone = model(second[None], use_cache=False).logits[0]
     assert (both - alone).abs().max() < 1e-4
+
+
+Tensors = dict[str, torch.Tensor]
+MISSING, SURPLUS = "is missing from the weights", "which the model of config.json has not"
+OTHER: dict[str, tuple[Callable[[Tensors], object], str]] = {
+    "no embedding": (
+        lambda t: t.pop("model.embed_tokens.weight"),
+        rf"model.embed_tokens.weight .*{MISSING}|lm_head.weight .*{MISSING}",
+    ),
+    "no norm": (lambda t: t.pop("model.norm.weight"), f"tensor model.norm.weight {MISSING}"),
+    "a norm of another length": (
+        lambda t: t.update({"model.norm.weight": torch.ones(32)}),
+        r"model.norm.weight has the shape \[32\]; by config.json it is \[64\]",
+    ),
+    "biases that the model has not": (
+        lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(64)}),
+        f"a tensor model.layers.0.self_attn.q_proj.bias, {SURPLUS}",
+    ),
+    "a layer more": (
+        lambda t: t.update({"model.layers.2.mlp.up_proj.weight": torch.zeros(96, 64)}),
+        f"a tensor model.layers.2.mlp.up_proj.weight, {SURPLUS}",
+    ),
+}
+
+
+def change_weights(directory: Path, change: Callable[[Tensors], object]) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_weights_that_are_not_the_models_are_not_loaded(what: str, tmp_path: Path) -> None:
+    """transformers draws what is missing anew at each load, and drops what is left over."""
+    write_llama(tmp_path)
+    change, said = OTHER[what]
+    change_weights(tmp_path, change)
+    with pytest.raises(InvalidInput, match=said):
+        load_causal_lm(tmp_path)
+
+
+def test_constants_that_older_files_store_and_a_stored_tied_output_are_loaded(tmp_path: Path) -> None:
+    model = write_llama(tmp_path)
+    stored = model.state_dict()["lm_head.weight"].clone()
+    change_weights(
+        tmp_path,
+        lambda t: t.update(
+            {"lm_head.weight": stored, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+        ),
+    )
+    assert torch.equal(load_causal_lm(tmp_path).lm_head.weight, stored)
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_an_encoder_is_loaded_from_the_model_it_was_trained_in_and_lacks_no_layer(
+    family: str, tmp_path: Path
+) -> None:
+    """With a head, which is left out, and without a pooler, which no embedding comes through."""
+    write_bert(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    config: PreTrainedConfig = ENCODERS[family]
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    assert load_encoder(tmp_path).body.config.model_type == config.model_type
+    names = list(load_file(tmp_path / "model.safetensors"))
+    lost = next(one for one in names if (".0." in one and one.endswith("weight")) or "albert_layers" in one)
+    change_weights(tmp_path, lambda t: t.pop(lost))
+    with pytest.raises(InvalidInput, match=MISSING):
+        load_encoder(tmp_path)
+
+
+def test_an_encoder_of_more_layers_than_its_configuration_says_is_not_loaded(tmp_path: Path) -> None:
+    write_bert(tmp_path, layers=3)
+    BertConfig.from_pretrained(tmp_path, num_hidden_layers=2).save_pretrained(tmp_path)
+    with pytest.raises(InvalidInput, match=rf"tensor encoder\.layer\.2\..*{SURPLUS}"):
+        load_encoder(tmp_path)

@@ -22,7 +22,7 @@ from everlearn.safetensors_header import count_parameters
 from everlearn.settings import Settings
 from everlearn.suggest import did_you_mean
 from everlearn.vocabulary import check_vocabulary, take_out
-from everlearn.weights import check_weights
+from everlearn.weights import check_model, check_weights
 
 if TYPE_CHECKING:
     from everlearn.hub import Commit
@@ -84,10 +84,14 @@ def import_model(
     path = Path(source).expanduser()
     if source not in CATALOGUE and path.is_dir() and (path / MANIFEST).is_file():
         check_bundle(path, progress)
+        if (path / "config.json").is_file() and list(path.glob("model*.safetensors")):
+            check_model(path, progress)
         progress("copying", None)
         return registry.add(path, model)
     with registry.staging() as staging:
         found = fill(settings, source, staging, progress)
+        if found.format == "safetensors" and found.recipe.get("kind") != "gguf":
+            check_model(staging, progress)
         progress("checking and hashing", None)
         write_bundle(
             staging,

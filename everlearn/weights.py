@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from everlearn.child import Limits, run_child
 from everlearn.contents import read_json_object
 from everlearn.errors import InvalidInput, Unsupported
+from everlearn.loaded import is_old
+from everlearn.plain_decoders import PLAIN_DECODERS, check_plain
 from everlearn.progress import Progress
 from everlearn.safetensors_header import data_start, read_header
 
@@ -35,14 +39,8 @@ EMBEDDINGS = re.compile(
     r"(^|.*\.)(embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|embeddings|lm_head)\.weight"
 )
 """Matrices with a row per token."""
-LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.(.+)")
-PLAIN_DECODERS = frozenset(
-    {
-        *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3"),
-        *("granite", "olmo", "olmo2", "ernie4_5"),
-    }
-)
-"""Model types whose layers are all alike, with the matrices of :func:`matrices`."""
+CHECK_BYTES, CHECK_S = 4 * 1024**3, 300
+"""What transformers may take to make a model without its values, and to look for its tensors."""
 
 Header = Mapping[str, Mapping[str, Any]]
 
@@ -95,86 +93,40 @@ def check_shapes(tensors: Header, config: Mapping[str, Any]) -> None:
                 f"{name} has {shape[0]} rows, and config.json a vocab_size of {vocab}: there is one row per token",
                 param="vocab_size",
             )
-        if len(shape) > 1 and name.endswith("weight") and entry["dtype"] not in FLOATS:
+        if name.endswith(("weight", "bias")) and not is_old(name) and entry["dtype"] not in FLOATS:
             raise InvalidInput(
                 f"the tensor {name} is stored as {entry['dtype']}, and config.json has no quantization_config: "
                 f"original weights are {', '.join(sorted(FLOATS))}",
                 param=name,
             )
     if config.get("model_type") in PLAIN_DECODERS:
-        check_layers(tensors, config)
+        check_plain({name: entry["shape"] for name, entry in tensors.items()}, config)
 
 
-def check_layers(tensors: Header, config: Mapping[str, Any]) -> None:
-    """Every layer of a plain decoder has the same tensors, with the shapes that config.json says."""
-    layers: dict[int, dict[str, list[int]]] = {}
-    for name, entry in tensors.items():
-        if found := LAYER.fullmatch(name):
-            layers.setdefault(int(found[1]), {})[found[2]] = entry["shape"]
-    count = config.get("num_hidden_layers")
-    if type(count) is not int:
+def check_model(directory: Path, progress: Progress) -> None:
+    """Has transformers compare the weights with its model of config.json, in a child; where it is installed.
+
+    Plain decoders were compared by :func:`check_weights`, unless their rotary positions are scaled. Raises InvalidInput.
+    """
+    config = read_json_object(directory / "config.json")
+    if config.get("quantization_config") or (
+        config.get("model_type") in PLAIN_DECODERS and not has_scaled_positions(config)
+    ):
         return
-    missing = [at for at in range(count) if at not in layers]
-    if missing:
-        raise InvalidInput(
-            f"layer {missing[0]} has no tensor, and config.json says num_hidden_layers is {count}",
-            param="num_hidden_layers",
-        )
-    if surplus := sorted(layers.keys() - set(range(count))):
-        raise InvalidInput(
-            f"there are tensors of layer {surplus[0]}, and config.json says num_hidden_layers is {count}: "
-            "they would be left out",
-            param="num_hidden_layers",
-        )
-    expected = matrices(config)
-    of_all = {part for at in range(count) for part in layers[at]} - {"self_attn.rotary_emb.inv_freq"}
-    for at in range(count):
-        for part in sorted(of_all - layers[at].keys()):
-            raise InvalidInput(
-                f"the tensor model.layers.{at}.{part} is missing; other layers have it", param=part
-            )
-        for part, shape in expected.items():
-            if layers[at].get(part, list(shape)) != list(shape):
-                raise InvalidInput(
-                    f"model.layers.{at}.{part} has the shape {layers[at][part]}; by config.json it is {list(shape)}",
-                    param=part,
-                )
-    if not config.get("tie_word_embeddings", True) and not any("lm_head" in name for name in tensors):
-        raise InvalidInput(
-            "lm_head.weight is missing, and config.json says tie_word_embeddings is false",
-            param="lm_head.weight",
-        )
+    if not all(find_spec(one) for one in ("torch", "transformers")):
+        return
+    named = str((config.get("architectures") or [""])[0])
+    task = "generate" if named.endswith(("ForCausalLM", "LMHeadModel")) else "embed"
+    limits = Limits("config.json", CHECK_BYTES, CHECK_S, "config.json")
+    run_child("everlearn.model_check", {"directory": str(directory), "task": task}, progress, limits)
 
 
-def matrices(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Shape of each matrix of a plain decoder's layer, by name; those only that the configuration determines."""
-    hidden, inner, heads = (
-        config.get(key) for key in ("hidden_size", "intermediate_size", "num_attention_heads")
-    )
-    if type(hidden) is not int or type(inner) is not int or type(heads) is not int or not heads:
-        return {}
-    head = config.get("head_dim")
-    if head is None and config["model_type"] in ("llama", "mistral", "qwen2", "phi3", "granite", "smollm3"):
-        head = hidden // heads
-    groups = config.get("num_key_value_heads")
-    shapes = {
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
-        "mlp.gate_up_proj.weight": (2 * inner, hidden),
-    }
-    if type(head) is int:
-        shapes |= {
-            "self_attn.q_proj.weight": (heads * head, hidden),
-            "self_attn.o_proj.weight": (hidden, heads * head),
-        }
-        if type(groups) is int:
-            shapes |= {
-                "self_attn.k_proj.weight": (groups * head, hidden),
-                "self_attn.v_proj.weight": (groups * head, hidden),
-                "self_attn.qkv_proj.weight": ((heads + 2 * groups) * head, hidden),
-            }
-    return shapes
+def has_scaled_positions(config: Mapping[str, Any]) -> bool:
+    """Whether anything but plain rotary positions is asked for."""
+    rope: Any = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(rope, dict):
+        return rope is not None
+    return rope.get("rope_type", rope.get("type", "default" if "rope_theta" in rope else None)) != "default"
 
 
 def check_finite(headers: Mapping[Path, Header], progress: Progress) -> None:

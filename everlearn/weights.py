@@ -58,7 +58,8 @@ def check_weights(directory: Path, progress: Progress) -> None:
         if 0 in entry["shape"]:
             raise InvalidInput(f"the tensor {name} is empty: its shape is {entry['shape']}", param=name)
     if not config.get("quantization_config"):
-        check_shapes(tensors, config)
+        alone = headers.get(directory / "model.safetensors")  # loaders read no other file beside it
+        check_shapes(alone or tensors, config)
     check_finite(headers, progress)
 
 

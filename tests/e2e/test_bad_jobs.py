@@ -1,6 +1,7 @@
 """Jobs that cannot end well end in one clear error, and the champion serves on."""
 
 import json
+import re
 import time
 from collections.abc import Iterator
 
@@ -33,16 +34,23 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FILES)
-def test_a_broken_file_ends_its_job_and_names_the_line(client: openai.OpenAI, fault: str) -> None:
+def test_a_broken_file_is_refused_as_it_comes_and_names_the_line(client: openai.OpenAI, fault: str) -> None:
     content, place = FILES[fault]
-    file = client.files.create(file=(place.partition(":")[0], content), purpose="fine-tune")
+    with pytest.raises(openai.BadRequestError, match=re.escape(place)):
+        client.files.create(file=(place.partition(":")[0], content), purpose="fine-tune")
+    assert_serves(client)
+
+
+@pytest.mark.slow
+def test_a_file_that_only_its_job_finds_unfit_ends_it_and_says_why(client: openai.OpenAI) -> None:
+    file = client.files.create(file=("same.jsonl", 20 * GOOD), purpose="fine-tune")
     job = client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, extra_body={"everlearn": RECIPE})
     deadline = time.monotonic() + 120
     while job.status not in ("succeeded", "failed"):
         assert time.monotonic() < deadline, job
         time.sleep(0.2)
         job = client.fine_tuning.jobs.retrieve(job.id)
-    assert job.status == "failed" and job.error and place in job.error.message
+    assert job.status == "failed" and job.error and "19 exact duplicates" in job.error.message
     told = [event.message for event in client.fine_tuning.jobs.list_events(job.id)]
     assert sum("started" in message for message in told) == 1, told
     assert_serves(client)

@@ -94,7 +94,11 @@ def work(client: openai.OpenAI) -> set[str]:
     eventually(lambda: client.batches.retrieve(batch.id).status == "completed")
     text = lesson()
     good = client.files.create(file=("lesson.jsonl", text), purpose="fine-tune")
-    bad = client.files.create(file=("broken.jsonl", text + b'{"text": 5}\n'), purpose="fine-tune")
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.files.create(file=("broken.jsonl", text + b'{"text": 5}\n'), purpose="fine-tune")
+    assert TAUGHT not in str(refused.value)
+    same = 20 * (text.splitlines()[0] + b"\n")
+    bad = client.files.create(file=("same.jsonl", same), purpose="fine-tune")
     ends = [follow(client, one.id) for one in (good, bad)]
     assert ends == ["succeeded", "failed"]
     return {file.id, good.id, bad.id, str(client.batches.retrieve(batch.id).output_file_id)}

@@ -17,7 +17,7 @@ TIED = frozenset({"ernie4_5", "gemma", "gemma2", "gemma3_text", "smollm3"})
 def is_tied(config: Mapping[str, Any]) -> bool:
     """Whether the embedding is the output layer, too: by config.json, or else by the default of its model type."""
     said = config.get("tie_word_embeddings")
-    return config.get("model_type") in TIED if said is None else bool(said)
+    return str(config.get("model_type")) in TIED if said is None else bool(said)
 
 
 def windows_of(config: Mapping[str, Any]) -> list[int | None]:
@@ -26,7 +26,7 @@ def windows_of(config: Mapping[str, Any]) -> list[int | None]:
     Families of neither kind (Llama, Granite, Gemma 1) see everything, though a ``sliding_window`` be left over in their
     configuration.
     """
-    kind, layers = config.get("model_type"), int(config["num_hidden_layers"])
+    kind, layers = str(config.get("model_type")), int(config["num_hidden_layers"])
     window = config.get("sliding_window")
     if kind in IN_ALL_LAYERS:
         return [window] * layers

@@ -100,7 +100,7 @@ def check_shapes(tensors: Header, config: Mapping[str, Any]) -> None:
                 f"original weights are {', '.join(sorted(FLOATS))}",
                 param=name,
             )
-    if config.get("model_type") in PLAIN_DECODERS:
+    if str(config.get("model_type")) in PLAIN_DECODERS:
         check_plain({name: entry["shape"] for name, entry in tensors.items()}, config)
 
 
@@ -111,7 +111,7 @@ def check_model(directory: Path, progress: Progress) -> None:
     """
     config = read_json_object(directory / "config.json")
     if config.get("quantization_config") or (
-        config.get("model_type") in PLAIN_DECODERS and not has_scaled_positions(config)
+        str(config.get("model_type")) in PLAIN_DECODERS and not has_scaled_positions(config)
     ):
         return
     if not all(find_spec(one) for one in ("torch", "transformers")):

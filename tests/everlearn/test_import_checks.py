@@ -386,6 +386,12 @@ def test_a_model_type_that_is_none_is_refused(copy: Path) -> None:
         check({"directory": str(copy), "task": "generate"}, silent)
 
 
+@pytest.mark.parametrize("kind", [[], {}, 5, None])
+def test_a_model_type_that_is_no_text_is_refused(settings: Settings, copy: Path, kind: Any) -> None:
+    change_json(copy / "config.json", model_type=kind)
+    refused(settings, copy, "model_type|config.json")
+
+
 @pytest.mark.parametrize("family", ENCODERS)
 def test_encoders_of_every_family_pass_with_the_head_they_were_trained_with(
     family: str, tmp_path: Path

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from everlearn.decoder_config import is_tied
 from everlearn.errors import InvalidInput
 from everlearn.loaded import is_old
 
@@ -17,8 +18,6 @@ PLAIN_DECODERS = frozenset(
     }
 )
 """Model types whose layers are all alike, with the tensors of :func:`layer_tensors`."""
-TIED = frozenset({"gemma", "gemma2", "gemma3_text", "smollm3", "ernie4_5"})
-"""Those whose output layer is the embedding where config.json does not say."""
 WIDE_HEADS: Mapping[str, int] = {
     "qwen3": 128,
     "ernie4_5": 128,
@@ -105,7 +104,7 @@ def whole_tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
     tensors: dict[str, Shape] = {"embed_tokens.weight": (vocab, hidden)}
     if kind != "olmo":
         tensors["norm.weight"] = (hidden,)
-    if not config.get("tie_word_embeddings", kind in TIED) and str(named[0]).endswith("ForCausalLM"):
+    if not is_tied(config) and str(named[0]).endswith("ForCausalLM"):
         tensors["lm_head.weight"] = (vocab, hidden)
     return tensors
 

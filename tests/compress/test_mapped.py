@@ -88,7 +88,7 @@ def test_a_model_is_built_in_a_third_of_the_memory_of_its_weights(parent: Path, 
         "model_dir": str(tmp_path / "model"), "directory": str(tmp_path / "made"), "tied": True,
         "cache_dir": str(tmp_path / "cache"), "scratch": str(tmp_path / "scratch"), "precision": "int4",
         "options": decoder_options(tmp_path / "model", PRECISIONS["int4-onnx"]), "tokens": 512,
-        "reference": str(tmp_path / "reference.npy"), "carried": str(tmp_path / "carried.npy"),
+        "reference": str(tmp_path / "reference.npy"), "carried": str(tmp_path / "carried.npy"), "far": str(tmp_path / "far.npz"),
         **CompressRecipe().model_dump(mode="json", include={"weights", "head_bits", "wide_share", "kv_cache", "calibration"}),
     }  # fmt: skip
     said = subprocess.run(

@@ -286,7 +286,7 @@ def add_file(house: House, name: str, content: str | bytes) -> str:
             r"a\.jsonl holds 7 documents, and a job takes at least 8: 4 are held out",
         ),
         ("a.jsonl", f"\n\n{CHAT}\n\n\n\n\n\n\n\n\n", r"holds 1 document, and"),
-        ("a.jsonl.gz", gzip.compress(f"{CHAT}\n".encode() * 3), r"holds 3 documents"),
+        ("a.jsonl.gz", gzip.compress(f"{CHAT}\n".encode() * 3, mtime=0), r"holds 3 documents"),
         ("a.json", f"[{CHAT}, {CHAT}]", r"holds 2 documents"),
         ("a.csv", "prompt,completion\na,b\nc,d\n", r"holds 2 documents"),
         (
@@ -322,7 +322,7 @@ def test_a_validation_file_with_too_few_documents_is_refused_where_the_job_is_ma
         ("a.txt", "\n<|endoftext|>\n".join(f"Text {n}." for n in range(8))),
         ("a.jsonl", "no json\n"),
         ("a.parquet", "no parquet"),
-        ("bomb.jsonl.gz", gzip.compress(b"\n" * 10**8)),
+        ("bomb.jsonl.gz", gzip.compress(b"\n" * 10**8, mtime=0)),
     ],
 )
 def test_a_file_that_is_large_enough_or_cannot_be_told_is_left_to_the_job(
@@ -335,7 +335,7 @@ def test_a_file_that_is_large_enough_or_cannot_be_told_is_left_to_the_job(
     ("name", "content", "one"),
     [
         ("a.txt", b"One.\n\nTwo.\n", True),
-        ("a.md.gz", gzip.compress(b"One.\n\nTwo.\n"), True),
+        ("a.md.gz", gzip.compress(b"One.\n\nTwo.\n", mtime=0), True),
         ("a.txt", b"One.\n <|endoftext|>\r\nTwo.\n", False),
         ("a.jsonl", b'{"text": "One."}\n', False),
     ],

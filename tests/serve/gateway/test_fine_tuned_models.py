@@ -66,7 +66,7 @@ def parquet_bytes() -> bytes:
         ("a.jsonl", LINE * 3 + b'{"messages": 5}\n', r"a\.jsonl:4: .*not a list of messages"),
         ("a.jsonl", LINE + b"{broken\n", r"a\.jsonl:2"),
         ("a.jsonl", b"\n\n", r"a\.jsonl"),
-        ("a.jsonl.gz", gzip.compress(LINE * 100)[:-20], r"a\.jsonl\.gz"),
+        ("a.jsonl.gz", gzip.compress(LINE * 100, mtime=0)[:-20], r"a\.jsonl\.gz"),
         ("a.parquet", parquet_bytes()[:-9], r"a\.parquet"),
         ("a.parquet", LINE, r"a\.parquet: does not begin as Parquet does"),
         ("a.txt", b"PK\x03\x04rest", r"a\.txt.*ZIP archive"),
@@ -86,7 +86,7 @@ def test_a_file_that_cannot_be_learnt_from_is_refused_as_it_comes(
 def test_good_files_and_those_for_batches_are_kept(trainer: openai.OpenAI) -> None:
     for name, content, purpose in (
         ("a.jsonl", LINE, "fine-tune"),
-        ("a.jsonl.gz", gzip.compress(LINE), "fine-tune"),
+        ("a.jsonl.gz", gzip.compress(LINE, mtime=0), "fine-tune"),
         ("a.parquet", parquet_bytes(), "fine-tune"),
         ("a.txt", b"Words.", "fine-tune"),
         ("requests.jsonl", b"{broken", "batch"),

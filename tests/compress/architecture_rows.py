@@ -31,20 +31,10 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.compress.tiny_models import END, START, train_tokenizer
+from tests.compress.tiny_models import END, START, TINY, train_tokenizer
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+SHAPE: dict[str, Any] = TINY | {
     "head_dim": 16,
-    "max_position_embeddings": 1024,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
     "initializer_range": 0.2,
 }
 FIRST_CONTEXT = 256

@@ -9,19 +9,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tests.compress.tiny_models import CHAT_TEMPLATE, END, START, train_tokenizer
+from tests.compress.tiny_models import CHAT_TEMPLATE, END, START, TINY, train_tokenizer
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+SIZES: dict[str, Any] = TINY | {
     "head_dim": 32,
-    "max_position_embeddings": 1024,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
     "pad_token_id": 0,
     "initializer_range": 0.08,
 }

@@ -29,6 +29,7 @@ from compress.matrices import Matrices
 from compress.quantized_graph import halved, quantize_graph
 from compress.recipe import Calibration, CompressRecipe
 from everlearn.errors import Unsupported
+from tests.compress.tiny_models import TINY
 from train.evaluate import onnx_logits
 
 INT4 = CompressRecipe(to="int4-onnx", head_bits=4)
@@ -83,18 +84,8 @@ def test_scales_that_float16_cannot_hold_stay_as_they_are() -> None:
     assert halved(good * 1e6) is None, "beyond its largest"
 
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+SHAPE: dict[str, Any] = TINY | {
     "head_dim": 16,
-    "max_position_embeddings": 1024,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
     "initializer_range": 0.1,
 }
 FAMILIES: dict[str, PreTrainedConfig] = {

@@ -36,7 +36,7 @@ from rich.progress import Progress
 
 from benchmarks.soak import children_of
 from benchmarks.swap import MODEL, key, server
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings, load_settings
 
 QUIET_S = 40.0

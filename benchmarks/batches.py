@@ -21,7 +21,7 @@ import psutil
 from rich.progress import Progress
 
 from benchmarks.swap import MODEL, key, server
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings, load_settings
 
 NEW_TOKENS = 8

@@ -31,10 +31,10 @@ from compress.encoder import cut_and_padded, inputs_of, load_encoder
 from compress.export_encoder import session_embed
 from compress.plan import follow
 from compress.recipe import Calibration, CompressPlan, PlannedTarget, Prune, Teaching
+from everlearn.importing.sources import import_model
 from everlearn.progress import Progress, shown
-from everlearn.registry import Registry, Version
+from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
-from everlearn.sources import import_model
 from train.evaluate import HELD_TOKENS, held_text
 from train.recipe import Data, Optimizer
 

@@ -20,11 +20,11 @@ from typing import Any
 import httpx
 
 from benchmarks.machine import Neighbours, cpu
+from everlearn.chat.stops import stops_of
 from everlearn.errors import NotFound
-from everlearn.records import Version
-from everlearn.registry import Registry
+from everlearn.registry.records import Version
+from everlearn.registry.registry import Registry
 from everlearn.settings import load_settings
-from everlearn.stops import stops_of
 
 MODELS = {"smollm2": "int4-onnx", "minilm": "int8-onnx", "gemma3-270m": "int4-onnx"}
 QUESTION = "The capital of France is"

@@ -286,8 +286,8 @@ def everlearn(
     """
     from threading import Event, Thread
 
-    from everlearn.database import open_database
-    from everlearn.keys import create_key
+    from everlearn.registry.database import open_database
+    from everlearn.registry.keys import create_key
     from everlearn.settings import Settings
     from serve.replicas import announce, heartbeat, unix_url
 

@@ -20,8 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from everlearn.database import open_database
-from everlearn.keys import create_key, revoke_key
+from everlearn.registry.database import open_database
+from everlearn.registry.keys import create_key, revoke_key
 from everlearn.settings import Settings
 
 ROUNDS = 3000

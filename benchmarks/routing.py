@@ -26,8 +26,8 @@ import aiohttp
 
 from benchmarks.gateway import free_port
 from benchmarks.streams import Timeline, prompt_of, stream
-from everlearn.database import open_database
-from everlearn.registry import Registry
+from everlearn.registry.database import open_database
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings, load_settings
 from serve.gateway.replica import Replica
 from serve.gateway.router import Router

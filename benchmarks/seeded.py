@@ -16,7 +16,7 @@ import httpx
 
 from benchmarks.machine import Neighbours
 from benchmarks.speculative import ONNX, engine
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import load_settings
 
 PROMPTS = [

@@ -27,7 +27,7 @@ from benchmarks.gateway import free_port
 from benchmarks.machine import Neighbours, peak_memory_bytes, read_bandwidth
 from benchmarks.streams import Timeline, decode_rate, joining, prompt_of, together, wall_rate
 from everlearn.errors import NotFound
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "bench"

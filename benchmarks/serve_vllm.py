@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.gateway import free_port
 from benchmarks.serve_onnx import GREEDY, Served, environment, running, say
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 
 MODEL = "bench"

@@ -32,10 +32,10 @@ import aiohttp
 import psutil
 from sqlalchemy import Engine, func, select
 
-from everlearn.bundle import write_bundle
-from everlearn.database import ReplicaRow, open_database, read
-from everlearn.keys import create_key
-from everlearn.registry import Registry, Version
+from everlearn.bundles.bundle import write_bundle
+from everlearn.registry.database import ReplicaRow, open_database, read
+from everlearn.registry.keys import create_key
+from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings, load_settings
 
 MODEL = "swapped"

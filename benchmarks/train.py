@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.machine import Neighbours
 from benchmarks.serve_onnx import BUSY_SHARE, CACHE, environment, say
 from everlearn.errors import NotFound
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from train.data.examples import Text
 from train.data.packing import Packer

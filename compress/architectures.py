@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from everlearn.bundle import Task
+from everlearn.bundles.bundle import Task
 from everlearn.errors import Unsupported
-from everlearn.gguf_models import BY_ARCHITECTURE
+from everlearn.importing.gguf_models import BY_ARCHITECTURE
 
 Made = Literal["int4-onnx", "int8-onnx", "fp32-onnx", "w8a8", "w4a16", "gguf"]
 """All that a version can be made into."""

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.quantized_graph import constant, named
-from everlearn.decoder_config import windows_of
+from everlearn.bundles.decoder_config import windows_of
 from everlearn.errors import Unsupported
 from train.evaluate import tokens_at_once
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from compress.architectures import architecture_of
 from compress.measure_decoder import keep_carried, keep_reference
-from everlearn.child import answer
-from everlearn.contents import read_json_object
-from everlearn.durable import write_file
+from everlearn.bundles.contents import read_json_object
+from everlearn.bundles.durable import write_file
 from everlearn.errors import Unsupported
+from everlearn.processes.child import answer
 from everlearn.progress import Progress
 
 if TYPE_CHECKING:

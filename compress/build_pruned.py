@@ -9,8 +9,8 @@ from typing import Any
 from compress.calibration import calibration_windows, seen
 from compress.measure_decoder import held_windows, measure
 from compress.recipe import Calibration, Prune
-from everlearn.child import answer
 from everlearn.errors import Unsupported
+from everlearn.processes.child import answer
 from everlearn.progress import Progress
 from train.evaluate import load_causal_lm, torch_logits
 from train.model import saved_dtype

@@ -21,8 +21,8 @@ from compress.measure_decoder import held_windows, measure
 from compress.parity import SAME_GRAPH, apart, carried_logits, refuse_another
 from compress.recipe import Calibration
 from compress.sensitivity import all_in_int8, hurt_most, stacked
-from everlearn.child import answer
 from everlearn.errors import Unsupported
+from everlearn.processes.child import answer
 from everlearn.progress import Progress
 from train.evaluate import load_causal_lm, torch_logits
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from compress.measure_decoder import keep_logits
 from compress.quality import TOKENS_A_TEXT, Quality, qualities, windows_of, word_starts
 from compress.recipe import OFFERED
-from everlearn.child import answer, run_child
 from everlearn.errors import InvalidInput, NotFound
+from everlearn.processes.child import answer, run_child
 from everlearn.progress import Progress, silent
-from everlearn.records import Version
-from everlearn.registry import Registry
+from everlearn.registry.records import Version
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from train.evaluate import held_text, load_causal_lm, onnx_logits, torch_logits
 
@@ -129,7 +129,7 @@ def speed_of(directory: Path, format: str, progress: Progress = silent) -> dict[
 
 def as_prompt(directory: Path, prompt: str) -> str:
     """The prompt as the model's chat template has it; as it is where there is none."""
-    from everlearn.chat_template import sandbox, template_source, token_names
+    from everlearn.chat.template import sandbox, template_source, token_names
 
     template = template_source(directory)
     if template is None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from everlearn.errors import Unsupported
-from everlearn.loaded import refuse_differences
+from everlearn.importing.loaded import refuse_differences
 from train.data.tokenize import marks
 from train.evaluate import held_text
 

@@ -22,14 +22,14 @@ from filelock import FileLock, Timeout
 from compress.architectures import architecture_of, refuse_architecture
 from compress.parity import KERNELS, SAME_GRAPH, Drifted, refuse_another
 from compress.recipe import CompressRecipe, Target, recipe_from
-from everlearn.bundle import BundleManifest, Task, write_bundle
-from everlearn.child import run_child
-from everlearn.decoder_config import is_tied
+from everlearn.bundles.bundle import BundleManifest, Task, write_bundle
+from everlearn.bundles.decoder_config import is_tied
+from everlearn.chat.stops import write_genai_config, write_generation_config
 from everlearn.errors import Conflict, InvalidInput, Unavailable, Unsupported
+from everlearn.processes.child import run_child
 from everlearn.progress import Progress, silent
-from everlearn.registry import Registry, Version
+from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
-from everlearn.stops import write_genai_config, write_generation_config
 from train.evaluate import HELD_TOKENS, held_text
 
 

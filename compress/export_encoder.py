@@ -29,8 +29,8 @@ from compress.encoder import (
 from compress.parity import Drifted
 from compress.recipe import Calibration
 from compress.smooth_encoder import smooth
-from everlearn.child import answer
 from everlearn.instructions import make_exact
+from everlearn.processes.child import answer
 from everlearn.progress import Progress
 
 OPSET = 18

@@ -1,6 +1,6 @@
 """A GGUF file for llama.cpp of a Hugging Face directory; ``everlearn import`` reads it back. Run as a child process.
 
-What its keys and tensors mean is :mod:`everlearn.gguf_models`; the keys are those that llama.cpp's own converter sets.
+What its keys and tensors mean is :mod:`everlearn.importing.gguf_models`; the keys are those that llama.cpp's own converter sets.
 """
 
 # pyright: basic
@@ -18,11 +18,11 @@ from compress.architectures import architecture_of
 from compress.gguf_vocabulary import vocabulary_of
 from compress.measure_decoder import held_windows, measure
 from compress.parity import SAME_GRAPH, Drifted, apart, carried_logits, refuse_another
-from everlearn.child import answer
-from everlearn.contents import read_json_object
+from everlearn.bundles.contents import read_json_object
 from everlearn.errors import Unsupported
-from everlearn.gguf_convert import SAMPLING, convert, tensor_names
-from everlearn.gguf_models import BY_ARCHITECTURE, Family, write_config, write_tensor
+from everlearn.importing.gguf_convert import SAMPLING, convert, tensor_names
+from everlearn.importing.gguf_models import BY_ARCHITECTURE, Family, write_config, write_tensor
+from everlearn.processes.child import answer
 from everlearn.progress import Progress
 from train.evaluate import held_text, load_causal_lm, torch_logits
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from everlearn.contents import read_json_object
+from everlearn.bundles.contents import read_json_object
+from everlearn.chat.stops import stops_of
 from everlearn.errors import Unsupported
-from everlearn.gguf_tokenizer import (
+from everlearn.importing.gguf_tokenizer import (
     CONTROL,
     NORMAL,
     PATTERNS,
@@ -22,7 +23,6 @@ from everlearn.gguf_tokenizer import (
     build_tokenizer,
     scored_merges,
 )
-from everlearn.stops import stops_of
 
 UNKNOWN, UNUSED, BYTE = 2, 5, 6
 ENDS = ("eos", "eot", "eom")

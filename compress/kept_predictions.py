@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from compress.distill import with_text
 from compress.export import refuse_full_disk
-from everlearn.durable import write_file
+from everlearn.bundles.durable import write_file
 from everlearn.errors import InvalidInput
 from everlearn.progress import Progress
 from train.data.packing import Packer

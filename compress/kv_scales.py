@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everlearn.durable import write_file
+from everlearn.bundles.durable import write_file
 
 QMAX = 127
 """The largest code."""

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from compress.gptq import BLOCK, Quantized
-from everlearn.durable import write_file
+from everlearn.bundles.durable import write_file
 
 SUFFIX = ".matrix"
 

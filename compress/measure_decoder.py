@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.parity import apart
-from everlearn.child import answer
+from everlearn.processes.child import answer
 from everlearn.progress import Progress
 from train.evaluate import (
     WINDOW,

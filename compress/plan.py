@@ -34,15 +34,15 @@ from compress.search import (
     without_pruning,
 )
 from compress.teach import DistillRecipe, Student, described, distill
-from everlearn.bundle import write_bundle
-from everlearn.child import run_child
-from everlearn.durable import write_file
+from everlearn.bundles.bundle import write_bundle
+from everlearn.bundles.durable import write_file
+from everlearn.bundles.safetensors_header import count_parameters
+from everlearn.chat.stops import write_generation_config
 from everlearn.errors import InvalidInput
+from everlearn.processes.child import run_child
 from everlearn.progress import Progress, silent
-from everlearn.registry import Registry, Version
-from everlearn.safetensors_header import count_parameters
+from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
-from everlearn.stops import write_generation_config
 from train.evaluate import HELD_TOKENS
 from train.identity import contents_of_data
 

@@ -22,8 +22,8 @@ from compress.listening import listening
 from compress.prune import cheapest, chosen_layers, layers_of, with_layers
 from compress.recipe import Calibration, Prune
 from compress.reconstruct import changed, least_squares, rounded
-from everlearn.child import answer
 from everlearn.errors import Unsupported
+from everlearn.processes.child import answer
 from everlearn.progress import Progress
 from train.model import saved_dtype
 

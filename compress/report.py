@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.compare import PROMPTS, Compared
-from everlearn.durable import write_file
+from everlearn.bundles.durable import write_file
 from everlearn.printing import print_table, size
 
 WIDTH, HEIGHT, MARGIN = 640, 320, 46

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from compress.recipe import Calibration, PlannedTarget, Prune
-from everlearn.child import answer
-from everlearn.decoder_config import is_tied
+from everlearn.bundles.decoder_config import is_tied
+from everlearn.bundles.safetensors_header import read_header
 from everlearn.errors import InvalidInput
+from everlearn.processes.child import answer
 from everlearn.progress import Progress
-from everlearn.safetensors_header import read_header
 
 UNITS = {"kB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
 BLOCK = 32

@@ -18,8 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from everlearn.child import answer
 from everlearn.memory import peak_bytes
+from everlearn.processes.child import answer
 from everlearn.progress import Progress
 
 ROWS = 8

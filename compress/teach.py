@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.recipe import Teaching
-from everlearn.bundle import write_bundle
-from everlearn.child import answer, run_child
-from everlearn.contents import check_name
-from everlearn.durable import write_file
+from everlearn.bundles.bundle import write_bundle
+from everlearn.bundles.contents import check_name
+from everlearn.bundles.durable import write_file
+from everlearn.bundles.safetensors_header import count_parameters
 from everlearn.errors import InvalidInput
+from everlearn.processes.child import answer, run_child
 from everlearn.progress import Progress, silent
-from everlearn.registry import Registry, Version
-from everlearn.safetensors_header import count_parameters
+from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
 from everlearn.settings_file import read_settings_file
 from train.claim import claimed, refuse_foreign, refuse_inside
@@ -204,7 +204,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     from compress.kept_predictions import KeptDistillation
     from compress.prune import evenly_spaced, with_layers
     from compress.quantize_aware import keep_rounded, round_in_training
-    from everlearn.stops import write_generation_config
+    from everlearn.chat.stops import write_generation_config
     from train.data.packing import Packer
     from train.evaluate import load_causal_lm
     from train.failures import Diverged

@@ -15,8 +15,8 @@ from compress.export import keep_beside_weights
 from compress.prune import evenly_spaced, layers_of, with_layers
 from compress.prune_encoder import take_over
 from compress.teach import DistillRecipe, refuse_other_tokenizer, solved_once, texts_to_learn
-from everlearn.child import answer
 from everlearn.errors import InvalidInput
+from everlearn.processes.child import answer
 from everlearn.progress import Progress
 from train.data.store import TokenStore
 from train.data.tokenize import marks

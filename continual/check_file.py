@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from everlearn.child import Limits, answer, run_child
 from everlearn.errors import InvalidInput
+from everlearn.processes.child import Limits, answer, run_child
 from everlearn.progress import Progress, silent
 from everlearn.settings import ContinualSettings
 

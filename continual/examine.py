@@ -15,7 +15,7 @@ from continual.recipe import BASE, GENERAL, MIN_DOCUMENTS
 from continual.reservoir import Held, content_sha256, lowest_held, priority
 from continual.steps import Step, Steps
 from continual.teach import data_store, documents_of, replayed
-from everlearn.bundle import Format
+from everlearn.bundles.bundle import Format
 from everlearn.errors import EverlearnError, InvalidInput
 from everlearn.progress import Progress
 from train.data.store import Example

@@ -23,9 +23,9 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, and_, insert, or_, select, true, update
 
 from continual.check_file import check_examples
-from everlearn.database import BatchRow, FileRow, JobRow, open_database, read, write
-from everlearn.durable import sync_directory
+from everlearn.bundles.durable import sync_directory
 from everlearn.errors import Conflict, EverlearnError, InvalidInput, NotFound
+from everlearn.registry.database import BatchRow, FileRow, JobRow, open_database, read, write
 from everlearn.settings import Settings
 
 PURPOSE = "fine-tune"

@@ -23,12 +23,12 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, insert, or_, sel
 from continual.files import PURPOSE, Client, owned, require_file
 from continual.recipe import ContinualRecipe
 from continual.small_files import why_too_few
-from everlearn.audit import record
-from everlearn.database import JobEventRow, JobRow, open_database, read, write
+from everlearn.bundles.reference import parse_reference
 from everlearn.errors import EverlearnError, InvalidInput, NotFound
-from everlearn.keys import why_ended
-from everlearn.records import CHAMPION, aliases_of, find_version
-from everlearn.reference import parse_reference
+from everlearn.registry.audit import record
+from everlearn.registry.database import JobEventRow, JobRow, open_database, read, write
+from everlearn.registry.keys import why_ended
+from everlearn.registry.records import CHAMPION, aliases_of, find_version
 from everlearn.settings import Settings
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -224,7 +224,7 @@ class Jobs:
     def cancel(self, job_id: str, *, client: Client | None = None, actor: str | None = None) -> Job:
         """Ends a job that is not over, at once and for good; who works on it hears of it at the next heartbeat.
 
-        ``actor``: who does it where it is not ``client``, as :func:`everlearn.audit.record` takes it. Cancelling twice is the same as once. Raises NotFound, and InvalidInput where the job ended otherwise.
+        ``actor``: who does it where it is not ``client``, as :func:`everlearn.registry.audit.record` takes it. Cancelling twice is the same as once. Raises NotFound, and InvalidInput where the job ended otherwise.
         """
         now = time.time()
         with write(self.database) as connection:
@@ -412,7 +412,7 @@ def finish_within(
     result_model: str | None = None,
     trained_tokens: int | None = None,
 ) -> None:
-    """:meth:`Jobs.finish` inside the caller's own :func:`everlearn.database.write`. Raises LeaseLost."""
+    """:meth:`Jobs.finish` inside the caller's own :func:`everlearn.registry.database.write`. Raises LeaseLost."""
     check_lease(connection, lease)
     ended = {
         "state": state,

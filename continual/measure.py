@@ -9,7 +9,7 @@ import numpy as np
 
 from continual.gate import Scores
 from continual.recipe import MIN_DOCUMENTS
-from everlearn.bundle import Format
+from everlearn.bundles.bundle import Format
 from train.data.store import Example
 from train.evaluate import (
     blocks,

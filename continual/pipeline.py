@@ -42,12 +42,12 @@ from continual.teach import (
     train_candidate,
     write_down_base,
 )
-from everlearn.bundle import file_entry, read_manifest
-from everlearn.child import answer
-from everlearn.database import FileRow, read
+from everlearn.bundles.bundle import file_entry, read_manifest
 from everlearn.errors import Conflict, Corrupt, EverlearnError, NotFound, Unavailable
+from everlearn.processes.child import answer
 from everlearn.progress import Progress
-from everlearn.registry import Registry, Version
+from everlearn.registry.database import FileRow, read
+from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
 from train.data.card import DataCard
 from train.data.read import SEPARATOR

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from continual.recipe import ContinualRecipe
 from everlearn.errors import NotFound, Unsupported
-from everlearn.records import CHAMPION
-from everlearn.registry import Registry
+from everlearn.registry.records import CHAMPION
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 
 

@@ -18,10 +18,11 @@ from continual.best import Scored, remember
 from continual.jobs import Lease, check_lease, finish_within
 from continual.plan import Plan
 from continual.replay import Arrival, insert_examples, sizes
-from everlearn.audit import record
-from everlearn.bundle import read_manifest
+from everlearn.bundles.bundle import read_manifest
+from everlearn.bundles.reference import Reference
 from everlearn.errors import Conflict
-from everlearn.records import (
+from everlearn.registry.audit import record
+from everlearn.registry.records import (
     CANDIDATE,
     CHAMPION,
     Version,
@@ -31,8 +32,7 @@ from everlearn.records import (
     move_champion,
     put_alias,
 )
-from everlearn.reference import Reference
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 
 
 @dataclass(frozen=True)

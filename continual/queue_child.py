@@ -18,7 +18,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from everlearn.parent_death import die_with_parent
+from everlearn.processes.parent_death import die_with_parent
 
 LEASH = "EVERLEARN_LEASH"
 """``FD,DEADLINE_S,NICE`` in the environment."""

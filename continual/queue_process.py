@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import structlog
 
-from everlearn.parent_death import die_with_parent
+from everlearn.processes.parent_death import die_with_parent
 
 BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 SETTLED_S = 10.0

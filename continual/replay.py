@@ -21,8 +21,8 @@ from sqlalchemy import Connection, delete, func, insert, select
 from continual.best import forget_examples
 from continual.recipe import MIN_DOCUMENTS
 from continual.reservoir import Held, content_sha256, lowest, lowest_held, priority, target_mask
-from everlearn.audit import record
-from everlearn.database import ReplayExampleRow, ReplayInsertionRow
+from everlearn.registry.audit import record
+from everlearn.registry.database import ReplayExampleRow, ReplayInsertionRow
 from train.data.store import Example
 
 Split = Literal["train", "held"]

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from continual.recipe import Generation
+from everlearn.chat.stops import stops_of
 from everlearn.errors import Unsupported
 from everlearn.progress import Progress, silent
-from everlearn.stops import stops_of
 from train.data.store import Example
 from train.evaluate import load_causal_lm
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from sqlalchemy import Engine, select
 
 from continual.recipe import MIN_DOCUMENTS
-from everlearn.database import FileRow, read
 from everlearn.errors import InvalidInput
+from everlearn.registry.database import FileRow, read
 from train.data.read import SEPARATOR, Limits, layout_named, read_examples
 
 LOOKED_INTO_BYTES = 2**20

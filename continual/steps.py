@@ -15,8 +15,8 @@ from typing import Any
 
 import structlog
 
-from everlearn.bundle import file_entry
-from everlearn.durable import move_directory, sync_tree, write_file
+from everlearn.bundles.bundle import file_entry
+from everlearn.bundles.durable import move_directory, sync_tree, write_file
 
 log = structlog.stdlib.get_logger("continual.steps")
 

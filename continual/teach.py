@@ -19,10 +19,10 @@ from continual.recipe import BASE, MIN_DOCUMENTS
 from continual.replay import DELETED, hashes, read_buffer, sample, sizes
 from continual.self_replay import generate_examples
 from continual.steps import Step, Steps
-from everlearn.bundle import write_bundle
-from everlearn.database import read
+from everlearn.bundles.bundle import write_bundle
 from everlearn.progress import Progress
-from everlearn.registry import Version
+from everlearn.registry.database import read
+from everlearn.registry.registry import Version
 from everlearn.settings import ContinualSettings
 from train.data.card import DataOptions
 from train.data.prepare import Source

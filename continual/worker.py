@@ -24,12 +24,12 @@ from continual.jobs import Jobs
 from continual.queue import Publisher
 from continual.queue_process import Kept
 from continual.queue_reconciler import Reconciler
-from everlearn.database import START_PATIENCE_S, open_database
 from everlearn.errors import EverlearnError, Unavailable
 from everlearn.logs import configure_logging
 from everlearn.privacy import keep_private
+from everlearn.processes.watched_process import answering_health, told_to_stop
+from everlearn.registry.database import START_PATIENCE_S, open_database
 from everlearn.settings import Settings, load_settings
-from everlearn.watched_process import answering_health, told_to_stop
 
 CONSUMER = (sys.executable, "-P", "-m", "continual.queue")
 STALLED_S = 12.0

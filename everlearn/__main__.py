@@ -1,6 +1,6 @@
 """``python -m everlearn``."""
 
-from everlearn.cli import main
+from everlearn.cli.main import main
 
 if __name__ == "__main__":
     main()

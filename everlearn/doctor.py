@@ -86,7 +86,7 @@ def _memory() -> Finding:
 
 
 def _database(settings: Settings) -> Finding:
-    from everlearn.database import REPAIR, SCHEMA, flaw, open_database
+    from everlearn.registry.database import REPAIR, SCHEMA, flaw, open_database
 
     url = without_password(settings.resolved_database_url())
     try:
@@ -98,7 +98,7 @@ def _database(settings: Settings) -> Finding:
 
 
 def _store(settings: Settings) -> Finding:
-    from everlearn.blobs import open_store
+    from everlearn.registry.blobs import open_store
 
     where = without_password(settings.store_url or str(settings.home / "store"))
     try:

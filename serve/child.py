@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from everlearn.parent_death import die_with_parent
+from everlearn.processes.parent_death import die_with_parent
 
 KEPT_LINES = 20
 MAX_LINE_BYTES = 1024**2

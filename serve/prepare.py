@@ -5,11 +5,11 @@ The work runs in child processes, so that the supervisor itself never loads torc
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from everlearn.bundle import SERVABLE
-from everlearn.catalogue import CATALOGUE
+from everlearn.bundles.bundle import SERVABLE
+from everlearn.bundles.reference import parse_reference
 from everlearn.errors import Conflict, EverlearnError, InvalidInput, NotFound, Unsupported
-from everlearn.reference import parse_reference
-from everlearn.registry import Registry, Version
+from everlearn.importing.catalogue import CATALOGUE
+from everlearn.registry.registry import Registry, Version
 from serve.engines.programs import VLLM_FORMATS, program
 
 RECIPE = {"generate": "int4-onnx", "embed": "int8-onnx"}

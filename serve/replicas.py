@@ -13,8 +13,8 @@ from urllib.parse import quote, unquote
 from sqlalchemy import Engine, Row, delete, select, update
 from sqlalchemy.orm import Session
 
-from everlearn.database import AliasRow, ReplicaRow, write
-from everlearn.records import CHAMPION, TRIALS
+from everlearn.registry.database import AliasRow, ReplicaRow, write
+from everlearn.registry.records import CHAMPION, TRIALS
 
 State = Literal["starting", "ready", "draining", "standby", "stopped", "failed"]
 

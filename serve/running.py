@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from everlearn.errors import EverlearnError
-from everlearn.registry import Registry, Version
+from everlearn.registry.registry import Registry, Version
 from everlearn.settings import ERROR_FILE, Settings
 from serve import replicas
 from serve.child import Child, python

@@ -25,12 +25,12 @@ from prometheus_client.multiprocess import mark_process_dead
 from sqlalchemy import Engine
 
 from continual.jobs import why_no_worker
-from everlearn.database import START_PATIENCE_S, open_database
+from everlearn.bundles.reference import parse_reference
 from everlearn.errors import EverlearnError, InvalidInput, Unavailable
-from everlearn.keys import any_active_key, keys_required
-from everlearn.records import CHAMPION, TRIALS
-from everlearn.reference import parse_reference
-from everlearn.registry import Registry
+from everlearn.registry.database import START_PATIENCE_S, open_database
+from everlearn.registry.keys import any_active_key, keys_required
+from everlearn.registry.records import CHAMPION, TRIALS
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from serve import claims, replicas
 from serve.child import python

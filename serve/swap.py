@@ -27,9 +27,9 @@ import structlog
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from everlearn.database import AliasRow, read
 from everlearn.errors import Conflict, EverlearnError, Unavailable
-from everlearn.records import CHAMPION, PREVIOUS
+from everlearn.registry.database import AliasRow, read
+from everlearn.registry.records import CHAMPION, PREVIOUS
 from serve.running import Running, Workshop
 
 FOLLOW_S = 0.5

@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from everlearn.registry import Version
+from everlearn.registry.registry import Version
 
 PROMPTS = ("The capital of France is", "Once upon a time there was", "Here is a short list of colours:")
 """Each is tried until one is answered sensibly: a sound model may end one answer at once, hardly all three."""

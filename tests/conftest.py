@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from everlearn.errors import NotFound
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent

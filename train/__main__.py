@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from everlearn.parent_death import die_with_parent
+from everlearn.processes.parent_death import die_with_parent
 
 
 def main() -> int:

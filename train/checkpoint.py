@@ -18,8 +18,8 @@ import structlog
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from everlearn.bundle import file_entry
-from everlearn.durable import move_directory, sync_tree, write_file
+from everlearn.bundles.bundle import file_entry
+from everlearn.bundles.durable import move_directory, sync_tree, write_file
 from everlearn.errors import Unavailable
 from train.disk import why_not_written
 from train.parallel import Group

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from everlearn.errors import InvalidInput
+from everlearn.importing.loaded import refuse_differences
 from everlearn.instructions import make_exact
-from everlearn.loaded import refuse_differences
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from everlearn.bundle import MANIFEST, file_entry
+from everlearn.bundles.bundle import MANIFEST, file_entry
 from everlearn.errors import Conflict, InvalidInput
 from everlearn.progress import Progress, silent
 from train.recipe import Data, TrainRecipe, recipe_diff

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from everlearn import errors
-from everlearn.child import ALL_MEMORY, Limits, run_child
-from everlearn.durable import write_file
+from everlearn.bundles.durable import write_file
 from everlearn.errors import ConfigError, Conflict, Corrupt, Unavailable
+from everlearn.processes.child import ALL_MEMORY, Limits, run_child
 from everlearn.progress import Progress, silent
 from train import failures
 from train.claim import WAIT_S, claimed, refuse_foreign, wait_for_ranks

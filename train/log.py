@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from everlearn.durable import write_file
+from everlearn.bundles.durable import write_file
 from everlearn.errors import Unavailable
 
 if TYPE_CHECKING:

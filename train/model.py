@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from everlearn.durable import move_directory, sync_tree
+from everlearn.bundles.durable import move_directory, sync_tree
+from everlearn.chat.stops import write_generation_config
 from everlearn.errors import ConfigError, InvalidInput, Unavailable
 from everlearn.memory import physical_bytes
-from everlearn.stops import write_generation_config
 from train.disk import why_not_written
 from train.evaluate import load_causal_lm
 from train.fitness import refuse_unfit

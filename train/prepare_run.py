@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from everlearn.child import answer
+from everlearn.processes.child import answer
 from everlearn.progress import Progress
 from train.data.card import DataOptions
 from train.data.prepare import prepare

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from everlearn.bundle import BundleManifest, write_bundle
-from everlearn.contents import check_name
-from everlearn.durable import write_file
+from everlearn.bundles.bundle import BundleManifest, write_bundle
+from everlearn.bundles.contents import check_name
+from everlearn.bundles.durable import write_file
+from everlearn.bundles.reference import parse_reference
+from everlearn.bundles.safetensors_header import count_parameters
 from everlearn.errors import ConfigError, Conflict, Corrupt, NotFound
-from everlearn.records import Version
-from everlearn.reference import parse_reference
-from everlearn.registry import Registry
-from everlearn.safetensors_header import count_parameters
+from everlearn.registry.records import Version
+from everlearn.registry.registry import Registry
 from train.claim import refuse_inside
 from train.identity import Contents, contents_read, run_diff
 from train.launch import RUN, Outcome, begun, read_written, refuse_other_run

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from everlearn.durable import write_file
+from everlearn.bundles.durable import write_file
 from everlearn.errors import InvalidInput
 from train import model as models
 from train.checkpoint import Checkpoints

@@ -31,10 +31,10 @@ from continual.recipe import ContinualRecipe
 from continual.replay import read_buffer
 from continual.steps import Steps
 from continual.teach import Upload, prepare_data
-from everlearn.database import read
 from everlearn.errors import Conflict, EverlearnError
 from everlearn.progress import Progress, shown
-from everlearn.registry import Registry
+from everlearn.registry.database import read
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings, load_settings
 from train.data.store import Example
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from continual.demo.naive import Record
 from continual.demo.visitor import Visitor
-from everlearn.durable import write_file
+from everlearn.bundles.durable import write_file
 
 HUE_BETTER, HUE_WORSE = 150, 8
 STRONGEST_NATS = 0.5

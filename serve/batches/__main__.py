@@ -12,8 +12,8 @@ from pathlib import Path
 from everlearn.errors import EverlearnError
 from everlearn.logs import configure_logging
 from everlearn.privacy import keep_private
+from everlearn.processes.watched_process import answering_health, told_to_stop
 from everlearn.settings import Settings, load_settings
-from everlearn.watched_process import answering_health, told_to_stop
 from serve.batches.runner import Runner
 from serve.batches.table import Batches
 from serve.gateway.dispatch import Dispatcher

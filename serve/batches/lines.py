@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from everlearn.database import ApiKey
 from everlearn.errors import EverlearnError, InvalidInput
+from everlearn.registry.database import ApiKey
 from everlearn.settings import ServeSettings
 from serve.gateway.auth import check_scope
 from serve.gateway.dispatch import Work

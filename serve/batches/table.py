@@ -16,9 +16,9 @@ import structlog
 from sqlalchemy import Connection, Engine, and_, delete, insert, or_, select, update
 
 from continual.files import BATCH, Client, owned, require_file
-from everlearn.audit import record
-from everlearn.database import BatchAnswerRow, BatchRow, open_database, read, write
 from everlearn.errors import Conflict, InvalidInput, NotFound
+from everlearn.registry.audit import record
+from everlearn.registry.database import BatchAnswerRow, BatchRow, open_database, read, write
 from everlearn.settings import Settings
 
 State = Literal[

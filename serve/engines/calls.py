@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from everlearn.chat_template import TOOL_CLOSE, TOOL_OPEN
+from everlearn.chat.template import TOOL_CLOSE, TOOL_OPEN
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 from everlearn.errors import Unsupported
-from everlearn.registry import Version
+from everlearn.registry.registry import Version
 from everlearn.settings import Settings
 from serve.child import python
 

@@ -12,9 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
-from everlearn.database import START_PATIENCE_S, ApiKey, open_database
 from everlearn.errors import EverlearnError, InvalidInput
 from everlearn.redis_address import redis_url
+from everlearn.registry.database import START_PATIENCE_S, ApiKey, open_database
 from everlearn.settings import Settings
 from serve.gateway.auth import Doorkeeper, check_scope
 from serve.gateway.batches import add_batches

@@ -13,7 +13,7 @@ from pydantic import Field
 from continual.files import Client
 from continual.jobs import Jobs
 from everlearn.errors import Conflict, Forbidden
-from everlearn.keys import revoke_key
+from everlearn.registry.keys import revoke_key
 from everlearn.settings import Settings
 from serve.gateway.desk import Desk
 from serve.gateway.exchange import exchange_of
@@ -68,7 +68,9 @@ class Console(Desk):
         """Raises NotFound, InvalidInput, Conflict, Unavailable."""
         match act.act:
             case "promote":
-                from everlearn.registry import Registry  # with the stores behind it: not before it is needed
+                from everlearn.registry.registry import (
+                    Registry,  # with the stores behind it: not before it is needed
+                )
 
                 Registry(self.settings).promote(act.subject, actor=client.actor)
             case "revoke":

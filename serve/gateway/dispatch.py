@@ -26,7 +26,7 @@ from aiohttp import (
 from pydantic_core import to_json
 
 from everlearn.errors import EverlearnError
-from everlearn.keys import covers
+from everlearn.registry.keys import covers
 from everlearn.settings import Fallback
 from serve.engines import LEFT_OPEN
 from serve.gateway.events import BrokenStream, EngineError, EventFilter

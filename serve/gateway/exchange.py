@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from starlette.requests import Request
 
-from everlearn.database import ApiKey
+from everlearn.registry.database import ApiKey
 from serve.engines import NUMBER_HEADER, SALT_HEADER
 from serve.gateway.cost import NOTHING, Cost
 from serve.gateway.failures import Describe, describe

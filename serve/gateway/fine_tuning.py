@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from continual.files import Files
 from continual.jobs import Jobs, why_no_worker
 from everlearn.errors import Forbidden, InvalidInput, NotFound, Unavailable
-from everlearn.keys import may_train
+from everlearn.registry.keys import may_train
 from everlearn.settings import Settings
 from serve.gateway.auth import check_scope
 from serve.gateway.desk import READ_ERRORS, WRITE_ERRORS, Desk

@@ -14,9 +14,9 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from everlearn.database import ApiKey, read, write
 from everlearn.errors import EverlearnError
-from everlearn.usage import Count, Spot, add_usage, budgeted_tokens, day_of, month_end
+from everlearn.registry.database import ApiKey, read, write
+from everlearn.registry.usage import Count, Spot, add_usage, budgeted_tokens, day_of, month_end
 from serve.gateway.exchange import Exchange
 from serve.gateway.failures import BudgetSpent
 

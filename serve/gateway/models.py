@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request
 
 from continual.jobs import Jobs
+from everlearn.bundles.reference import parse_reference
 from everlearn.errors import Forbidden, InvalidInput, NotFound
-from everlearn.keys import covers, may_train
-from everlearn.reference import parse_reference
+from everlearn.registry.keys import covers, may_train
 from everlearn.settings import Settings
 from serve.gateway.desk import WRITE_ERRORS, Desk
 from serve.gateway.exchange import exchange_of
@@ -61,7 +61,9 @@ def add_models(app: FastAPI, gateway: "Gateway", settings: Settings) -> None:
             )
 
         def delete() -> None:
-            from everlearn.registry import Registry  # with the stores behind it: not before it is needed
+            from everlearn.registry.registry import (
+                Registry,  # with the stores behind it: not before it is needed
+            )
 
             if key and not (
                 key.admin or (covers(key, str(reference)) and jobs.made(str(reference), client=client))

@@ -9,11 +9,11 @@ from typing import Any
 from prometheus_client import Metric
 from sqlalchemy import Connection, Engine, func, select
 
-from everlearn.audit import list_acts
-from everlearn.bundle import SERVABLE, BundleManifest
-from everlearn.database import AliasRow, ApiKey, BatchRow, JobRow, ReplicaRow, VersionRow, read
-from everlearn.keys import is_active
-from everlearn.records import replica_state
+from everlearn.bundles.bundle import SERVABLE, BundleManifest
+from everlearn.registry.audit import list_acts
+from everlearn.registry.database import AliasRow, ApiKey, BatchRow, JobRow, ReplicaRow, VersionRow, read
+from everlearn.registry.keys import is_active
+from everlearn.registry.records import replica_state
 from serve.gateway.metrics import Metrics
 from serve.gateway.replica import Replica
 from serve.gateway.router import Router

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from everlearn.database import ApiKey
 from everlearn.errors import RateLimited
+from everlearn.registry.database import ApiKey
 
 if TYPE_CHECKING:
     from serve.gateway.shared import Shared

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from everlearn.errors import EverlearnError, InvalidInput
-from everlearn.records import CANARY, CHAMPION, SHADOW
+from everlearn.registry.records import CANARY, CHAMPION, SHADOW
 from everlearn.settings import Remote
 from serve.gateway.failures import GivenUp, ModelNotFound, NoBackend
 from serve.gateway.metrics import Metrics

@@ -11,8 +11,8 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from everlearn.processes.watched_process import answering_health
 from everlearn.settings import ServeSettings
-from everlearn.watched_process import answering_health
 from serve.bounded_http import BoundedHttp
 
 KEEP_ALIVE_S = 75

@@ -23,7 +23,7 @@ from compress.measure_decoder import measure_export
 from compress.parity import apart
 from compress.recipe import CompressRecipe
 from everlearn.errors import Unsupported
-from everlearn.gguf_models import BY_ARCHITECTURE, write_config
+from everlearn.importing.gguf_models import BY_ARCHITECTURE, write_config
 from serve.engines.onnx.decoder import Decoder
 from tests.compress.architecture_rows import SHAPE, Row, working, write
 from train.evaluate import WINDOW, held_text, load_causal_lm, token_windows, torch_logits

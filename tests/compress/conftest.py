@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from everlearn.registry import Registry
+from everlearn.importing.sources import import_model
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from everlearn.sources import import_model
 from tests.compress.tiny_models import write_bert, write_llama
 
 

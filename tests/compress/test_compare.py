@@ -14,11 +14,11 @@ from compress.compare import compare
 from compress.export import export_onnx
 from compress.quality import quality, words_right
 from compress.report import plot, print_compared, undominated
-from everlearn.cli import app
+from everlearn.cli.main import app
 from everlearn.errors import InvalidInput, NotFound
-from everlearn.registry import Registry
+from everlearn.importing.sources import import_model
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from everlearn.sources import import_model
 from tests.compress.tiny_models import write_llama
 from train.evaluate import Predictions, held_text
 

@@ -17,7 +17,7 @@ from compress.distill import Distillation, Divergence, HiddenStates, apart, coun
 from compress.prune import evenly_spaced, with_layers
 from compress.teach import DistillRecipe, Student, distill
 from everlearn.errors import Conflict, InvalidInput
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.compress.tiny_models import tiny_config, train_tokenizer
 from train.claim import claimed

@@ -17,10 +17,10 @@ from compress.prune_encoder import pruned, take_over
 from compress.recipe import CompressPlan, Prune
 from compress.teach import DistillRecipe, Student, distill
 from everlearn.errors import EverlearnError, InvalidInput, Unsupported
+from everlearn.importing.sources import import_model
 from everlearn.progress import silent
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from everlearn.sources import import_model
 from tests.compress.tiny_models import write_bert
 from train.data.card import DataOptions
 from train.data.prepare import prepare

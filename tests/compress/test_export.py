@@ -18,11 +18,11 @@ from compress.calibration import calibration_windows
 from compress.export import Drifted, build, export_onnx
 from compress.measure_decoder import held_windows
 from compress.recipe import Calibration, CompressRecipe
-from everlearn.bundle import open_bundle
+from everlearn.bundles.bundle import open_bundle
 from everlearn.errors import NotFound, Unsupported
-from everlearn.registry import Registry, Version
+from everlearn.importing.sources import import_model
+from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
-from everlearn.sources import import_model
 from tests.compress.tiny_models import train_tokenizer
 from train.evaluate import HELD_TOKENS, WINDOW, held_text
 

@@ -22,11 +22,11 @@ from compress.export import export_gguf
 from compress.gguf_out import family_named, plain, write_gguf
 from compress.parity import Drifted
 from everlearn.errors import EverlearnError, Unsupported
-from everlearn.gguf_convert import convert, work
-from everlearn.gguf_models import write_config
+from everlearn.importing.gguf_convert import convert, work
+from everlearn.importing.gguf_models import write_config
+from everlearn.importing.sources import import_model
 from everlearn.progress import silent
 from everlearn.settings import Settings
-from everlearn.sources import import_model
 from tests.compress import llamacpp
 from tests.compress.gguf_families import FAMILIES, GEMMA, LINEAR, LLAMA3, LONGROPE, SIZES, YARN, write_family
 from train.evaluate import held_text, load_causal_lm
@@ -165,7 +165,7 @@ def test_a_window_as_wide_as_the_context_hides_nothing(tmp_path: Path) -> None:
 @pytest.fixture
 def lossy(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if llama.cpp were known to compute another activation for Llama than it does: the gate is the last net."""
-    monkeypatch.setattr("everlearn.gguf_models.refuse_lost", lambda family, config: None)
+    monkeypatch.setattr("everlearn.importing.gguf_models.refuse_lost", lambda family, config: None)
 
 
 @pytest.mark.usefixtures("lossy")

@@ -19,10 +19,10 @@ from compress.export import export_gguf
 from compress.gguf_out import plain, write_gguf
 from compress.gguf_vocabulary import tokenizer_fields
 from everlearn.errors import InvalidInput, Unsupported
+from everlearn.importing.sources import import_model
 from everlearn.progress import silent
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from everlearn.sources import import_model
 from tests.compress.tiny_models import tiny_config
 from train.evaluate import load_causal_lm, torch_logits
 

@@ -19,7 +19,7 @@ from compress.matrices import packed, unpacked
 from compress.recipe import Calibration, CompressRecipe
 from compress.sensitivity import most_sensitive, stacked
 from everlearn.errors import Unsupported
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from train.evaluate import load_causal_lm
 

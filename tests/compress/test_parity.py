@@ -14,9 +14,9 @@ from compress.build_vllm import dense_weights
 from compress.export import export_onnx
 from compress.measure_decoder import held_windows
 from compress.parity import SAME_GRAPH, Drifted, apart, carried_logits, refuse_another
-from everlearn.registry import Registry
+from everlearn.importing.sources import import_model
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from everlearn.sources import import_model
 from tests.compress.architecture_rows import SHAPE, rope, write
 from tests.compress.architecture_table import build
 from train.evaluate import load_causal_lm, tokens_at_once, torch_logits

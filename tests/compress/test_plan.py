@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from compress import export
 from compress.plan import follow
 from compress.recipe import Calibration, CompressPlan, read_plan
-from everlearn.cli import app
+from everlearn.cli.main import app
 from everlearn.errors import ConfigError, InvalidInput, NotFound, Unavailable
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from train.evaluate import held_text
 

@@ -15,7 +15,7 @@ from compress.gptq import Quantized, round_model
 from compress.plan import follow
 from compress.quantize_aware import keep_rounded, round_in_training
 from compress.recipe import CompressPlan
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.compress.test_distill import options, packers
 from tests.compress.tiny_models import tiny_config

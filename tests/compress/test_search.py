@@ -11,7 +11,7 @@ from compress.plan import follow
 from compress.recipe import CompressPlan, PlannedTarget, Prune, Teaching
 from compress.search import SMALLEST, Shape, best_of, parse_target, prunings, without_pruning
 from everlearn.errors import InvalidInput
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from train.evaluate import held_text
 from train.recipe import Data

@@ -17,9 +17,9 @@ from compress.export import export
 from compress.export_encoder import quantize, session_embed, trace
 from compress.recipe import Calibration, CompressRecipe
 from compress.smooth_encoder import reads, smooth
-from everlearn.registry import Registry
+from everlearn.importing.sources import import_model
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from everlearn.sources import import_model
 from tests.compress.tiny_models import train_tokenizer, write_bert
 
 SELF = [f"encoder.layer.0.attention.self.{name}" for name in ("query", "key", "value")]

@@ -12,8 +12,8 @@ from gguf import GGUFReader
 from compress.export import build
 from compress.gguf_out import plain, write_gguf
 from compress.recipe import CompressRecipe
-from everlearn.bundle import write_bundle
-from everlearn.cli_models import stops_at
+from everlearn.bundles.bundle import write_bundle
+from everlearn.cli.models import stops_at
 from everlearn.progress import silent
 from serve.engines.onnx.decoder import DecoderConfig
 from serve.engines.vllm.requests import Requests

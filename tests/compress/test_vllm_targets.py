@@ -23,7 +23,7 @@ from compress.parity import Drifted
 from compress.recipe import Calibration, CompressRecipe
 from compress.sensitivity import all_in_int8, sensitivities, stacked
 from everlearn.errors import Unsupported
-from everlearn.registry import Registry, Version
+from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
 from tests.compress.tiny_models import tiny_config
 from train.evaluate import load_causal_lm

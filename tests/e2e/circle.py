@@ -15,10 +15,10 @@ import psutil
 from sqlalchemy import select
 
 from continual.demo.texts import DOMAINS, write_domain
-from everlearn.database import ReplayExampleRow, ReplayInsertionRow, read
-from everlearn.registry import Registry
+from everlearn.importing.sources import import_model
+from everlearn.registry.database import ReplayExampleRow, ReplayInsertionRow, read
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from everlearn.sources import import_model
 from tests.compress.tiny_models import write_llama
 from tests.serve.supervised import REAL, Supervised, supervised
 

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from tokenizers import Tokenizer
 
-from everlearn.database import open_database
-from everlearn.keys import create_key
-from everlearn.registry import Registry
+from everlearn.registry.database import open_database
+from everlearn.registry.keys import create_key
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.serve.supervised import REAL, Supervised, supervised
 

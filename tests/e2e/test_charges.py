@@ -8,10 +8,10 @@ import httpx
 import pytest
 from tokenizers import Tokenizer
 
-from everlearn.database import open_database
-from everlearn.keys import list_keys
+from everlearn.registry.database import open_database
+from everlearn.registry.keys import list_keys
+from everlearn.registry.usage import Used, sum_usage
 from everlearn.settings import Settings
-from everlearn.usage import Used, sum_usage
 from tests.e2e.conftest import VLLM
 from tests.serve.supervised import Supervised, eventually
 

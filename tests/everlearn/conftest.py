@@ -16,9 +16,9 @@ import hypothesis
 import pytest
 from sqlalchemy import create_engine, text
 
-from everlearn.bundle import BundleManifest, write_bundle
+from everlearn.bundles.bundle import BundleManifest, write_bundle
 from everlearn.progress import silent
-from everlearn.registry import Registry, Version
+from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
 
 FillBundle = Callable[..., BundleManifest]

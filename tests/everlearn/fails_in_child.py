@@ -1,7 +1,7 @@
 """Run as a child: fails with an error that only its own room knows."""
 
-from everlearn.child import answer
 from everlearn.errors import Conflict
+from everlearn.processes.child import answer
 
 
 class Taken(Conflict):

@@ -3,7 +3,7 @@
 import os
 import time
 
-from everlearn.child import answer
+from everlearn.processes.child import answer
 
 
 def work(request, progress):

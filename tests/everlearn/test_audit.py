@@ -4,10 +4,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from everlearn.audit import list_acts, local_user
 from everlearn.errors import Conflict, EverlearnError, NotFound
-from everlearn.keys import create_key, revoke_key
-from everlearn.registry import Registry
+from everlearn.registry.audit import list_acts, local_user
+from everlearn.registry.keys import create_key, revoke_key
+from everlearn.registry.registry import Registry
 
 
 def told(registry: Registry) -> list[tuple[str, str]]:

@@ -10,9 +10,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from everlearn.bundle import MANIFEST, read_manifest
+from everlearn.bundles.bundle import MANIFEST, read_manifest
 from everlearn.errors import ConfigError, Corrupt, Unavailable
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 
 
@@ -106,7 +106,7 @@ def test_an_upload_that_nobody_finishes_is_collected_after_a_day(
     fs, root = fsspec.url_to_fs(remote.settings.store_url)
     fs.makedirs(f"{root}/{'a' * 64}", exist_ok=True)
     fs.pipe_file(f"{root}/{'a' * 64}/config.json", b"{}")
-    monkeypatch.setattr("everlearn.blobs.UPLOAD_GRACE_S", -1)
+    monkeypatch.setattr("everlearn.registry.blobs.UPLOAD_GRACE_S", -1)
     assert remote.collect().bundles == ("a" * 64,)
     assert stored(remote).keys() == {version.digest}
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from everlearn import bounded_jinja
-from everlearn.bounded_jinja import TooMuch
-from everlearn.chat_template import sandbox
+from everlearn.chat import bounded_jinja
+from everlearn.chat.bounded_jinja import TooMuch
+from everlearn.chat.template import sandbox
 from everlearn.errors import InvalidInput, Unsupported
 from train.data.examples import Chat
 from train.data.template import ChatTemplate
@@ -111,7 +111,7 @@ def test_all_of_them_together_stay_in_little_memory() -> None:
     program = (
         "import resource; resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30))\n"
         "from everlearn import bounded_jinja; bounded_jinja.CPU_LIMIT_S = 0.1\n"
-        "from everlearn.chat_template import sandbox; from jinja2 import TemplateError\n"
+        "from everlearn.chat.template import sandbox; from jinja2 import TemplateError\n"
         "import json, sys\n"
         "for source in json.load(sys.stdin):\n"
         "    try: sandbox().from_string(source).render(messages=[])\n"

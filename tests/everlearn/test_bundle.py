@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from everlearn.bundle import MANIFEST, MAX_MANIFEST_BYTES, BundleManifest, open_bundle, parse_manifest
+from everlearn.bundles.bundle import MANIFEST, MAX_MANIFEST_BYTES, BundleManifest, open_bundle, parse_manifest
+from everlearn.bundles.verification import remember_verified
 from everlearn.errors import Corrupt, EverlearnError, InvalidInput, NotFound, Unsupported
-from everlearn.verification import remember_verified
 
 
 def test_what_is_written_is_what_is_opened(tmp_path: Path, fill_bundle: Any) -> None:
@@ -136,7 +136,9 @@ def test_a_verified_bundle_is_read_again_only_after_a_change(
     manifest = open_bundle(bundle).manifest
     remember_verified(bundle, manifest.digest)
     with monkeypatch.context() as patch:
-        patch.setattr("everlearn.bundle.verify_bundle", lambda *_: pytest.fail("the bytes were read again"))
+        patch.setattr(
+            "everlearn.bundles.bundle.verify_bundle", lambda *_: pytest.fail("the bytes were read again")
+        )
         assert open_bundle(bundle).manifest == manifest
     weights = bundle / "model.safetensors"
     before = weights.stat()

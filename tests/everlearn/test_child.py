@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from everlearn.child import Limits, run_child
 from everlearn.errors import Conflict, InvalidInput, Unavailable
+from everlearn.processes.child import Limits, run_child
 from everlearn.progress import silent
 
 LIMITS = Limits("x.bin", memory_bytes=2**29, wall_s=60, param="file")
@@ -60,7 +60,7 @@ def test_within_its_limits_a_child_answers_and_without_limits_its_death_is_nobod
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux ends a child with its parent")
 def test_a_child_that_never_lets_go_of_the_interpreter_ends_with_its_parent() -> None:
     program = (
-        "from everlearn.child import run_child; from everlearn.progress import silent\n"
+        "from everlearn.processes.child import run_child; from everlearn.progress import silent\n"
         f"run_child({HUNGRY!r}, {{'do': 'spin'}}, lambda *said: print('on', flush=True))"
     )
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}

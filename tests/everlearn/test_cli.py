@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from everlearn import __version__
-from everlearn.cli import app
-from everlearn.registry import Registry
+from everlearn.cli.main import app
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.compress.tiny_models import write_llama
 
@@ -62,7 +62,7 @@ def models(settings: Settings, add: Any) -> Registry:
 
 
 def test_help_loads_no_library_that_takes_time() -> None:
-    code = "import sys; from everlearn.cli import app\ntry: app(['--help'])\nfinally: print(*sys.modules, file=sys.stderr)"
+    code = "import sys; from everlearn.cli.main import app\ntry: app(['--help'])\nfinally: print(*sys.modules, file=sys.stderr)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment
@@ -196,7 +196,7 @@ def test_a_traceback_is_shown_on_demand() -> None:
 
 
 def test_a_fault_of_our_own_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("everlearn.registry.Registry.list", lambda _: 1 / 0)
+    monkeypatch.setattr("everlearn.registry.registry.Registry.list", lambda _: 1 / 0)
     assert "ZeroDivisionError" in run("ls", code=70).stderr
 
 
@@ -208,7 +208,7 @@ def test_output_into_a_pipe_is_plain_and_unbroken(models: Registry) -> None:
 
 def test_shell_completion_knows_the_models(models: Registry) -> None:
     variables = {"_EVERLEARN_COMPLETE": "complete_bash", "COMP_WORDS": "everlearn show ti", "COMP_CWORD": "2"}
-    code = "from everlearn.cli import app; app(prog_name='everlearn')"
+    code = "from everlearn.cli.main import app; app(prog_name='everlearn')"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **variables}
     done = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment

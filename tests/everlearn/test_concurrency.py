@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from everlearn.database import open_database, write
 from everlearn.errors import EverlearnError
-from everlearn.registry import Registry
+from everlearn.registry.database import open_database, write
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 
 fork = multiprocessing.get_context("fork")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everlearn.bundle import write_bundle
-from everlearn.contents import check_name, check_path
+from everlearn.bundles.bundle import write_bundle
+from everlearn.bundles.contents import check_name, check_path
 from everlearn.errors import InvalidInput
 
 
@@ -136,7 +136,7 @@ def test_names_that_differ_in_case_only_are_refused(model: Path) -> None:
 
 
 def test_a_million_files_are_not_looked_at(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("everlearn.contents.MAX_FILES", 20)
+    monkeypatch.setattr("everlearn.bundles.contents.MAX_FILES", 20)
     for number in range(30):
         (model / f"{number}.txt").write_text("")
     refused(model, "more than 20 files")

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from everlearn.bundle import MANIFEST, open_bundle
+from everlearn.bundles.bundle import MANIFEST, open_bundle
 from everlearn.errors import EverlearnError
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 
 CALLS = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
@@ -121,7 +121,7 @@ def check_whole(registry: Registry, acknowledged: bool) -> None:
 def test_the_next_start_clears_the_folder_of_a_killed_process_and_no_other(settings: Settings) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from everlearn.registry import Registry; from everlearn.settings import Settings\n"
+        "from everlearn.registry.registry import Registry; from everlearn.settings import Settings\n"
         "with Registry(Settings(home=Path(sys.argv[1]))).staging() as staging:\n"
         "    (staging / 'model.safetensors').write_bytes(b'half'); print(staging, flush=True); time.sleep(60)\n"
     )

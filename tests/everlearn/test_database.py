@@ -18,7 +18,9 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, insert, select, text
 
-from everlearn.database import (
+from everlearn.doctor import examine
+from everlearn.errors import ConfigError, Corrupt, EverlearnError, Unavailable
+from everlearn.registry.database import (
     SCHEMA,
     BestScoreRow,
     FileRow,
@@ -29,10 +31,8 @@ from everlearn.database import (
     write,
     write_ahead,
 )
-from everlearn.doctor import examine
-from everlearn.errors import ConfigError, Corrupt, EverlearnError, Unavailable
-from everlearn.migrations import configuration
-from everlearn.registry import Registry
+from everlearn.registry.migrations import configuration
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -119,7 +119,7 @@ def test_a_database_that_is_locked_too_long_is_unavailable(
 ) -> None:
     registry = Registry(settings)
     add(registry)
-    monkeypatch.setattr("everlearn.database.BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("everlearn.registry.database.BUSY_TIMEOUT_S", 0.1)
     impatient = Registry(settings)
     with write(registry.database), pytest.raises(Unavailable, match="database is locked"):
         impatient.promote("tiny")

@@ -11,7 +11,7 @@ import pytest
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GemmaConfig
 
 from compress.search import Shape
-from everlearn.decoder_config import BY_LAYER, IN_ALL_LAYERS, is_tied
+from everlearn.bundles.decoder_config import BY_LAYER, IN_ALL_LAYERS, is_tied
 from tests.compress.architecture_rows import SHAPE, working, write
 from tests.compress.architecture_table import build
 

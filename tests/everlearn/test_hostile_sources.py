@@ -15,16 +15,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from everlearn.bundle import MANIFEST, read_manifest, write_bundle
-from everlearn.contents import list_files, refuse_unsafe
+from everlearn.bundles.bundle import MANIFEST, read_manifest, write_bundle
+from everlearn.bundles.contents import list_files, refuse_unsafe
+from everlearn.bundles.inspector import inspect
+from everlearn.bundles.safetensors_header import read_header
 from everlearn.errors import EverlearnError, InvalidInput
-from everlearn.gguf_header import FIXED, check_gguf
-from everlearn.inspector import inspect
+from everlearn.importing.gguf_header import FIXED, check_gguf
+from everlearn.importing.sources import fill_from_directory, import_model
 from everlearn.progress import silent
-from everlearn.registry import Registry
-from everlearn.safetensors_header import read_header
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from everlearn.sources import fill_from_directory, import_model
 
 many = settings(
     max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -256,7 +256,7 @@ def test_a_gguf_file_whose_lengths_lie_is_refused_at_once(tmp_path: Path, lie: s
     (tmp_path / "x.gguf").write_bytes(LIES[lie])
     program = (
         "import sys, resource; resource.setrlimit(resource.RLIMIT_DATA, (2**28, 2**28)); from pathlib import Path\n"
-        "from everlearn.gguf_header import check_gguf; from everlearn.errors import InvalidInput\n"
+        "from everlearn.importing.gguf_header import check_gguf; from everlearn.errors import InvalidInput\n"
         "try: check_gguf(Path(sys.argv[1]))\n"
         "except InvalidInput as error: print(error)"
     )

@@ -24,14 +24,14 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from everlearn import sources
-from everlearn.bundle import open_bundle
-from everlearn.catalogue import CATALOGUE, SMOLLM2, Entry
+from everlearn.bundles.bundle import open_bundle
 from everlearn.errors import Corrupt, EverlearnError, NotFound, Unavailable
-from everlearn.hub import resolve_commit
-from everlearn.registry import Registry
+from everlearn.importing import sources
+from everlearn.importing.catalogue import CATALOGUE, SMOLLM2, Entry
+from everlearn.importing.hub import resolve_commit
+from everlearn.importing.sources import import_model
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from everlearn.sources import import_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PINNED, HEAD = "0123456789abcdef0123456789abcdef01234567", "f" * 40

@@ -31,16 +31,16 @@ from transformers import (
 )
 
 from compress.gguf_out import plain, write_gguf
-from everlearn.bundle import MANIFEST, write_bundle
+from everlearn.bundles.bundle import MANIFEST, write_bundle
 from everlearn.errors import InvalidInput
-from everlearn.model_check import check
-from everlearn.plain_decoders import PLAIN_DECODERS, check_plain
+from everlearn.importing.model_check import check
+from everlearn.importing.plain_decoders import PLAIN_DECODERS, check_plain
+from everlearn.importing.sources import import_model
+from everlearn.importing.vocabulary import check_sampling
+from everlearn.importing.weights import CHUNK_BYTES, check_finite
 from everlearn.progress import silent
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from everlearn.sources import import_model
-from everlearn.vocabulary import check_sampling
-from everlearn.weights import CHUNK_BYTES, check_finite
 from tests.compress.architecture_rows import SHAPE, rope, working
 from tests.compress.test_encoder_families import FAMILIES as ENCODERS
 from tests.compress.tiny_models import write_bert

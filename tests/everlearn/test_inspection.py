@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from everlearn.bundles.inspection import inspect_contents
 from everlearn.errors import InvalidInput
-from everlearn.inspection import inspect_contents
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("jinja2")

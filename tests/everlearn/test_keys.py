@@ -6,9 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine, text
 
-from everlearn.database import open_database
 from everlearn.errors import Conflict, InvalidInput, NotFound
-from everlearn.keys import (
+from everlearn.registry.database import open_database
+from everlearn.registry.keys import (
     any_active_key,
     create_key,
     find_key,
@@ -18,8 +18,8 @@ from everlearn.keys import (
     open_door,
     revoke_key,
 )
-from everlearn.migrations import configuration
-from everlearn.registry import Registry
+from everlearn.registry.migrations import configuration
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everlearn.contents import NAME, check_name
+from everlearn.bundles.contents import NAME, check_name
 from everlearn.errors import InvalidInput
 from everlearn.names import plain_name
 

@@ -14,10 +14,10 @@ import pytest
 from alembic import command
 from sqlalchemy import create_engine
 
-from everlearn.database import open_database
-from everlearn.keys import create_key
-from everlearn.migrations import configuration
-from everlearn.registry import Registry
+from everlearn.registry.database import open_database
+from everlearn.registry.keys import create_key
+from everlearn.registry.migrations import configuration
+from everlearn.registry.registry import Registry
 from everlearn.settings import FOLDERS, Settings
 
 
@@ -91,7 +91,9 @@ def test_links_and_what_they_lead_to_stay_as_they_are(open_home: Settings, tmp_p
 
 
 def test_what_the_programs_create_is_private_too(open_home: Settings) -> None:
-    script = "import everlearn.cli as cli, sys; sys.argv = ['everlearn', 'keys', 'create', 'k']; cli.main()"
+    script = (
+        "import everlearn.cli.main as cli, sys; sys.argv = ['everlearn', 'keys', 'create', 'k']; cli.main()"
+    )
     environment = os.environ | {"EVERLEARN_HOME": str(open_home.home)}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
     assert open_to_others(open_home.home) == []

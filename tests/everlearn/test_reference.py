@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from everlearn.bundles.reference import MAX_VERSION, Reference, parse_reference
 from everlearn.errors import InvalidInput
-from everlearn.reference import MAX_VERSION, Reference, parse_reference
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True).filter(lambda name: ".." not in name)
 words = names.filter(lambda name: not name.isdigit())

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from sqlalchemy import insert
 
-from everlearn.bundle import open_bundle
-from everlearn.database import ReplicaRow, write
+from everlearn.bundles.bundle import open_bundle
 from everlearn.errors import Conflict, Corrupt, InvalidInput, NotFound, Unsupported
-from everlearn.records import put_alias
-from everlearn.registry import Registry
+from everlearn.registry.database import ReplicaRow, write
+from everlearn.registry.records import put_alias
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 
 
@@ -121,7 +121,7 @@ def test_verify_reads_every_byte_again(registry: Registry, add: Any, monkeypatch
     stored = registry.path(version) / "config.json"
     content = stored.read_bytes()
     stored.write_bytes(content.replace(b"llama", b"lLama"))
-    monkeypatch.setattr("everlearn.blobs.is_verified", lambda *_: False)
+    monkeypatch.setattr("everlearn.registry.blobs.is_verified", lambda *_: False)
     with pytest.raises(Corrupt, match=r"config\.json"):
         registry.verify(version)
 

@@ -25,14 +25,14 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from compress.gguf_out import plain, write_gguf
-from everlearn import sources
-from everlearn.catalogue import Entry, Wheel
 from everlearn.errors import Corrupt, EverlearnError, InvalidInput, NotFound, Unavailable, Unsupported
-from everlearn.gguf_convert import read_gguf
+from everlearn.importing import sources
+from everlearn.importing.catalogue import Entry, Wheel
+from everlearn.importing.gguf_convert import read_gguf
+from everlearn.importing.sources import import_model
 from everlearn.progress import silent
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from everlearn.sources import import_model
 from tests.compress.tiny_models import train_tokenizer
 from train.evaluate import held_text, load_causal_lm
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from everlearn.chat.stops import stops_of, write_generation_config
 from everlearn.errors import Corrupt
-from everlearn.stops import stops_of, write_generation_config
 from tests.train.templates import (
     CHATML,
     CHATML_PROMPT,

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from typer.testing import CliRunner
 
-from everlearn.cli import app
-from everlearn.database import open_database, read, write
+from everlearn.cli.main import app
 from everlearn.errors import InvalidInput
-from everlearn.keys import create_key
-from everlearn.registry import Registry
+from everlearn.registry.database import open_database, read, write
+from everlearn.registry.keys import create_key
+from everlearn.registry.registry import Registry
+from everlearn.registry.usage import Count, Spot, add_usage, budgeted_tokens, day_of, month_days, sum_usage
 from everlearn.settings import Settings
-from everlearn.usage import Count, Spot, add_usage, budgeted_tokens, day_of, month_days, sum_usage
 
 
 def test_several_writers_add_to_the_same_rows_and_lose_nothing(registry: Registry) -> None:

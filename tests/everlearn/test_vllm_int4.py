@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from everlearn.instructions import Instructions
-from everlearn.vllm_int4 import needed, saturating, unpacked, widening_kernel
+from serve.engines.vllm.int4 import needed, saturating, unpacked, widening_kernel
 
 if find_spec("vllm") is None or find_spec("compressed_tensors") is None:
     pytest.skip("vLLM or compressed-tensors is not installed here", allow_module_level=True)
@@ -96,5 +96,5 @@ def test_the_kernel_for_int8_is_for_x86_without_vnni_alone(monkeypatch: pytest.M
         ("aarch64", ("NEON",), False),
     ):
         found = Instructions(machine, names)
-        monkeypatch.setattr("everlearn.vllm_int4.instructions", lambda found=found: found)
+        monkeypatch.setattr("serve.engines.vllm.int4.instructions", lambda found=found: found)
         assert saturating() == (expected and current_platform.is_cpu())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from everlearn.errors import EverlearnError
 from everlearn.logs import configure_logging
-from everlearn.registry import Version
+from everlearn.registry.registry import Version
 from everlearn.settings import Settings, load_settings
 from serve.engines.programs import program
 from serve.supervisor import serve

@@ -15,8 +15,8 @@ from typing import TypeVar
 import httpx
 import psutil
 
-from everlearn.bundle import write_bundle
-from everlearn.registry import Registry, Version
+from everlearn.bundles.bundle import write_bundle
+from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
 
 T = TypeVar("T")

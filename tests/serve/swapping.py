@@ -11,8 +11,8 @@ import httpx
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from everlearn.database import ReplicaRow, open_database
-from everlearn.registry import Registry, Version
+from everlearn.registry.database import ReplicaRow, open_database
+from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
 from tests.serve.supervised import Supervised, add_model, eventually
 

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from sqlalchemy import delete, insert
 
-from everlearn.audit import list_acts
-from everlearn.database import JobRow, ReplicaRow, open_database, write
-from everlearn.keys import create_key, list_keys, open_door, revoke_key
-from everlearn.registry import Registry
+from everlearn.registry.audit import list_acts
+from everlearn.registry.database import JobRow, ReplicaRow, open_database, write
+from everlearn.registry.keys import create_key, list_keys, open_door, revoke_key
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from serve import replicas
 from tests.serve.supervised import Supervised, add_model, eventually, supervised

@@ -6,8 +6,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from everlearn.database import open_database
-from everlearn.keys import create_key
+from everlearn.registry.database import open_database
+from everlearn.registry.keys import create_key
 from everlearn.settings import Settings
 from tests.serve.supervised import Supervised, add_model, eventually, supervised
 

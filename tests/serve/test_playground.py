@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from everlearn.database import open_database
-from everlearn.keys import create_key, open_door, revoke_key
+from everlearn.registry.database import open_database
+from everlearn.registry.keys import create_key, open_door, revoke_key
 from everlearn.settings import Settings
 from serve import replicas
 from tests.serve.supervised import Supervised, add_model, eventually, supervised

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from everlearn.errors import Conflict, NotFound, Unsupported
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from serve.prepare import champions, refuse_twice, servable
 from tests.serve.supervised import add_model

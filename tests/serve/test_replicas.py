@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
-from everlearn.database import ReplicaRow, open_database
+from everlearn.registry.database import ReplicaRow, open_database
 from everlearn.settings import Settings
 from serve import replicas
 

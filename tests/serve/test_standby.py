@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from everlearn.registry import Version
+from everlearn.registry.registry import Version
 from everlearn.settings import Settings
 from tests.serve.supervised import Supervised, eventually, supervised
 from tests.serve.swapping import Town, serves, streaming

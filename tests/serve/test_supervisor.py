@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from everlearn.database import ReplicaRow, open_database
-from everlearn.keys import create_key
+from everlearn.registry.database import ReplicaRow, open_database
+from everlearn.registry.keys import create_key
 from everlearn.settings import Settings
 from tests.serve.supervised import Supervised, add_model, eventually, fails, supervised
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from everlearn.errors import Conflict
-from everlearn.registry import Version
+from everlearn.registry.registry import Version
 from everlearn.settings import Settings
 from tests.serve.supervised import REPOSITORY, Supervised, eventually, free_port, supervised
 from tests.serve.swapping import Town, serves, stream, streaming

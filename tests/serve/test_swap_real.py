@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.swap import measure
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 
 SMALL = {"EVERLEARN_ONNX__SLOTS": "4", "EVERLEARN_ONNX__CONTEXT": "256"}

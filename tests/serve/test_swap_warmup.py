@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from everlearn.registry import Version
+from everlearn.registry.registry import Version
 from everlearn.settings import Settings
 from serve.warmup import PROMPTS, Unfit, warm_up
 from tests.serve.supervised import add_model

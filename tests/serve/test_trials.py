@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from everlearn.database import open_database
-from everlearn.registry import Registry, Version
+from everlearn.registry.database import open_database
+from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
 from serve.gateway.overview import Overview
 from tests.serve.supervised import Supervised, add_model, eventually, supervised

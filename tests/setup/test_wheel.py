@@ -57,4 +57,4 @@ def test_it_carries_the_data_files_of_the_rooms(names: list[str]) -> None:
     }
     assert files
     assert files <= set(names)
-    assert "everlearn/migrations/versions/0001_registry.py" in names
+    assert "everlearn/registry/migrations/versions/0001_registry.py" in names

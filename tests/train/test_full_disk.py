@@ -15,9 +15,9 @@ import torch
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
-from everlearn.cli import app
+from everlearn.cli.main import app
 from everlearn.errors import Unavailable
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.train.conftest import run
 from train import model as models

@@ -16,10 +16,10 @@ import yaml
 from transformers import AutoTokenizer, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from everlearn.cli import app
-from everlearn.registry import Registry
+from everlearn.cli.main import app
+from everlearn.importing.sources import import_model
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from everlearn.sources import import_model
 from train.evaluate import held_text
 from train.failures import Stopped
 from train.launch import launch

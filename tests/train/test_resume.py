@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from everlearn.bundle import file_entry
+from everlearn.bundles.bundle import file_entry
 from everlearn.errors import Conflict
 from tests.train.conftest import run
 from tests.train.processes import start_run, weights_sha256

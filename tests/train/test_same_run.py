@@ -16,11 +16,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from everlearn.cli import app
+from everlearn.cli.main import app
 from everlearn.errors import ConfigError, Conflict, Corrupt, NotFound
-from everlearn.registry import Registry, Version
+from everlearn.importing.sources import import_model
+from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
-from everlearn.sources import import_model
 from train.claim import claimed, claimed_by_rank, wait_for_ranks
 from train.data.store import open_store, write_store
 from train.identity import contents_of
@@ -87,7 +87,7 @@ def promoted(registry: Registry, base: Path) -> Version:
         shutil.copytree(registry.path(registry.resolve("tiny@1")), staging, dirs_exist_ok=True)
         (staging / "bundle.json").unlink()
         (staging / "LICENSE").write_text(str(time.monotonic()))
-        from everlearn.bundle import write_bundle
+        from everlearn.bundles.bundle import write_bundle
 
         first = registry.resolve("tiny@1").manifest
         said = {"format": first.format, "task": first.task, "architecture": first.architecture}

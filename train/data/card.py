@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from everlearn.bundle import Digest
+from everlearn.bundles.bundle import Digest
 
 MAX_DROPPED = 0.1
 """A larger share left out is a warning."""

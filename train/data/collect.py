@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn.durable import move_directory, sync_tree
+from everlearn.bundles.durable import move_directory, sync_tree
 from train.data.card import DataOptions
 from train.data.clean import cleaned, why_dropped
 from train.data.examples import RawExample, parse_record

@@ -21,8 +21,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from everlearn.bundle import FileEntry, file_entry
-from everlearn.durable import move_directory, sync_tree, write_file
+from everlearn.bundles.bundle import FileEntry, file_entry
+from everlearn.bundles.durable import move_directory, sync_tree, write_file
 from everlearn.errors import Conflict, Corrupt, EverlearnError, InvalidInput, NotFound
 from everlearn.progress import Progress, silent
 from train.data.card import Change, DataCard, DataOptions, PartCard, SkippedCard, SourceCard

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from everlearn.child import Limits, answer, run_child
+from everlearn.processes.child import Limits, answer, run_child
 from everlearn.progress import Progress
 from train.data.card import DataCard, DataOptions
 from train.data.prepare import Source, prepare

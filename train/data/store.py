@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from everlearn.bundle import Digest, FileEntry, file_entry
-from everlearn.durable import move_directory, sync_tree, write_file
+from everlearn.bundles.bundle import Digest, FileEntry, file_entry
+from everlearn.bundles.durable import move_directory, sync_tree, write_file
+from everlearn.bundles.staging import staging_directory, sweep_staging
 from everlearn.errors import Conflict, Corrupt, NotFound
-from everlearn.staging import staging_directory, sweep_staging
 
 CARD = "card.json"
 FILES = ("tokens.bin", "mask.bin", "offsets.bin")

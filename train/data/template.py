@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 
 from jinja2 import TemplateError
 
-from everlearn.chat_template import Shield, any_of, describe_tools, plain_message, sandbox
+from everlearn.chat.stops import NO_STOPS, RESULT, USER, Stops
+from everlearn.chat.template import Shield, any_of, describe_tools, plain_message, sandbox
 from everlearn.errors import InvalidInput, Unsupported
-from everlearn.stops import NO_STOPS, RESULT, USER, Stops
 from train.data.examples import Chat, Message
 from train.data.forms import REASONING
 

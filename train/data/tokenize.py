@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from everlearn.chat_template import template_source, token_names
+from everlearn.chat.stops import stops_of
+from everlearn.chat.template import template_source, token_names
 from everlearn.errors import Corrupt, NotFound, Unsupported
-from everlearn.stops import stops_of
 from train.data.examples import RawExample, Text
 from train.data.store import Example
 from train.data.template import ChatTemplate, Segment

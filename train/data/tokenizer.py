@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from everlearn.durable import move_directory, sync_tree
+from everlearn.bundles.durable import move_directory, sync_tree
 from everlearn.errors import Conflict, InvalidInput
 from train.data.card import DataOptions
 from train.data.clean import cleaned, said

@@ -12,7 +12,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from everlearn.bundle import open_bundle
+from everlearn.bundles.bundle import open_bundle
 from everlearn.errors import EverlearnError
 from everlearn.logs import configure_logging
 from everlearn.settings import load_settings

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from everlearn.chat_template import (
+from everlearn.chat.template import (
     Shield,
     any_of,
     describe_tools,

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from onnx import helper
 from pydantic import BaseModel
 
+from everlearn.chat.stops import stops_of
 from everlearn.errors import Corrupt, Unsupported
 from everlearn.instructions import make_exact
-from everlearn.stops import stops_of
 from serve.engines.onnx.cache import Block, Cache, Element
 from serve.engines.onnx.session import open_session
 

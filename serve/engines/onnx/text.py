@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from everlearn.chat.stops import stops_of
 from everlearn.errors import Corrupt
-from everlearn.stops import stops_of
 from serve.engines.onnx.bound import Bound, byte_level_alphabet
 
 BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from everlearn.chat_template import describe_tools
+from everlearn.chat.stops import unnamed_stops
+from everlearn.chat.template import describe_tools
 from everlearn.errors import InvalidInput, Unsupported
-from everlearn.stops import unnamed_stops
 from serve.engines.calls import Reading
 from serve.engines.grammar import grammar_of, must_call, offered_tools
 from serve.engines.onnx.bound import PROBE_CHARACTERS

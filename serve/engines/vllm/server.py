@@ -21,8 +21,8 @@ def main() -> None:
     parser.add_argument("--uds", type=Path, required=True)
     arguments = parser.parse_args()
 
-    from everlearn.bundle import open_bundle
-    from everlearn.registry import Registry
+    from everlearn.bundles.bundle import open_bundle
+    from everlearn.registry.registry import Registry
     from everlearn.settings import load_settings
     from serve.engines.parent import end_with_parent
     from serve.engines.vllm.machine import environment, flags

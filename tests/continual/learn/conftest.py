@@ -19,10 +19,10 @@ from sqlalchemy import insert
 from compress.export import export_onnx
 from continual.jobs import Job, Jobs, Lease
 from continual.recipe import ContinualRecipe
-from everlearn.database import FileRow, read, write
-from everlearn.registry import Registry
+from everlearn.importing.sources import import_model
+from everlearn.registry.database import FileRow, read, write
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from everlearn.sources import import_model
 from tests.compress.tiny_models import write_llama
 from train.evaluate import held_text, token_windows
 
@@ -132,7 +132,7 @@ class Home:
         """All rows of the buffer, but for which job brought them."""
         from sqlalchemy import select
 
-        from everlearn.database import ReplayExampleRow as Row
+        from everlearn.registry.database import ReplayExampleRow as Row
 
         columns = (Row.domain, Row.split, Row.sha256, Row.tokens)
         with read(self.registry.database) as connection:

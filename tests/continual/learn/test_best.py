@@ -17,8 +17,8 @@ from continual.plan import Plan
 from continual.recipe import GENERAL, ContinualRecipe
 from continual.replay import Arrival, delete_example, insert_examples, read_buffer
 from continual.reservoir import Held, content_sha256
-from everlearn.audit import list_acts
-from everlearn.database import BestScoreRow, ModelRow, VersionRow, open_database, read, write
+from everlearn.registry.audit import list_acts
+from everlearn.registry.database import BestScoreRow, ModelRow, VersionRow, open_database, read, write
 from everlearn.settings import Settings
 from train.data.store import Example
 

@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from continual.best import Scored, remember
-from everlearn.audit import list_acts
-from everlearn.cli import app
-from everlearn.database import write
+from everlearn.cli.main import app
+from everlearn.registry.audit import list_acts
+from everlearn.registry.database import write
 from tests.continual.learn.conftest import Home, recipe, sentences
 
 

@@ -25,11 +25,11 @@ from continual.best import recall, summary
 from continual.jobs import Job, Lease
 from continual.pipeline import Pipeline
 from continual.replay import read_buffer
-from everlearn.child import run_child
-from everlearn.database import ReplayExampleRow, read, write
 from everlearn.errors import InvalidInput
+from everlearn.importing.sources import import_model
+from everlearn.processes.child import run_child
+from everlearn.registry.database import ReplayExampleRow, read, write
 from everlearn.settings import Settings
-from everlearn.sources import import_model
 from tests.continual.learn.conftest import Home, noise, recipe, sentences
 from tests.train.data import bombs
 

@@ -19,10 +19,10 @@ from continual.jobs import Lease, LeaseLost
 from continual.plan import Plan, make_plan
 from continual.promote import ChampionMoved, Weighed, promote
 from continual.replay import Arrival
-from everlearn.audit import list_acts
-from everlearn.bundle import read_manifest, write_bundle
-from everlearn.database import BestScoreRow, read
-from everlearn.registry import Version
+from everlearn.bundles.bundle import read_manifest, write_bundle
+from everlearn.registry.audit import list_acts
+from everlearn.registry.database import BestScoreRow, read
+from everlearn.registry.registry import Version
 from tests.continual.learn.conftest import Home, recipe, sentences
 from train.data.store import Example
 
@@ -153,7 +153,7 @@ def test_weights_that_a_killed_promotion_registered_are_not_registered_twice(
         "from pathlib import Path\n"
         "import continual.promote as p\n"
         "from everlearn.settings import Settings\n"
-        "from everlearn.registry import Registry\n"
+        "from everlearn.registry.registry import Registry\n"
         "from continual.jobs import Lease\n"
         "from continual.plan import Plan\n"
         "said = json.loads(sys.argv[1])\n"

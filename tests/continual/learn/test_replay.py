@@ -22,8 +22,8 @@ from continual.replay import (
     sizes,
 )
 from continual.reservoir import content_sha256, priority
-from everlearn.audit import list_acts
-from everlearn.database import ReplayExampleRow, open_database, read, write
+from everlearn.registry.audit import list_acts
+from everlearn.registry.database import ReplayExampleRow, open_database, read, write
 from everlearn.settings import Settings
 from train.data.store import Example
 
@@ -231,7 +231,7 @@ KILLED = """
 import os, sys
 sys.path[:0] = [{root!r}]
 from pathlib import Path
-from everlearn.database import open_database, write
+from everlearn.registry.database import open_database, write
 from everlearn.settings import Settings
 from continual.replay import Arrival, insert_examples
 from tests.continual.learn.test_replay import examples

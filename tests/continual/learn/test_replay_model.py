@@ -22,7 +22,7 @@ from continual.replay import (
     sizes,
 )
 from continual.reservoir import content_sha256, priority
-from everlearn.database import ReplayExampleRow, open_database, read, write
+from everlearn.registry.database import ReplayExampleRow, open_database, read, write
 from everlearn.settings import Settings
 from train.data.store import Example
 

@@ -18,9 +18,9 @@ import pytest
 from continual.files import Files
 from continual.jobs import Job, Jobs
 from continual.recipe import ContinualRecipe
-from everlearn.bundle import write_bundle
+from everlearn.bundles.bundle import write_bundle
 from everlearn.redis_address import own_socket
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import ContinualSettings, Settings
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from continual.jobs import Jobs, Lease, LeaseLost
-from everlearn.child import answer
 from everlearn.errors import Conflict, InvalidInput
+from everlearn.processes.child import answer
 from everlearn.progress import Progress
 from everlearn.settings import Settings
 

@@ -16,11 +16,11 @@ from continual.queue import Publisher
 from continual.queue_owner import is_gone, this_process
 from continual.queue_reconciler import Reconciler
 from continual.small_files import is_one_text
-from everlearn.audit import list_acts
-from everlearn.bundle import write_bundle
-from everlearn.database import ApiKey, JobRow, write
+from everlearn.bundles.bundle import write_bundle
 from everlearn.errors import InvalidInput, NotFound
-from everlearn.keys import create_key, revoke_key
+from everlearn.registry.audit import list_acts
+from everlearn.registry.database import ApiKey, JobRow, write
+from everlearn.registry.keys import create_key, revoke_key
 from tests.continual.queue.conftest import House, add_model
 
 

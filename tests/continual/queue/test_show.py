@@ -7,8 +7,8 @@ from sqlalchemy import insert
 from typer.testing import CliRunner
 
 from continual.gate import judge
-from everlearn.cli import app
-from everlearn.database import JobRow, open_database, write
+from everlearn.cli.main import app
+from everlearn.registry.database import JobRow, open_database, write
 from everlearn.settings import Settings
 from tests.continual.learn.test_gate import THRESHOLDS, earlier, pair, worse
 

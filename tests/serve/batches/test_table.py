@@ -3,8 +3,8 @@
 import pytest
 
 from continual.files import BATCH, Client, Files
-from everlearn.audit import list_acts
 from everlearn.errors import Conflict, InvalidInput, NotFound
+from everlearn.registry.audit import list_acts
 from everlearn.settings import Settings
 from serve.batches.table import Answer, Batch, Batches, LeaseLost
 

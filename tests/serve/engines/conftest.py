@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from serve.engines.onnx.decoder import Decoder
 from serve.engines.onnx.requests import RequestReader

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from everlearn.chat_template import sandbox
+from everlearn.chat.template import sandbox
 from everlearn.errors import InvalidInput
 from serve.engines.onnx.requests import RequestReader
 from serve.protocol import ChatRequest, parse

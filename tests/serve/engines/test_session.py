@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from everlearn.bundle import write_bundle
+from everlearn.bundles.bundle import write_bundle
 from everlearn.errors import ConfigError
 from serve.engines.onnx import session
 from tests.compress.tiny_models import train_tokenizer

@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from everlearn.database import open_database
+from everlearn.registry.database import open_database
 from everlearn.settings import Settings
 from serve.replicas import announce, heartbeat, unix_url, withdraw
 from tests.serve.gateway.scripted_engine import ScriptedEngine, well

@@ -17,9 +17,9 @@ from openai import AuthenticationError, OpenAI, PermissionDeniedError, RateLimit
 from sqlalchemy import event, text
 from starlette.requests import Request
 
-from everlearn.database import open_database
 from everlearn.errors import AuthError
-from everlearn.keys import create_key, revoke_key
+from everlearn.registry.database import open_database
+from everlearn.registry.keys import create_key, revoke_key
 from everlearn.settings import Settings
 from serve.gateway.auth import Doorkeeper
 from tests.serve.gateway.conftest import RunningGateway, chat_body, wait_until
@@ -313,7 +313,7 @@ def test_it_refuses_to_start_on_an_open_address_without_a_key(tmp_path: Path) ->
 def test_on_an_open_address_metrics_need_a_key(
     start_gateway: Callable[..., RunningGateway], tmp_path: Path
 ) -> None:
-    from everlearn.database import open_database
+    from everlearn.registry.database import open_database
     from everlearn.settings import Settings
     from serve.gateway.app import create_app
 

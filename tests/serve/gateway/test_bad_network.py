@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from everlearn.keys import create_key
+from everlearn.registry.keys import create_key
 from serve.gateway.replica import KEEP_ALIVE_S
 from tests.serve.gateway.bad_network import BadNetwork
 from tests.serve.gateway.conftest import RunningGateway, sse, wait_until

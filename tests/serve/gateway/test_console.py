@@ -13,9 +13,9 @@ import httpx2
 import pytest
 from sqlalchemy import insert
 
-from everlearn.audit import list_acts
-from everlearn.database import AliasRow, BatchRow, JobRow, ModelRow, ReplicaRow, VersionRow, write
-from everlearn.keys import create_key
+from everlearn.registry.audit import list_acts
+from everlearn.registry.database import AliasRow, BatchRow, JobRow, ModelRow, ReplicaRow, VersionRow, write
+from everlearn.registry.keys import create_key
 from serve.gateway.overview import MAX_BATCHES, MAX_JOBS, MAX_VERSIONS
 from tests.serve.gateway.conftest import RunningGateway, chat_body, wait_until
 from tests.serve.gateway.scripted_engine import Connection, well

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from continual.jobs import Jobs
-from everlearn.keys import create_key
-from everlearn.registry import Registry
+from everlearn.registry.keys import create_key
+from everlearn.registry.registry import Registry
 from serve.protocol import ChatRequest, parse
 from tests.continual.queue.conftest import add_model
 from tests.serve.gateway.conftest import RunningGateway, wait_until

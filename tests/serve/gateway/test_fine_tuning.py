@@ -21,8 +21,8 @@ from openai.types.fine_tuning import FineTuningJob
 
 from continual.files import Files
 from continual.jobs import Jobs
-from everlearn.keys import create_key
-from everlearn.registry import Registry
+from everlearn.registry.keys import create_key
+from everlearn.registry.registry import Registry
 from tests.continual.queue.conftest import add_model
 from tests.serve.gateway.conftest import RunningGateway, resident_mb
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from everlearn.errors import InvalidInput
-from everlearn.keys import create_key
-from everlearn.registry import Registry
+from everlearn.registry.keys import create_key
+from everlearn.registry.registry import Registry
 from tests.continual.queue.conftest import add_model
 from tests.serve.gateway.conftest import RunningGateway
 

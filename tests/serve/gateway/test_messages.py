@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from everlearn.keys import create_key
+from everlearn.registry.keys import create_key
 from serve.told import HEADER, Told
 from tests.serve.anthropic_events import events_of, message_of
 from tests.serve.gateway.conftest import RunningGateway, wait_until

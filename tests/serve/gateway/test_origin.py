@@ -9,7 +9,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from everlearn.errors import ConfigError
-from everlearn.keys import create_key
+from everlearn.registry.keys import create_key
 from everlearn.settings import Settings, load_settings
 from serve.gateway.app import create_app
 from serve.gateway.origin import HARMLESS

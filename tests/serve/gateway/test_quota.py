@@ -2,8 +2,8 @@
 
 import pytest
 
-from everlearn.database import ApiKey
 from everlearn.errors import RateLimited
+from everlearn.registry.database import ApiKey
 from serve.gateway.quota import Quotas
 
 

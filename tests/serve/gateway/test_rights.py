@@ -12,8 +12,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from everlearn.keys import create_key, revoke_key
-from everlearn.registry import Registry
+from everlearn.registry.keys import create_key, revoke_key
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from serve.gateway.app import create_app
 from tests.continual.queue.conftest import add_model

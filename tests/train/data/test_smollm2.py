@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everlearn.registry import Registry
+from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from serve.engines.onnx.chat import ChatTemplate
 from serve.engines.onnx.text import TextCodec

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from everlearn.registry import Registry, Version
+from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
 
 

@@ -1,0 +1,1 @@
+"""The commands of continual training: jobs, the worker and the replay buffer."""

@@ -1,0 +1,1 @@
+"""Chats: templates rendered within bounds, and the tokens that stop a turn."""

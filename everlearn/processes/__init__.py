@@ -1,0 +1,1 @@
+"""Processes: children within limits, and what ends with its parent."""

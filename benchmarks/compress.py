@@ -31,7 +31,7 @@ from compress.quality import Quality, qualities, windows_of, word_starts
 from compress.recipe import CompressRecipe
 from everlearn.errors import EverlearnError
 from everlearn.progress import Progress, shown
-from train.evaluate import load_causal_lm
+from train.evaluate.likelihood import load_causal_lm
 
 TOKENS = 2048
 """Of each text."""

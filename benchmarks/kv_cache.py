@@ -21,7 +21,7 @@ from compress.quality import windows_of
 from compress.recipe import CompressRecipe
 from everlearn.progress import shown
 from serve.engines.onnx.decoder import Decoder
-from train.evaluate import compare
+from train.evaluate.likelihood import compare
 
 TOKENS = 2048
 """Of each text, in windows that begin anew."""

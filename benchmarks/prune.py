@@ -33,9 +33,9 @@ from train.data.card import DataOptions
 from train.data.packing import Packer
 from train.data.prepare import prepare
 from train.data.store import open_store
-from train.evaluate import load_causal_lm, score, torch_logits
+from train.evaluate.likelihood import load_causal_lm, score, torch_logits
 from train.loop import StepReport, choose_dtype, fit
-from train.objectives import CausalLM, vocabulary
+from train.objectives.causal import CausalLM, vocabulary
 from train.recipe import FitOptions, Optimizer
 
 TOKENS = 2048

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from train.evaluate import load_causal_lm
+from train.evaluate.likelihood import load_causal_lm
 from train.loop import choose_dtype, fit, peak_memory_bytes
-from train.objectives import CausalLM
+from train.objectives.causal import CausalLM
 from train.recipe import Checkpoint, FitOptions, Optimizer, Schedule
 
 LR, BETAS, WEIGHT_DECAY, CLIP = 1e-5, (0.9, 0.95), 0.1, 1.0

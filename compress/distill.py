@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.prune import layers_of
-from train.keep import divergence
-from train.objectives import before_logits, cross_entropies, linear_loss, logits_at, predicted
+from train.objectives.causal import before_logits, cross_entropies, linear_loss, logits_at, predicted
+from train.objectives.keep import divergence
 
 Divergence = Literal["forward", "reverse", "jensen-shannon"]
 

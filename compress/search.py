@@ -148,7 +148,7 @@ def try_prunings(request: Mapping[str, Any], progress: Progress) -> dict[str, An
     from compress.calibration import calibration_windows
     from compress.prune import least_missed
     from compress.sensitivity import divergence, log_probabilities
-    from train.evaluate import load_causal_lm
+    from train.evaluate.likelihood import load_causal_lm
 
     model_dir = Path(request["model_dir"])
     chosen = Calibration.model_validate(request["calibration"])

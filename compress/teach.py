@@ -25,10 +25,10 @@ from everlearn.progress import Progress, silent
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
 from everlearn.settings_file import read_settings_file
-from train.claim import claimed, refuse_foreign, refuse_inside
 from train.data.card import DataOptions
-from train.identity import Contents, contents_of_data, contents_read
 from train.recipe import Architecture, anchored, deciding, validate_recipe
+from train.runs.claim import claimed, refuse_foreign, refuse_inside
+from train.runs.identity import Contents, contents_of_data, contents_read
 
 if TYPE_CHECKING:
     from compress.kept_predictions import KeptPredictions
@@ -206,13 +206,13 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     from compress.quantize_aware import keep_rounded, round_in_training
     from everlearn.chat.stops import write_generation_config
     from train.data.packing import Packer
-    from train.evaluate import load_causal_lm
+    from train.evaluate.likelihood import load_causal_lm
     from train.failures import Diverged
     from train.fitness import refuse_unfit
     from train.loop import fit
     from train.model import from_scratch, saved_dtype
-    from train.objectives import vocabulary
-    from train.parallel import Group
+    from train.objectives.causal import vocabulary
+    from train.parallel.wrap import Group
     from train.run import base_digest, held_of, metrics_of
 
     recipe = validate_recipe(DistillRecipe, request["recipe"])
@@ -344,8 +344,8 @@ def solved_once(
 ) -> dict[str, list[float]]:
     """What ``solve`` found, called before the first step: an interrupted run goes on from a checkpoint, which has it."""
     from compress.reconstruct import rounded
-    from train.checkpoint import Checkpoints
-    from train.parallel import Group
+    from train.parallel.wrap import Group
+    from train.runs.checkpoint import Checkpoints
 
     file = run_dir / "reconstructed.json"
     if not (Checkpoints(run_dir / "checkpoints", recipe.checkpoint.keep, Group()).newest() and file.exists()):

@@ -23,7 +23,7 @@ from train.data.tokenize import marks
 from train.failures import Diverged
 from train.loop import Held, fit
 from train.model import saved_dtype
-from train.parallel import Group
+from train.parallel.wrap import Group
 from train.recipe import validate_recipe
 from train.run import base_digest
 

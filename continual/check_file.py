@@ -36,8 +36,8 @@ def check_examples(path: Path, name: str, settings: ContinualSettings) -> None:
 
 def work(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """The child: reads until :data:`READING_S` are over."""
-    from train.data.read import Limits as FileLimits
-    from train.data.read import read_examples
+    from train.data.reading.read import Limits as FileLimits
+    from train.data.reading.read import read_examples
 
     limits = FileLimits(max_unpacked_bytes=request["max_unpacked_bytes"])
     until = time.monotonic() + READING_S

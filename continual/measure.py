@@ -11,7 +11,7 @@ from continual.gate import Scores
 from continual.recipe import MIN_DOCUMENTS
 from everlearn.bundles.bundle import Format
 from train.data.store import Example
-from train.evaluate import (
+from train.evaluate.likelihood import (
     blocks,
     held_text,
     load_causal_lm,

@@ -2,7 +2,7 @@
 
 Replay, with the learning rate re-warmed and re-decayed, keeps what was learned before (arXiv 2403.08763). At the
 few thousand tokens of a small job, replayed tokens themselves keep little; the distributions that the model's
-parent predicts on them keep much (``train.keep``).
+parent predicts on them keep much (``train.objectives.keep``).
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ from everlearn.registry.database import FileRow, read
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
 from train.data.card import DataCard
-from train.data.read import SEPARATOR
+from train.data.reading.read import SEPARATOR
 from train.failures import Stopped
 from train.launch import Outcome
 

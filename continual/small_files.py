@@ -16,7 +16,7 @@ from sqlalchemy import Engine, select
 from continual.recipe import MIN_DOCUMENTS
 from everlearn.errors import InvalidInput
 from everlearn.registry.database import FileRow, read
-from train.data.read import SEPARATOR, Limits, layout_named, read_examples
+from train.data.reading.read import SEPARATOR, Limits, layout_named, read_examples
 
 LOOKED_INTO_BYTES = 2**20
 MAX_UNPACKED_BYTES = 2**24

@@ -36,8 +36,8 @@ def main() -> int:
 
 def run(run_dir: Path, say: Any, stop: threading.Event) -> int:
     from everlearn.errors import EverlearnError
-    from train.claim import claimed_by_rank
     from train.run import train
+    from train.runs.claim import claimed_by_rank
 
     rank = int(os.environ.get("RANK", "0"))
     try:

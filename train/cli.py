@@ -41,11 +41,11 @@ def train(
     """Train a model. Interrupted or killed, the same command goes on from the last checkpoint."""
     from everlearn.cli.models import print_added
     from everlearn.progress import shown
-    from train.claim import claimed
-    from train.identity import contents_of
     from train.launch import launch
     from train.recipe import read_recipe
-    from train.registered import already_registered, find_run, register
+    from train.runs.claim import claimed
+    from train.runs.identity import contents_of
+    from train.runs.registered import already_registered, find_run, register
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: save, then end
     settings = open_settings()

@@ -1,7 +1,7 @@
 """Starts a training run in processes of its own, and tells its progress. Started again, it goes on.
 
 A run folder is one run: finished, its stored outcome is returned at once; half, it resumes from its checkpoint.
-What a run is, ``train.identity`` says; one process at a time works on it, see ``train.claim``.
+What a run is, ``train.runs.identity`` says; one process at a time works on it, see ``train.runs.claim``.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from everlearn.errors import ConfigError, Conflict, Corrupt, Unavailable
 from everlearn.processes.child import ALL_MEMORY, Limits, run_child
 from everlearn.progress import Progress, silent
 from train import failures
-from train.claim import WAIT_S, claimed, refuse_foreign, wait_for_ranks
 from train.disk import full_disk_told
-from train.identity import Contents, base_digest, contents_of, refuse_changed, run_diff
 from train.recipe import TrainRecipe
+from train.runs.claim import WAIT_S, claimed, refuse_foreign, wait_for_ranks
+from train.runs.identity import Contents, base_digest, contents_of, refuse_changed, run_diff
 
 RUN = "run.json"
 """A run's request: the folder that has it is a run's."""

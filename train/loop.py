@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from everlearn.errors import Conflict
 from everlearn.memory import peak_bytes
-from train.checkpoint import Checkpoints, tensors_of
 from train.failures import Diverged
 from train.log import StepLog
-from train.objectives import CausalLM, Objective
+from train.objectives.causal import CausalLM, Objective
 from train.optim import adamw, lr_at
-from train.parallel import Group, whole
+from train.parallel.wrap import Group, whole
 from train.recipe import FitOptions, recipe_diff
+from train.runs.checkpoint import Checkpoints, tensors_of
 
 
 class Batches(Protocol):

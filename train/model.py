@@ -16,10 +16,10 @@ from everlearn.chat.stops import write_generation_config
 from everlearn.errors import ConfigError, InvalidInput, Unavailable
 from everlearn.memory import physical_bytes
 from train.disk import why_not_written
-from train.evaluate import load_causal_lm
+from train.evaluate.likelihood import load_causal_lm
 from train.fitness import refuse_unfit
 from train.recipe import Architecture, TrainRecipe
-from train.tune import add_adapters, merge_adapters
+from train.tuning.trainable import add_adapters, merge_adapters
 
 # What makes ids of texts, and a licence: taken over as they are.
 KEPT = (

@@ -36,7 +36,7 @@ OPERATIONAL = frozenset(
     }
 )
 
-# Where something lies, or what it is called. What it holds decides, and is compared beside: train/identity.py.
+# Where something lies, or what it is called. What it holds decides, and is compared beside: train/runs/identity.py.
 PLACES = frozenset(
     {
         "base",

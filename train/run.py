@@ -21,18 +21,18 @@ import torch
 from everlearn.bundles.durable import write_file
 from everlearn.errors import InvalidInput
 from train import model as models
-from train.checkpoint import Checkpoints
 from train.data.packing import Packer
 from train.data.store import TokenStore, open_store
 from train.data.tokenize import Tokens
-from train.evaluate import load_causal_lm
+from train.evaluate.likelihood import load_causal_lm
 from train.failures import Stopped
-from train.identity import base_digest
-from train.keep import Keeping, WithKept
 from train.loop import Batches, FitResult, Held, StepReport, choose_dtype, divide, fit, total_steps
-from train.objectives import CausalLM, Objective
-from train.parallel import Group, joined, whole
+from train.objectives.causal import CausalLM, Objective
+from train.objectives.keep import Keeping, WithKept
+from train.parallel.wrap import Group, joined, whole
 from train.recipe import TrainRecipe, validate_recipe
+from train.runs.checkpoint import Checkpoints
+from train.runs.identity import base_digest
 
 
 def train(

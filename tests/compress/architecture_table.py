@@ -26,7 +26,7 @@ from everlearn.errors import Unsupported
 from everlearn.importing.gguf_models import BY_ARCHITECTURE, write_config
 from serve.engines.onnx.decoder import Decoder
 from tests.compress.architecture_rows import SHAPE, Row, working, write
-from train.evaluate import WINDOW, held_text, load_causal_lm, token_windows, torch_logits
+from train.evaluate.likelihood import WINDOW, held_text, load_causal_lm, token_windows, torch_logits
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 BEGIN, END = "<!-- table: measured -->", "<!-- end -->"

@@ -20,7 +20,7 @@ import pytest
 from compress import answers
 from compress.answers import Asking, answer_prompts
 from everlearn.errors import AuthError, Conflict, EverlearnError, InvalidInput, NotFound, Unavailable
-from train.data.read import read_examples
+from train.data.reading.read import read_examples
 
 Script = Callable[[dict[str, Any], int], tuple[int, Any]]
 

@@ -12,7 +12,7 @@ from compress.architectures import GGUF, ONNX_DECODERS, VLLM
 from compress.parity import KERNELS, SAME_GRAPH, apart
 from tests.compress import architecture_table as table
 from tests.compress.architecture_rows import FAMILIES, working, write
-from train.evaluate import held_text, load_causal_lm, token_windows, torch_logits
+from train.evaluate.likelihood import held_text, load_causal_lm, token_windows, torch_logits
 
 ROWS = {row.name: row for row in working()}
 UPDATE = "run python -m tests.compress.architecture_table"

@@ -20,13 +20,13 @@ from everlearn.errors import Conflict, InvalidInput
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.compress.tiny_models import tiny_config, train_tokenizer
-from train.claim import claimed
 from train.data.packing import Packer
 from train.data.store import Example
-from train.evaluate import held_text, load_causal_lm
+from train.evaluate.likelihood import held_text, load_causal_lm
 from train.loop import Held, fit
-from train.objectives import CausalLM
+from train.objectives.causal import CausalLM
 from train.recipe import Data, FitOptions, Optimizer
+from train.runs.claim import claimed
 
 
 @cache

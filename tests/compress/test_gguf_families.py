@@ -29,7 +29,7 @@ from everlearn.progress import silent
 from everlearn.settings import Settings
 from tests.compress import llamacpp
 from tests.compress.gguf_families import FAMILIES, GEMMA, LINEAR, LLAMA3, LONGROPE, SIZES, YARN, write_family
-from train.evaluate import held_text, load_causal_lm
+from train.evaluate.likelihood import held_text, load_causal_lm
 
 PROMPTS = [np.random.default_rng(seed).integers(3, 512, 12 + 60 * seed).tolist() for seed in range(5)]
 

@@ -25,8 +25,8 @@ from everlearn.settings import Settings
 from tests.compress.tiny_models import tiny_config, train_tokenizer
 from train.data.packing import Packer
 from train.data.store import Example
-from train.evaluate import held_text
-from train.objectives import predicted
+from train.evaluate.likelihood import held_text
+from train.objectives.causal import predicted
 from train.recipe import Data, Optimizer
 
 

@@ -30,7 +30,7 @@ from compress.quantized_graph import halved, quantize_graph
 from compress.recipe import Calibration, CompressRecipe
 from everlearn.errors import Unsupported
 from tests.compress.tiny_models import TINY
-from train.evaluate import onnx_logits
+from train.evaluate.likelihood import onnx_logits
 
 INT4 = CompressRecipe(to="int4-onnx", head_bits=4)
 

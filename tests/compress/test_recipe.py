@@ -14,7 +14,7 @@ from compress.teach import read_distill_recipe
 from everlearn.errors import ConfigError, InvalidInput, NotFound
 from tests.compress.tiny_models import train_tokenizer
 from train.data.store import Example, write_store
-from train.evaluate import HELD_TOKENS, held_text
+from train.evaluate.likelihood import HELD_TOKENS, held_text
 
 
 def plan(tmp_path: Path, text: str) -> Path:

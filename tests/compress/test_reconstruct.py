@@ -17,7 +17,7 @@ from everlearn.progress import silent
 from tests.compress.test_distill import options, packers, trained
 from tests.compress.tiny_models import tiny_config
 from train.loop import fit
-from train.objectives import CausalLM
+from train.objectives.causal import CausalLM
 from train.recipe import Data
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.e2e.conftest import Served
-from train.data.read import read_examples
+from train.data.reading.read import read_examples
 
 ASKED = ("What is the capital of France?", "Say hello.", "What is two and two?")
 

@@ -16,7 +16,7 @@ from train.data.packing import Packer
 from train.data.store import Example, open_store, write_store
 from train.data.tokenize import Tokens
 from train.loop import Held, StepReport, fit
-from train.objectives import CausalLM
+from train.objectives.causal import CausalLM
 from train.recipe import TrainRecipe
 
 

@@ -72,8 +72,8 @@ def fitted(
     from train import model as models
     from train.data.packing import Packer
     from train.loop import Held, fit
-    from train.objectives import CausalLM
-    from train.parallel import joined
+    from train.objectives.causal import CausalLM
+    from train.parallel.wrap import joined
     from train.recipe import TrainRecipe
     from train.run import gather, open_stores
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 from everlearn.errors import Unsupported
 from tests.train.test_objectives import one_by_one, packed
 from train.fitness import refuse_unfit
-from train.objectives import CausalLM, head_of
+from train.objectives.causal import CausalLM, head_of
 
 SMALL: dict[str, Any] = {
     "vocab_size": 512,

@@ -8,8 +8,8 @@ from transformers import LlamaForCausalLM
 from tests.compress.tiny_models import tiny_config
 from train.data.packing import Packer
 from train.data.store import Example
-from train.keep import Keeping, WithKept
-from train.objectives import CausalLM
+from train.objectives.causal import CausalLM
+from train.objectives.keep import Keeping, WithKept
 
 
 def examples(count: int, seed: int) -> list[Example]:

@@ -20,7 +20,7 @@ from everlearn.cli.main import app
 from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from train.evaluate import held_text
+from train.evaluate.likelihood import held_text
 from train.failures import Stopped
 from train.launch import launch
 from train.recipe import TrainRecipe

@@ -18,7 +18,7 @@ from train.data.packing import Packer
 from train.data.store import open_store
 from train.failures import Diverged
 from train.loop import choose_dtype, divide, total_steps
-from train.objectives import CausalLM
+from train.objectives.causal import CausalLM
 from train.optim import adamw, lr_at
 from train.recipe import Optimizer, Schedule, TrainRecipe
 

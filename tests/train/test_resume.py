@@ -15,9 +15,9 @@ from everlearn.bundles.bundle import file_entry
 from everlearn.errors import Conflict
 from tests.train.conftest import run
 from tests.train.processes import start_run, weights_sha256
-from train.identity import contents_of
 from train.launch import open_run
 from train.recipe import TrainRecipe
+from train.runs.identity import contents_of
 
 KILLS = 5
 

@@ -21,12 +21,12 @@ from everlearn.errors import ConfigError, Conflict, Corrupt, NotFound
 from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
-from train.claim import claimed, claimed_by_rank, wait_for_ranks
 from train.data.store import open_store, write_store
-from train.identity import contents_of
 from train.launch import Outcome, open_run
 from train.recipe import TrainRecipe, read_recipe
-from train.registered import Run, already_registered, find_run, register
+from train.runs.claim import claimed, claimed_by_rank, wait_for_ranks
+from train.runs.identity import contents_of
+from train.runs.registered import Run, already_registered, find_run, register
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEXT = "".join(
@@ -307,7 +307,7 @@ def test_a_finished_run_that_was_deleted_begins_anew(home: Registry) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from train.claim import claimed, claimed_by_rank
+from train.runs.claim import claimed, claimed_by_rank
 folder, rank = Path(sys.argv[1]), sys.argv[2]
 with claimed(folder) if rank == "command" else claimed_by_rank(folder, int(rank)):
     print("held", flush=True)
@@ -420,7 +420,7 @@ def test_a_second_command_is_refused_until_the_first_is_killed(home: Registry, r
 def test_a_new_run_waits_for_every_rank_of_a_killed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.claim.WAIT_S", 0.2)
+    monkeypatch.setattr("train.runs.claim.WAIT_S", 0.2)
     last = holder(tmp_path, "3")
     try:
         with pytest.raises(Conflict, match="another process is training"):

@@ -22,10 +22,10 @@ from train import model as models
 from train.data.packing import Packer
 from train.data.store import Example, write_store
 from train.data.tokenize import Tokens
-from train.objectives import CausalLM
+from train.objectives.causal import CausalLM
 from train.optim import adamw
 from train.recipe import Optimizer, TrainRecipe, Tune
-from train.tune import add_adapters
+from train.tuning.trainable import add_adapters
 
 WORDS = 64
 
@@ -76,7 +76,7 @@ def step_in_group(
 ) -> tuple[dict[str, Any], float, float | None]:
     """One step, in a rank: how far each weight moved (rank 0); the gradient's norm; the held loss before."""
     from train.loop import Held, fit
-    from train.parallel import joined
+    from train.parallel.wrap import joined
     from train.run import gather, open_stores
 
     options = TrainRecipe.model_validate(recipe)

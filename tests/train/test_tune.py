@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from everlearn.errors import ConfigError
 from train import model as models
 from train.recipe import TrainRecipe, Tune
-from train.tune import add_adapters, merge_adapters
+from train.tuning.trainable import add_adapters, merge_adapters
 
 LORA = Tune(method="lora", rank=4, alpha=8)
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from everlearn.bundles.durable import move_directory, sync_tree
 from train.data.card import DataOptions
-from train.data.clean import cleaned, why_dropped
+from train.data.cleaning.clean import cleaned, why_dropped
 from train.data.examples import RawExample, parse_record
-from train.data.forms import UnknownForm
 from train.data.learnt import Learnt, learnt
-from train.data.read import Limits, read_examples
-from train.data.sources import Source
+from train.data.reading.forms import UnknownForm
+from train.data.reading.read import Limits, read_examples
+from train.data.reading.sources import Source
 
 CLEANING = {
     "kind",

@@ -8,7 +8,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 
-from train.data.forms import MESSAGE_FIELDS, REASONING, UnknownForm, canonical, fault
+from train.data.reading.forms import MESSAGE_FIELDS, REASONING, UnknownForm, canonical, fault
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 1000
@@ -66,7 +66,7 @@ RawExample = Text | Chat
 
 
 def parse_record(record: Any, source: str, ignored: tuple[str, ...] = ()) -> RawExample:
-    """A record of JSON, or a row of a table, as an example; its forms are those of ``train.data.forms``.
+    """A record of JSON, or a row of a table, as an example; its forms are those of ``train.data.reading.forms``.
 
     ``ignored``: what of it was not even read. Raises InvalidInput that begins with ``source``.
     """

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from train.data.cleaning.words import shingles, short, words
 from train.data.examples import Message, RawExample, Text
 from train.data.splitmix import splitmix64
-from train.data.words import shingles, short, words
 
 RULES = ("system", "developer")
 FACTS = re.compile(

@@ -26,11 +26,11 @@ from everlearn.bundles.durable import move_directory, sync_tree, write_file
 from everlearn.errors import Conflict, Corrupt, EverlearnError, InvalidInput, NotFound
 from everlearn.progress import Progress, silent
 from train.data.card import Change, DataCard, DataOptions, PartCard, SkippedCard, SourceCard
+from train.data.cleaning.duplicates import find_duplicates
 from train.data.collect import VERSION, Collected, Collection, collect
-from train.data.duplicates import find_duplicates
 from train.data.examples import Chat
-from train.data.forms import RIGHT
-from train.data.sources import Skipped, Source, expand
+from train.data.reading.forms import RIGHT
+from train.data.reading.sources import Skipped, Source, expand
 from train.data.store import StoreWriter
 from train.data.tokenize import Tokens
 
@@ -51,9 +51,9 @@ def prepare(
     """Prepares ``sources`` (files, or folders of them) into ``out``; returns at once where that is done already.
 
     With ``held`` files, nothing else is held out, and what is like them leaves the training side.
-    ``max_unpacked_bytes``: what one file may unpack to, see ``train.data.unpacked``.
+    ``max_unpacked_bytes``: what one file may unpack to, see ``train.data.reading.unpacked``.
     ``progress`` is also told what the card says people should know.
-    Raises InvalidInput for a broken file (see ``train.data.read``) or when too few documents are left, NotFound
+    Raises InvalidInput for a broken file (see ``train.data.reading.read``) or when too few documents are left, NotFound
     for a missing one, and Conflict where ``out`` holds something else.
     """
     options = options or DataOptions()

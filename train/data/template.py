@@ -16,7 +16,7 @@ from everlearn.chat.stops import NO_STOPS, RESULT, USER, Stops
 from everlearn.chat.template import Shield, any_of, describe_tools, plain_message, sandbox
 from everlearn.errors import InvalidInput, Unsupported
 from train.data.examples import Chat, Message
-from train.data.forms import REASONING
+from train.data.reading.forms import REASONING
 
 A_DAY = datetime(2025, 1, 1, tzinfo=UTC)
 """Templates that write the date get this one: the same data must become the same tokens tomorrow."""

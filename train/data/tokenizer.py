@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from everlearn.bundles.durable import move_directory, sync_tree
 from everlearn.errors import Conflict, InvalidInput
 from train.data.card import DataOptions
-from train.data.clean import cleaned, said
-from train.data.forms import UnknownForm
-from train.data.read import Limits, read_examples
-from train.data.sources import Source, expand
+from train.data.cleaning.clean import cleaned, said
+from train.data.reading.forms import UnknownForm
+from train.data.reading.read import Limits, read_examples
+from train.data.reading.sources import Source, expand
 
 TEXT_END, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (TEXT_END, START, END)

@@ -24,7 +24,7 @@ from everlearn.registry.database import FileRow, read, write
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.compress.tiny_models import write_llama
-from train.evaluate import held_text, token_windows
+from train.evaluate.likelihood import held_text, token_windows
 
 RECIPE: dict[str, Any] = {
     "epochs": 1,

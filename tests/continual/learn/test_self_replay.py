@@ -11,7 +11,7 @@ import torch
 from continual.recipe import Generation
 from continual.self_replay import generate_examples, start_tokens
 from tests.compress.tiny_models import write_llama
-from train.evaluate import load_causal_lm
+from train.evaluate.likelihood import load_causal_lm
 
 OPTIONS = Generation(tokens=400, sample_tokens=20, batch=8)
 

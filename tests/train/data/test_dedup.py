@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from train.data.card import DataOptions
-from train.data.clean import cleaned, why_dropped
-from train.data.dedup import BANDS, PERMUTATIONS, near_duplicates, signature
+from train.data.cleaning.clean import cleaned, why_dropped
+from train.data.cleaning.dedup import BANDS, PERMUTATIONS, near_duplicates, signature
 from train.data.examples import Chat, RawExample, Text
 
 PROSE = (resources.files("train") / "held" / "jargon.txt").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import yaml
 
 from train.data.card import DataOptions
 from train.data.prepare import prepare
-from train.data.read import SUFFIXES, read_examples
+from train.data.reading.read import SUFFIXES, read_examples
 from train.recipe import TrainRecipe, read_recipe, recipe_keys
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -20,7 +20,7 @@ from tests.train.data.test_read import read_in_a_process
 from train.data.card import DataOptions
 from train.data.examples import Chat, Text
 from train.data.prepare import prepare
-from train.data.read import Limits, read_examples
+from train.data.reading.read import Limits, read_examples
 
 PAIRS = [(f'What is "{n}", in words,\nplease?', f"It is number {n}; that's all.\nTruly.") for n in range(20)]
 KEEP_ALL = DataOptions(held_fraction=0.25)

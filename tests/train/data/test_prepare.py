@@ -17,7 +17,7 @@ import pytest
 from everlearn.errors import Conflict, Corrupt, InvalidInput, NotFound
 from train.data.card import DataOptions
 from train.data.prepare import Source, prepare, read_card
-from train.data.read import read_examples
+from train.data.reading.read import read_examples
 from train.data.store import open_store
 from train.data.tokenize import Tokens
 

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from everlearn.errors import EverlearnError, InvalidInput, NotFound
 from tests.train.data import bombs
-from train.data import unpacked
-from train.data.read import Chat, Limits, Text, read_examples
+from train.data.reading import unpacked
+from train.data.reading.read import Chat, Limits, Text, read_examples
 
 CHAT = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]}
 
@@ -176,7 +176,7 @@ READ_ONE = """
 import resource, sys
 from pathlib import Path
 from everlearn.errors import InvalidInput
-from train.data.read import read_examples
+from train.data.reading.read import read_examples
 
 def peak_kib():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])

@@ -11,7 +11,7 @@ from everlearn.errors import Conflict, InvalidInput
 from tests.train.data.test_duplicates import chat, say
 from train.data.card import DataCard, DataOptions
 from train.data.prepare import prepare, read_card
-from train.data.sources import expand, list_sources
+from train.data.reading.sources import expand, list_sources
 from train.data.tokenizer import train_tokenizer
 
 KEEP_ALL = DataOptions(held_fraction=0)

@@ -10,7 +10,7 @@ from typing import IO, Protocol
 
 from everlearn.errors import InvalidInput
 from train.data.examples import Text
-from train.data.unpacked import Unpacked
+from train.data.reading.unpacked import Unpacked
 
 SEPARATOR = "<|endoftext|>"
 """A line that holds nothing else ends a document of a text file."""
@@ -22,7 +22,7 @@ CHUNK_BYTES = 2**16
 class Limits:
     """What a file may hold. ``max_document_bytes``: a longer text document is cut at the next blank line.
 
-    ``max_unpacked_bytes``: of the whole file; None leaves it at a multiple of its size, see ``train.data.unpacked``.
+    ``max_unpacked_bytes``: of the whole file; None leaves it at a multiple of its size, see ``train.data.reading.unpacked``.
     """
 
     max_line_bytes: int = 2**20

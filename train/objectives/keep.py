@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from train.data.packing import Batch, Packer
-from train.objectives import Logits, Slopes, before_logits, cross_entropies, linear_loss, logits_at, predicted
+from train.objectives.causal import (
+    Logits,
+    Slopes,
+    before_logits,
+    cross_entropies,
+    linear_loss,
+    logits_at,
+    predicted,
+)
 
 
 class WithKept:

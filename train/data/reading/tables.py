@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from train.data.forms import (
+from train.data.reading.forms import (
     ANSWERS,
     KNOWN,
     LISTS,
@@ -18,7 +18,7 @@ from train.data.forms import (
     UnknownForm,
     unpacked_json,
 )
-from train.data.lines import Reader, lines, wrong
+from train.data.reading.lines import Reader, lines, wrong
 
 DELIMITERS = {"csv": ",;\t", "tsv": "\t"}
 QUOTES = 'Put cells that hold a comma, a line break or " between quotation marks, and double those within'

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from everlearn.errors import InvalidInput
 from train.data.examples import RawExample, parse_record
-from train.data.tables import columns_read
-from train.data.unpacked import Unpacked
+from train.data.reading.tables import columns_read
+from train.data.reading.unpacked import Unpacked
 
 ROWS_AT_ONCE = 256
 MAX_GROUP_BYTES = 2**30

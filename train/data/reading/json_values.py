@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from train.data.forms import LISTS, STARTS, strict_json
-from train.data.lines import BOM, Reader, decoded, wrong
+from train.data.reading.forms import LISTS, STARTS, strict_json
+from train.data.reading.lines import BOM, Reader, decoded, wrong
 
 RIGHT = 'a list of objects, [{"messages": […]}, …], or one object a line, in UTF-8'
 RIGHT_LINE = 'one JSON object a line, in UTF-8, such as {"messages": […]}'

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from everlearn.errors import InvalidInput, NotFound
-from train.data.read import SUFFIXES
+from train.data.reading.read import SUFFIXES
 
 Skipped = dict[str, list[str]]
 """Names of what is not read, by the reason."""

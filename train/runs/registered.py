@@ -23,10 +23,10 @@ from everlearn.bundles.safetensors_header import count_parameters
 from everlearn.errors import ConfigError, Conflict, Corrupt, NotFound
 from everlearn.registry.records import Version
 from everlearn.registry.registry import Registry
-from train.claim import refuse_inside
-from train.identity import Contents, contents_read, run_diff
 from train.launch import RUN, Outcome, begun, read_written, refuse_other_run
 from train.recipe import TrainRecipe, deciding
+from train.runs.claim import refuse_inside
+from train.runs.identity import Contents, contents_read, run_diff
 
 REGISTERED = "registered.json"
 RUN_FILES = (
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def request(self) -> dict[str, Any]:
-        """What ``train.identity`` compares, as run.json holds it."""
+        """What ``train.runs.identity`` compares, as run.json holds it."""
         base = {"ref": self.base.ref, "digest": self.base.digest} if self.base else None
         return {"recipe": self.recipe.model_dump(mode="json"), "contents": self.contents, "base": base}
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from train.data.cleaning.words import shingles
 from train.data.splitmix import splitmix64
-from train.data.words import shingles
 
 if TYPE_CHECKING:
     from datasketch import MinHash

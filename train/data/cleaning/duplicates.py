@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn.progress import Progress
-from train.data.collect import Collection
-from train.data.dedup import (
+from train.data.cleaning.dedup import (
     CONTEXT_PERMUTATIONS,
     PERMUTATIONS,
     Templates,
@@ -20,6 +19,7 @@ from train.data.dedup import (
     near_duplicates,
     same_question,
 )
+from train.data.collect import Collection
 from train.data.learnt import Learnt
 
 TELL_EVERY = 5000

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from everlearn.errors import InvalidInput, NotFound
-from train.data import json_values, tables
 from train.data.examples import Chat, RawExample, Text, parse_record
-from train.data.forms import STARTS, UnknownForm, strict_json
-from train.data.lines import CHUNK_BYTES, SEPARATOR, Limits, Reader, documents, lines, wrong
-from train.data.unpacked import Unpacked
+from train.data.reading import json_values, tables
+from train.data.reading.forms import STARTS, UnknownForm, strict_json
+from train.data.reading.lines import CHUNK_BYTES, SEPARATOR, Limits, Reader, documents, lines, wrong
+from train.data.reading.unpacked import Unpacked
 
 __all__ = [
     "SEPARATOR", "SUFFIXES", "Chat", "Kind", "Limits", "RawExample", "Text", "parse_record", "read_examples",
@@ -111,7 +111,7 @@ def _examples(path: Path, name: str, limits: Limits) -> Iterator[RawExample]:
     with _opened(path, name) as (stream, layout):
         unpacked = Unpacked(path, limits.max_unpacked_bytes)
         if layout == "parquet":
-            from train.data.parquet import read_parquet
+            from train.data.reading.parquet import read_parquet
 
             yield from read_parquet(path, name, limits.max_row_bytes, unpacked)
             return

@@ -33,7 +33,7 @@ def contents_of(recipe: TrainRecipe, progress: Progress = silent) -> Contents:
 
 def contents_of_data(data: Data, progress: Progress = silent) -> Contents:
     """Those of a recipe's ``data``. Raises as :func:`contents_of`."""
-    from train.data.sources import list_sources
+    from train.data.reading.sources import list_sources
 
     contents: Contents = {}
     if data.train:
@@ -55,7 +55,7 @@ def contents_read(contents: Contents) -> list[list[str]]:
 
 def _read_as(files: Sequence[Sequence[str]]) -> list[str]:
     """A suffix decides how a file is read: the same bytes as .txt and as .jsonl are two things to learn."""
-    from train.data.read import layout_named
+    from train.data.reading.read import layout_named
 
     return [f"{layout_named(name) or ''} {sha256}" for name, sha256 in files]
 

@@ -1,0 +1,1 @@
+"""What is left out of the data, and why: broken texts and duplicates."""

@@ -1,0 +1,1 @@
+"""Which weights learn: all of them, or adapters beside them."""

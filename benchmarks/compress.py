@@ -24,11 +24,11 @@ import numpy as np
 
 from benchmarks.llamacpp_quantize import encoder
 from benchmarks.texts import held
-from compress.compare import keep_logits, logits_of, speed_of
 from compress.export import build, keep_tokenizer
-from compress.gguf_out import write_gguf
-from compress.quality import Quality, qualities, windows_of, word_starts
+from compress.measure.compare import keep_logits, logits_of, speed_of
+from compress.measure.quality import Quality, qualities, windows_of, word_starts
 from compress.recipe import CompressRecipe
+from compress.targets.gguf import write_gguf
 from everlearn.errors import EverlearnError
 from everlearn.progress import Progress, shown
 from train.evaluate.likelihood import load_causal_lm

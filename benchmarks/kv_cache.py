@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.texts import held
 from compress.export import build
-from compress.quality import windows_of
+from compress.measure.quality import windows_of
 from compress.recipe import CompressRecipe
 from everlearn.progress import shown
 from serve.engines.onnx.decoder import Decoder

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from compress.gguf_out import Encode
+from compress.targets.gguf import Encode
 
 INSTEAD = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """What llama.cpp takes for a matrix whose width is no multiple of 256 (llama-quant.cpp)."""

@@ -144,9 +144,9 @@ def set_limit(cgroup: Path, allowed: int) -> None:
 def build_in(request: dict[str, Any], cgroup: str) -> None:
     """The first child: builds, and prints what each step took."""
     enter(cgroup)
-    from compress.build_decoder import build
     from compress.export import PRECISIONS, decoder_options
     from compress.recipe import Calibration, CompressRecipe
+    from compress.targets.onnx_decoder import build
 
     work, model_dir = Path(request["work"]), Path(request["model_dir"])
     recipe = CompressRecipe(
@@ -170,7 +170,7 @@ def measure_in(request: dict[str, Any], cgroup: str) -> None:
     """The second child: measures what the first one made."""
     enter(cgroup)
     step = watched()
-    from compress.measure_decoder import measure_export
+    from compress.measure.decoder import measure_export
 
     work = Path(request["work"])
     asked = {

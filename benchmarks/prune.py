@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 from benchmarks.texts import held, write_readable
-from compress.build_pruned import pruned
-from compress.calibration import calibration_windows
-from compress.distill import Distillation, HiddenStates, counterparts
-from compress.kept_predictions import KeptDistillation, KeptPredictions
-from compress.prune import block_influence, evenly_spaced, least_missed, with_layers
-from compress.quality import windows_of
+from compress.distill.kept_predictions import KeptDistillation, KeptPredictions
+from compress.distill.objective import Distillation, HiddenStates, counterparts
+from compress.measure.quality import windows_of
+from compress.prune.decoder import pruned
+from compress.prune.pruning import block_influence, evenly_spaced, least_missed, with_layers
+from compress.prune.reconstruct import reconstruct
+from compress.quantize.calibration import calibration_windows
 from compress.recipe import Calibration, Prune
-from compress.reconstruct import reconstruct
 from everlearn.progress import Progress, shown, silent
 from train.data.card import DataOptions
 from train.data.packing import Packer

@@ -132,8 +132,8 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Train a smaller student by a model's predictions; it becomes a model of its own."""
-    from compress.teach import distill as teach
-    from compress.teach import read_distill_recipe
+    from compress.distill.teach import distill as teach
+    from compress.distill.teach import read_distill_recipe
     from everlearn.cli.models import print_added
     from everlearn.progress import shown
 
@@ -163,7 +163,7 @@ def answers(
     as_json: Json = False,
 ) -> None:
     """Ask a served model, and keep its answers as text for another model to learn."""
-    from compress.answers import Asking, answer_prompts
+    from compress.distill.answers import Asking, answer_prompts
     from everlearn.printing import print_json
     from everlearn.progress import shown
 
@@ -198,8 +198,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Measure versions against the first: size, quality on texts, speed, answers."""
-    from compress.compare import compare as measure
-    from compress.report import figures_of, print_compared, write_report
+    from compress.measure.compare import compare as measure
+    from compress.measure.report import figures_of, print_compared, write_report
     from everlearn.printing import print_json
     from everlearn.progress import shown
 

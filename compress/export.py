@@ -1,7 +1,7 @@
 """From a Hugging Face bundle to a smaller, measured one: ``everlearn compress MODEL --to int4-onnx``.
 
 Decoders go through onnxruntime-genai's builder, so that phones and other tools read the same directory, or for
-vLLM through llmcompressor; encoders through ``compress.export_encoder``. A result that drifts from its parent is
+vLLM through llmcompressor; encoders through ``compress.targets.onnx_encoder``. A result that drifts from its parent is
 not registered.
 """
 
@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from compress.architectures import architecture_of, refuse_architecture
-from compress.parity import KERNELS, SAME_GRAPH, Drifted, refuse_another
+from compress.measure.parity import KERNELS, SAME_GRAPH, Drifted, refuse_another
 from compress.recipe import CompressRecipe, Target, recipe_from
+from compress.targets.architectures import architecture_of, refuse_architecture
 from everlearn.bundles.bundle import BundleManifest, Task, write_bundle
 from everlearn.bundles.decoder_config import is_tied
 from everlearn.chat.stops import write_genai_config, write_generation_config
@@ -145,7 +145,7 @@ def export_gguf(
             "scratch": str(staging),
             "tokens": HELD_TOKENS,
         }
-        answer = run_child("compress.gguf_out", request, progress)
+        answer = run_child("compress.targets.gguf", request, progress)
     return {"size_bytes": file.stat().st_size, **price(answer["compared"])}
 
 
@@ -213,10 +213,10 @@ def export_decoder(
     """Builds and measures a decoder; returns how it was made, and its metrics."""
     precision = PRECISIONS[recipe.to]
     request = decoder_request(parent_dir, staging, recipe, scratch)
-    made = run_child("compress.build_decoder", request, progress)["made"]
+    made = run_child("compress.targets.onnx_decoder", request, progress)["made"]
     measured = {name: request[name] for name in ("tokens", "reference", "carried", "far")}
     measured |= {"parent": str(parent_dir), "export": str(staging)}
-    compared = run_child("compress.measure_decoder", measured, progress)
+    compared = run_child("compress.measure.decoder", measured, progress)
     shutil.rmtree(request["cache_dir"], ignore_errors=True)
     keep_tokenizer(parent_dir, staging)
     write_genai_config(staging, parent_dir)
@@ -231,7 +231,7 @@ def export_decoder(
 def decoder_request(
     parent_dir: Path, staging: Path, recipe: CompressRecipe, scratch: Path | None
 ) -> dict[str, Any]:
-    """What :mod:`compress.build_decoder` is asked for."""
+    """What :mod:`compress.targets.onnx_decoder` is asked for."""
     precision, cache = PRECISIONS[recipe.to], staging / "cache"
     return {
         "model_dir": str(parent_dir),
@@ -265,7 +265,7 @@ def export_vllm(
         "directory": str(staging),
         "tokens": HELD_TOKENS,
     }
-    answer = run_child("compress.build_vllm", request, progress)
+    answer = run_child("compress.targets.vllm", request, progress)
     keep_tokenizer(parent_dir, staging)
     write_generation_config(staging)
     metrics = priced(answer["compared"], PRECISIONS[recipe.to])
@@ -293,7 +293,7 @@ def price(compared: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def decoder_options(model_dir: Path, precision: Precision) -> list[str]:
-    """The builder's options. Of quantized models :mod:`compress.quantized_graph` ties embedding and output layer.
+    """The builder's options. Of quantized models :mod:`compress.targets.quantized_graph` ties embedding and output layer.
 
     Layers that look back a window of tokens have whole caches as the others do: one kind of cache is served.
     """
@@ -346,7 +346,7 @@ def export_encoder(
         "precision": precision.name,
         "calibration": recipe.calibration.model_dump(mode="json"),
     }
-    made = run_child("compress.export_encoder", request, progress)
+    made = run_child("compress.targets.onnx_encoder", request, progress)
     metrics = made.pop("metrics")
     if not metrics["cosine_min"] >= precision.min_cosine:
         raise Drifted(

@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compress.architectures import refuse_architecture
-from compress.calibration import calibration_windows, seen
-from compress.compare import speed_of
+from compress.distill.teach import DistillRecipe, Student, described, distill
 from compress.export import (
     FOR_ENCODERS,
     config_of,
@@ -23,6 +21,8 @@ from compress.export import (
     recipe_of,
     refuse_full_disk,
 )
+from compress.measure.compare import speed_of
+from compress.quantize.calibration import calibration_windows, seen
 from compress.recipe import Calibration, CompressPlan, CompressRecipe, Prune
 from compress.search import (
     SMALLEST,
@@ -33,7 +33,7 @@ from compress.search import (
     prunings,
     without_pruning,
 )
-from compress.teach import DistillRecipe, Student, described, distill
+from compress.targets.architectures import refuse_architecture
 from everlearn.bundles.bundle import write_bundle
 from everlearn.bundles.durable import write_file
 from everlearn.bundles.safetensors_header import count_parameters
@@ -202,7 +202,7 @@ def prune(
     recipe = pruned_recipe(wanted, calibration)
     with registry.staging() as staging:
         request = {**recipe, "model_dir": str(parent_dir), "directory": str(staging), "tokens": HELD_TOKENS}
-        child = "compress.build_pruned" if decoder else "compress.prune_encoder"
+        child = "compress.prune.decoder" if decoder else "compress.prune.encoder"
         answer = run_child(child, request, progress)
         keep_beside_weights(parent_dir, staging)
         if decoder:

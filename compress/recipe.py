@@ -147,23 +147,23 @@ class Prune(BaseModel):
 
 
 class Teaching(FitOptions):
-    """How a teacher's predictions are learnt; see ``compress.distill.Distillation``."""
+    """How a teacher's predictions are learnt; see ``compress.distill.objective.Distillation``."""
 
     data: Data
     temperature: float = Field(default=2, gt=0)
     weight: float = Field(default=0.9, ge=0, le=1)
     divergence: Literal["forward", "reverse", "jensen-shannon"] = "forward"
     hidden: float = Field(default=0.0, ge=0)
-    """Of the hidden states' distance from the teacher's; see ``compress.distill.HiddenStates``, of an encoder
-    ``compress.distill_encoder.EmbeddingDistillation``."""
+    """Of the hidden states' distance from the teacher's; see ``compress.distill.objective.HiddenStates``, of an encoder
+    ``compress.distill.encoder_objective.EmbeddingDistillation``."""
     reconstruct_tokens: int = Field(default=16384, ge=0)
-    """A student made of the teacher's layers is solved for on so many first; see ``compress.reconstruct``."""
+    """A student made of the teacher's layers is solved for on so many first; see ``compress.prune.reconstruct``."""
     quantize_to: Literal["int4-onnx"] | None = None
-    """What the student will be rounded to; it learns with its weights so rounded. See ``compress.quantize_aware``."""
+    """What the student will be rounded to; it learns with its weights so rounded. See ``compress.quantize.quantize_aware``."""
     head_bits: Literal[4, 8] = 8
     """With ``quantize_to``: of the output layer, as the target will have it."""
     keep_predictions: int | None = Field(default=None, ge=1, le=1024)
-    """The teacher is asked once, and so many tokens of each position are kept; see ``compress.kept_predictions``."""
+    """The teacher is asked once, and so many tokens of each position are kept; see ``compress.distill.kept_predictions``."""
 
     @model_validator(mode="after")
     def _kept_is_enough(self) -> Teaching:

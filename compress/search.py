@@ -144,10 +144,10 @@ def try_prunings(request: Mapping[str, Any], progress: Progress) -> dict[str, An
     """The child: divergence of each pruning, unhealed, on a window that it did not see, and which layers it dropped."""
     import torch
 
-    from compress.build_pruned import pruned
-    from compress.calibration import calibration_windows
-    from compress.prune import least_missed
-    from compress.sensitivity import divergence, log_probabilities
+    from compress.prune.decoder import pruned
+    from compress.prune.pruning import least_missed
+    from compress.quantize.calibration import calibration_windows
+    from compress.quantize.sensitivity import divergence, log_probabilities
     from train.evaluate.likelihood import load_causal_lm
 
     model_dir = Path(request["model_dir"])

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from transformers import LlamaConfig
 
-from compress import build_decoder
-from compress.architectures import VLLM, refuse_architecture
 from compress.export import decoder_request
-from compress.measure_decoder import measure_export
-from compress.parity import apart
+from compress.measure.decoder import measure_export
+from compress.measure.parity import apart
 from compress.recipe import CompressRecipe
+from compress.targets import onnx_decoder as build_decoder
+from compress.targets.architectures import VLLM, refuse_architecture
 from everlearn.errors import Unsupported
 from everlearn.importing.gguf_models import BY_ARCHITECTURE, write_config
 from serve.engines.onnx.decoder import Decoder
@@ -57,7 +57,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 
 def build(model_dir: Path, made: Path, to: Any = "fp32-onnx") -> dict[str, float]:
-    """Fills ``made`` from ``model_dir``; what ``compress.measure_decoder`` says of it, on one window."""
+    """Fills ``made`` from ``model_dir``; what ``compress.measure.decoder`` says of it, on one window."""
     refuse_architecture(load_causal_lm(model_dir).config.to_dict(), "generate", to)
     made.mkdir()
     request = decoder_request(model_dir, made, CompressRecipe(to=to), None) | {"tokens": WINDOW}

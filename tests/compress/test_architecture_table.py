@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedConfig
 
-from compress.architectures import GGUF, ONNX_DECODERS, VLLM
-from compress.parity import KERNELS, SAME_GRAPH, apart
+from compress.measure.parity import KERNELS, SAME_GRAPH, apart
+from compress.targets.architectures import GGUF, ONNX_DECODERS, VLLM
 from tests.compress import architecture_table as table
 from tests.compress.architecture_rows import FAMILIES, working, write
 from train.evaluate.likelihood import held_text, load_causal_lm, token_windows, torch_logits

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from compress.architectures import Made, architecture_of, refuse_architecture, rope_types
+from compress.targets.architectures import Made, architecture_of, refuse_architecture, rope_types
 from everlearn.errors import Unsupported
 
 LACKING = (
@@ -70,7 +70,7 @@ def test_rope_types_are_read_as_transformers_4_and_5_wrote_them() -> None:
 
 def test_refusing_needs_no_torch() -> None:
     code = (
-        "import sys, compress.architectures, compress.parity; "
+        "import sys, compress.targets.architectures, compress.measure.parity; "
         "assert not {'torch', 'transformers', 'onnxruntime'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from compress.compare import compare
 from compress.export import export_onnx
-from compress.quality import quality, words_right
-from compress.report import plot, print_compared, undominated
+from compress.measure.compare import compare
+from compress.measure.quality import quality, words_right
+from compress.measure.report import plot, print_compared, undominated
 from everlearn.cli.main import app
 from everlearn.errors import InvalidInput, NotFound
 from everlearn.importing.sources import import_model

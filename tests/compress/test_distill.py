@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from compress.distill import Distillation, Divergence, HiddenStates, apart, counterparts, outputs_of
-from compress.prune import evenly_spaced, with_layers
-from compress.teach import DistillRecipe, Student, distill
+from compress.distill.objective import Distillation, Divergence, HiddenStates, apart, counterparts, outputs_of
+from compress.distill.teach import DistillRecipe, Student, distill
+from compress.prune.pruning import evenly_spaced, with_layers
 from everlearn.errors import Conflict, InvalidInput
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings

@@ -28,11 +28,11 @@ from transformers import (
     XLMRobertaXLConfig,
 )
 
-from compress import export_encoder
-from compress.architectures import ONNX_ENCODERS
 from compress.encoder import load_encoder
-from compress.export_encoder import refuse_another_graph, session_embed, trace
-from compress.parity import Drifted
+from compress.measure.parity import Drifted
+from compress.targets import onnx_encoder as export_encoder
+from compress.targets.architectures import ONNX_ENCODERS
+from compress.targets.onnx_encoder import refuse_another_graph, session_embed, trace
 from tests.compress.architecture_table import PAGE
 from tests.compress.tiny_models import write_bert
 

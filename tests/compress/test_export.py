@@ -14,9 +14,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from compress import export
-from compress.calibration import calibration_windows
 from compress.export import Drifted, build, export_onnx
-from compress.measure_decoder import held_windows
+from compress.measure.decoder import held_windows
+from compress.quantize.calibration import calibration_windows
 from compress.recipe import Calibration, CompressRecipe
 from everlearn.bundles.bundle import open_bundle
 from everlearn.errors import NotFound, Unsupported

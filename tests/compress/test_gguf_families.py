@@ -19,8 +19,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from benchmarks.llamacpp_quantize import library
 from compress.export import export_gguf
-from compress.gguf_out import family_named, plain, write_gguf
-from compress.parity import Drifted
+from compress.measure.parity import Drifted
+from compress.targets.gguf import family_named, plain, write_gguf
 from everlearn.errors import EverlearnError, Unsupported
 from everlearn.importing.gguf_convert import convert, work
 from everlearn.importing.gguf_models import write_config
@@ -174,7 +174,7 @@ def lossy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_that_is_another_model_is_refused_whatever_rounding_costs(
     kind: str, values: Mapping[str, Any], tmp_path: Path
 ) -> None:
-    from compress.gguf_out import build
+    from compress.targets.gguf import build
 
     model_dir = write_family("mistral", tmp_path / "model", **{"sliding_window": None, **values})
     (tmp_path / "again").mkdir()

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, models
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from compress.export import export_gguf
-from compress.gguf_out import plain, write_gguf
-from compress.gguf_vocabulary import tokenizer_fields
+from compress.targets.gguf import plain, write_gguf
+from compress.targets.gguf_vocabulary import tokenizer_fields
 from everlearn.errors import InvalidInput, Unsupported
 from everlearn.importing.sources import import_model
 from everlearn.progress import silent

@@ -12,12 +12,12 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from compress.calibration import calibration_windows
 from compress.export import build, recipe_of, write_export
-from compress.gptq import DAMPING, Quantized, gptq, quantize_model, round_to_nearest
-from compress.matrices import packed, unpacked
+from compress.quantize.calibration import calibration_windows
+from compress.quantize.gptq import DAMPING, Quantized, gptq, quantize_model, round_to_nearest
+from compress.quantize.matrices import packed, unpacked
+from compress.quantize.sensitivity import most_sensitive, stacked
 from compress.recipe import Calibration, CompressRecipe
-from compress.sensitivity import most_sensitive, stacked
 from everlearn.errors import Unsupported
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings

@@ -16,9 +16,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from compress.distill import Distillation
-from compress.kept_predictions import KeptDistillation, KeptPredictions, thinned
-from compress.teach import DistillRecipe, Student, distill
+from compress.distill.kept_predictions import KeptDistillation, KeptPredictions, thinned
+from compress.distill.objective import Distillation
+from compress.distill.teach import DistillRecipe, Student, distill
 from everlearn.errors import InvalidInput, Unavailable
 from everlearn.progress import silent
 from everlearn.settings import Settings

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compress.export import build
-from compress.kv_scales import QMAX, write_scales
+from compress.quantize.kv_scales import QMAX, write_scales
 from compress.recipe import Calibration, CompressRecipe
 from serve.engines.onnx.decoder import Decoder
 from train.evaluate.likelihood import load_causal_lm

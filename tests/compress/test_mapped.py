@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from compress.export import keep_tokenizer
-from compress.mapped import computing_with, mapped_causal_lm
+from compress.quantize.mapped import computing_with, mapped_causal_lm
 from train.evaluate.likelihood import load_causal_lm
 
 IDS = torch.arange(3, 60)[None]
@@ -53,14 +53,14 @@ def test_other_weights_hold_within_and_the_model_stays_as_it_is(saved: Path) -> 
 MEMORY = """
 import json, sys, torch
 from pathlib import Path
-from compress.build_decoder import build
+from compress.targets.onnx_decoder import build
 
 def anonymous():
     said = dict(line.split(":", 1) for line in open("/proc/self/status"))
     return int(said["RssAnon"].split()[0]) * 1024
 
 request = json.loads(sys.argv[1])
-import onnxruntime_genai.models.builder, onnxruntime, compress.mapped, transformers
+import onnxruntime_genai.models.builder, onnxruntime, compress.quantize.mapped, transformers
 torch.zeros(64, 64) @ torch.zeros(64, 64)
 before = anonymous()
 most = {"": 0}

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from transformers import GPTNeoXConfig, LlamaConfig
 
-from compress import attention_graph, export
-from compress.build_vllm import dense_weights
+from compress import export
 from compress.export import export_onnx
-from compress.measure_decoder import held_windows
-from compress.parity import SAME_GRAPH, Drifted, apart, carried_logits, refuse_another
+from compress.measure.decoder import held_windows
+from compress.measure.parity import SAME_GRAPH, Drifted, apart, carried_logits, refuse_another
+from compress.targets import attention_graph
+from compress.targets.vllm import dense_weights
 from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings

@@ -10,9 +10,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from compress.build_pruned import pruned
-from compress.calibration import calibration_windows
-from compress.prune import (
+from compress.prune.decoder import pruned
+from compress.prune.pruning import (
     block_influence,
     least_missed,
     narrow_attention,
@@ -21,6 +20,7 @@ from compress.prune import (
     with_layers,
     zero_smallest,
 )
+from compress.quantize.calibration import calibration_windows
 from compress.recipe import Calibration, Prune
 from everlearn.errors import InvalidInput
 from everlearn.progress import silent

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from compress.distill import Distillation
-from compress.gptq import Quantized, round_model
+from compress.distill.objective import Distillation
 from compress.plan import follow
-from compress.quantize_aware import keep_rounded, round_in_training
+from compress.quantize.gptq import Quantized, round_model
+from compress.quantize.quantize_aware import keep_rounded, round_in_training
 from compress.recipe import CompressPlan
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings

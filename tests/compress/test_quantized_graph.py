@@ -22,12 +22,12 @@ from transformers import (
     Qwen3Config,
 )
 
-from compress import build_decoder
 from compress.export import PRECISIONS, build, decoder_options, keep_tokenizer
-from compress.gptq import Quantized, round_to_nearest
-from compress.matrices import Matrices
-from compress.quantized_graph import halved, quantize_graph
+from compress.quantize.gptq import Quantized, round_to_nearest
+from compress.quantize.matrices import Matrices
 from compress.recipe import Calibration, CompressRecipe
+from compress.targets import onnx_decoder as build_decoder
+from compress.targets.quantized_graph import halved, quantize_graph
 from everlearn.errors import Unsupported
 from tests.compress.tiny_models import TINY
 from train.evaluate.likelihood import onnx_logits

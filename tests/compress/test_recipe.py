@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from compress.calibration import calibration_windows
+from compress.distill.teach import read_distill_recipe
+from compress.quantize.calibration import calibration_windows
 from compress.recipe import Calibration, CompressRecipe, read_plan, recipe_from
-from compress.teach import read_distill_recipe
 from everlearn.errors import ConfigError, InvalidInput, NotFound
 from tests.compress.tiny_models import train_tokenizer
 from train.data.store import Example, write_store

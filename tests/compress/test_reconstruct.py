@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 
-from compress.distill import Distillation
-from compress.prune import narrow_ffn, with_layers
-from compress.reconstruct import changed, least_squares, reconstruct, solvable
-from compress.teach import DistillRecipe, Student, reconstructed, solved_once
+from compress.distill.objective import Distillation
+from compress.distill.teach import DistillRecipe, Student, reconstructed, solved_once
+from compress.prune.pruning import narrow_ffn, with_layers
+from compress.prune.reconstruct import changed, least_squares, reconstruct, solvable
 from everlearn.progress import silent
 from tests.compress.test_distill import options, packers, trained
 from tests.compress.tiny_models import tiny_config

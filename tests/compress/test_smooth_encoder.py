@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from transformers import MPNetConfig, MPNetModel
 
-from compress.calibration import calibration_windows
 from compress.encoder import Encoder, drop_pooler, load_encoder, nearness, texts_of, whole_texts
 from compress.export import export
-from compress.export_encoder import quantize, session_embed, trace
+from compress.quantize.calibration import calibration_windows
+from compress.quantize.smooth_encoder import reads, smooth
 from compress.recipe import Calibration, CompressRecipe
-from compress.smooth_encoder import reads, smooth
+from compress.targets.onnx_encoder import quantize, session_embed, trace
 from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings

@@ -10,8 +10,8 @@ import pytest
 from gguf import GGUFReader
 
 from compress.export import build
-from compress.gguf_out import plain, write_gguf
 from compress.recipe import CompressRecipe
+from compress.targets.gguf import plain, write_gguf
 from everlearn.bundles.bundle import write_bundle
 from everlearn.cli.models import stops_at
 from everlearn.progress import silent

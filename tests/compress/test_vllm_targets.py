@@ -15,13 +15,13 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from compress import build_vllm
 from compress.export import build, export, keep_tokenizer, recipe_of
-from compress.gptq import linear_layers
-from compress.measure_decoder import held_windows
-from compress.parity import Drifted
+from compress.measure.decoder import held_windows
+from compress.measure.parity import Drifted
+from compress.quantize.gptq import linear_layers
+from compress.quantize.sensitivity import all_in_int8, sensitivities, stacked
 from compress.recipe import Calibration, CompressRecipe
-from compress.sensitivity import all_in_int8, sensitivities, stacked
+from compress.targets import vllm as build_vllm
 from everlearn.errors import Unsupported
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
@@ -41,7 +41,7 @@ def test_without_llmcompressor_the_error_says_what_to_install(
         "import importlib.util as u, sys, json\n"
         "find = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'llmcompressor' else find(name, *rest)\n"
-        "from compress.build_vllm import build\n"
+        "from compress.targets.vllm import build\n"
         "from everlearn.errors import Unsupported\n"
         "try: build(json.loads(sys.argv[1]), print)\n"
         "except Unsupported as error: print(error)\n"

@@ -87,7 +87,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def gguf(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from compress.gguf_out import plain, write_gguf
+    from compress.targets.gguf import plain, write_gguf
 
     file = tmp_path_factory.mktemp("gguf") / "Tiny Model.gguf"
     write_gguf(llama, file, plain("f32"), silent)

@@ -30,7 +30,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from compress.gguf_out import plain, write_gguf
+from compress.targets.gguf import plain, write_gguf
 from everlearn.bundles.bundle import MANIFEST, write_bundle
 from everlearn.errors import InvalidInput
 from everlearn.importing.model_check import check

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from compress.gguf_out import plain, write_gguf
+from compress.targets.gguf import plain, write_gguf
 from everlearn.errors import Corrupt, EverlearnError, InvalidInput, NotFound, Unavailable, Unsupported
 from everlearn.importing import sources
 from everlearn.importing.catalogue import Entry, Wheel

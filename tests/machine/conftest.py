@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compress import build_decoder, export_encoder
 from compress.export import decoder_request
 from compress.recipe import Calibration, CompressRecipe
+from compress.targets import onnx_decoder as build_decoder
+from compress.targets import onnx_encoder as export_encoder
 from everlearn.progress import silent
 from tests.compress.tiny_models import write_bert, write_llama
 from tests.conftest import REPOSITORY, TEST_HOME

@@ -31,7 +31,7 @@ from train.runs.claim import claimed, refuse_foreign, refuse_inside
 from train.runs.identity import Contents, contents_of_data, contents_read
 
 if TYPE_CHECKING:
-    from compress.kept_predictions import KeptPredictions
+    from compress.distill.kept_predictions import KeptPredictions
     from train.data.packing import Packer
     from train.data.store import TokenStore
 
@@ -145,7 +145,7 @@ def taught(
         "dropped": student and dropped_of(student, teacher),
         "run_dir": str(folder),
     }
-    child = "compress.teach" if teacher.task == "generate" else "compress.teach_encoder"
+    child = "compress.distill.teach" if teacher.task == "generate" else "compress.distill.teach_encoder"
     return run_child(child, request, progress)
 
 
@@ -199,11 +199,11 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """The child: writes the student to ``run_dir/model`` and returns the metrics."""
     import torch
 
-    from compress.distill import Distillation, HiddenStates, counterparts
+    from compress.distill.kept_predictions import KeptDistillation
+    from compress.distill.objective import Distillation, HiddenStates, counterparts
     from compress.export import keep_tokenizer
-    from compress.kept_predictions import KeptDistillation
-    from compress.prune import evenly_spaced, with_layers
-    from compress.quantize_aware import keep_rounded, round_in_training
+    from compress.prune.pruning import evenly_spaced, with_layers
+    from compress.quantize.quantize_aware import keep_rounded, round_in_training
     from everlearn.chat.stops import write_generation_config
     from train.data.packing import Packer
     from train.evaluate.likelihood import load_causal_lm
@@ -296,11 +296,11 @@ def reconstructed(
 ) -> dict[int, tuple[float, float]]:
     """Solves for what ``kept`` left out: how far each solved layer was, before and after.
 
-    See :mod:`compress.reconstruct`.
+    See :mod:`compress.prune.reconstruct`.
     """
     import torch
 
-    from compress.reconstruct import reconstruct
+    from compress.prune.reconstruct import reconstruct
 
     rows = min(packer.rows, recipe.reconstruct_tokens // recipe.sequence_tokens)
     if kept is None or not rows:
@@ -321,7 +321,7 @@ def kept_predictions(
     progress: Progress,
 ) -> KeptPredictions:
     """What the teacher predicts for the rows that will be read. Raises InvalidInput, and Unavailable for a full disk."""
-    from compress.kept_predictions import KeptPredictions
+    from compress.distill.kept_predictions import KeptPredictions
     from train.loop import choose_dtype, total_steps
 
     assert recipe.keep_predictions
@@ -343,7 +343,7 @@ def solved_once(
     recipe: DistillRecipe, run_dir: Path, solve: Callable[[], dict[int, tuple[float, float]]]
 ) -> dict[str, list[float]]:
     """What ``solve`` found, called before the first step: an interrupted run goes on from a checkpoint, which has it."""
-    from compress.reconstruct import rounded
+    from compress.prune.reconstruct import rounded
     from train.parallel.wrap import Group
     from train.runs.checkpoint import Checkpoints
 

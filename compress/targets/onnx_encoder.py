@@ -2,7 +2,7 @@
 
 Pooling and normalisation are in the graph, so whoever reads ``sentence_embedding`` needs no more than the
 tokenizer. int8 is onnxruntime's dynamic quantization: weights by output channel, activations as they come, after
-:mod:`compress.smooth_encoder`. Weights keep to 7 bits: where a CPU has no instruction for products of 8 bits (x86
+:mod:`compress.quantize.smooth_encoder`. Weights keep to 7 bits: where a CPU has no instruction for products of 8 bits (x86
 without VNNI), onnxruntime adds two of them in 16 bits, and 2 * 255 * 127 is more than fits there; 2 * 255 * 64 is not.
 """
 
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from compress.calibration import calibration_windows, seen
 from compress.encoder import (
     Embed,
     Encoder,
@@ -26,9 +25,10 @@ from compress.encoder import (
     pooling_mode,
     texts_of,
 )
-from compress.parity import Drifted
+from compress.measure.parity import Drifted
+from compress.quantize.calibration import calibration_windows, seen
+from compress.quantize.smooth_encoder import smooth
 from compress.recipe import Calibration
-from compress.smooth_encoder import smooth
 from everlearn.instructions import make_exact
 from everlearn.processes.child import answer
 from everlearn.progress import Progress

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compress.calibration import calibration_windows, seen
-from compress.measure_decoder import held_windows, measure
+from compress.measure.decoder import held_windows, measure
+from compress.quantize.calibration import calibration_windows, seen
 from compress.recipe import Calibration, Prune
 from everlearn.errors import Unsupported
 from everlearn.processes.child import answer
@@ -46,7 +46,7 @@ def pruned(model: Any, wanted: Prune, ids: Any, progress: Progress) -> tuple[Any
 
     ids: int64 (windows, seq) of the calibration set.
     """
-    from compress.prune import (
+    from compress.prune.pruning import (
         chosen_layers,
         layers_of,
         least_missed,
@@ -55,7 +55,7 @@ def pruned(model: Any, wanted: Prune, ids: Any, progress: Progress) -> tuple[Any
         share_of_zeros,
         with_layers,
     )
-    from compress.reconstruct import batch_of, reconstruct, rounded
+    from compress.prune.reconstruct import batch_of, reconstruct, rounded
 
     if wanted.sparsity is not None:
         set_zeros(model, wanted, ids, progress)
@@ -92,7 +92,7 @@ def pruned(model: Any, wanted: Prune, ids: Any, progress: Progress) -> tuple[Any
 
 def set_zeros(model: Any, wanted: Prune, ids: Any, progress: Progress) -> None:
     """Zeros in place: magnitude by hand, Wanda (arXiv 2306.11695) and SparseGPT (2301.00774) by llmcompressor."""
-    from compress.prune import zero_smallest
+    from compress.prune.pruning import zero_smallest
 
     assert wanted.sparsity is not None
     progress(f"setting weights to zero by {wanted.method}", None)
@@ -106,7 +106,7 @@ def set_zeros(model: Any, wanted: Prune, ids: Any, progress: Progress) -> None:
             f"{wanted.method} is done by llmcompressor, which is not installed here: "
             "pip install 'everlearn[compress]'; method: magnitude needs nothing more"
         ) from None
-    from compress.build_vllm import one_shot
+    from compress.targets.vllm import one_shot
 
     kind = {"wanda": WandaPruningModifier, "sparsegpt": SparseGPTModifier}[wanted.method]
     structure = "2:4" if wanted.pattern == "2:4" else "0:0"

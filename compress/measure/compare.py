@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.measure_decoder import keep_logits
-from compress.quality import TOKENS_A_TEXT, Quality, qualities, windows_of, word_starts
+from compress.measure.decoder import keep_logits
+from compress.measure.quality import TOKENS_A_TEXT, Quality, qualities, windows_of, word_starts
 from compress.recipe import OFFERED
 from everlearn.errors import InvalidInput, NotFound
 from everlearn.processes.child import answer, run_child
@@ -33,7 +33,7 @@ ANSWER_TOKENS = 32
 
 @dataclass(frozen=True)
 class Compared:
-    """One version beside the first. ``quality`` by text; ``speed`` of ``compress.speed``, empty where not asked for."""
+    """One version beside the first. ``quality`` by text; ``speed`` of ``compress.measure.speed``, empty where not asked for."""
 
     ref: str
     made: str
@@ -90,7 +90,7 @@ def compare(
             "tokens": tokens,
             "scratch": folder,
         }
-        found = run_child("compress.compare", request, progress)["qualities"]
+        found = run_child("compress.measure.compare", request, progress)["qualities"]
     compared: list[Compared] = []
     for version, place, measured in zip(versions, places, found, strict=True):
         compared.append(
@@ -116,7 +116,7 @@ def how_made(version: Version) -> str:
 
 
 def speed_of(directory: Path, format: str, progress: Progress = silent) -> dict[str, Any]:
-    """``compress.speed`` on all cores, with the answers to :data:`PROMPTS`."""
+    """``compress.measure.speed`` on all cores, with the answers to :data:`PROMPTS`."""
     request = {
         "directory": str(directory),
         "format": format,
@@ -124,7 +124,7 @@ def speed_of(directory: Path, format: str, progress: Progress = silent) -> dict[
         "prompts": [as_prompt(directory, prompt) for prompt in PROMPTS],
         "new_tokens": ANSWER_TOKENS,
     }
-    return run_child("compress.speed", request, progress)
+    return run_child("compress.measure.speed", request, progress)
 
 
 def as_prompt(directory: Path, prompt: str) -> str:

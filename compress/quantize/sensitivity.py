@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.gptq import round_to_nearest
-from compress.mapped import computing_with
+from compress.quantize.gptq import round_to_nearest
+from compress.quantize.mapped import computing_with
 
 TRIAL_TOKENS = 256
 """A layer is tried on so many: each position counts with its whole distribution."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from compress.prune import layers_of
+from compress.prune.pruning import layers_of
 from train.objectives.causal import before_logits, cross_entropies, linear_loss, logits_at, predicted
 from train.objectives.keep import divergence
 

@@ -1,6 +1,6 @@
 """An encoder with some of its layers, and how near it stays. Run as a child process.
 
-What went is taken over in closed form, as :mod:`compress.reconstruct` does it for decoders: the layer before each gap
+What went is taken over in closed form, as :mod:`compress.prune.reconstruct` does it for decoders: the layer before each gap
 has its last matrix solved for anew, so that its output comes as near as it can to that of the last missing layer.
 Here a norm follows on the sum (as BERT has it), so the layer takes over the missing one's norm as well.
 """
@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.calibration import calibration_windows, seen
-from compress.distill import outputs_of
+from compress.distill.objective import outputs_of
 from compress.encoder import Encoder, load_encoder, nearness, save_encoder, texts_of, whole_texts
-from compress.listening import listening
-from compress.prune import cheapest, chosen_layers, layers_of, with_layers
+from compress.prune.pruning import cheapest, chosen_layers, layers_of, with_layers
+from compress.prune.reconstruct import changed, least_squares, rounded
+from compress.quantize.calibration import calibration_windows, seen
+from compress.quantize.capture import listening
 from compress.recipe import Calibration, Prune
-from compress.reconstruct import changed, least_squares, rounded
 from everlearn.errors import Unsupported
 from everlearn.processes.child import answer
 from everlearn.progress import Progress

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from compress.architectures import architecture_of
-from compress.gguf_vocabulary import vocabulary_of
-from compress.measure_decoder import held_windows, measure
-from compress.parity import SAME_GRAPH, Drifted, apart, carried_logits, refuse_another
+from compress.measure.decoder import held_windows, measure
+from compress.measure.parity import SAME_GRAPH, Drifted, apart, carried_logits, refuse_another
+from compress.targets.architectures import architecture_of
+from compress.targets.gguf_vocabulary import vocabulary_of
 from everlearn.bundles.contents import read_json_object
 from everlearn.errors import Unsupported
 from everlearn.importing.gguf_convert import SAMPLING, convert, tensor_names

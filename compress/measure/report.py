@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from compress.compare import PROMPTS, Compared
+from compress.measure.compare import PROMPTS, Compared
 from everlearn.bundles.durable import write_file
 from everlearn.printing import print_table, size
 
@@ -84,7 +84,7 @@ def write_report(path: Path, found: Sequence[Compared]) -> None:
     from jinja2 import Environment
 
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        resources.files("compress").joinpath("report.html.jinja").read_text(encoding="utf-8")
+        resources.files("compress.measure").joinpath("report.html.jinja").read_text(encoding="utf-8")
     )
     page = template.render(
         found=found,

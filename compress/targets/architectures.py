@@ -72,7 +72,7 @@ ACTIVATIONS = (
 """That the builder makes, by model_type's own names."""
 
 GGUF: Mapping[str, str] = {name: family.name for name, family in BY_ARCHITECTURE.items()}
-"""llama.cpp's names for what :mod:`compress.gguf_out` writes."""
+"""llama.cpp's names for what :mod:`compress.targets.gguf` writes."""
 
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.encoder import Encoder, whole_texts
-from compress.listening import listening
-from compress.sensitivity import in_int8
+from compress.quantize.capture import listening
+from compress.quantize.sensitivity import in_int8
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """How much of its largest value a channel hands to its weights: SmoothQuant's alpha."""
@@ -27,7 +27,7 @@ WORTH = 2.0
 BEARABLE = 0.002
 """The loss above which each token gets a scale of its own: of its output, the share of the square that is error."""
 STEPS = 64
-"""A row's largest weight lies so many steps from 0: 7 bits, as :func:`compress.export_encoder.quantize` rounds."""
+"""A row's largest weight lies so many steps from 0: 7 bits, as :func:`compress.targets.onnx_encoder.quantize` rounds."""
 ROWS = 128
 """Tokens of each batch of texts that losses are taken on."""
 TINY = 1e-9

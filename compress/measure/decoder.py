@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.parity import apart
+from compress.measure.parity import apart
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
 from train.evaluate.likelihood import (
@@ -23,7 +23,7 @@ from train.evaluate.likelihood import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from compress.matrices import Matrices
+    from compress.quantize.matrices import Matrices
 
 FLOAT32 = 1
 """MatMulNBits' accuracy level whose inputs are not rounded."""
@@ -44,7 +44,7 @@ def keep_reference(
     parent: Path, tokens: int, file: Path, progress: Progress, far: Path | None = None
 ) -> None:
     """What the parent predicts for the held text, in a file: what reads it needs no torch. ``far``: :func:`keep_far`."""
-    from compress.mapped import mapped_causal_lm
+    from compress.quantize.mapped import mapped_causal_lm
 
     windows = held_windows(parent, tokens)
     model = mapped_causal_lm(parent)
@@ -62,7 +62,7 @@ def keep_carried(
 
     ``shared``: whether the embedding is the matrix of the output layer. ``far``: :func:`keep_far`.
     """
-    from compress.mapped import computing_with, mapped_causal_lm
+    from compress.quantize.mapped import computing_with, mapped_causal_lm
 
     window = held_windows(parent, tokens)[:1]
     model = mapped_causal_lm(parent)
@@ -190,7 +190,7 @@ def measure(
     parent: Path, windows: np.ndarray, logits: Iterator[np.ndarray], progress: Progress
 ) -> dict[str, Any]:
     """logits: float32 (window, vocab) for each of ``windows``, of the compressed model."""
-    from compress.mapped import mapped_causal_lm
+    from compress.quantize.mapped import mapped_causal_lm
 
     reference = torch_logits(mapped_causal_lm(parent), windows)
     return asdict(compare(reference, counted("measuring", logits, windows, progress), windows))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compress.quantized_graph import constant, named
+from compress.targets.quantized_graph import constant, named
 from everlearn.bundles.decoder_config import windows_of
 from everlearn.errors import Unsupported
 from train.evaluate.likelihood import tokens_at_once

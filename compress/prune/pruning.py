@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.listening import listening
+from compress.quantize.capture import listening
+from compress.quantize.sensitivity import TRIAL_TOKENS, divergence, log_probabilities
 from compress.recipe import Prune
-from compress.sensitivity import TRIAL_TOKENS, divergence, log_probabilities
 from everlearn.errors import InvalidInput, Unsupported
 
 OnPart = Callable[[int, int], None]

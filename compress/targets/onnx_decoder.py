@@ -1,6 +1,6 @@
 """One ONNX decoder: its weights quantized, onnxruntime-genai's model builder. Run as a child process.
 
-Weights stay in their file (:mod:`compress.mapped`), quantized ones in ``scratch``, so that a model larger than memory is
+Weights stay in their file (:mod:`compress.quantize.mapped`), quantized ones in ``scratch``, so that a model larger than memory is
 built, and what an interrupted run quantized is there when it is started again.
 """
 
@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.architectures import architecture_of
-from compress.measure_decoder import keep_carried, keep_reference
+from compress.measure.decoder import keep_carried, keep_reference
+from compress.targets.architectures import architecture_of
 from everlearn.bundles.contents import read_json_object
 from everlearn.bundles.durable import write_file
 from everlearn.errors import Unsupported
@@ -23,7 +23,7 @@ from everlearn.processes.child import answer
 from everlearn.progress import Progress
 
 if TYPE_CHECKING:
-    from compress.matrices import Matrices
+    from compress.quantize.matrices import Matrices
 
 BITS = {"int4": 4, "int8": 8}
 
@@ -35,9 +35,9 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """
     model_dir, directory = Path(request["model_dir"]), Path(request["directory"])
     progress("loading torch", None)
-    from compress.attention_graph import attentions_of, context_of, write_attention
-    from compress.mapped import give_back
-    from compress.quantized_graph import quantize_graph, save_graph, share_embedding
+    from compress.quantize.mapped import give_back
+    from compress.targets.attention_graph import attentions_of, context_of, write_attention
+    from compress.targets.quantized_graph import quantize_graph, save_graph, share_embedding
 
     matrices, made, shared = None, dict[str, Any](), False
     attentions, positions = [], 0
@@ -80,13 +80,13 @@ def quantize(
     """All linear layers; which tokens they were made from, if from any, and which of them have 8 bits."""
     import torch
 
-    from compress.calibration import calibration_windows, seen
-    from compress.gptq import layers_in_blocks, linear_layers, quantize_model, round_model
-    from compress.kv_scales import write_scales
-    from compress.mapped import mapped_causal_lm
-    from compress.matrices import Matrices
+    from compress.quantize.calibration import calibration_windows, seen
+    from compress.quantize.gptq import layers_in_blocks, linear_layers, quantize_model, round_model
+    from compress.quantize.kv_scales import write_scales
+    from compress.quantize.mapped import mapped_causal_lm
+    from compress.quantize.matrices import Matrices
+    from compress.quantize.sensitivity import hurt_most, stacked, weights_in_int4
     from compress.recipe import Calibration
-    from compress.sensitivity import hurt_most, stacked, weights_in_int4
 
     progress("loading the model", None)
     model = mapped_causal_lm(model_dir)
@@ -140,8 +140,8 @@ def stand_in(model_dir: Path, matrices: Matrices | None) -> Any:
     """The model as the builder is to see it: of the matrices that it would stack, and we have, the shapes alone."""
     import torch
 
-    from compress.mapped import mapped_causal_lm
-    from compress.sensitivity import STACKS
+    from compress.quantize.mapped import mapped_causal_lm
+    from compress.quantize.sensitivity import STACKS
 
     model = mapped_causal_lm(model_dir)
     stacked = {part for parts in STACKS.values() for part in parts}
@@ -161,7 +161,7 @@ def build_graph(
     import onnxruntime_genai
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
-    from compress.attention_graph import told_plainly
+    from compress.targets.attention_graph import told_plainly
 
     where = (
         "",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.mapped import computing_with
+from compress.quantize.mapped import computing_with
 from everlearn.errors import Unsupported
 
 BLOCK = 32
@@ -76,7 +76,7 @@ def full_scales(blocks: Tensor, centre: int = CENTRE) -> Tensor:
 
 
 def as_float16(scales: Tensor) -> Tensor:
-    """Rounded as ``compress.quantized_graph`` writes them; those below float16's normal numbers stay, so that none is 0."""
+    """Rounded as ``compress.targets.quantized_graph`` writes them; those below float16's normal numbers stay, so that none is 0."""
     half = scales.half().float()
     return torch.where(half.abs() >= torch.finfo(torch.float16).smallest_normal, half, scales)
 

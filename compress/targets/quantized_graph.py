@@ -16,10 +16,10 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from compress.gptq import BLOCK
-from compress.mapped import give_back
-from compress.matrices import Matrices, unpacked
-from compress.sensitivity import STACKS
+from compress.quantize.gptq import BLOCK
+from compress.quantize.mapped import give_back
+from compress.quantize.matrices import Matrices, unpacked
+from compress.quantize.sensitivity import STACKS
 from everlearn.errors import Unsupported
 from everlearn.progress import Progress
 

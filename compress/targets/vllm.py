@@ -14,13 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from compress.architectures import architecture_of
-from compress.calibration import calibration_windows, seen
-from compress.gptq import linear_layers, refuse_odd_widths
-from compress.measure_decoder import held_windows, measure
-from compress.parity import SAME_GRAPH, apart, carried_logits, refuse_another
+from compress.measure.decoder import held_windows, measure
+from compress.measure.parity import SAME_GRAPH, apart, carried_logits, refuse_another
+from compress.quantize.calibration import calibration_windows, seen
+from compress.quantize.gptq import linear_layers, refuse_odd_widths
+from compress.quantize.sensitivity import all_in_int8, hurt_most, stacked
 from compress.recipe import Calibration
-from compress.sensitivity import all_in_int8, hurt_most, stacked
+from compress.targets.architectures import architecture_of
 from everlearn.errors import Unsupported
 from everlearn.processes.child import answer
 from everlearn.progress import Progress

@@ -1,0 +1,1 @@
+"""What a compression cost in quality, size and speed."""

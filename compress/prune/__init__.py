@@ -1,0 +1,1 @@
+"""Fewer weights: what is taken out, and what makes up for it."""

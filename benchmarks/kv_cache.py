@@ -20,7 +20,7 @@ from compress.export import build
 from compress.measure.quality import windows_of
 from compress.recipe import CompressRecipe
 from everlearn.progress import shown
-from serve.engines.onnx.decoder import Decoder
+from serve.engines.onnx.decoding.decoder import Decoder
 from train.evaluate.likelihood import compare
 
 TOKENS = 2048

@@ -29,8 +29,8 @@ from benchmarks.streams import Timeline, prompt_of, stream
 from everlearn.registry.database import open_database
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings, load_settings
-from serve.gateway.replica import Replica
-from serve.gateway.router import Router
+from serve.gateway.routing.replica import Replica
+from serve.gateway.routing.router import Router
 from serve.replicas import announce, heartbeat, unix_url
 
 ENGINES = 4

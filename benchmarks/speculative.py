@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.machine import Neighbours, read_bandwidth
 from benchmarks.serve_onnx import BUSY_SHARE, say, served_bundle
-from serve.engines.onnx.decoder import Decoder
+from serve.engines.onnx.decoding.decoder import Decoder
 
 NEW_TOKENS = 128
 KNOWN_TOKENS = 200

@@ -17,11 +17,11 @@ from everlearn.cli.arguments import Json, complete_ref, open_settings
 from everlearn.cli.audit import audit
 from everlearn.cli.keys import keys
 from everlearn.cli.models import alias, gc, ls, print_added, promote, rm, rollback, show
-from everlearn.cli.ps import ps
-from everlearn.cli.trials import canary, shadow
 from everlearn.cli.usage import usage
 from everlearn.errors import EverlearnError
 from everlearn.privacy import keep_private
+from serve.cli_ps import ps
+from serve.cli_trials import canary, shadow
 from train.cli import train
 
 EPILOG = (
@@ -134,7 +134,7 @@ def serve(
 ) -> None:
     """Serve models to any OpenAI client."""
     from everlearn.logs import configure_logging
-    from serve.supervisor import serve as serve_models
+    from serve.supervisor.supervisor import serve as serve_models
 
     settings = open_settings()
     configure_logging(settings.log_level)

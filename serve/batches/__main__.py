@@ -16,10 +16,10 @@ from everlearn.processes.watched_process import answering_health, told_to_stop
 from everlearn.settings import Settings, load_settings
 from serve.batches.runner import Runner
 from serve.batches.table import Batches
-from serve.gateway.dispatch import Dispatcher
-from serve.gateway.meter import Meter
-from serve.gateway.metrics import Metrics
-from serve.gateway.router import Router
+from serve.gateway.http.metrics import Metrics
+from serve.gateway.limits.meter import Meter
+from serve.gateway.routing.dispatch import Dispatcher
+from serve.gateway.routing.router import Router
 
 STUCK_S = 60.0
 

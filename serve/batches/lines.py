@@ -12,10 +12,10 @@ from pydantic import Field
 from everlearn.errors import EverlearnError, InvalidInput
 from everlearn.registry.database import ApiKey
 from everlearn.settings import ServeSettings
-from serve.gateway.auth import check_scope
-from serve.gateway.dispatch import Work
-from serve.gateway.schema_check import strict_schemas
-from serve.protocol import (
+from serve.gateway.formats.schema_check import strict_schemas
+from serve.gateway.limits.auth import check_scope
+from serve.gateway.routing.dispatch import Work
+from serve.protocol.chat import (
     Body,
     ChatRequest,
     CompletionRequest,

@@ -26,9 +26,9 @@ from everlearn.registry.keys import why_ended
 from everlearn.settings import Settings
 from serve.batches.lines import Flaw, Line, check, read_lines
 from serve.batches.table import Answer, Batch, Batches, Ending, Lease, LeaseLost, set_file
-from serve.gateway.dispatch import Dispatcher
-from serve.gateway.exchange import Exchange
-from serve.gateway.failures import (
+from serve.gateway.formats.schema_check import Promises, SchemaChecks
+from serve.gateway.http.exchange import Exchange
+from serve.gateway.http.failures import (
     BackendFailed,
     BackendTimeout,
     BrokeOff,
@@ -37,9 +37,9 @@ from serve.gateway.failures import (
     Overloaded,
     describe,
 )
-from serve.gateway.meter import Meter
-from serve.gateway.relay import WHOLE_ANSWER_FACTOR, usage_in
-from serve.gateway.schema_check import Promises, SchemaChecks
+from serve.gateway.limits.meter import Meter
+from serve.gateway.routing.dispatch import Dispatcher
+from serve.gateway.routing.relay import WHOLE_ANSWER_FACTOR, usage_in
 
 POLL_S = 1.0
 SAVE_EVERY_S = 0.5

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from everlearn.errors import InvalidInput
 from serve.engines.calls import HERMES, Form
 from serve.engines.schemas import TRYING_S, Document, document
-from serve.protocol import (
+from serve.protocol.chat import (
     ChatRequest,
     GrammarFormat,
     JsonObjectFormat,
@@ -19,7 +19,7 @@ from serve.protocol import (
     ResponseFormat,
     Tool,
 )
-from serve.protocol_tokens import TokenizeRequest
+from serve.protocol.tokens import TokenizeRequest
 
 MAX_CALLS = 8
 """Calls in one answer: a small model that may repeat itself does so until it is stopped."""

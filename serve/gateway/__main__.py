@@ -36,8 +36,8 @@ def prepare(parent_pipe: bool, fd: int | None, uds: Path | None) -> Callable[[],
 
     from everlearn.settings import load_settings
     from serve.gateway.app import create_app
-    from serve.gateway.logs import configure
-    from serve.gateway.server import build_server, serve
+    from serve.gateway.http.logs import configure
+    from serve.gateway.http.server import build_server, serve
 
     settings = load_settings()
     configure(settings.log_level)

@@ -16,33 +16,33 @@ from everlearn.errors import EverlearnError, InvalidInput
 from everlearn.redis_address import redis_url
 from everlearn.registry.database import START_PATIENCE_S, ApiKey, open_database
 from everlearn.settings import Settings
-from serve.gateway.auth import Doorkeeper, check_scope
-from serve.gateway.batches import add_batches
-from serve.gateway.body import read_body
-from serve.gateway.console import add_console
-from serve.gateway.cost import expected
-from serve.gateway.dispatch import Dispatcher, Work, generation
-from serve.gateway.door import Door
-from serve.gateway.exchange import Exchange, exchange_of
-from serve.gateway.failures import Draining, Overloaded, answer
-from serve.gateway.files import add_files
-from serve.gateway.fine_tuning import add_fine_tuning
-from serve.gateway.guard import Guard
-from serve.gateway.messages import add_messages
-from serve.gateway.meter import Meter
-from serve.gateway.metrics import Metrics
-from serve.gateway.models import add_models
-from serve.gateway.openapi import POST_ERRORS, document, error_responses
-from serve.gateway.pages import add_pages
-from serve.gateway.quota import Quotas, reservable
-from serve.gateway.relay import AsIs, Relay, Shape
-from serve.gateway.responses import ResponseShape, to_chat
-from serve.gateway.route import Route
-from serve.gateway.router import Router
-from serve.gateway.schema_check import SchemaChecks
-from serve.gateway.shadow import Shadows
-from serve.gateway.tokens import add_tokens
-from serve.protocol import (
+from serve.gateway.formats.messages import add_messages
+from serve.gateway.formats.responses import ResponseShape, to_chat
+from serve.gateway.formats.schema_check import SchemaChecks
+from serve.gateway.http.body import read_body
+from serve.gateway.http.door import Door
+from serve.gateway.http.exchange import Exchange, exchange_of
+from serve.gateway.http.failures import Draining, Overloaded, answer
+from serve.gateway.http.guard import Guard
+from serve.gateway.http.metrics import Metrics
+from serve.gateway.limits.auth import Doorkeeper, check_scope
+from serve.gateway.limits.cost import expected
+from serve.gateway.limits.meter import Meter
+from serve.gateway.limits.quota import Quotas, reservable
+from serve.gateway.pages.openapi import POST_ERRORS, document, error_responses
+from serve.gateway.pages.static import add_pages
+from serve.gateway.routes.batches import add_batches
+from serve.gateway.routes.console import add_console
+from serve.gateway.routes.files import add_files
+from serve.gateway.routes.fine_tuning import add_fine_tuning
+from serve.gateway.routes.models import add_models
+from serve.gateway.routes.route import Route
+from serve.gateway.routes.tokens import add_tokens
+from serve.gateway.routing.dispatch import Dispatcher, Work, generation
+from serve.gateway.routing.relay import AsIs, Relay, Shape
+from serve.gateway.routing.router import Router
+from serve.gateway.routing.shadow import Shadows
+from serve.protocol.chat import (
     AboutModel,
     ChatRequest,
     CompletionRequest,
@@ -52,12 +52,12 @@ from serve.protocol import (
     error_body,
     parse,
 )
-from serve.protocol_responses import ResponsesRequest
+from serve.protocol.responses import ResponsesRequest
 from serve.replicas import ReadyReplica
 from serve.tracing import open_tracer
 
 if TYPE_CHECKING:
-    from serve.gateway.shared import Shared
+    from serve.gateway.limits.shared import Shared
 
 SMALL_BODY_BYTES = 64 * 1024
 """A larger body is parsed where others need not wait for it."""
@@ -188,7 +188,7 @@ def _shared(settings: Settings, metrics: Metrics) -> "Shared | None":
     """Through the home's own Valkey only where several gateways need it: it may not run."""
     if not (settings.redis_url or settings.serve.gateways > 1):
         return None
-    from serve.gateway.shared import Shared  # most gateways start without it, and that much sooner
+    from serve.gateway.limits.shared import Shared  # most gateways start without it, and that much sooner
 
     return Shared(redis_url(settings), metrics)
 

@@ -24,7 +24,7 @@ from compress.targets import onnx_decoder as build_decoder
 from compress.targets.architectures import VLLM, refuse_architecture
 from everlearn.errors import Unsupported
 from everlearn.importing.gguf_models import BY_ARCHITECTURE, write_config
-from serve.engines.onnx.decoder import Decoder
+from serve.engines.onnx.decoding.decoder import Decoder
 from tests.compress.architecture_rows import SHAPE, Row, working, write
 from train.evaluate.likelihood import WINDOW, held_text, load_causal_lm, token_windows, torch_logits
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from compress.distill.answers import Asking, answer_prompts
-from compress.distill.objective import answers
+from compress.distill import answers
 from everlearn.errors import AuthError, Conflict, EverlearnError, InvalidInput, NotFound, Unavailable
 from train.data.reading.read import read_examples
 

@@ -12,7 +12,7 @@ import torch
 from compress.export import build
 from compress.quantize.kv_scales import QMAX, write_scales
 from compress.recipe import Calibration, CompressRecipe
-from serve.engines.onnx.decoder import Decoder
+from serve.engines.onnx.decoding.decoder import Decoder
 from train.evaluate.likelihood import load_causal_lm
 
 SEEN = Calibration(tokens=1024)

@@ -15,7 +15,7 @@ from compress.targets.gguf import plain, write_gguf
 from everlearn.bundles.bundle import write_bundle
 from everlearn.cli.models import stops_at
 from everlearn.progress import silent
-from serve.engines.onnx.decoder import DecoderConfig
+from serve.engines.onnx.decoding.decoder import DecoderConfig
 from serve.engines.vllm.requests import Requests
 from tests.compress.tiny_models import write_llama
 from tests.serve.engines.conftest import start_engine

@@ -12,8 +12,8 @@ from everlearn.logs import configure_logging
 from everlearn.registry.registry import Version
 from everlearn.settings import Settings, load_settings
 from serve.engines.programs import program
-from serve.supervisor import serve
-from serve.watched import Patience
+from serve.supervisor.supervisor import serve
+from serve.supervisor.watched import Patience
 
 ENGINE = [sys.executable, str(Path(__file__).with_name("fake_engine.py"))]
 IMPATIENT = Patience(

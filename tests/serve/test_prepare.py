@@ -8,7 +8,7 @@ import pytest
 from everlearn.errors import Conflict, NotFound, Unsupported
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from serve.prepare import champions, refuse_twice, servable
+from serve.supervisor.prepare import champions, refuse_twice, servable
 from tests.serve.supervised import add_model
 
 

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from everlearn.registry.registry import Version
 from everlearn.settings import Settings
-from serve.warmup import PROMPTS, Unfit, warm_up
+from serve.supervisor.warmup import PROMPTS, Unfit, warm_up
 from tests.serve.supervised import add_model
 
 

@@ -11,7 +11,7 @@ import pytest
 from everlearn.registry.database import open_database
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
-from serve.gateway.overview import Overview
+from serve.gateway.pages.overview import Overview
 from tests.serve.supervised import Supervised, add_model, eventually, supervised
 from tests.serve.swapping import Town, serves
 from tests.serve.test_swap import ALONE, everlearn

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from serve.watched import Patience, Watched
+from serve.supervisor.watched import Patience, Watched
 
 ENGINE = Path(__file__).with_name("fake_engine.py")
 IMPATIENT = Patience(hung_s=0.6, poll_s=0.05, settled_s=60, quick_crashes=2, backoff_s=0.05)

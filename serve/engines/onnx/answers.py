@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 
 from serve.engines.calls import whole_calls
-from serve.engines.onnx.generation import Generation, Piece, SampledToken
-from serve.engines.onnx.sampling import TokenLogprobs
+from serve.engines.onnx.decoding.generation import Generation, Piece, SampledToken
+from serve.engines.onnx.decoding.sampling import TokenLogprobs
 from serve.engines.onnx.text import TextCodec
 
 DONE = b"data: [DONE]\n\n"

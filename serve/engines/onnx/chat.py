@@ -20,7 +20,7 @@ from everlearn.chat.template import (
 )
 from everlearn.errors import InvalidInput, Unsupported
 from serve.engines.onnx.text import TextCodec
-from serve.protocol import Message, Tool
+from serve.protocol.chat import Message, Tool
 
 
 class ChatTemplate:

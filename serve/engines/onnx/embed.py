@@ -17,7 +17,7 @@ from serve.engines.onnx.embedder import Embedder
 from serve.engines.onnx.http import Exchange
 from serve.engines.onnx.reading import Readers
 from serve.engines.onnx.sizing import Sizes
-from serve.protocol import EmbeddingRequest, parse
+from serve.protocol.chat import EmbeddingRequest, parse
 
 
 class EmbedBackend:

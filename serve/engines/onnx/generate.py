@@ -16,14 +16,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from serve.engines import HAND_OVER, LEFT_OPEN, TAKE_OVER
 from serve.engines.grammar import header_text
 from serve.engines.onnx.answers import DONE, ChatAnswer, CompletionAnswer, join, usage
-from serve.engines.onnx.decoder import Decoder
-from serve.engines.onnx.generation import Generation, Piece
+from serve.engines.onnx.decoding.decoder import Decoder
+from serve.engines.onnx.decoding.generation import Generation, Piece
+from serve.engines.onnx.decoding.scheduler import Delivery, Scheduler
 from serve.engines.onnx.http import Exchange
 from serve.engines.onnx.reading import Readers
 from serve.engines.onnx.requests import RequestReader
-from serve.engines.onnx.scheduler import Delivery, Scheduler
 from serve.engines.onnx.sizing import Sizes
-from serve.protocol import ChatRequest, CompletionRequest, parse
+from serve.protocol.chat import ChatRequest, CompletionRequest, parse
 from serve.told import Told
 from serve.tracing import Span
 

@@ -15,7 +15,7 @@ from everlearn.errors import EverlearnError, InvalidInput, NotFound
 from serve.engines import NO_MEMORY, NUMBER_HEADER, SALT_HEADER, USED
 from serve.engines.onnx.memory import lacks_memory
 from serve.engines.onnx.used import Used
-from serve.protocol import error_body
+from serve.protocol.chat import error_body
 from serve.tracing import Span, Tracer
 
 log = structlog.get_logger()

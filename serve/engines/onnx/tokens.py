@@ -11,8 +11,8 @@ from serve.engines.grammar import offered_tools
 from serve.engines.onnx.http import Exchange
 from serve.engines.onnx.reading import Readers
 from serve.engines.onnx.requests import RequestReader
-from serve.protocol import parse
-from serve.protocol_tokens import DetokenizeRequest, TokenizeRequest
+from serve.protocol.chat import parse
+from serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
 
 
 def token_routes(

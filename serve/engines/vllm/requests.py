@@ -16,7 +16,7 @@ from serve.engines.onnx.bound import PROBE_CHARACTERS
 from serve.engines.onnx.chat import ChatTemplate, signature, texts_in
 from serve.engines.onnx.text import TextCodec, whole
 from serve.engines.trial import TRIAL
-from serve.protocol import (
+from serve.protocol.chat import (
     ChatRequest,
     CompletionRequest,
     Message,
@@ -25,7 +25,7 @@ from serve.protocol import (
     ToolMessage,
     parse,
 )
-from serve.protocol_tokens import DetokenizeRequest, TokenizeRequest
+from serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
 
 Body = dict[str, Any]
 

@@ -13,7 +13,7 @@ import pytest
 
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from serve.engines.onnx.decoder import Decoder
+from serve.engines.onnx.decoding.decoder import Decoder
 from serve.engines.onnx.requests import RequestReader
 
 

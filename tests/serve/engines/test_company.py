@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from everlearn.errors import InvalidInput
-from serve.engines.onnx import generation as generation_module
-from serve.engines.onnx import prefilling as prefilling_module
-from serve.engines.onnx.decoder import Decoder
-from serve.engines.onnx.generation import Generation
-from serve.engines.onnx.prefilling import (
+from serve.engines.onnx.decoding import generation as generation_module
+from serve.engines.onnx.decoding import prefilling as prefilling_module
+from serve.engines.onnx.decoding.decoder import Decoder
+from serve.engines.onnx.decoding.generation import Generation
+from serve.engines.onnx.decoding.prefilling import (
     BESIDE_CHUNK_TOKENS,
     LONG_AT_ONCE,
     LONG_TOKENS,
@@ -24,9 +24,9 @@ from serve.engines.onnx.prefilling import (
     Prefilling,
     chunk_of,
 )
+from serve.engines.onnx.decoding.sampling import SamplingOptions
+from serve.engines.onnx.decoding.scheduler import Scheduler
 from serve.engines.onnx.requests import RequestReader
-from serve.engines.onnx.sampling import SamplingOptions
-from serve.engines.onnx.scheduler import Scheduler
 from tests.serve.engines.test_scheduler import TOPICS, Running, said
 
 AMBIGUOUS = "start: e\ne: e e | e e e | /./"

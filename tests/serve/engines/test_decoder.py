@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.engines.onnx.decoder import Decoder, DecoderConfig
+from serve.engines.onnx.decoding.decoder import Decoder, DecoderConfig
 
 
 def fill(decoder: Decoder, row: int, tokens: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import httpx
 import numpy as np
 import pytest
 
-from serve.engines.onnx.decoder import Decoder
+from serve.engines.onnx.decoding.decoder import Decoder
 from serve.engines.onnx.requests import RequestReader
 
 JAPANESE = "日本の首都は東京です。フランスの首都は"

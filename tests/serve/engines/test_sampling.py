@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from serve.engines.onnx.sampling import Sampler, SamplingOptions, best, heaviest, log_probabilities, pick
+from serve.engines.onnx.decoding.sampling import (
+    Sampler,
+    SamplingOptions,
+    best,
+    heaviest,
+    log_probabilities,
+    pick,
+)
 
 rows = arrays.arrays(np.float32, st.integers(1, 700), elements=st.floats(-30, 30, width=32))
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from everlearn.errors import RateLimited, Unavailable
-from serve.engines.onnx.decoder import Decoder
-from serve.engines.onnx.generation import Generation, Piece
+from serve.engines.onnx.decoding.decoder import Decoder
+from serve.engines.onnx.decoding.generation import Generation, Piece
+from serve.engines.onnx.decoding.sampling import SamplingOptions
+from serve.engines.onnx.decoding.scheduler import Delivery, Scheduler
 from serve.engines.onnx.requests import RequestReader
-from serve.engines.onnx.sampling import SamplingOptions
-from serve.engines.onnx.scheduler import Delivery, Scheduler
 
 TOPICS = [
     "rivers",

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.engines.onnx.decoder import Decoder
-from serve.engines.onnx.draft import COST, CREDIT_PER_STEP, FIRST_CREDIT, Draft, continuation
-from serve.engines.onnx.generation import Generation
+from serve.engines.onnx.decoding.decoder import Decoder
+from serve.engines.onnx.decoding.draft import COST, CREDIT_PER_STEP, FIRST_CREDIT, Draft, continuation
+from serve.engines.onnx.decoding.generation import Generation
 from serve.engines.onnx.requests import RequestReader
 from tests.serve.engines.conftest import start_engine
 from tests.serve.engines.test_scheduler import Running, said
@@ -187,7 +187,7 @@ def test_the_row_that_is_seen_several_times_gives_its_memory_back(
 
 def test_it_is_off_where_attention_reads_before_all_is_written(int4_bundle: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from serve.engines.onnx.decoder import Decoder;"
+        "import sys; from pathlib import Path; from serve.engines.onnx.decoding.decoder import Decoder;"
         f"print('drafts', Decoder(Path(sys.argv[1]), rows=2, threads=2, context=256, drafts={DRAFTS}).drafts)"
     )
     done = subprocess.run(

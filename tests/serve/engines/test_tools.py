@@ -14,9 +14,9 @@ import pytest
 from everlearn.errors import EverlearnError
 from serve.engines.calls import whole_calls
 from serve.engines.onnx.answers import join
-from serve.engines.onnx.generation import Piece
+from serve.engines.onnx.decoding.generation import Piece
 from serve.engines.onnx.requests import RequestReader
-from serve.protocol import ChatRequest, parse
+from serve.protocol.chat import ChatRequest, parse
 from tests.serve.engines.test_engine_http import WEATHER, ask, events
 
 NODE = {

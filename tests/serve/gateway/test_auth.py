@@ -21,7 +21,7 @@ from everlearn.errors import AuthError
 from everlearn.registry.database import open_database
 from everlearn.registry.keys import create_key, revoke_key
 from everlearn.settings import Settings
-from serve.gateway.auth import Doorkeeper
+from serve.gateway.limits.auth import Doorkeeper
 from tests.serve.gateway.conftest import RunningGateway, chat_body, wait_until
 from tests.serve.gateway.scripted_engine import Connection, ScriptedEngine, chat_chunk
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from everlearn.registry.keys import create_key
-from serve.gateway.replica import KEEP_ALIVE_S
+from serve.gateway.routing.replica import KEEP_ALIVE_S
 from tests.serve.gateway.bad_network import BadNetwork
 from tests.serve.gateway.conftest import RunningGateway, sse, wait_until
 

@@ -14,7 +14,7 @@ import pytest
 
 from everlearn.registry.keys import create_key
 from everlearn.registry.usage import Used, sum_usage
-from serve.gateway.cost import UNNAMED_ANSWER_TOKENS
+from serve.gateway.limits.cost import UNNAMED_ANSWER_TOKENS
 from tests.serve.gateway.conftest import RunningGateway, chat_body, raw_request, wait_until
 from tests.serve.gateway.scripted_engine import Connection, chat_chunk, well
 

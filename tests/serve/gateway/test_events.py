@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.gateway.events import MAX_EVENT_BYTES, BrokenStream, EngineError, EventFilter
+from serve.gateway.routing.events import MAX_EVENT_BYTES, BrokenStream, EngineError, EventFilter
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 

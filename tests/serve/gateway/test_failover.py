@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import update
 
 from everlearn.registry.database import ReplicaRow, write
-from serve.gateway.router import RETRY_RESERVE, RETRY_SHARE, RetryBudget
+from serve.gateway.routing.router import RETRY_RESERVE, RETRY_SHARE, RetryBudget
 from serve.replicas import heartbeat, set_state, withdraw
 from tests.serve.gateway.conftest import RunningGateway, chat_body, sse, wait_until
 from tests.serve.gateway.scripted_engine import Connection, ScriptedEngine, well

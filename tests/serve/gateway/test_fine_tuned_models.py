@@ -14,7 +14,7 @@ import pytest
 from continual.jobs import Jobs
 from everlearn.registry.keys import create_key
 from everlearn.registry.registry import Registry
-from serve.protocol import ChatRequest, parse
+from serve.protocol.chat import ChatRequest, parse
 from tests.continual.queue.conftest import add_model
 from tests.serve.gateway.conftest import RunningGateway, wait_until
 

@@ -16,8 +16,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from serve.gateway.openapi import BODIES
-from serve.gateway.reference import REFERENCE
+from serve.gateway.pages.openapi import BODIES
+from serve.gateway.pages.reference import REFERENCE
 from tests.serve.browser import check_no_inline_code
 from tests.serve.gateway.conftest import RunningGateway
 

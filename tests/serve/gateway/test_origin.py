@@ -12,7 +12,7 @@ from everlearn.errors import ConfigError
 from everlearn.registry.keys import create_key
 from everlearn.settings import Settings, load_settings
 from serve.gateway.app import create_app
-from serve.gateway.origin import HARMLESS
+from serve.gateway.limits.origin import HARMLESS
 from tests.serve.gateway.conftest import RunningGateway, chat_body, wait_until
 
 OWN_NAMES = [

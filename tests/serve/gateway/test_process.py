@@ -35,7 +35,7 @@ async def endless(connection: Connection) -> None:
 
 
 def test_no_model_library_is_imported() -> None:
-    code = f"import sys, serve.gateway.app, serve.gateway.server; print([m for m in {HEAVY} if m in sys.modules])"
+    code = f"import sys, serve.gateway.app, serve.gateway.http.server; print([m for m in {HEAVY} if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
         == "[]\n"
@@ -54,7 +54,7 @@ def test_it_starts_within_a_few_times_an_interpreter_that_imports_its_frameworks
     frameworks = (
         "import fastapi, uvicorn, uvloop, httptools, sqlalchemy.orm, aiohttp, structlog, pydantic_settings"
     )
-    ours = "import serve.gateway.app, serve.gateway.server"
+    ours = "import serve.gateway.app, serve.gateway.http.server"
     cpu_s(ours)
     assert cpu_s(ours) < 2 * cpu_s(frameworks)
 

@@ -9,8 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everlearn.errors import InvalidInput
-from serve.protocol import MAX_MESSAGES, Body, ChatRequest, CompletionRequest, EmbeddingRequest, encode, parse
-from serve.protocol_responses import ResponsesRequest
+from serve.protocol.chat import (
+    MAX_MESSAGES,
+    Body,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    encode,
+    parse,
+)
+from serve.protocol.responses import ResponsesRequest
 
 USER = {"role": "user", "content": "hi"}
 ITEMS = [

@@ -4,7 +4,7 @@ import pytest
 
 from everlearn.errors import RateLimited
 from everlearn.registry.database import ApiKey
-from serve.gateway.quota import Quotas
+from serve.gateway.limits.quota import Quotas
 
 
 class Clock:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from everlearn.registry.keys import create_key
-from serve.gateway.prefixes import BLOCK_BYTES, REMEMBERED, Prefixes, blocks
+from serve.gateway.routing.prefixes import BLOCK_BYTES, REMEMBERED, Prefixes, blocks
 from tests.serve.gateway.conftest import RunningGateway, chat_body, sse, wait_until
 from tests.serve.gateway.scripted_engine import Connection, well
 

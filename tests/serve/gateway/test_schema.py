@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from serve.gateway.schema_check import Promises, SchemaChecks, SchemaViolation
-from serve.gateway.schema_child import flaw
+from serve.gateway.formats.schema_check import Promises, SchemaChecks, SchemaViolation
+from serve.gateway.formats.schema_child import flaw
 from tests.serve.gateway.conftest import RunningGateway, chat_body, sse, wait_until
 from tests.serve.gateway.scripted_engine import USAGE, Connection, ScriptedEngine, chat_chunk
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from everlearn.errors import EverlearnError
 from everlearn.settings import ServeSettings
 from serve.batches.lines import check
-from serve.gateway import messages, responses
-from serve.gateway.dispatch import Work, generation
-from serve.protocol import ChatRequest, CompletionRequest, EmbeddingRequest, encode, parse
-from serve.protocol_messages import CountTokensRequest, MessagesRequest
-from serve.protocol_responses import ResponsesRequest
-from serve.protocol_tokens import DetokenizeRequest, TokenizeRequest
+from serve.gateway.formats import messages, responses
+from serve.gateway.routing.dispatch import Work, generation
+from serve.protocol.chat import ChatRequest, CompletionRequest, EmbeddingRequest, encode, parse
+from serve.protocol.messages import CountTokensRequest, MessagesRequest
+from serve.protocol.responses import ResponsesRequest
+from serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
 from tests.serve.strange import ASKED, BODIES, FIELDS, NUMBERS, SCHEMAS, TEXTS, VALUES
 
 MESSAGE = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}

@@ -13,7 +13,7 @@ import pytest
 from everlearn.registry.database import ApiKey
 from everlearn.registry.keys import create_key
 from everlearn.registry.registry import Registry
-from serve.gateway.exchange import Exchange
+from serve.gateway.http.exchange import Exchange
 from serve.replicas import ReadyReplica
 from tests.continual.queue.conftest import add_model
 from tests.serve.gateway.conftest import RunningGateway, chat_body, wait_until

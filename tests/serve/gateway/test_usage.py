@@ -15,9 +15,9 @@ from everlearn.registry.database import open_database
 from everlearn.registry.keys import create_key
 from everlearn.registry.usage import Used, sum_usage
 from everlearn.settings import Settings
-from serve.gateway.exchange import Exchange
-from serve.gateway.failures import BudgetSpent
-from serve.gateway.meter import Meter
+from serve.gateway.http.exchange import Exchange
+from serve.gateway.http.failures import BudgetSpent
+from serve.gateway.limits.meter import Meter
 from tests.serve.gateway.conftest import RunningGateway, chat_body, wait_until
 from tests.serve.gateway.scripted_engine import Connection, chat_chunk, well
 

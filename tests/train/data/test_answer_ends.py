@@ -8,7 +8,7 @@ import pytest
 
 from serve.engines.onnx.chat import ChatTemplate
 from serve.engines.onnx.text import TextCodec
-from serve.protocol import UserMessage
+from serve.protocol.chat import UserMessage
 from tests.train.data.test_tokenize import learnt
 from tests.train.templates import CHATML_TOKENS, ENDOFTEXT, KINDS, chat, turns, write_kind, write_tokenizer
 from train.data.card import DataOptions

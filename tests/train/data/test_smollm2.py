@@ -10,7 +10,7 @@ from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from serve.engines.onnx.chat import ChatTemplate
 from serve.engines.onnx.text import TextCodec
-from serve.protocol import SystemMessage, Tool, UserMessage
+from serve.protocol.chat import SystemMessage, Tool, UserMessage
 from train.data.examples import Chat, Text
 from train.data.store import Example
 from train.data.tokenize import Tokens

@@ -1,0 +1,1 @@
+"""Other APIs spoken to engines as chat completions, and strict schemas held to whole answers."""

@@ -1,0 +1,370 @@
+"""POST /v1/messages, Anthropic's API, spoken to engines as chat completions. Stateless: text and the client's tools."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import jiter
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from everlearn.errors import EverlearnError
+from serve.gateway.formats.responses import Misshapen, foreign
+from serve.gateway.http.exchange import exchange_of
+from serve.gateway.http.failures import describe
+from serve.gateway.pages.openapi import anthropic_errors
+from serve.gateway.routing.dispatch import Work, generation
+from serve.gateway.routing.relay import AsIs
+from serve.protocol.chat import ChatRequest, encode, validate
+from serve.protocol.messages import (
+    AssistantTurn,
+    CountTokensRequest,
+    MessagesRequest,
+    NamedToolChoice,
+    TextBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+    UserTurn,
+)
+from serve.protocol.tokens import TokenizeRequest
+from serve.told import Told
+
+if TYPE_CHECKING:
+    from serve.gateway.app import Gateway
+
+Json = dict[str, Any]
+
+ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
+ERRORS = anthropic_errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 502, 503, 504)
+
+
+def add_messages(app: FastAPI, gateway: "Gateway") -> None:
+    """The routes."""
+
+    @app.post("/v1/messages", responses=ERRORS, response_class=Response)
+    async def messages(request: Request) -> Response:
+        _speak_anthropic(request)
+        exchange, wanted = await gateway.accept(request, MessagesRequest)
+        work = generation("/v1/chat/completions", to_chat(wanted), keep_usage=True)
+        return gateway.relay(exchange, work, MessageShape(wanted.model))
+
+    @app.post("/v1/messages/count_tokens", responses=ERRORS, response_class=Response)
+    async def count_tokens(request: Request) -> Response:
+        _speak_anthropic(request)
+        exchange, wanted = await gateway.accept(request, CountTokensRequest)
+        work = Work("/tokenize", encode(to_tokenize(wanted)), wanted.model, "generate", stream=False)
+        return gateway.relay(exchange, work, CountShape())
+
+
+def _speak_anthropic(request: Request) -> None:
+    """Also where the answer is an error, and with the name under which its clients look for the request's id."""
+    exchange = exchange_of(request)
+    exchange.describe = describe_as_anthropic
+    exchange.headers.append((b"request-id", exchange.id.encode()))
+
+
+def describe_as_anthropic(error: EverlearnError) -> tuple[int, Json]:
+    """Status and Anthropic's error object; it has no place for the name of a field but the message."""
+    status, body = describe(error)
+    told = body["error"]
+    message, param = told["message"], told["param"]
+    if param and param not in message:
+        message = f"{param}: {message}"
+    kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return status, {"type": "error", "error": {"type": kind, "message": message}}
+
+
+# To chat ---------------------------------------------------------------------------------------------------
+
+
+def to_chat(request: CountTokensRequest) -> ChatRequest:
+    """The chat request that asks an engine for the same. Raises InvalidInput."""
+    chat: Json = {"model": request.model, "messages": list(_messages(request)), **_tools(request)}
+    if request.output_config and (format := request.output_config.format):
+        chat["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": format.schema_, "strict": True},
+        }
+    if isinstance(request, MessagesRequest):
+        chat |= {
+            "max_completion_tokens": request.max_tokens,
+            "stop": request.stop_sequences or None,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "top_k": request.top_k,
+            "stream": request.stream,
+        }
+    return validate(ChatRequest, {name: value for name, value in chat.items() if value is not None})
+
+
+def to_tokenize(request: CountTokensRequest) -> TokenizeRequest:
+    """The question how long the prompt of a chat is."""
+    chat = to_chat(request).model_dump(exclude_unset=True)
+    asked = {name: chat[name] for name in ("model", "messages", "tools", "tool_choice") if name in chat}
+    return validate(TokenizeRequest, asked)
+
+
+def _messages(request: CountTokensRequest) -> Iterator[Json]:
+    if request.system:
+        yield {"role": "system", "content": _text(request.system)}
+    for turn in request.messages:
+        if isinstance(turn.content, str):
+            yield {"role": turn.role, "content": turn.content}
+        elif isinstance(turn, UserTurn):
+            yield from _user(turn.content)
+        elif isinstance(turn, AssistantTurn):
+            yield _assistant(turn.content)
+        else:
+            yield {"role": "system", "content": _text(turn.content)}
+
+
+def _user(blocks: Sequence[TextBlock | ToolResultBlock]) -> Iterator[Json]:
+    """Results of tools are messages of their own, between which the user's words stay where they were."""
+    if not blocks:
+        yield {"role": "user", "content": ""}
+    said: list[TextBlock] = []
+    for block in blocks:
+        if isinstance(block, TextBlock):
+            said.append(block)
+            continue
+        if said:
+            yield {"role": "user", "content": _text(said)}
+            said = []
+        result = _text(block.content or "")
+        yield {
+            "role": "tool",
+            "tool_call_id": block.tool_use_id,
+            "content": _failed(result) if block.is_error else result,
+        }
+    if said:
+        yield {"role": "user", "content": _text(said)}
+
+
+def _assistant(blocks: Sequence[TextBlock | ToolUseBlock]) -> Json:
+    message: Json = {"role": "assistant"} if blocks else {"role": "assistant", "content": ""}
+    if said := [block for block in blocks if isinstance(block, TextBlock)]:
+        message["content"] = _text(said)
+    calls = [block for block in blocks if isinstance(block, ToolUseBlock)]
+    if calls:
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.dumps(call.input, ensure_ascii=False)},
+            }
+            for call in calls
+        ]
+    return message
+
+
+def _text(content: str | Sequence[TextBlock]) -> str | list[Json]:
+    if isinstance(content, str):
+        return content
+    return [{"type": "text", "text": block.text} for block in content]
+
+
+def _failed(result: str | list[Json]) -> str | list[Json]:
+    """Chat has no mark for a tool's failure: the model reads it."""
+    mark = "Error: "
+    return mark + result if isinstance(result, str) else [{"type": "text", "text": mark}, *result]
+
+
+def _tools(request: CountTokensRequest) -> Json:
+    told: Json = {}
+    if request.tools:
+        told["tools"] = [
+            {
+                "type": "function",
+                "function": {
+                    "name": tool.name,
+                    "parameters": tool.input_schema,
+                    **tool.model_dump(include={"description", "strict"}, exclude_none=True),
+                },
+            }
+            for tool in request.tools
+        ]
+    choice = request.tool_choice
+    if isinstance(choice, NamedToolChoice):
+        told["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+    elif choice:
+        told["tool_choice"] = {"auto": "auto", "any": "required", "none": "none"}[choice.type]
+    if choice and choice.disable_parallel_tool_use:
+        told["parallel_tool_calls"] = False
+    return told
+
+
+# From chat -------------------------------------------------------------------------------------------------
+
+
+class CountShape(AsIs):
+    """Turns a count of tokens into Anthropic's."""
+
+    def whole(self, answer: bytes) -> bytes:
+        with foreign():
+            return json.dumps({"input_tokens": jiter.from_json(answer)["count"]}).encode()
+
+
+class MessageShape:
+    """Turns one chat answer, whole or streamed, into a message or its typed events."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._id = f"msg_{uuid4().hex}"
+        self._begun = False
+        self._blocks = 0
+        self._open: int | str | None = None
+        self._called: set[int] = set()
+        self._stop: Json = {"stop_reason": None, "stop_sequence": None}
+        self._usage: Json = {}
+
+    def hear(self, told: Told) -> None:
+        """A stream's first event has the length of the prompt."""
+        details = {"cached_tokens": told.cached_tokens}
+        self._usage = {"prompt_tokens": told.prompt_tokens or 0, "prompt_tokens_details": details}
+
+    def whole(self, answer: bytes) -> bytes:
+        """The message of a chat completion."""
+        with foreign():
+            completion = jiter.from_json(answer)
+            choice = completion["choices"][0]
+            said = choice["message"]
+            content = [_text_block(said["content"])] if said.get("content") else []
+            for index, call in enumerate(said.get("tool_calls") or ()):
+                self._called.add(index)
+                cut = choice.get("finish_reason") == "length"
+                content.append(_tool_use(call["id"], call["function"], cut))
+            self._end(choice)
+            self._usage = completion.get("usage") or {}
+        return json.dumps(self._message(content)).encode()
+
+    def events(self, events: bytes) -> bytes:
+        """The typed events of whole chat events."""
+        out: list[Json] = []
+        if not self._begun:
+            self._begun = True
+            out.append({"type": "message_start", "message": self._message([])})
+        for event in events.split(b"\n\n"):
+            if event == b"data: [DONE]":
+                out += self._close()
+                out.append(_message_delta(self._stop, self._usage))
+                out.append({"type": "message_stop"})
+            elif event.startswith(b"data: "):
+                with foreign():
+                    out += self._chunk(jiter.from_json(event[len(b"data: ") :]))
+        return b"".join(map(_encode, out))
+
+    def failure(self, error: EverlearnError) -> bytes:
+        """The event that ends a stream which broke."""
+        return _encode(describe_as_anthropic(error)[1])
+
+    def _chunk(self, chunk: Json) -> Iterator[Json]:
+        self._usage = chunk.get("usage") or self._usage
+        for choice in chunk.get("choices") or ():
+            delta = choice.get("delta") or {}
+            if text := delta.get("content"):
+                if self._open != "text":
+                    yield from self._begin("text", _text_block(""))
+                yield self._delta({"type": "text_delta", "text": text})
+            for call in delta.get("tool_calls") or ():
+                yield from self._call(call)
+            if choice.get("finish_reason"):
+                self._end(choice)
+
+    def _call(self, call: Json) -> Iterator[Json]:
+        function, index = call.get("function") or {}, call.get("index", 0)
+        if index not in self._called:
+            self._called.add(index)
+            id = call.get("id") or f"toolu_{uuid4().hex}"
+            yield from self._begin(index, _tool_block(id, function["name"], {}))
+        if self._open != index:
+            raise Misshapen("a call went on after another had begun")
+        if arguments := function.get("arguments"):
+            yield self._delta({"type": "input_json_delta", "partial_json": arguments})
+
+    def _begin(self, what: int | str, block: Json) -> Iterator[Json]:
+        yield from self._close()
+        self._open = what
+        yield {"type": "content_block_start", "index": self._blocks, "content_block": block}
+
+    def _delta(self, delta: Json) -> Json:
+        return {"type": "content_block_delta", "index": self._blocks, "delta": delta}
+
+    def _close(self) -> Iterator[Json]:
+        if self._open is not None:
+            yield {"type": "content_block_stop", "index": self._blocks}
+            self._blocks += 1
+            self._open = None
+
+    def _end(self, choice: Json) -> None:
+        """Engines of ours say which sequence stopped it; where another does not, the answer ends as a turn does."""
+        finish, sequence = choice.get("finish_reason"), choice.get("stop_reason")
+        reason = STOP_REASONS.get(finish, "tool_use" if self._called else "end_turn")
+        if reason == "end_turn" and isinstance(sequence, str):
+            self._stop = {"stop_reason": "stop_sequence", "stop_sequence": sequence}
+        else:
+            self._stop = {"stop_reason": reason, "stop_sequence": None}
+
+    def _message(self, content: list[Json]) -> Json:
+        return {
+            "id": self._id,
+            "type": "message",
+            "role": "assistant",
+            "model": self._model,
+            "content": content,
+            **self._stop,
+            "stop_details": None,
+            "container": None,
+            "usage": usage(self._usage)
+            | {
+                "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
+                "service_tier": "standard",
+                "inference_geo": None,
+            },
+        }
+
+
+def _tool_use(id: str, function: Json, cut: bool) -> Json:
+    """Of a call that was cut, the input holds what came."""
+    arguments = (function["arguments"] or "{}").encode()
+    given = jiter.from_json(arguments, partial_mode="trailing-strings" if cut else False)
+    return _tool_block(id, function["name"], given)
+
+
+def _tool_block(id: str, name: str, given: Json) -> Json:
+    return {"type": "tool_use", "id": id, "name": name, "input": given, "caller": {"type": "direct"}}
+
+
+def _text_block(text: str) -> Json:
+    return {"type": "text", "text": text, "citations": None}
+
+
+def _message_delta(stop: Json, counted: Json) -> Json:
+    delta = stop | {"stop_details": None, "container": None}
+    return {"type": "message_delta", "delta": delta, "usage": usage(counted)}
+
+
+def usage(counted: Json) -> Json:
+    """Anthropic counts apart what was read from the cache."""
+    cached = (counted.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    return {
+        "input_tokens": counted.get("prompt_tokens", 0) - cached,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": cached,
+        "output_tokens": counted.get("completion_tokens", 0),
+        "server_tool_use": None,
+    }
+
+
+def _encode(event: Json) -> bytes:
+    return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()

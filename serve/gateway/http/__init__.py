@@ -1,0 +1,1 @@
+"""What every request passes: ids, bodies, errors, logs and metrics."""

@@ -1,0 +1,1 @@
+"""The pages for people, and the API's own document."""

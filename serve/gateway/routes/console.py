@@ -1,0 +1,98 @@
+"""`/console`: what an administrator sees of this installation, and the few acts that are one click away.
+
+Each act is a function of the kernel that writes its row of the audit log in its own transaction.
+"""
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import FastAPI, Request
+from pydantic import Field
+
+from continual.files import Client
+from continual.jobs import Jobs
+from everlearn.errors import Conflict, Forbidden
+from everlearn.registry.keys import revoke_key
+from everlearn.settings import Settings
+from serve.gateway.http.exchange import exchange_of
+from serve.gateway.pages.overview import Overview, traffic, with_load
+from serve.gateway.routes.desk import Desk
+from serve.protocol.chat import Body, parse
+from serve.protocol.jobs import Stored
+
+if TYPE_CHECKING:
+    from serve.gateway.app import Gateway
+
+NOT_ADMIN = "This API key is not an administrator's. `everlearn keys create NAME --admin` makes one that is."
+MAX_ACT_BYTES = 4096
+
+
+class Act(Body):
+    """What to do with what: `promote` a `name@3`, `revoke` a key's id, `cancel` a job's id."""
+
+    act: Literal["promote", "revoke", "cancel"]
+    subject: Annotated[str, Field(min_length=1, max_length=128), Stored]
+
+
+class Console(Desk):
+    """Where administrators look and act."""
+
+    def __init__(self, gateway: "Gateway", settings: Settings) -> None:
+        super().__init__(gateway)
+        self.settings = settings
+        self.overview = Overview(gateway.db)
+        self.jobs = Jobs(settings, gateway.db)
+
+    async def administrator(self, request: Request, *, acts: bool = False) -> Client:
+        """Whose key it is; anyone on this machine while there is no key. Raises AuthError, Forbidden, and as `writer`."""
+        client = await (self.writer if acts else self.client)(request)
+        key = exchange_of(request).key
+        if key and not key.admin:
+            raise Forbidden(NOT_ADMIN)
+        return client
+
+    async def state(self, client: Client) -> dict[str, Any]:
+        """All that the page shows."""
+        state = await asyncio.to_thread(self.overview.read)
+        engines = state["engines"]
+        return state | {
+            "at": time.time(),
+            "you": client.key_id,
+            "engines": engines | {"rows": with_load(engines["rows"], self.gateway.router)},
+            "traffic": traffic(self.gateway.metrics),
+            "draining": self.gateway.draining,
+        }
+
+    def do(self, act: Act, client: Client) -> None:
+        """Raises NotFound, InvalidInput, Conflict, Unavailable."""
+        match act.act:
+            case "promote":
+                from everlearn.registry.registry import (
+                    Registry,  # with the stores behind it: not before it is needed
+                )
+
+                Registry(self.settings).promote(act.subject, actor=client.actor)
+            case "revoke":
+                if act.subject == client.key_id:
+                    raise Conflict("This is the key that asks. Revoke it with `everlearn keys revoke`.")
+                revoke_key(self.gateway.db, act.subject, actor=client.actor)
+            case "cancel":
+                self.jobs.cancel(act.subject, actor=client.actor)
+
+
+def add_console(app: FastAPI, gateway: "Gateway", settings: Settings) -> None:
+    """The routes behind the page; they are no part of the API."""
+    console = Console(gateway, settings)
+
+    @app.get("/console/state", include_in_schema=False)
+    async def state(request: Request) -> dict[str, Any]:
+        return await console.state(await console.administrator(request))
+
+    @app.post("/console/acts", include_in_schema=False)
+    async def act(request: Request) -> dict[str, str]:
+        """A body of JSON, which a page from elsewhere cannot send here."""
+        client = await console.administrator(request, acts=True)
+        wanted = parse(Act, await gateway.body(request, MAX_ACT_BYTES))
+        await asyncio.to_thread(console.do, wanted, client)
+        return {"done": wanted.act}

@@ -1,0 +1,80 @@
+"""`/v1/models`: what is served, and the deletion of what a fine-tuning job made."""
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+
+from continual.jobs import Jobs
+from everlearn.bundles.reference import parse_reference
+from everlearn.errors import Forbidden, InvalidInput, NotFound
+from everlearn.registry.keys import covers, may_train
+from everlearn.settings import Settings
+from serve.gateway.http.exchange import exchange_of
+from serve.gateway.http.failures import ModelNotFound
+from serve.gateway.pages.openapi import error_responses
+from serve.gateway.routes.desk import WRITE_ERRORS, Desk
+from serve.protocol.chat import plain_ref
+
+if TYPE_CHECKING:
+    from serve.gateway.app import Gateway
+
+NO_TRAINER = "This API key may not delete models: it takes one made by `everlearn keys create NAME --train`."
+
+
+def add_models(app: FastAPI, gateway: "Gateway", settings: Settings) -> None:
+    """The routes."""
+    desk, jobs = Desk(gateway), Jobs(settings, gateway.db)
+    errors = error_responses(401, 403, 404, 500, 503)
+
+    @app.get("/v1/models", responses=errors)
+    async def list_models(request: Request) -> dict[str, Any]:
+        return {"object": "list", "data": gateway.visible(await gateway.keeper.admit(request))}
+
+    @app.get("/v1/models/{model:path}", responses=errors)
+    async def get_model(request: Request, model: str) -> dict[str, Any]:
+        key = await gateway.keeper.admit(request)
+        for offered in gateway.visible(key):
+            if plain_ref(model) in (offered["id"], f"{offered['id']}@{offered['version']}"):
+                return offered
+        raise ModelNotFound(f"The model '{model[:64]}' does not exist or is not being served.", param="model")
+
+    @app.delete("/v1/models/{model:path}", responses=WRITE_ERRORS)
+    async def delete_model(request: Request, model: str) -> dict[str, Any]:
+        """A key deletes what its own jobs made; an administrator's, and nobody's while there are no keys, any version."""
+        client = await desk.writer(request)
+        key, ref = exchange_of(request).key, plain_ref(model)
+        if key and not may_train(key):
+            raise Forbidden(NO_TRAINER)
+        missing = ModelNotFound(
+            f"The model '{model[:64]}' does not exist, or no job of this key made it.", param="model"
+        )
+        try:
+            reference = parse_reference(ref)
+        except InvalidInput:
+            raise missing from None
+        if not isinstance(reference.version, int):
+            raise InvalidInput(
+                "Name the version to delete, as in 'name@2', or by the fine_tuned_model of its job. "
+                "A whole model goes by `everlearn rm`.",
+                param="model",
+            )
+
+        def delete() -> None:
+            from everlearn.registry.registry import (
+                Registry,  # with the stores behind it: not before it is needed
+            )
+
+            if key and not (
+                key.admin or (covers(key, str(reference)) and jobs.made(str(reference), client=client))
+            ):
+                raise missing
+            registry = Registry(settings)
+            try:
+                registry.delete(str(reference), actor=client.actor)
+            except NotFound:
+                raise missing from None
+            registry.collect()
+
+        await asyncio.to_thread(delete)
+        return {"id": model, "object": "model", "deleted": True}

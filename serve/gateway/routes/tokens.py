@@ -1,0 +1,32 @@
+"""`/tokenize` and `/detokenize` in vLLM's shape: the engine's own tokenizer and chat template say what a prompt is."""
+
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from serve.gateway.pages.openapi import POST_ERRORS
+from serve.gateway.routing.dispatch import Work
+from serve.gateway.routing.relay import AsIs
+from serve.protocol.chat import encode
+from serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
+
+if TYPE_CHECKING:
+    from serve.gateway.app import Gateway
+
+
+def add_tokens(app: FastAPI, gateway: "Gateway") -> None:
+    """The routes."""
+
+    async def pass_on(request: Request, kind: type[TokenizeRequest] | type[DetokenizeRequest]) -> Response:
+        exchange, body = await gateway.accept(request, kind)
+        work = Work(request.url.path, encode(body), body.model, "generate", stream=False)
+        return gateway.relay(exchange, work, AsIs())
+
+    @app.post("/tokenize", responses=POST_ERRORS, response_class=Response)
+    async def tokenize(request: Request) -> Response:
+        return await pass_on(request, TokenizeRequest)
+
+    @app.post("/detokenize", responses=POST_ERRORS, response_class=Response)
+    async def detokenize(request: Request) -> Response:
+        return await pass_on(request, DetokenizeRequest)

@@ -1,0 +1,1 @@
+"""The request bodies that this server accepts, as allow-lists."""

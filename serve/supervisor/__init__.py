@@ -1,0 +1,1 @@
+"""Prepares models, starts engines and the gateway, and keeps them running."""

@@ -1,0 +1,279 @@
+"""What it takes to start an engine, and an engine that runs: its watched process, and its row for the gateways."""
+
+import asyncio
+import contextlib
+import secrets
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import psutil
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from everlearn.errors import EverlearnError
+from everlearn.registry.registry import Registry, Version
+from everlearn.settings import ERROR_FILE, Settings
+from serve import replicas
+from serve.child import Child, python
+from serve.engines import HAND_OVER, TAKE_OVER
+from serve.engines.programs import kind_of
+from serve.supervisor.prepare import servable
+from serve.supervisor.warmup import warm_up
+from serve.supervisor.watched import Patience, Watched
+
+HAND_OVER_S = 0.5
+"""From the row that says `draining` until requests are sent back: by then gateways that are well know who took over."""
+
+MAX_MODEL_CHARS = 64
+
+Program = Callable[[Version, Settings], Sequence[str]]
+"""The command line of the engine that serves a version; raises EverlearnError where there is none."""
+
+log = structlog.get_logger("serve.supervisor")
+
+
+@dataclass
+class Workshop:
+    """Makes servable what is not yet, and starts engines."""
+
+    settings: Settings
+    program: Program
+    patience: Patience
+    sockets: Path
+    db: Engine
+    registry: Registry
+    env: Mapping[str, str]
+    child: Child | None = None
+    """The `everlearn` command that runs now, if one does."""
+    writing: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a row is written, so that a late heartbeat never undoes a hand-over."""
+    _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def servable(self, model: str, number: int) -> Version:
+        """The version that serves for `model@number`, compressed now where it has to be. Raises EverlearnError."""
+        return await servable(self.registry, f"{model}@{number}", self.everlearn)
+
+    async def everlearn(self, arguments: Sequence[str]) -> None:
+        """Run one command of this program, its progress on our stderr. Raises EverlearnError."""
+        folder = self.settings.directory("tmp")
+        async with self._one_at_a_time:
+            with NamedTemporaryFile(dir=folder, prefix="reason-") as told:
+                command = python("everlearn", *arguments)
+                self.child = child = await Child.start(command, {**self.env, ERROR_FILE: told.name})
+                try:
+                    code = await child.wait()
+                finally:
+                    if child.is_running:
+                        await child.stop(self.patience.stop_s)
+                    self.child = None
+                reason = told.read().decode(errors="replace")
+        if code:
+            raise EverlearnError(
+                f"`everlearn {' '.join(arguments)}` failed: {reason or child.obituary(code)}"
+            )
+
+    async def write_down(self, model: str, number: int, role: str, reason: str) -> str:
+        """A row for a version that had no process, or for a model without one (number 0); returns its id."""
+        id = new_id()
+
+        def write() -> None:
+            version = self.registry.resolve(f"{model}@{number}") if number else None
+            replicas.announce(
+                self.db, id=id, model=model[:MAX_MODEL_CHARS], version=number,
+                digest=version.digest if version else "", kind=kind_of(version) if version else "",
+                task=version.task if version else "", url="", pid=None, state="failed", error=reason, role=role,
+            )  # fmt: skip
+
+        try:
+            await asyncio.to_thread(write)
+        except (SQLAlchemyError, EverlearnError) as error:
+            log.error("a refusal was not written down", reason=str(error))
+        return id
+
+    async def forget(self, row_id: str) -> None:
+        """Remove what was written down."""
+        try:
+            await asyncio.to_thread(replicas.withdraw, self.db, row_id)
+        except (SQLAlchemyError, EverlearnError) as error:
+            log.error("a refusal was not withdrawn", reason=str(error))
+
+    async def start(self, version: Version, stands_for: int, role: str) -> "Running":
+        """An engine that has begun to load. Raises EverlearnError when its program or its files are not there."""
+        argv = self.program(version, self.settings)
+        bundle = await asyncio.to_thread(self.registry.path, version)
+        running = Running(self, version, stands_for, role, argv, bundle)
+        running.watched.start()
+        return running
+
+
+class Running:
+    """An engine process, kept running, and its row kept true.
+
+    `stands_for` is the version that the alias names: another than `version` where that one had to be compressed.
+    A database that is away for a while stops nothing: the next heartbeat writes the row anew.
+    """
+
+    def __init__(
+        self, workshop: Workshop, version: Version, stands_for: int, role: str, argv: Sequence[str], bundle: Path,
+    ) -> None:  # fmt: skip
+        self.version = version
+        self.stands_for = stands_for
+        self._role = role
+        self.ended_in_standby = False
+        self.id = new_id()
+        self._workshop = workshop
+        self._db = workshop.db
+        self._state: replicas.State | None = "starting"  # None: withdrawn
+        self._pid: int | None = None
+        self._error: str | None = None
+        self._database_is_away = False
+        self._socket = workshop.sockets / f"{self.id}.sock"
+        options = {
+            "--bundle": bundle, "--model": version.model, "--version": version.version, "--uds": self._socket,
+        }  # fmt: skip
+        self.watched = Watched(
+            [*argv, *(str(part) for option in options.items() for part in option)], workshop.env, at=self._socket,
+            observer=self, on_line=pass_on, patience=workshop.patience,
+            warm_up=partial(warm_up, version=version, bundle=bundle),
+        )  # fmt: skip
+        self._routed = False
+
+    # What the watch tells ------------------------------------------------------------------------------------
+
+    async def started(self, pid: int) -> None:
+        def announce() -> None:
+            self._pid = pid
+            self._announce()
+
+        await self._write(announce)
+
+    async def healthy(self, health: dict[str, Any]) -> None:
+        def beat() -> None:
+            if self._routed and self._state == "starting":
+                self._state = "ready"
+            self._error = None
+            state, context = self._state or "stopped", health.get("context")
+            if not replicas.heartbeat(self._db, self.id, context=context, state=state):
+                self._announce()
+                replicas.heartbeat(self._db, self.id, context=context, state=state)
+
+        await self._write(beat)
+
+    async def ended(self, reason: str, *, given_up: bool) -> None:
+        log_end("engine", reason, given_up, ref=self.version.ref)
+        self._error = reason
+        self.ended_in_standby = self.ended_in_standby or self._state == "standby"
+        await self._write(partial(self._become, "failed" if given_up else "starting"))
+
+    # What the swap asks ----------------------------------------------------------------------------------------
+
+    async def take_over(self, old: "Running | None") -> bool:
+        """Let new requests come here, and none to `old` any more, at one instant. False: the database is away."""
+        await self.watched.post(TAKE_OVER)
+
+        def flip() -> None:
+            if not replicas.hand_over(self._db, self.id, old.id if old else None):
+                self._announce()
+                replicas.hand_over(self._db, self.id, old.id if old else None)
+            self._state, self._routed = "ready", True
+            if old:
+                old._state, old._routed = "draining", False
+
+        return await self._write(flip)
+
+    async def hand_over(self) -> None:
+        """Take no new requests, and wait until no gateway sends any.
+
+        Requests that wait in the engine and have not begun are sent back, for whoever took over.
+        """
+        await self._write(partial(self._become, "draining"))
+        await asyncio.sleep(min(HAND_OVER_S, self._workshop.patience.notice_s))
+        await self.watched.post(HAND_OVER)
+        await asyncio.sleep(self._workshop.patience.notice_s)
+
+    async def drain(self) -> None:
+        """Let the running answers end, and stop.
+
+        An engine ends its running answers after SIGTERM; it is killed when they take longer than the drain time.
+        """
+        await self.stop(self._workshop.settings.serve.drain_timeout_s)
+
+    async def stand_by(self) -> None:
+        """Stay loaded, without requests: the answers that run end by themselves."""
+        await self._write(partial(self._become, "standby"))
+
+    def may_stand_by(self) -> bool:
+        """Whether there is memory for another engine beside this one and whoever took over.
+
+        vLLM takes what a GPU has, and would leave nothing for the next.
+        """
+        if self._workshop.settings.serve.keep_previous == "off" or kind_of(self.version) != "onnx":
+            return False
+        return 2 * self.watched.resident_bytes() < psutil.virtual_memory().available
+
+    async def stop(self, drain_s: float = 0.0) -> None:
+        """End the process, and withdraw the row."""
+        if self._state not in ("draining", "failed", None):
+            await self._write(partial(self._become, "draining"))
+        await self.watched.stop(drain_s + self._workshop.patience.stop_s)
+
+        def leave() -> None:
+            self._state = None
+            replicas.withdraw(self._db, self.id)
+
+        await self._write(leave)
+
+    def _become(self, state: replicas.State) -> None:
+        if self._state and (self._state != "draining") == (state != "standby"):  # woken meanwhile: it serves
+            self._state = state
+            replicas.set_state(self._db, self.id, state, error=self._error)
+
+    def _announce(self) -> None:
+        version = self.version
+        replicas.announce(
+            self._db, id=self.id, model=version.model, version=version.version, digest=version.digest,
+            kind=kind_of(version), task=version.task, url=replicas.unix_url(self._socket), pid=self._pid,
+            state=self._state or "stopped", error=self._error, role=self._role,
+        )  # fmt: skip
+
+    async def _write(self, action: Callable[[], object]) -> bool:
+        """Whether the database took it."""
+
+        def act() -> None:
+            with self._workshop.writing:
+                if self._state is not None:  # a late heartbeat must not write the row anew
+                    action()
+
+        try:
+            await asyncio.to_thread(act)
+        except (SQLAlchemyError, EverlearnError) as error:
+            if not self._database_is_away:
+                log.error("database does not answer", reason=str(error))
+            self._database_is_away = True
+            return False
+        self._database_is_away = False
+        return True
+
+
+def new_id() -> str:
+    return f"rep-{secrets.token_hex(6)}"
+
+
+def pass_on(line: str) -> None:
+    """Show what a child has written, as it is."""
+    with contextlib.suppress(OSError):  # whoever read our stderr is gone; the children must not stall for it
+        print(line, file=sys.stderr, flush=True)
+
+
+def log_end(what: str, reason: str, given_up: bool, **fields: str) -> None:
+    """One line; what the process itself last said stands above it."""
+    log.warning(
+        f"{what} ended", **fields, reason=reason.splitlines()[0], next="given up" if given_up else "restart"
+    )

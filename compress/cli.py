@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from compress.recipe import CompressPlan
     from everlearn.registry.records import Version
 
+commands = typer.Typer()
+
 SHOWN = (
     ("perplexity", "perplexity"),
     ("parent_perplexity", "the parent's"),
@@ -32,6 +34,7 @@ SHOWN = (
 )
 
 
+@commands.command()
 def compress(
     ref: Ref,
     to: Annotated[
@@ -119,6 +122,7 @@ def print_prices(versions: list[Version], as_json: bool) -> None:
         print(f"Beside the original: everlearn compare {origins[0].ref} {' '.join(quantized)}")
 
 
+@commands.command()
 def distill(
     recipe: Annotated[
         Path, typer.Argument(metavar="RECIPE.yaml", help="Which teacher, which student, on what text.")
@@ -144,6 +148,7 @@ def distill(
     print_added(version, as_json)
 
 
+@commands.command()
 def answers(
     prompts: Annotated[
         Path, typer.Argument(metavar="PROMPTS.jsonl", help='A line each: {"prompt": …} or {"messages": […]}.')
@@ -182,6 +187,7 @@ def answers(
         print(f"  refused: {found.refused}, the first one with {found.why_refused}")
 
 
+@commands.command()
 def compare(
     refs: Annotated[
         list[str],
@@ -214,6 +220,7 @@ def compare(
         print_compared(found)
 
 
+@commands.command("gguf")
 def export_gguf(
     ref: Ref,
     file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="What to write.")],

@@ -19,17 +19,13 @@ from typing import Any
 from sqlalchemy import select
 
 from compress.export import build, recipe_of, write_export
-from continual.best import Scored
-from continual.examine import GateName, GateRefused, Measured, held_examples, score, verdict
-from continual.jobs import Jobs, Lease, LeaseLost, Level
-from continual.plan import Plan, is_current, make_plan
-from continual.promote import ChampionMoved, Weighed, promote
-from continual.recipe import BASE, ContinualRecipe, domain_of
-from continual.replay import Arrival
-from continual.reservoir import lowest, lowest_held
-from continual.small_files import is_one_text
-from continual.steps import Step, Steps
-from continual.teach import (
+from continual.learn.best import Scored
+from continual.learn.examine import GateName, GateRefused, Measured, held_examples, score, verdict
+from continual.learn.plan import Plan, is_current, make_plan
+from continual.learn.promote import ChampionMoved, Weighed, promote
+from continual.learn.replay import Arrival
+from continual.learn.reservoir import lowest, lowest_held
+from continual.learn.teach import (
     Upload,
     base_store,
     bundle_candidate,
@@ -42,6 +38,10 @@ from continual.teach import (
     train_candidate,
     write_down_base,
 )
+from continual.queue.jobs import Jobs, Lease, LeaseLost, Level
+from continual.queue.small_files import is_one_text
+from continual.queue.steps import Step, Steps
+from continual.recipe import BASE, ContinualRecipe, domain_of
 from everlearn.bundles.bundle import file_entry, read_manifest
 from everlearn.errors import Conflict, Corrupt, EverlearnError, NotFound, Unavailable
 from everlearn.processes.child import answer

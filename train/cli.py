@@ -17,6 +17,8 @@ from everlearn.cli.arguments import Json, open_registry, open_settings
 if TYPE_CHECKING:
     from everlearn.progress import Progress
 
+commands = typer.Typer()
+
 LINE_EVERY_S = 10.0
 TOLD = ("data: ", "warning: ", "note: ")
 """What stays on the screen of what is told before training."""
@@ -24,6 +26,7 @@ TOLD = ("data: ", "warning: ", "note: ")
 OnStep = Callable[[dict[str, Any]], None]
 
 
+@commands.command()
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train, on what, and how.")],
     overrides: Annotated[

@@ -13,7 +13,7 @@ from everlearn.cli.arguments import Json, complete_ref, open_settings
 from everlearn.errors import ConfigError
 
 if TYPE_CHECKING:
-    from continual.jobs import Event, Job, Jobs
+    from continual.queue.jobs import Event, Job, Jobs
     from continual.recipe import ContinualRecipe
 
 POLL_S = 0.5
@@ -41,8 +41,8 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Put a job into the queue."""
-    from continual.check_file import check_examples
-    from continual.files import Files
+    from continual.queue.check_file import check_examples
+    from continual.queue.files import Files
     from everlearn.printing import print_error, print_json
 
     table = _jobs()
@@ -149,7 +149,7 @@ def cancel(job: JobId, as_json: Json = False) -> None:
 
 def worker() -> None:
     """Run queued jobs until Ctrl-C or SIGTERM; `everlearn serve` keeps a worker by itself."""
-    from continual.jobs import why_no_worker
+    from continual.queue.jobs import why_no_worker
     from everlearn.errors import Unavailable
     from everlearn.logs import configure_logging
 
@@ -157,7 +157,7 @@ def worker() -> None:
     configure_logging(settings.log_level)
     if reason := why_no_worker(settings):
         raise Unavailable(reason)
-    from continual.worker import work
+    from continual.queue.worker import work
 
     work(settings)
 
@@ -201,7 +201,7 @@ def describe(job: Job) -> dict[str, Any]:
 
 
 def _jobs() -> Jobs:
-    from continual.jobs import Jobs
+    from continual.queue.jobs import Jobs
 
     return Jobs(open_settings())
 

@@ -11,7 +11,7 @@ from everlearn.cli.arguments import Json, Name, open_registry, open_settings
 from everlearn.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
-    from continual.replay import Kept
+    from continual.learn.replay import Kept
     from everlearn.registry.registry import Registry
 
 SHOWN_CHARS = 70
@@ -27,7 +27,7 @@ replay = typer.Typer(
 @replay.command()
 def show(model: Name, as_json: Json = False) -> None:
     """Show how much is kept of each text, to train on again and to measure on."""
-    from continual.replay import sizes
+    from continual.learn.replay import sizes
     from everlearn.printing import print_json, print_table
     from everlearn.registry.database import read
 
@@ -85,7 +85,7 @@ def rm(
     as_json: Json = False,
 ) -> None:
     """Delete examples for good: they do not come back with a later file. What models learned of them stays."""
-    from continual.replay import delete_example
+    from continual.learn.replay import delete_example
     from everlearn.printing import print_json
     from everlearn.registry.database import write
 
@@ -99,7 +99,7 @@ def rm(
 @replay.command()
 def best(model: Name, as_json: Json = False) -> None:
     """Show how good the champion's line ever was on each text: what the gate's budget is counted from."""
-    from continual.best import recall, summary
+    from continual.learn.best import recall, summary
     from everlearn.printing import print_json, print_table
     from everlearn.registry.database import read
 
@@ -132,7 +132,7 @@ def accept(
     as_json: Json = False,
 ) -> None:
     """Accept what a model has lost of texts: their best begins anew with what the champion scores now."""
-    from continual.best import domains_of, reset
+    from continual.learn.best import domains_of, reset
     from everlearn.printing import print_json
     from everlearn.registry.database import write
 
@@ -151,7 +151,7 @@ def accept(
 
 
 def _kept(registry: Registry, model: str, domain: str | None) -> Iterator[tuple[str, Kept]]:
-    from continual.replay import Split, read_buffer
+    from continual.learn.replay import Split, read_buffer
     from everlearn.registry.database import read
 
     splits: tuple[Split, ...] = ("train", "held")
@@ -177,7 +177,7 @@ def _decoder(registry: Registry, model: str) -> Callable[[Kept], str]:
 
 def _whole(registry: Registry, model: str, prefix: str) -> str:
     """The one hash that begins so. Raises NotFound, InvalidInput where several do."""
-    from continual.replay import hashes
+    from continual.learn.replay import hashes
     from everlearn.registry.database import read
 
     if len(prefix) < SHORTEST_PREFIX:

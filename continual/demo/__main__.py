@@ -24,13 +24,13 @@ from continual.demo.report import Outcome, Taught, ratio, write_report
 from continual.demo.server import Server, serving
 from continual.demo.texts import DOMAINS, Domain, write_domain
 from continual.demo.visitor import Visitor
-from continual.jobs import Job, Jobs
-from continual.measure import general_examples, pieces
-from continual.plan import make_plan
+from continual.learn.measure import general_examples, pieces
+from continual.learn.plan import make_plan
+from continual.learn.replay import read_buffer
+from continual.learn.teach import Upload, prepare_data
+from continual.queue.jobs import Job, Jobs
+from continual.queue.steps import Steps
 from continual.recipe import ContinualRecipe
-from continual.replay import read_buffer
-from continual.steps import Steps
-from continual.teach import Upload, prepare_data
 from everlearn.errors import Conflict, EverlearnError
 from everlearn.progress import Progress, shown
 from everlearn.registry.database import read

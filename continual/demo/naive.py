@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from continual.measure import score_examples
-from continual.plan import Plan
-from continual.teach import train_recipe
+from continual.learn.measure import score_examples
+from continual.learn.plan import Plan
+from continual.learn.teach import train_recipe
 from everlearn.progress import Progress
 from train.data.store import Example
 from train.launch import launch

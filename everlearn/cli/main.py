@@ -1,28 +1,34 @@
-"""The one program, ``everlearn``. Rooms and libraries load inside the commands, so that help answers at once."""
+"""The one program, ``everlearn``, and the table of its commands.
+
+The kernel's own commands are registered here. Every other room, and every other package, brings its own by an entry
+point of the group ``everlearn.commands``: a ``typer.Typer`` whose commands join these. Such a module imports its room
+and libraries inside the commands alone, so that help answers at once.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import sys
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command_name
 
-from compress.cli import answers, compare, compress, distill, export_gguf
-from continual.cli.jobs import jobs, worker
-from continual.cli.replay import replay
-from everlearn.cli.arguments import Json, complete_ref, open_settings
 from everlearn.cli.audit import audit
+from everlearn.cli.bring_in import import_
+from everlearn.cli.installation import config, doctor, version
 from everlearn.cli.keys import keys
-from everlearn.cli.models import alias, gc, ls, print_added, promote, rm, rollback, show
+from everlearn.cli.models import alias, gc, ls, promote, rm, rollback, show
 from everlearn.cli.usage import usage
 from everlearn.errors import EverlearnError
 from everlearn.privacy import keep_private
-from serve.cli_ps import ps
-from serve.cli_trials import canary, shadow
-from train.cli import train
+
+GROUP = "everlearn.commands"
+"""Of entry points: each names a ``typer.Typer``."""
 
 EPILOG = (
     "Exit codes: 0 done · 1 refused, or failed for the reason printed · 2 wrong input or settings · "
@@ -81,115 +87,55 @@ app = typer.Typer(
 )
 
 
+app.command("import")(import_)
+for command in (ls, show, rm, gc, promote, rollback, alias):
+    app.command()(command)
+app.add_typer(keys)
+for command in (audit, usage, config, doctor, version):
+    app.command()(command)
+
+
+def add_commands(app: typer.Typer, found: Iterable[EntryPoint]) -> None:
+    """Adds the commands that entry points bring, in the order of their names.
+
+    What cannot be loaded, is no ``typer.Typer``, or has a name that is taken, is left out, and stderr says so: a broken
+    package must not take the other commands away.
+    """
+    taken = names_of(app)
+    for entry in sorted(found, key=lambda entry: entry.name):
+        try:
+            brought = entry.load()
+            if not isinstance(brought, typer.Typer):
+                raise TypeError(f"{entry.value} is a {type(brought).__name__}, no typer.Typer")
+            if twice := sorted(taken & names_of(brought)):
+                raise ValueError(f"the name of {', '.join(twice)} is taken")
+        except Exception as error:  # noqa: BLE001 (another package's code)
+            owner = f" of {entry.dist.name}" if entry.dist else ""
+            print(
+                f"warning: the commands {entry.name!r}{owner} are left out: {type(error).__name__}: {error}",
+                file=sys.stderr,
+            )
+            continue
+        taken |= names_of(brought)
+        app.add_typer(brought)
+
+
+def names_of(app: typer.Typer) -> set[str]:
+    """The names of the commands and groups of commands at an app's top."""
+    own = {
+        one.name or get_command_name(one.callback.__name__) for one in app.registered_commands if one.callback
+    }
+    for group in app.registered_groups:
+        nested = group.typer_instance
+        name = group.name or (nested and nested.info.name)
+        own |= {name} if isinstance(name, str) else names_of(nested) if nested else set()
+    return own
+
+
+add_commands(app, entry_points(group=GROUP))
+
+
 def main() -> None:
     """Entry point."""
     keep_private()
     app()
-
-
-@app.command("import")
-def import_(
-    source: Annotated[
-        str, typer.Argument(help="A catalogue name, a folder, a .gguf file, or hf:ORG/NAME[@REVISION].")
-    ],
-    name: Annotated[str | None, typer.Option(help="What to call the model here.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Bring a model in as a new version."""
-    from everlearn.importing.sources import import_model
-    from everlearn.progress import shown
-
-    with shown() as progress:
-        version = import_model(open_settings(), source, name=name, progress=progress)
-    print_added(version, as_json)
-    if name is None and version.version > 1:
-        print(
-            f"note: {version.model} was there already, and this is its version {version.version}; "
-            "--name gives another name",
-            file=sys.stderr,
-        )
-
-
-app.command()(compress)
-app.command()(distill)
-app.command()(answers)
-app.command()(compare)
-app.command("gguf")(export_gguf)
-
-
-@app.command()
-def serve(
-    refs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[MODEL[@VERSION]]…", help="Default: every champion.", autocompletion=complete_ref
-        ),
-    ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on.", min=0, max=65535)] = None,
-    engine: Annotated[
-        Literal["auto", "onnx", "vllm"] | None,
-        typer.Option(help="What serves a model's tensors; auto compresses them to ONNX."),
-    ] = None,
-) -> None:
-    """Serve models to any OpenAI client."""
-    from everlearn.logs import configure_logging
-    from serve.supervisor.supervisor import serve as serve_models
-
-    settings = open_settings()
-    configure_logging(settings.log_level)
-    given = {"host": host, "port": port, "engine": engine}
-    door = settings.serve.model_copy(update={key: value for key, value in given.items() if value is not None})
-    serve_models(settings.model_copy(update={"serve": door}), refs or [])
-
-
-for command in (train, ls, show, rm, gc, promote, rollback, canary, shadow, alias, ps, audit, usage):
-    app.command()(command)
-
-
-@app.command()
-def config(as_json: Json = False) -> None:
-    """Show every setting, and where its value came from."""
-    from everlearn.printing import print_json, print_table
-    from everlearn.settings import flatten, origins, without_password
-
-    settings = open_settings()
-    origin = origins(settings)
-    values = {key: without_password(value) for key, value in flatten(settings.model_dump(mode="json"))}
-    if as_json:
-        print_json({key: {"value": value, "origin": origin[key]} for key, value in values.items()})
-    else:
-        shown = {key: "" if value is None else value for key, value in values.items()}
-        print_table(
-            ["SETTING", "VALUE", "ORIGIN"], [(key, value, origin[key]) for key, value in shown.items()]
-        )
-
-
-@app.command()
-def doctor(as_json: Json = False) -> None:
-    """Check this machine and this installation; exits with 1 where something will not work."""
-    from everlearn.doctor import examine
-    from everlearn.printing import print_json, print_table
-
-    findings = examine(open_settings())
-    if as_json:
-        print_json([finding.__dict__ for finding in findings])
-    else:
-        print_table(["", "CHECK", "FOUND"], [(one.verdict, one.check, one.found) for one in findings])
-    if any(finding.verdict == "bad" for finding in findings):
-        raise typer.Exit(1)
-
-
-@app.command()
-def version(as_json: Json = False) -> None:
-    """Print everlearn's version."""
-    from everlearn import __version__
-    from everlearn.printing import print_json
-
-    print_json({"everlearn": __version__}) if as_json else print(__version__)
-
-
-app.add_typer(keys)
-app.add_typer(jobs)
-app.add_typer(replay)
-app.command()(worker)

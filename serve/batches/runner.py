@@ -18,8 +18,8 @@ import orjson
 import structlog
 from sqlalchemy.orm import Session
 
-from continual.files import BATCH_OUTPUT, Client, Files
-from continual.queue_owner import SignsOfLife, is_gone, this_process
+from continual.queue.files import BATCH_OUTPUT, Client, Files
+from continual.queue.owner import SignsOfLife, is_gone, this_process
 from everlearn.errors import EverlearnError, NotFound, Unavailable
 from everlearn.registry.database import ApiKey, read
 from everlearn.registry.keys import why_ended

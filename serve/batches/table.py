@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 import structlog
 from sqlalchemy import Connection, Engine, and_, delete, insert, or_, select, update
 
-from continual.files import BATCH, Client, owned, require_file
+from continual.queue.files import BATCH, Client, owned, require_file
 from everlearn.errors import Conflict, InvalidInput, NotFound
 from everlearn.registry.audit import record
 from everlearn.registry.database import BatchAnswerRow, BatchRow, open_database, read, write

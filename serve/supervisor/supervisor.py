@@ -24,7 +24,7 @@ import structlog
 from prometheus_client.multiprocess import mark_process_dead
 from sqlalchemy import Engine
 
-from continual.jobs import why_no_worker
+from continual.queue.jobs import why_no_worker
 from everlearn.bundles.reference import parse_reference
 from everlearn.errors import EverlearnError, InvalidInput, Unavailable
 from everlearn.registry.database import START_PATIENCE_S, open_database
@@ -189,7 +189,7 @@ class House:
 
     def _start_workers(self) -> None:
         """Keep what works on jobs and on batches running. A server serves on without, so neither is ever given up."""
-        modules = {"worker": "continual.worker"} if why_no_worker(self.settings) is None else {}
+        modules = {"worker": "continual.queue.worker"} if why_no_worker(self.settings) is None else {}
         if self.settings.serve.batch_requests:
             modules["batches"] = "serve.batches"
         patience = replace(self.patience, quick_crashes=sys.maxsize)

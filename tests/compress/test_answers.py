@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from compress.distill.answers import Asking, answer_prompts
 from compress.distill import answers
+from compress.distill.answers import Asking, answer_prompts
 from everlearn.errors import AuthError, Conflict, EverlearnError, InvalidInput, NotFound, Unavailable
 from train.data.reading.read import read_examples
 

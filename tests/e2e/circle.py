@@ -48,7 +48,7 @@ QUICK = {
     "EVERLEARN_ONNX__THREADS": "1",
 }
 PARTS = {
-    "worker": "continual.worker",
+    "worker": "continual.queue.worker",
     "engine": "serve.engines.onnx",
     "gateway": "serve.gateway",
     "valkey": "valkey-server",

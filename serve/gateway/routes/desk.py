@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import Request
 
-from continual.files import Client
+from continual.queue.files import Client
 from serve.gateway.http.exchange import exchange_of
 from serve.gateway.http.failures import Draining
 from serve.gateway.pages.openapi import error_responses

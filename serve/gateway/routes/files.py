@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request
 from starlette.responses import FileResponse, Response
 
-from continual.files import PURPOSES, Files
+from continual.queue.files import PURPOSES, Files
 from everlearn.errors import Corrupt, InvalidInput
 from everlearn.settings import Settings
 from serve.gateway.http.file_upload import receive_file

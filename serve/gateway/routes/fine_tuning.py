@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 
-from continual.files import Files
-from continual.jobs import Jobs, why_no_worker
+from continual.queue.files import Files
+from continual.queue.jobs import Jobs, why_no_worker
 from everlearn.errors import Forbidden, InvalidInput, NotFound, Unavailable
 from everlearn.registry.keys import may_train
 from everlearn.settings import Settings

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 
-from continual.jobs import Jobs
+from continual.queue.jobs import Jobs
 from everlearn.bundles.reference import parse_reference
 from everlearn.errors import Forbidden, InvalidInput, NotFound
 from everlearn.registry.keys import covers, may_train

@@ -17,7 +17,7 @@ import torch
 from sqlalchemy import insert
 
 from compress.export import export_onnx
-from continual.jobs import Job, Jobs, Lease
+from continual.queue.jobs import Job, Jobs, Lease
 from continual.recipe import ContinualRecipe
 from everlearn.importing.sources import import_model
 from everlearn.registry.database import FileRow, read, write

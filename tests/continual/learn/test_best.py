@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine, func, insert, select
 
-from continual.best import KEPT_BUNDLES, recall, remember, reset
-from continual.examine import NEW, Measured, verdict
-from continual.gate import Scores, Verdict
-from continual.plan import Plan
+from continual.learn.best import KEPT_BUNDLES, recall, remember, reset
+from continual.learn.examine import NEW, Measured, verdict
+from continual.learn.gate import Scores, Verdict
+from continual.learn.plan import Plan
+from continual.learn.replay import Arrival, delete_example, insert_examples, read_buffer
+from continual.learn.reservoir import Held, content_sha256
 from continual.recipe import GENERAL, ContinualRecipe
-from continual.replay import Arrival, delete_example, insert_examples, read_buffer
-from continual.reservoir import Held, content_sha256
 from everlearn.registry.audit import list_acts
 from everlearn.registry.database import BestScoreRow, ModelRow, VersionRow, open_database, read, write
 from everlearn.settings import Settings

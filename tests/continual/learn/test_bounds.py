@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from continual.bounds import bounds, student_t
+from continual.learn.bounds import bounds, student_t
 
 TRUTH, CONFIDENCE = 0.1, 0.9
 LEAST = 0.88

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from typer.testing import CliRunner, Result
 
-from continual.best import Scored, remember
+from continual.learn.best import Scored, remember
 from everlearn.cli.main import app
 from everlearn.registry.audit import list_acts
 from everlearn.registry.database import write

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from continual.gate import Earlier, Scores, Verdict, compare, judge
+from continual.learn.gate import Earlier, Scores, Verdict, compare, judge
 from continual.recipe import GateThresholds
 
 THRESHOLDS = GateThresholds(min_gain=0.01, max_forgetting=0.05, confidence=0.9, resamples=1000)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from continual.mixture import MAX_PASSES, mix, write_mixture
+from continual.learn.mixture import MAX_PASSES, mix, write_mixture
+from continual.learn.reservoir import content_sha256
 from continual.recipe import Replay
-from continual.reservoir import content_sha256
 from everlearn.errors import InvalidInput
 from train.data.store import Example, TokenStore, open_store, write_store
 

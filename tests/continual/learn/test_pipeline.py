@@ -21,10 +21,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from sqlalchemy import update
 
-from continual.best import recall, summary
-from continual.jobs import Job, Lease
+from continual.learn.best import recall, summary
+from continual.learn.replay import read_buffer
 from continual.pipeline import Pipeline
-from continual.replay import read_buffer
+from continual.queue.jobs import Job, Lease
 from everlearn.errors import InvalidInput
 from everlearn.importing.sources import import_model
 from everlearn.processes.child import run_child

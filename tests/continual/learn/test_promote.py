@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from continual.best import Best, Scored, recall
-from continual.jobs import Lease, LeaseLost
-from continual.plan import Plan, make_plan
-from continual.promote import ChampionMoved, Weighed, promote
-from continual.replay import Arrival
+from continual.learn.best import Best, Scored, recall
+from continual.learn.plan import Plan, make_plan
+from continual.learn.promote import ChampionMoved, Weighed, promote
+from continual.learn.replay import Arrival
+from continual.queue.jobs import Lease, LeaseLost
 from everlearn.bundles.bundle import read_manifest, write_bundle
 from everlearn.registry.audit import list_acts
 from everlearn.registry.database import BestScoreRow, read
@@ -151,11 +151,11 @@ def test_weights_that_a_killed_promotion_registered_are_not_registered_twice(
     code = (
         "import os, sys, json\n"
         "from pathlib import Path\n"
-        "import continual.promote as p\n"
+        "import continual.learn.promote as p\n"
         "from everlearn.settings import Settings\n"
         "from everlearn.registry.registry import Registry\n"
-        "from continual.jobs import Lease\n"
-        "from continual.plan import Plan\n"
+        "from continual.queue.jobs import Lease\n"
+        "from continual.learn.plan import Plan\n"
         "said = json.loads(sys.argv[1])\n"
         "p.move_champion = lambda *_: os.kill(os.getpid(), 9)\n"
         "p.promote(Registry(Settings(home=Path(said['home']))), Lease(**said['lease']), Plan(**said['plan']),\n"
@@ -185,7 +185,7 @@ def test_a_kill_after_the_gates_memory_is_written_leaves_nothing_of_the_promotio
 ) -> None:
     before = state(home)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("continual.promote.finish_within", lambda *_, **__: 1 / 0)
+        patch.setattr("continual.learn.promote.finish_within", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             do(home, lease, plan, candidate)
     assert state(home) == before

@@ -12,8 +12,7 @@ import pytest
 from scipy.stats import chisquare
 from sqlalchemy import Engine, select, update
 
-from continual.recipe import MIN_DOCUMENTS
-from continual.replay import (
+from continual.learn.replay import (
     Arrival,
     delete_example,
     insert_examples,
@@ -21,7 +20,8 @@ from continual.replay import (
     sample,
     sizes,
 )
-from continual.reservoir import content_sha256, priority
+from continual.learn.reservoir import content_sha256, priority
+from continual.recipe import MIN_DOCUMENTS
 from everlearn.registry.audit import list_acts
 from everlearn.registry.database import ReplayExampleRow, open_database, read, write
 from everlearn.settings import Settings
@@ -233,7 +233,7 @@ sys.path[:0] = [{root!r}]
 from pathlib import Path
 from everlearn.registry.database import open_database, write
 from everlearn.settings import Settings
-from continual.replay import Arrival, insert_examples
+from continual.learn.replay import Arrival, insert_examples
 from tests.continual.learn.test_replay import examples
 with write(open_database(Settings(home=Path({home!r})))) as connection:
     insert_examples(connection, "tiny", "j2", "d", [Arrival("d", "train", examples(range(5, 9)), 10**9)])

@@ -12,8 +12,7 @@ from hypothesis import settings as profile
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from sqlalchemy import update
 
-from continual.recipe import MIN_DOCUMENTS
-from continual.replay import (
+from continual.learn.replay import (
     Arrival,
     delete_example,
     insert_examples,
@@ -21,7 +20,8 @@ from continual.replay import (
     sample,
     sizes,
 )
-from continual.reservoir import content_sha256, priority
+from continual.learn.reservoir import content_sha256, priority
+from continual.recipe import MIN_DOCUMENTS
 from everlearn.registry.database import ReplayExampleRow, open_database, read, write
 from everlearn.settings import Settings
 from train.data.store import Example

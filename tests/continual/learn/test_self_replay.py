@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from continual.learn.self_replay import generate_examples, start_tokens
 from continual.recipe import Generation
-from continual.self_replay import generate_examples, start_tokens
 from tests.compress.tiny_models import write_llama
 from train.evaluate.likelihood import load_causal_lm
 

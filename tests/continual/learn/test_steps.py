@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from continual.steps import Steps
+from continual.queue.steps import Steps
 
 
 def test_a_finished_step_is_taken_as_it_is(tmp_path: Path) -> None:

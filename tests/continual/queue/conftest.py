@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from continual.files import Files
-from continual.jobs import Job, Jobs
+from continual.queue.files import Files
+from continual.queue.jobs import Job, Jobs
 from continual.recipe import ContinualRecipe
 from everlearn.bundles.bundle import write_bundle
 from everlearn.redis_address import own_socket

@@ -2,7 +2,7 @@
 
 import sys
 
-from continual.queue import consume
+from continual.queue.consumer import consume
 from everlearn.logs import configure_logging
 from everlearn.settings import load_settings
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from continual.worker import work
+from continual.queue.worker import work
 from everlearn.logs import configure_logging
 from everlearn.settings import load_settings
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from continual.jobs import Jobs, Lease, LeaseLost
+from continual.queue.jobs import Jobs, Lease, LeaseLost
 from everlearn.errors import Conflict, InvalidInput
 from everlearn.processes.child import answer
 from everlearn.progress import Progress

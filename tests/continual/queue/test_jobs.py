@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, update
 
-from continual.files import Client
-from continual.jobs import Jobs, Lease, LeaseLost, check_lease
-from continual.queue import Publisher
-from continual.queue_owner import is_gone, this_process
-from continual.queue_reconciler import Reconciler
-from continual.small_files import is_one_text
+from continual.queue.consumer import Publisher
+from continual.queue.files import Client
+from continual.queue.jobs import Jobs, Lease, LeaseLost, check_lease
+from continual.queue.owner import is_gone, this_process
+from continual.queue.reconciler import Reconciler
+from continual.queue.small_files import is_one_text
 from everlearn.bundles.bundle import write_bundle
 from everlearn.errors import InvalidInput, NotFound
 from everlearn.registry.audit import list_acts

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import insert
 from typer.testing import CliRunner
 
-from continual.gate import judge
+from continual.learn.gate import judge
 from everlearn.cli.main import app
 from everlearn.registry.database import JobRow, open_database, write
 from everlearn.settings import Settings

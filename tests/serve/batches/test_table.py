@@ -2,7 +2,7 @@
 
 import pytest
 
-from continual.files import BATCH, Client, Files
+from continual.queue.files import BATCH, Client, Files
 from everlearn.errors import Conflict, InvalidInput, NotFound
 from everlearn.registry.audit import list_acts
 from everlearn.settings import Settings

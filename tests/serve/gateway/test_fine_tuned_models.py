@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from continual.jobs import Jobs
+from continual.queue.jobs import Jobs
 from everlearn.registry.keys import create_key
 from everlearn.registry.registry import Registry
 from serve.protocol.chat import ChatRequest, parse

@@ -19,8 +19,8 @@ import pytest
 from openai.types import FileObject
 from openai.types.fine_tuning import FineTuningJob
 
-from continual.files import Files
-from continual.jobs import Jobs
+from continual.queue.files import Files
+from continual.queue.jobs import Jobs
 from everlearn.registry.keys import create_key
 from everlearn.registry.registry import Registry
 from tests.continual.queue.conftest import add_model

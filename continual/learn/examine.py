@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from continual.best import Best, Scored
-from continual.gate import Earlier, Scores, Verdict, judge
-from continual.measure import general_examples, score_whole
-from continual.plan import Plan
+from continual.learn.best import Best, Scored
+from continual.learn.gate import Earlier, Scores, Verdict, judge
+from continual.learn.measure import general_examples, score_whole
+from continual.learn.plan import Plan
+from continual.learn.reservoir import Held, content_sha256, lowest_held, priority
+from continual.learn.teach import data_store, documents_of, replayed
+from continual.queue.steps import Step, Steps
 from continual.recipe import BASE, GENERAL, MIN_DOCUMENTS
-from continual.reservoir import Held, content_sha256, lowest_held, priority
-from continual.steps import Step, Steps
-from continual.teach import data_store, documents_of, replayed
 from everlearn.bundles.bundle import Format
 from everlearn.errors import EverlearnError, InvalidInput
 from everlearn.progress import Progress

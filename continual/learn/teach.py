@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, Engine
 
-from continual.best import recall
-from continual.mixture import mix, write_mixture
-from continual.plan import Plan
+from continual.learn.best import recall
+from continual.learn.mixture import mix, write_mixture
+from continual.learn.plan import Plan
+from continual.learn.replay import DELETED, hashes, read_buffer, sample, sizes
+from continual.learn.self_replay import generate_examples
+from continual.queue.steps import Step, Steps
 from continual.recipe import BASE, MIN_DOCUMENTS
-from continual.replay import DELETED, hashes, read_buffer, sample, sizes
-from continual.self_replay import generate_examples
-from continual.steps import Step, Steps
 from everlearn.bundles.bundle import write_bundle
 from everlearn.progress import Progress
 from everlearn.registry.database import read

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from continual.learn.reservoir import content_sha256, priority
 from continual.recipe import Replay
-from continual.reservoir import content_sha256, priority
 from everlearn.errors import InvalidInput
 from train.data.store import Example, TokenStore, write_store
 

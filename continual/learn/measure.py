@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from continual.gate import Scores
+from continual.learn.gate import Scores
 from continual.recipe import MIN_DOCUMENTS
 from everlearn.bundles.bundle import Format
 from train.data.store import Example

@@ -14,10 +14,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from continual.best import Scored, remember
-from continual.jobs import Lease, check_lease, finish_within
-from continual.plan import Plan
-from continual.replay import Arrival, insert_examples, sizes
+from continual.learn.best import Scored, remember
+from continual.learn.plan import Plan
+from continual.learn.replay import Arrival, insert_examples, sizes
+from continual.queue.jobs import Lease, check_lease, finish_within
 from everlearn.bundles.bundle import read_manifest
 from everlearn.bundles.reference import Reference
 from everlearn.errors import Conflict

@@ -1,4 +1,4 @@
-"""`python -m continual.queue_child MODULE`: runs a module as the child that works on a job, on a leash.
+"""`python -m continual.queue.child MODULE`: runs a module as the child that works on a job, on a leash.
 
 The leash is a pipe on which the worker tells, with every heartbeat, until when the lease is certainly this
 process's own. Past that moment, or at the end of the pipe, the process ends at once: so also when the worker was

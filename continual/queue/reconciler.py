@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import structlog
 
-from continual.jobs import Jobs, Lease
-from continual.queue import Publisher
-from continual.queue_owner import SignsOfLife, is_gone
+from continual.queue.consumer import Publisher
+from continual.queue.jobs import Jobs, Lease
+from continual.queue.owner import SignsOfLife, is_gone
 from everlearn.errors import Unavailable
 
 PUBLISHED_AT_ONCE = 100

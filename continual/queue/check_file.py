@@ -29,7 +29,7 @@ def check_examples(path: Path, name: str, settings: ContinualSettings) -> None:
     request = {"path": str(path), "name": name, "max_unpacked_bytes": settings.max_unpacked_bytes}
     limits = Limits(name, memory_bytes=settings.data_memory_bytes, wall_s=WALL_S, param="file")
     try:
-        run_child("continual.check_file", request, silent, limits)
+        run_child("continual.queue.check_file", request, silent, limits)
     except InvalidInput as error:
         raise InvalidInput(error.message, param="file") from None
 

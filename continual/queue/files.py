@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, and_, insert, or_, select, true, update
 
-from continual.check_file import check_examples
+from continual.queue.check_file import check_examples
 from everlearn.bundles.durable import sync_directory
 from everlearn.errors import Conflict, EverlearnError, InvalidInput, NotFound
 from everlearn.registry.database import BatchRow, FileRow, JobRow, open_database, read, write

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 from filelock import FileLock, Timeout
 
-from continual.queue_process import Kept
+from continual.queue.process import Kept
 from everlearn.errors import Unavailable
 from everlearn.redis_address import own_socket, redis_url
 from everlearn.settings import Settings

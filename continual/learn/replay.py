@@ -18,9 +18,9 @@ from typing import Any, Literal
 import numpy as np
 from sqlalchemy import Connection, delete, func, insert, select
 
-from continual.best import forget_examples
+from continual.learn.best import forget_examples
+from continual.learn.reservoir import Held, content_sha256, lowest, lowest_held, priority, target_mask
 from continual.recipe import MIN_DOCUMENTS
-from continual.reservoir import Held, content_sha256, lowest, lowest_held, priority, target_mask
 from everlearn.registry.audit import record
 from everlearn.registry.database import ReplayExampleRow, ReplayInsertionRow
 from train.data.store import Example

@@ -23,9 +23,9 @@ from typing import IO, Any, cast
 
 import structlog
 
-from continual.jobs import Jobs, Lease, LeaseLost, State
-from continual.queue_child import LEASH
-from continual.queue_owner import this_process
+from continual.queue.child import LEASH
+from continual.queue.jobs import Jobs, Lease, LeaseLost, State
+from continual.queue.owner import this_process
 from everlearn.errors import Unavailable
 
 PIPELINE = "continual.pipeline"
@@ -115,7 +115,7 @@ class Attempt:
             environment["OMP_NUM_THREADS"] = str(self._limits.threads)
         with self._log_path.open("ab") as written:
             child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "continual.queue_child", module],
+                [sys.executable, "-P", "-m", "continual.queue.child", module],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=written, text=True,
                 env=environment, pass_fds=[reads], start_new_session=True,
             )  # fmt: skip

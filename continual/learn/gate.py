@@ -1,7 +1,7 @@
 """The measured decision whether a candidate may become champion.
 
 Champion and candidate are scored on the same held documents, and the difference of their mean negative
-log-likelihoods gets bounds (``continual.bounds``). The candidate must gain on the new domain; and on any earlier one it
+log-likelihoods gets bounds (``continual.learn.bounds``). The candidate must gain on the new domain; and on any earlier one it
 may not fall further below the best that the model ever was there than the recipe allows, however many jobs it took.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from continual.bounds import bounds
+from continual.learn.bounds import bounds
 from continual.recipe import MIN_DOCUMENTS, GateThresholds
 
 MEND = (

@@ -17,9 +17,9 @@ from celery import Celery
 from celery.signals import worker_shutting_down
 from kombu.exceptions import OperationalError
 
-from continual.broker import broker_url
-from continual.jobs import Jobs
-from continual.queue_attempt import PIPELINE, run_job
+from continual.queue.attempt import PIPELINE, run_job
+from continual.queue.broker import broker_url
+from continual.queue.jobs import Jobs
 from everlearn.errors import Unavailable
 from everlearn.logs import configure_logging
 from everlearn.settings import Settings, load_settings

@@ -18,12 +18,12 @@ from typing import Any
 
 import structlog
 
-from continual.broker import EmbeddedValkey
-from continual.files import Files
-from continual.jobs import Jobs
-from continual.queue import Publisher
-from continual.queue_process import Kept
-from continual.queue_reconciler import Reconciler
+from continual.queue.broker import EmbeddedValkey
+from continual.queue.consumer import Publisher
+from continual.queue.files import Files
+from continual.queue.jobs import Jobs
+from continual.queue.process import Kept
+from continual.queue.reconciler import Reconciler
 from everlearn.errors import EverlearnError, Unavailable
 from everlearn.logs import configure_logging
 from everlearn.privacy import keep_private
@@ -31,7 +31,7 @@ from everlearn.processes.watched_process import answering_health, told_to_stop
 from everlearn.registry.database import START_PATIENCE_S, open_database
 from everlearn.settings import Settings, load_settings
 
-CONSUMER = (sys.executable, "-P", "-m", "continual.queue")
+CONSUMER = (sys.executable, "-P", "-m", "continual.queue.consumer")
 STALLED_S = 12.0
 """So long may jobs wait for an idle consumer, until it counts as deaf and is started anew; then twice as long, so
 that a slow machine's consumer has time to start."""
@@ -58,7 +58,7 @@ class Worker:
         self.files = Files(settings, self.jobs.database)
         self.reconciler = Reconciler(self.jobs, Publisher(settings))
         self.valkey = None if settings.redis_url else EmbeddedValkey(settings)
-        root = str(Path(__file__).resolve().parent.parent)
+        root = str(Path(__file__).resolve().parents[2])
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         environment = os.environ | settings.environment() | {"PYTHONPATH": paths}
         self.consumer = Kept("consumer", consumer, environment)
@@ -138,8 +138,8 @@ class Worker:
 
 
 def main() -> int:
-    """`python -m continual.worker [--uds PATH]`."""
-    parser = argparse.ArgumentParser(prog="python -m continual.worker", description="Run queued jobs.")
+    """`python -m continual.queue.worker [--uds PATH]`."""
+    parser = argparse.ArgumentParser(prog="python -m continual.queue.worker", description="Run queued jobs.")
     parser.add_argument("--uds", type=Path, help="answer GET /health here, and end when standard input does")
     arguments = parser.parse_args()
     keep_private()

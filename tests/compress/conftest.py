@@ -7,7 +7,7 @@ import pytest
 from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from tests.compress.tiny_models import write_bert, write_llama
+from tests.support.tiny_models import write_bert, write_llama
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from everlearn.importing.sources import import_model
 from everlearn.progress import silent
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from tests.compress.tiny_models import write_bert
+from tests.support.tiny_models import write_bert
 from train.data.card import DataOptions
 from train.data.prepare import prepare
 from train.data.store import TokenStore, open_store

@@ -33,8 +33,8 @@ from compress.measure.parity import Drifted
 from compress.targets import onnx_encoder as export_encoder
 from compress.targets.architectures import ONNX_ENCODERS
 from compress.targets.onnx_encoder import refuse_another_graph, session_embed, trace
-from tests.compress.architecture_table import PAGE
-from tests.compress.tiny_models import write_bert
+from tests.compress.targets.architecture_table import PAGE
+from tests.support.tiny_models import write_bert
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 512,

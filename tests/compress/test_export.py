@@ -23,7 +23,7 @@ from everlearn.errors import NotFound, Unsupported
 from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
-from tests.compress.tiny_models import train_tokenizer
+from tests.support.tiny_models import train_tokenizer
 from train.evaluate.likelihood import HELD_TOKENS, WINDOW, held_text
 
 

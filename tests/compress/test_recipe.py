@@ -12,7 +12,7 @@ from compress.distill.teach import read_distill_recipe
 from compress.quantize.calibration import calibration_windows
 from compress.recipe import Calibration, CompressRecipe, read_plan, recipe_from
 from everlearn.errors import ConfigError, InvalidInput, NotFound
-from tests.compress.tiny_models import train_tokenizer
+from tests.support.tiny_models import train_tokenizer
 from train.data.store import Example, write_store
 from train.evaluate.likelihood import HELD_TOKENS, held_text
 

@@ -17,8 +17,8 @@ from everlearn.cli.models import stops_at
 from everlearn.progress import silent
 from serve.engines.onnx.decoding.decoder import DecoderConfig
 from serve.engines.vllm.requests import Requests
-from tests.compress.tiny_models import write_llama
 from tests.serve.engines.conftest import start_engine
+from tests.support.tiny_models import write_llama
 from train import model as models
 from train.data.tokenize import Tokens
 from train.recipe import TrainRecipe

@@ -17,7 +17,7 @@ from everlearn.registry.database import open_database
 from everlearn.registry.keys import create_key
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from tests.serve.supervised import REAL, Supervised, supervised
+from tests.support.serve.supervised import REAL, Supervised, supervised
 
 READY_S = 120.0
 VLLM_READY_S = 600.0

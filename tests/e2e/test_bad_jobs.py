@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from tests.e2e.circle import MODEL, RECIPE, make_home, served
-from tests.train.data import bombs
+from tests.support.circle import MODEL, RECIPE, make_home, served
+from tests.train.data.reading import bombs
 
 GOOD = json.dumps({"text": "In the beginning God created the heaven and the earth. " * 4}).encode() + b"\n"
 FILES = {

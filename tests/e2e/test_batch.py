@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from tests.e2e.conftest import READY_S, copy_home
-from tests.serve.supervised import REAL, supervised
+from tests.support.serve.supervised import REAL, supervised
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from everlearn.registry.keys import list_keys
 from everlearn.registry.usage import Used, sum_usage
 from everlearn.settings import Settings
 from tests.e2e.conftest import VLLM
-from tests.serve.supervised import Supervised, eventually
+from tests.support.serve.supervised import Supervised, eventually
 
 pytestmark = pytest.mark.slow
 

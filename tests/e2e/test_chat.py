@@ -10,7 +10,7 @@ from jsonschema import validate
 from tokenizers import Tokenizer
 
 from tests.e2e.conftest import CAPITAL, Served
-from tests.serve.supervised import Supervised
+from tests.support.serve.supervised import Supervised
 
 pytestmark = pytest.mark.slow
 

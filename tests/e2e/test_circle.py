@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.circle import PARTS, Killer, Result, go_round, make_home, served
+from tests.support.circle import PARTS, Killer, Result, go_round, make_home, served
 
 CIRCLES = int(os.environ.get("EVERLEARN_CIRCLES", "3"))
 """How many disturbed circles; ten take about ten minutes."""

@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from tests.e2e.conftest import Served
-from tests.serve.supervised import Supervised
+from tests.support.serve.supervised import Supervised
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from tests.serve.supervised import Supervised, eventually
+from tests.support.serve.supervised import Supervised, eventually
 
 pytestmark = pytest.mark.slow
 

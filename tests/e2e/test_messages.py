@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serve.anthropic_events import events_of, message_of
-from tests.serve.supervised import Supervised
+from tests.support.serve.anthropic_events import events_of, message_of
+from tests.support.serve.supervised import Supervised
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.e2e.conftest import READY_S, copy_home
-from tests.serve.supervised import REAL, Supervised, eventually, supervised
+from tests.support.serve.supervised import REAL, Supervised, eventually, supervised
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""Real answers of both engines, whole and streamed, against the published schema of each API (tests/serve/schemas.py)."""
+"""Real answers of both engines, whole and streamed, against the published schema of each API (tests/support/serve/schemas.py)."""
 
 import json
 from collections.abc import Callable
@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel, Field
 
 from tests.e2e.conftest import Served
-from tests.serve import schemas
-from tests.serve.supervised import Supervised
+from tests.support.serve import schemas
+from tests.support.serve.supervised import Supervised
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

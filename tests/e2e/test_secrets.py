@@ -18,10 +18,10 @@ import openai
 import pytest
 
 from continual.demo.texts import DOMAINS, write_domain
-from tests.compress.tiny_models import write_llama
-from tests.e2e.circle import MODEL, QUICK, READY_S, RECIPE
 from tests.e2e.test_tracing import Receiver
-from tests.serve.supervised import REAL, eventually, supervised
+from tests.support.circle import MODEL, QUICK, READY_S, RECIPE
+from tests.support.serve.supervised import REAL, eventually, supervised
+from tests.support.tiny_models import write_llama
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 

@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.e2e.conftest import READY_S, copy_home
-from tests.serve.supervised import REAL, eventually, supervised
+from tests.support.serve.supervised import REAL, eventually, supervised
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.e2e.conftest import NEEDS_VLLM, VLLM, Served
-from tests.serve.supervised import Supervised, eventually
+from tests.support.serve.supervised import Supervised, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), NEEDS_VLLM]
 

@@ -78,7 +78,7 @@ def bundle(tmp_path: Path, fill_bundle: FillBundle) -> Path:
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face directory; tests that change it copy it."""
-    from tests.compress.tiny_models import write_llama
+    from tests.support.tiny_models import write_llama
 
     directory = tmp_path_factory.mktemp("llama")
     write_llama(directory)

@@ -21,9 +21,9 @@ from compress.recipe import Calibration, CompressRecipe
 from compress.targets import onnx_decoder as build_decoder
 from compress.targets import onnx_encoder as export_encoder
 from everlearn.progress import silent
-from tests.compress.tiny_models import write_bert, write_llama
 from tests.conftest import REPOSITORY, TEST_HOME
 from tests.machine.arm64 import CPUINFO, NotFetched, arm64_root
+from tests.support.tiny_models import write_bert, write_llama
 
 RUN = Path(__file__).with_name("run_graphs.py")
 TIMEOUT_S = 240

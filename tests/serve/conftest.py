@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.serve.browser import CHROMIUM, DRIVER, FLAGS, Driver
+from tests.support.serve.browser import CHROMIUM, DRIVER, FLAGS, Driver
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
-from tests.setup.locks import PROJECT, REPOSITORY, wanted
+from tests.support.locks import PROJECT, REPOSITORY, wanted
 
 OURS = {"everlearn", "train", "compress", "serve", "continual", "deploy", "tests", "benchmarks"}
 EXTRAS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
-from tests.setup.locks import installer, is_cuda, locked
+from tests.support.locks import installer, is_cuda, locked
 
 INSTALLED = {canonicalize_name(each.metadata["Name"]): each.version for each in distributions()}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.setup.locks import REPOSITORY, REQUIREMENTS, installer
+from tests.support.locks import REPOSITORY, REQUIREMENTS, installer
 
 CUDA_DEPENDENCY = 'nvidia-cublas==1.0 ; platform_system == "Linux" or platform_system == "Darwin"'
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from packaging.utils import canonicalize_name
 
-from tests.setup.locks import CPU_LOCKS, REQUIREMENTS, is_cuda, locked, pins, wanted
+from tests.support.locks import CPU_LOCKS, REQUIREMENTS, is_cuda, locked, pins, wanted
 
 EVERY_LOCK = sorted(path.stem for path in REQUIREMENTS.glob("*.lock"))
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai", "numpy", "tokenizers"}

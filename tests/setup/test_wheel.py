@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from tests.setup.locks import REPOSITORY
+from tests.support.locks import REPOSITORY
 
 ROOMS = {"everlearn", "train", "compress", "serve", "continual", "deploy"}
 DATA = {".html", ".css", ".js", ".txt", ".mako", ".json", ".yaml", ".jinja", ".svg", ".ini"}

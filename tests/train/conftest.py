@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from tests.compress.tiny_models import write_llama
+from tests.support.tiny_models import write_llama
 from train.data.packing import Packer
 from train.data.store import Example, open_store, write_store
 from train.data.tokenize import Tokens

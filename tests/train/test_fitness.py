@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from everlearn.errors import Unsupported
-from tests.train.test_objectives import one_by_one, packed
+from tests.train.objectives.test_objectives import one_by_one, packed
 from train.fitness import refuse_unfit
 from train.objectives.causal import CausalLM, head_of
 

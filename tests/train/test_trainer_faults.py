@@ -15,9 +15,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from everlearn.errors import ConfigError, InvalidInput
-from tests.compress.tiny_models import tiny_config
+from tests.support.processes import in_ranks
+from tests.support.tiny_models import tiny_config
 from tests.train.conftest import run
-from tests.train.processes import in_ranks
 from train import model as models
 from train.data.packing import Packer
 from train.data.store import Example, write_store

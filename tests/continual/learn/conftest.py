@@ -23,7 +23,7 @@ from everlearn.importing.sources import import_model
 from everlearn.registry.database import FileRow, read, write
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from tests.compress.tiny_models import write_llama
+from tests.support.tiny_models import write_llama
 from train.evaluate.likelihood import held_text, token_windows
 
 RECIPE: dict[str, Any] = {

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from compress.export import build
 from compress.recipe import CompressRecipe
 from continual.learn.measure import general_examples, pieces, score_examples, score_whole
-from tests.compress.tiny_models import write_llama
+from tests.support.tiny_models import write_llama
 from train.data.store import Example
 from train.evaluate.likelihood import held_text, load_causal_lm
 

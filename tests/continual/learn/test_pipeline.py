@@ -31,7 +31,7 @@ from everlearn.processes.child import run_child
 from everlearn.registry.database import ReplayExampleRow, read, write
 from everlearn.settings import Settings
 from tests.continual.learn.conftest import Home, noise, recipe, sentences
-from tests.train.data import bombs
+from tests.train.data.reading import bombs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -15,7 +15,7 @@ from everlearn.registry.database import open_database
 from everlearn.registry.keys import create_key, revoke_key
 from everlearn.registry.usage import sum_usage
 from everlearn.settings import Settings
-from tests.serve.supervised import Supervised, add_model, eventually, supervised
+from tests.support.serve.supervised import Supervised, add_model, eventually, supervised
 
 pytestmark = pytest.mark.slow
 CHAT = "/v1/chat/completions"

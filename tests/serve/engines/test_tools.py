@@ -17,7 +17,7 @@ from serve.engines.onnx.answers import join
 from serve.engines.onnx.decoding.generation import Piece
 from serve.engines.onnx.requests import RequestReader
 from serve.protocol.chat import ChatRequest, parse
-from tests.serve.engines.test_engine_http import WEATHER, ask, events
+from tests.serve.engines.onnx.test_engine_http import WEATHER, ask, events
 
 NODE = {
     "type": "object",

@@ -20,7 +20,7 @@ import pytest
 from everlearn.registry.database import open_database
 from everlearn.settings import Settings
 from serve.replicas import announce, heartbeat, unix_url, withdraw
-from tests.serve.gateway.scripted_engine import ScriptedEngine, well
+from tests.support.serve.scripted_engine import ScriptedEngine, well
 
 
 class RunningGateway:

@@ -18,8 +18,8 @@ from schemathesis.specs.openapi.checks import (
 
 from serve.gateway.pages.openapi import BODIES
 from serve.gateway.pages.reference import REFERENCE
-from tests.serve.browser import check_no_inline_code
 from tests.serve.gateway.conftest import RunningGateway
+from tests.support.serve.browser import check_no_inline_code
 
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 PATHS = 24

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from tests.serve.gateway.conftest import RunningGateway, chat_body, resident_mb, sse, wait_until
-from tests.serve.gateway.scripted_engine import Connection
+from tests.support.serve.scripted_engine import Connection
 
 HEAVY = ("torch", "transformers", "onnxruntime", "numpy", "pandas", "alembic")
 

@@ -9,8 +9,8 @@ import pytest
 from serve.engines.onnx.chat import ChatTemplate
 from serve.engines.onnx.text import TextCodec
 from serve.protocol.chat import UserMessage
+from tests.support.templates import CHATML_TOKENS, ENDOFTEXT, KINDS, chat, turns, write_kind, write_tokenizer
 from tests.train.data.test_tokenize import learnt
-from tests.train.templates import CHATML_TOKENS, ENDOFTEXT, KINDS, chat, turns, write_kind, write_tokenizer
 from train.data.card import DataOptions
 from train.data.examples import Chat, Message
 from train.data.prepare import prepare

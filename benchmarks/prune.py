@@ -34,9 +34,10 @@ from train.data.packing import Packer
 from train.data.prepare import prepare
 from train.data.store import open_store
 from train.evaluate.likelihood import load_causal_lm, score, torch_logits
-from train.loop import StepReport, choose_dtype, fit
+from train.loop import choose_dtype, fit
 from train.objectives.causal import CausalLM, vocabulary
 from train.recipe import FitOptions, Optimizer
+from train.report import StepReport
 
 TOKENS = 2048
 """Of each text."""

@@ -37,7 +37,7 @@ STOP_POLL_S = 0.5
 TELL_EVERY_S = 2.0
 
 OnStep = Callable[[dict[str, Any]], None]
-"""Called with the fields of ``train.loop.StepReport``, by name."""
+"""Called with the fields of ``train.report.StepReport``, by name."""
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from everlearn.bundles.durable import write_file
 from everlearn.errors import Unavailable
-
-if TYPE_CHECKING:
-    from train.loop import StepReport
+from train.report import StepReport
 
 SCALARS = ("loss", "lr", "grad_norm", "tokens_per_s", "held_nll")
 

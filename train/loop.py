@@ -25,6 +25,7 @@ from train.objectives.causal import CausalLM, Objective
 from train.optim import adamw, lr_at
 from train.parallel.wrap import Group, whole
 from train.recipe import FitOptions, recipe_diff
+from train.report import StepReport
 from train.runs.checkpoint import Checkpoints, tensors_of
 
 
@@ -42,21 +43,6 @@ class Held:
 
     packer: Batches
     objective: Objective = field(default_factory=CausalLM)
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One optimizer step. ``loss``: nats per target; ``tokens``: seen since the start, padding left out."""
-
-    step: int
-    steps: int
-    loss: float
-    lr: float
-    grad_norm: float
-    tokens: int
-    tokens_per_s: float
-    seconds_left: float
-    held_nll: float | None = None
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,12 @@ from train.data.store import TokenStore, open_store
 from train.data.tokenize import Tokens
 from train.evaluate.likelihood import load_causal_lm
 from train.failures import Stopped
-from train.loop import Batches, FitResult, Held, StepReport, choose_dtype, divide, fit, total_steps
+from train.loop import Batches, FitResult, Held, choose_dtype, divide, fit, total_steps
 from train.objectives.causal import CausalLM, Objective
 from train.objectives.keep import Keeping, WithKept
 from train.parallel.wrap import Group, joined, whole
 from train.recipe import TrainRecipe, validate_recipe
+from train.report import StepReport
 from train.runs.checkpoint import Checkpoints
 from train.runs.identity import base_digest
 

@@ -15,9 +15,10 @@ from tests.support.tiny_models import write_llama
 from train.data.packing import Packer
 from train.data.store import Example, open_store, write_store
 from train.data.tokenize import Tokens
-from train.loop import Held, StepReport, fit
+from train.loop import Held, fit
 from train.objectives.causal import CausalLM
 from train.recipe import TrainRecipe
+from train.report import StepReport
 
 
 def sequences(count: int, seed: int) -> Iterator[Example]:

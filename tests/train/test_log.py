@@ -10,7 +10,7 @@ import pytest
 
 from everlearn.errors import Unavailable
 from train.log import StepLog
-from train.loop import StepReport
+from train.report import StepReport
 
 
 def report(step: int) -> StepReport:

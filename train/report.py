@@ -1,0 +1,20 @@
+"""What the loop says of each optimizer step: to the log, to the parent process, to whoever follows a job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step. ``loss``: nats per target; ``tokens``: seen since the start, padding left out."""
+
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    tokens_per_s: float
+    seconds_left: float
+    held_nll: float | None = None

@@ -33,7 +33,6 @@ EXPECTED: set[str] = {
     + "serve.gateway.routes.desk, serve.gateway.routes.files, serve.gateway.routes.fine_tuning, "
     + "serve.gateway.routes.models, serve.gateway.routes.tokens",
     "circle: serve.gateway.routing.dispatch, serve.gateway.routing.router, serve.gateway.routing.shadow",
-    "circle: train.log, train.loop",
     "lines: continual/queue/jobs.py",
     "lines: everlearn/chat/bounded_jinja.py",
     "lines: everlearn/registry/database.py",

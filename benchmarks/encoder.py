@@ -27,9 +27,9 @@ import numpy as np
 
 from benchmarks.machine import cpu
 from benchmarks.texts import held, readable
-from compress.encoder import cut_and_padded, inputs_of, load_encoder
 from compress.plan import follow
 from compress.recipe import Calibration, CompressPlan, PlannedTarget, Prune, Teaching
+from compress.sentence_encoder import cut_and_padded, inputs_of, load_encoder
 from compress.targets.onnx_encoder import session_embed
 from everlearn.importing.sources import import_model
 from everlearn.progress import Progress, shown

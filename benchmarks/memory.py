@@ -170,7 +170,7 @@ def measure_in(request: dict[str, Any], cgroup: str) -> None:
     """The second child: measures what the first one made."""
     enter(cgroup)
     step = watched()
-    from compress.measure.decoder import measure_export
+    from compress.measure.parent_divergence import measure_export
 
     work = Path(request["work"])
     asked = {

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from benchmarks.texts import held, write_readable
+from compress.distill.decoder_objective import Distillation, HiddenStates, counterparts
 from compress.distill.kept_predictions import KeptDistillation, KeptPredictions
-from compress.distill.objective import Distillation, HiddenStates, counterparts
 from compress.measure.quality import windows_of
-from compress.prune.decoder import pruned
+from compress.prune.prune_decoder import pruned
 from compress.prune.pruning import block_influence, evenly_spaced, least_missed, with_layers
 from compress.prune.reconstruct import reconstruct
 from compress.quantize.calibration import calibration_windows

@@ -216,7 +216,7 @@ def export_decoder(
     made = run_child("compress.targets.onnx_decoder", request, progress)["made"]
     measured = {name: request[name] for name in ("tokens", "reference", "carried", "far")}
     measured |= {"parent": str(parent_dir), "export": str(staging)}
-    compared = run_child("compress.measure.decoder", measured, progress)
+    compared = run_child("compress.measure.parent_divergence", measured, progress)
     shutil.rmtree(request["cache_dir"], ignore_errors=True)
     keep_tokenizer(parent_dir, staging)
     write_genai_config(staging, parent_dir)

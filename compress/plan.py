@@ -202,7 +202,7 @@ def prune(
     recipe = pruned_recipe(wanted, calibration)
     with registry.staging() as staging:
         request = {**recipe, "model_dir": str(parent_dir), "directory": str(staging), "tokens": HELD_TOKENS}
-        child = "compress.prune.decoder" if decoder else "compress.prune.encoder"
+        child = "compress.prune.prune_decoder" if decoder else "compress.prune.prune_encoder"
         answer = run_child(child, request, progress)
         keep_beside_weights(parent_dir, staging)
         if decoder:

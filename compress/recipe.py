@@ -147,14 +147,14 @@ class Prune(BaseModel):
 
 
 class Teaching(FitOptions):
-    """How a teacher's predictions are learnt; see ``compress.distill.objective.Distillation``."""
+    """How a teacher's predictions are learnt; see ``compress.distill.decoder_objective.Distillation``."""
 
     data: Data
     temperature: float = Field(default=2, gt=0)
     weight: float = Field(default=0.9, ge=0, le=1)
     divergence: Literal["forward", "reverse", "jensen-shannon"] = "forward"
     hidden: float = Field(default=0.0, ge=0)
-    """Of the hidden states' distance from the teacher's; see ``compress.distill.objective.HiddenStates``, of an encoder
+    """Of the hidden states' distance from the teacher's; see ``compress.distill.decoder_objective.HiddenStates``, of an encoder
     ``compress.distill.encoder_objective.EmbeddingDistillation``."""
     reconstruct_tokens: int = Field(default=16384, ge=0)
     """A student made of the teacher's layers is solved for on so many first; see ``compress.prune.reconstruct``."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.encoder import Encoder
+from compress.sentence_encoder import Encoder
 from everlearn.errors import InvalidInput
 from train.data.splitmix import splitmix64
 from train.data.store import TokenStore

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.distill.objective import with_text
+from compress.distill.decoder_objective import with_text
 from compress.export import refuse_full_disk
 from everlearn.bundles.durable import write_file
 from everlearn.errors import InvalidInput
@@ -163,7 +163,7 @@ def thinned(log_probs: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
 class KeptDistillation:
     """``weight`` of KL(teacher || student) by what was kept, the rest cross-entropy of the text.
 
-    As :class:`compress.distill.objective.Distillation` with ``divergence: forward``, on batches of :class:`KeptPredictions`.
+    As :class:`compress.distill.decoder_objective.Distillation` with ``divergence: forward``, on batches of :class:`KeptPredictions`.
     """
 
     def __init__(self, kept: KeptPredictions, temperature: float, weight: float) -> None:

@@ -199,8 +199,8 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """The child: writes the student to ``run_dir/model`` and returns the metrics."""
     import torch
 
+    from compress.distill.decoder_objective import Distillation, HiddenStates, counterparts
     from compress.distill.kept_predictions import KeptDistillation
-    from compress.distill.objective import Distillation, HiddenStates, counterparts
     from compress.export import keep_tokenizer
     from compress.prune.pruning import evenly_spaced, with_layers
     from compress.quantize.quantize_aware import keep_rounded, round_in_training

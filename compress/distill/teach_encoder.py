@@ -11,10 +11,10 @@ import torch
 
 from compress.distill.encoder_objective import EmbeddingDistillation, Spans
 from compress.distill.teach import DistillRecipe, refuse_other_tokenizer, solved_once, texts_to_learn
-from compress.encoder import Encoder, load_encoder, max_length, nearness, save_encoder, texts_of
 from compress.export import keep_beside_weights
-from compress.prune.encoder import take_over
+from compress.prune.prune_encoder import take_over
 from compress.prune.pruning import evenly_spaced, layers_of, with_layers
+from compress.sentence_encoder import Encoder, load_encoder, max_length, nearness, save_encoder, texts_of
 from everlearn.errors import InvalidInput
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
@@ -131,7 +131,7 @@ def solved(
     teacher_dir: Path,
     progress: Progress,
 ) -> dict[int, tuple[float, float]]:
-    """Solves for what ``kept`` left out, on ``reconstruct_tokens`` of the text; see :mod:`compress.prune.encoder`."""
+    """Solves for what ``kept`` left out, on ``reconstruct_tokens`` of the text; see :mod:`compress.prune.prune_encoder`."""
     if kept is None:
         return {}
     texts = texts_of(store.tokens[: recipe.reconstruct_tokens].astype("int64"), teacher_dir)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.measure.decoder import keep_logits
+from compress.measure.parent_divergence import keep_logits
 from compress.measure.quality import TOKENS_A_TEXT, Quality, qualities, windows_of, word_starts
 from compress.recipe import OFFERED
 from everlearn.errors import InvalidInput, NotFound

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.distill.objective import counterparts, outputs_of
+from compress.distill.decoder_objective import counterparts, outputs_of
 from compress.prune.pruning import layers_of
 
 RIDGES = tuple(10 ** (half / 2) for half in range(-4, 3))

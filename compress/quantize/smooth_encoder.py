@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.encoder import Encoder, whole_texts
 from compress.quantize.capture import listening
 from compress.quantize.sensitivity import in_int8
+from compress.sentence_encoder import Encoder, whole_texts
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """How much of its largest value a channel hands to its weights: SmoothQuant's alpha."""

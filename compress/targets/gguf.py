@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from compress.measure.decoder import held_windows, measure
+from compress.measure.parent_divergence import held_windows, measure
 from compress.measure.parity import SAME_GRAPH, Drifted, apart, carried_logits, refuse_another
 from compress.targets.architectures import architecture_of
 from compress.targets.gguf_vocabulary import vocabulary_of

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.measure.decoder import keep_carried, keep_reference
+from compress.measure.parent_divergence import keep_carried, keep_reference
 from compress.targets.architectures import architecture_of
 from everlearn.bundles.contents import read_json_object
 from everlearn.bundles.durable import write_file

@@ -15,7 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from compress.encoder import (
+from compress.measure.parity import Drifted
+from compress.quantize.calibration import calibration_windows, seen
+from compress.quantize.smooth_encoder import smooth
+from compress.recipe import Calibration
+from compress.sentence_encoder import (
     Embed,
     Encoder,
     drop_pooler,
@@ -25,10 +29,6 @@ from compress.encoder import (
     pooling_mode,
     texts_of,
 )
-from compress.measure.parity import Drifted
-from compress.quantize.calibration import calibration_windows, seen
-from compress.quantize.smooth_encoder import smooth
-from compress.recipe import Calibration
 from everlearn.instructions import make_exact
 from everlearn.processes.child import answer
 from everlearn.progress import Progress

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from compress.measure.decoder import held_windows, measure
+from compress.measure.parent_divergence import held_windows, measure
 from compress.measure.parity import SAME_GRAPH, apart, carried_logits, refuse_another
 from compress.quantize.calibration import calibration_windows, seen
 from compress.quantize.gptq import linear_layers, refuse_odd_widths

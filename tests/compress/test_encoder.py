@@ -11,11 +11,11 @@ import torch
 
 from compress.distill.encoder_objective import SHORTEST, EmbeddingDistillation, Spans
 from compress.distill.teach import DistillRecipe, Student, distill
-from compress.encoder import Encoder, load_encoder, nearness, texts_of
 from compress.plan import follow
-from compress.prune.encoder import pruned, take_over
+from compress.prune.prune_encoder import pruned, take_over
 from compress.prune.pruning import with_layers
 from compress.recipe import CompressPlan, Prune
+from compress.sentence_encoder import Encoder, load_encoder, nearness, texts_of
 from everlearn.errors import EverlearnError, InvalidInput, Unsupported
 from everlearn.importing.sources import import_model
 from everlearn.progress import silent

@@ -28,8 +28,8 @@ from transformers import (
     XLMRobertaXLConfig,
 )
 
-from compress.encoder import load_encoder
 from compress.measure.parity import Drifted
+from compress.sentence_encoder import load_encoder
 from compress.targets import onnx_encoder as export_encoder
 from compress.targets.architectures import ONNX_ENCODERS
 from compress.targets.onnx_encoder import refuse_another_graph, session_embed, trace

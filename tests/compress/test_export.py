@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from compress import export
 from compress.export import Drifted, build, export_onnx
-from compress.measure.decoder import held_windows
+from compress.measure.parent_divergence import held_windows
 from compress.quantize.calibration import calibration_windows
 from compress.recipe import Calibration, CompressRecipe
 from everlearn.bundles.bundle import open_bundle

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from compress.encoder import cut_and_padded, inputs_of, load_encoder, probe_texts
+from compress.sentence_encoder import cut_and_padded, inputs_of, load_encoder, probe_texts
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.machine.conftest import MACHINES, Answers, Case, run

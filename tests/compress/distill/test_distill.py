@@ -13,7 +13,14 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from compress.distill.objective import Distillation, Divergence, HiddenStates, apart, counterparts, outputs_of
+from compress.distill.decoder_objective import (
+    Distillation,
+    Divergence,
+    HiddenStates,
+    apart,
+    counterparts,
+    outputs_of,
+)
 from compress.distill.teach import DistillRecipe, Student, distill
 from compress.prune.pruning import evenly_spaced, with_layers
 from everlearn.errors import Conflict, InvalidInput

@@ -16,8 +16,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from compress.distill.decoder_objective import Distillation
 from compress.distill.kept_predictions import KeptDistillation, KeptPredictions, thinned
-from compress.distill.objective import Distillation
 from compress.distill.teach import DistillRecipe, Student, distill
 from everlearn.errors import InvalidInput, Unavailable
 from everlearn.progress import silent
@@ -139,8 +139,8 @@ def test_killed_it_asks_only_for_what_is_missing_and_another_teacher_of_all(tmp_
     script = f"""
 import os, signal
 from pathlib import Path
-from compress import kept_predictions
-from tests.compress import test_kept_predictions as test
+from compress.distill import kept_predictions
+from tests.compress.distill import test_kept_predictions as test
 folder = Path({str(tmp_path / "killed")!r})
 kept_predictions.ROWS_BETWEEN_FLUSHES = 8
 made = test.KeptPredictions(test.packer(), 10_000, folder, 6, test.model(0).config.vocab_size, {{"teacher": "a"}})

@@ -11,7 +11,7 @@ from transformers import GPTNeoXConfig, LlamaConfig
 
 from compress import export
 from compress.export import export_onnx
-from compress.measure.decoder import held_windows
+from compress.measure.parent_divergence import held_windows
 from compress.measure.parity import SAME_GRAPH, Drifted, apart, carried_logits, refuse_another
 from compress.targets import attention_graph
 from compress.targets.vllm import dense_weights

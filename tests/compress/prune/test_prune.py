@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from compress.prune.decoder import pruned
+from compress.prune.prune_decoder import pruned
 from compress.prune.pruning import (
     block_influence,
     least_missed,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 
-from compress.distill.objective import Distillation
+from compress.distill.decoder_objective import Distillation
 from compress.distill.teach import DistillRecipe, Student, reconstructed, solved_once
 from compress.prune.pruning import narrow_ffn, with_layers
 from compress.prune.reconstruct import changed, least_squares, reconstruct, solvable

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from compress.distill.objective import Distillation
+from compress.distill.decoder_objective import Distillation
 from compress.plan import follow
 from compress.quantize.gptq import Quantized, round_model
 from compress.quantize.quantize_aware import keep_rounded, round_in_training

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers import MPNetConfig, MPNetModel
 
-from compress.encoder import Encoder, drop_pooler, load_encoder, nearness, texts_of, whole_texts
 from compress.export import export
 from compress.quantize.calibration import calibration_windows
 from compress.quantize.smooth_encoder import reads, smooth
 from compress.recipe import Calibration, CompressRecipe
+from compress.sentence_encoder import Encoder, drop_pooler, load_encoder, nearness, texts_of, whole_texts
 from compress.targets.onnx_encoder import quantize, session_embed, trace
 from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry

@@ -17,7 +17,7 @@ import numpy as np
 from transformers import LlamaConfig
 
 from compress.export import decoder_request
-from compress.measure.decoder import measure_export
+from compress.measure.parent_divergence import measure_export
 from compress.measure.parity import apart
 from compress.recipe import CompressRecipe
 from compress.targets import onnx_decoder as build_decoder
@@ -57,7 +57,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 
 def build(model_dir: Path, made: Path, to: Any = "fp32-onnx") -> dict[str, float]:
-    """Fills ``made`` from ``model_dir``; what ``compress.measure.decoder`` says of it, on one window."""
+    """Fills ``made`` from ``model_dir``; what ``compress.measure.parent_divergence`` says of it, on one window."""
     refuse_architecture(load_causal_lm(model_dir).config.to_dict(), "generate", to)
     made.mkdir()
     request = decoder_request(model_dir, made, CompressRecipe(to=to), None) | {"tokens": WINDOW}

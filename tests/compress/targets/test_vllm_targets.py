@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from compress.export import build, export, keep_tokenizer, recipe_of
-from compress.measure.decoder import held_windows
+from compress.measure.parent_divergence import held_windows
 from compress.measure.parity import Drifted
 from compress.quantize.gptq import linear_layers
 from compress.quantize.sensitivity import all_in_int8, sensitivities, stacked

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, BertConfig, Gemma2Config, PreTrainedConfig
 
-from compress.encoder import load_encoder
+from compress.sentence_encoder import load_encoder
 from everlearn.errors import InvalidInput
 from tests.compress.test_encoder_families import FAMILIES as ENCODERS
 from tests.support.tiny_models import train_tokenizer, write_bert, write_llama

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compress.measure.decoder import held_windows, measure
+from compress.measure.parent_divergence import held_windows, measure
 from compress.quantize.calibration import calibration_windows, seen
 from compress.recipe import Calibration, Prune
 from everlearn.errors import Unsupported

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.distill.objective import outputs_of
-from compress.encoder import Encoder, load_encoder, nearness, save_encoder, texts_of, whole_texts
+from compress.distill.decoder_objective import outputs_of
 from compress.prune.pruning import cheapest, chosen_layers, layers_of, with_layers
 from compress.prune.reconstruct import changed, least_squares, rounded
 from compress.quantize.calibration import calibration_windows, seen
 from compress.quantize.capture import listening
 from compress.recipe import Calibration, Prune
+from compress.sentence_encoder import Encoder, load_encoder, nearness, save_encoder, texts_of, whole_texts
 from everlearn.errors import Unsupported
 from everlearn.processes.child import answer
 from everlearn.progress import Progress

@@ -27,7 +27,7 @@ lint: $(VENV)/.stamp-all ## Check style, format and types
 	$(BIN)/pyright
 
 bench: $(VENV)/.stamp-all ## Measure the ONNX engine beside onnxruntime-genai and llama.cpp
-	$(BIN)/python -m benchmarks.serve_onnx
+	$(BIN)/python -m benchmarks.serve.onnx
 
 install-%: $(VENV)/.stamp-% ## Install gateway, serve, demo, vllm or all, and do nothing else
 	@:

@@ -64,7 +64,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_every_module_named_by_a_string_exists() -> None:
     found = {
         f"string: {path.relative_to(REPOSITORY)}: {name}"
-        for path in (*modules().values(), *sources_of_tests())
+        for path in (*modules().values(), *beside_the_rooms())
         for name in named_in_strings(path)
         if not is_there(name)
     }
@@ -80,7 +80,7 @@ def test_every_entry_point_names_something_that_exists() -> None:
 
 def test_no_folder_has_more_modules_than_a_newcomer_reads() -> None:
     folders = [
-        path.parent for path in (*modules().values(), *sources_of_tests()) if not path.stem.startswith("__")
+        path.parent for path in (*modules().values(), *beside_the_rooms()) if not path.stem.startswith("__")
     ]
     found = {
         f"folder: {folder.relative_to(REPOSITORY)}"
@@ -94,7 +94,7 @@ def test_no_file_is_longer_than_one_idea() -> None:
     scripts = [path for room in MAY_IMPORT for path in (REPOSITORY / room).rglob("*.js")]
     found = {
         f"lines: {path.relative_to(REPOSITORY)}"
-        for path in (*modules().values(), *sources_of_tests(), *scripts)
+        for path in (*modules().values(), *beside_the_rooms(), *scripts)
         if len(path.read_text(encoding="utf-8").splitlines()) > MAX_LINES
     }
     assert found == expected("lines")
@@ -143,8 +143,9 @@ def modules() -> dict[str, Path]:
 
 
 @cache
-def sources_of_tests() -> list[Path]:
-    return sorted((REPOSITORY / "tests").rglob("*.py"))
+def beside_the_rooms() -> list[Path]:
+    """The files of tests and benchmarks: they may import anything, and keep to the other rules."""
+    return sorted(path for folder in ("tests", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py"))
 
 
 @cache

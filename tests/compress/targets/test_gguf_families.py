@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from benchmarks.llamacpp_quantize import library
+from benchmarks.compress.llamacpp_quantize import library
 from compress.export import export_gguf
 from compress.measure.parity import Drifted
 from compress.targets.gguf import family_named, plain, write_gguf

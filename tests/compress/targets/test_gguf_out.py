@@ -78,7 +78,7 @@ def test_llama_cpp_goes_on_as_torch_does(parent: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "benchmarks.llamacpp_server",
+        "benchmarks.serve.llamacpp_server",
         str(file),
         "--threads",
         "2",

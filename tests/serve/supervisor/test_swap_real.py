@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.swap import measure
+from benchmarks.serve.swap import measure
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 

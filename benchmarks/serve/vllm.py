@@ -1,4 +1,4 @@
-"""vLLM behind everlearn's gateway beside ``vllm serve``, and what compressing gains there: ``python -m benchmarks.serve_vllm``.
+"""vLLM behind everlearn's gateway beside ``vllm serve``, and what compressing gains there: ``python -m benchmarks.serve.vllm``.
 
 Both serve the very same files, one after the other, since each takes the whole GPU; the same client streams from both,
 greedy, with the end token forbidden. The best round of each counts.
@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from benchmarks.gateway import free_port
-from benchmarks.serve_onnx import GREEDY, Served, environment, running, say
+from benchmarks.serve.gateway import free_port
+from benchmarks.serve.onnx import GREEDY, Served, environment, running, say
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 

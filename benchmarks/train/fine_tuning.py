@@ -1,4 +1,4 @@
-"""Fine-tuning beside the Hugging Face Trainer and a bare torch loop: `python -m benchmarks.train`.
+"""Fine-tuning beside the Hugging Face Trainer and a bare torch loop: `python -m benchmarks.train.fine_tuning`.
 
 The same rows in the same order through the same model, optimizer and precision; the losses must agree, or nothing is
 reported. Every round starts each of the three anew in a process of its own, in turn, so that a busy machine is busy
@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from benchmarks.machine import Neighbours
-from benchmarks.serve_onnx import BUSY_SHARE, CACHE, environment, say
+from benchmarks.serve.onnx import BUSY_SHARE, CACHE, environment, say
 from everlearn.errors import NotFound
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
@@ -126,7 +126,7 @@ def run(loop: str, work: dict[str, Any], folder: Path) -> Figures:
     log = CACHE / "train_loops.log"
     with log.open("w") as stderr:
         answer = subprocess.run(
-            [sys.executable, "-m", "benchmarks.train_loops", loop, json.dumps(work), str(folder)],
+            [sys.executable, "-m", "benchmarks.train.loops", loop, json.dumps(work), str(folder)],
             env=variables, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False,
         )  # fmt: skip
     if answer.returncode != 0:

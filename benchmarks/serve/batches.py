@@ -1,4 +1,4 @@
-"""A batch through kills: `python -m benchmarks.batches --requests 2000`.
+"""A batch through kills: `python -m benchmarks.serve.batches --requests 2000`.
 
 The stock `openai` client hands a file of chat requests to a running `everlearn serve` (the ONNX engine), twice: the
 first time nothing happens; the second time the process that works on batches is killed by SIGKILL after a quarter and
@@ -20,7 +20,7 @@ import openai
 import psutil
 from rich.progress import Progress
 
-from benchmarks.swap import MODEL, key, server
+from benchmarks.serve.swap import MODEL, key, server
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings, load_settings
 
@@ -111,7 +111,7 @@ async def measure(bundle: Path, count: int) -> tuple[Run, Run]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.batches", description=__doc__)
+    parser = argparse.ArgumentParser(prog="benchmarks.serve.batches", description=__doc__)
     parser.add_argument("model", nargs="?", default="smollm2", help="an ONNX chat version in EVERLEARN_HOME")
     parser.add_argument("--requests", type=int, default=2000)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What vLLM gains from W8A8 and W4A16 on this GPU, by a model's shape: ``python -m benchmarks.vllm_formats CONFIG_DIR``.
+"""What vLLM gains from W8A8 and W4A16 on this GPU, by a model's shape: ``python -m benchmarks.compress.vllm_formats CONFIG_DIR``.
 
 The weights are random, so that no model of that size has to be there: the kernels take as long. Prompts alone, then
 tokens of many streams at once, in vLLM's own process, without HTTP; the best of some rounds.
@@ -23,7 +23,9 @@ STREAMS = (1, 16, 64, 256)
 PROMPT_TOKENS, PREFILL_TOKENS, NEW_TOKENS = 64, 8192, 128
 GROUP_SIZE = 128
 MEMORY_SHARE = 0.85
-IN_CHILD = "import sys; from benchmarks.vllm_formats import speeds; speeds(sys.argv[1], int(sys.argv[2]))"
+IN_CHILD = (
+    "import sys; from benchmarks.compress.vllm_formats import speeds; speeds(sys.argv[1], int(sys.argv[2]))"
+)
 
 
 def main() -> None:

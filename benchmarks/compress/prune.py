@@ -1,4 +1,4 @@
-"""What pruning costs, and what a distillation brings back: ``python -m benchmarks.prune MODEL_DIR [--zeros] [--heal]``.
+"""What pruning costs, and what a distillation brings back: ``python -m benchmarks.compress.prune MODEL_DIR [--zeros] [--heal]``.
 
 ``--zeros``: half of all weights, and two of every four, by magnitude, Wanda and SparseGPT. ``--heal``: layers dropped,
 and the rest taught by the whole model, measured along the way. Texts: ``benchmarks.texts``.

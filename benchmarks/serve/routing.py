@@ -1,4 +1,4 @@
-"""Which of four engines takes a request: `python -m benchmarks.routing`.
+"""Which of four engines takes a request: `python -m benchmarks.serve.routing`.
 
 Clients ask about one of several long texts (as system prompts, documents or conversations are): requests about the
 same text begin alike. The same requests, in the same order, go through the gateway to four ONNX engines, which keep
@@ -24,8 +24,8 @@ from statistics import mean, median, quantiles
 
 import aiohttp
 
-from benchmarks.gateway import free_port
-from benchmarks.streams import Timeline, prompt_of, stream
+from benchmarks.serve.gateway import free_port
+from benchmarks.serve.streams import Timeline, prompt_of, stream
 from everlearn.registry.database import open_database
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings, load_settings
@@ -132,7 +132,11 @@ def measure(name: str, bundle: Path, prompts: list[str], arguments: argparse.Nam
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory(prefix="rt") as folder:
         home = Path(folder)
-        module = ["-m", "serve.gateway"] if name == "everlearn" else ["-m", "benchmarks.routing", "--gateway"]
+        module = (
+            ["-m", "serve.gateway"]
+            if name == "everlearn"
+            else ["-m", "benchmarks.serve.routing", "--gateway"]
+        )
         settings = {"EVERLEARN_HOME": folder, "EVERLEARN_SERVE__PORT": str(port)}
         with engines(home, bundle, arguments.tokens + 256), process([sys.executable, *module], **settings):
             asyncio.run(until_all_are_there(url))
@@ -147,7 +151,7 @@ def measure(name: str, bundle: Path, prompts: list[str], arguments: argparse.Nam
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.routing", description=__doc__)
+    parser = argparse.ArgumentParser(prog="benchmarks.serve.routing", description=__doc__)
     parser.add_argument("model", nargs="?", default="smollm2", help="an ONNX chat version in EVERLEARN_HOME")
     parser.add_argument("--texts", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=512, help="of each text")

@@ -1,4 +1,4 @@
-"""Clients that stream while the champion moves: `python -m benchmarks.swap --clients 50 --swaps 20 --kills`.
+"""Clients that stream while the champion moves: `python -m benchmarks.serve.swap --clients 50 --swaps 20 --kills`.
 
 Two versions of one model, which differ in their system prompt alone, take turns as champion of a running
 `everlearn serve`. Every answer is greedy and was learned beforehand from each version, so each client knows what it
@@ -334,7 +334,7 @@ async def streaming(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.swap", description=__doc__)
+    parser = argparse.ArgumentParser(prog="benchmarks.serve.swap", description=__doc__)
     parser.add_argument("model", nargs="?", default="smollm2", help="an ONNX chat version in EVERLEARN_HOME")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--swaps", type=int, default=20)

@@ -1,4 +1,4 @@
-"""How much memory it takes to build INT4 ONNX of a model: ``python -m benchmarks.memory WORK --limit 2GB``.
+"""How much memory it takes to build INT4 ONNX of a model: ``python -m benchmarks.compress.memory WORK --limit 2GB``.
 
 A Llama of random bfloat16 weights whose float32 would be ``--times`` the limit is written to WORK, layer after layer, and
 built in a process of its own. With ``--cgroup DIR``, a folder of a memory cgroup that may be written, the kernel holds
@@ -25,7 +25,7 @@ HELD = 1024
 """Tokens that it is measured on."""
 HIDDEN, FFN, HEADS, KV_HEADS, VOCAB = 2048, 8192, 32, 8, 49152
 LAYER = HIDDEN * (2 * HIDDEN + 2 * KV_HEADS * HIDDEN // HEADS + 3 * FFN)
-CHILD = "import json, sys; from benchmarks import memory; memory.{}(json.loads(sys.argv[1]), sys.argv[2])"
+CHILD = "import json, sys; from benchmarks.compress import memory; memory.{}(json.loads(sys.argv[1]), sys.argv[2])"
 UNITS = {"MB": 10**6, "GB": 10**9}
 
 

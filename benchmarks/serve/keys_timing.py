@@ -1,4 +1,4 @@
-"""Whether the time of a refusal tells anything about a key: `python -m benchmarks.keys_timing`.
+"""Whether the time of a refusal tells anything about a key: `python -m benchmarks.serve.keys_timing`.
 
 A real gateway is asked in turn with a key that differs from an active one in its last character, one that has nothing
 in common with any, and another such one: a control that only noise tells apart. For each pair: the share of draws in

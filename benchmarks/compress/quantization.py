@@ -1,4 +1,4 @@
-"""What each compression costs and weighs, beside each other: ``python -m benchmarks.compress MODEL_DIR --work FOLDER``.
+"""What each compression costs and weighs, beside each other: ``python -m benchmarks.compress.quantization MODEL_DIR --work FOLDER``.
 
 Every row is made of the same weights, measured on the same texts (``benchmarks.texts``), run on the engine that serves
 it, and asked the same question. llama.cpp's formats are made by its own quantizer; their quality is that of the
@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks.llamacpp_quantize import encoder
+from benchmarks.compress.llamacpp_quantize import encoder
 from benchmarks.texts import held
 from compress.export import build, keep_tokenizer
 from compress.measure.compare import keep_logits, logits_of, speed_of
@@ -158,7 +158,7 @@ def served(row: dict[str, Any], progress: Progress) -> dict[str, Any]:
         figures = speed_of(Path(row["directory"]), row["format"], progress)
         return {**figures, "answer": figures.pop("answers")[0]}
     threads = str(os.cpu_count())
-    command = [sys.executable, "-m", "benchmarks.llamacpp_server", row["file"], "--threads", threads]
+    command = [sys.executable, "-m", "benchmarks.serve.llamacpp_server", row["file"], "--threads", threads]
     with subprocess.Popen(
         [*command, "--slots", str(STREAMS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:

@@ -1,4 +1,4 @@
-"""Clients that stream, leave and time out at random: `python -m benchmarks.soak URL --clients 200 --seconds 300`.
+"""Clients that stream, leave and time out at random: `python -m benchmarks.serve.soak URL --clients 200 --seconds 300`.
 
 Every answer is greedy, so each client knows what it must read; one wrong character fails the run. At the end the
 metrics of gateway and engine must be back at zero, and their memory, sockets and tasks where they were.

@@ -1,4 +1,4 @@
-"""One of the loops that `benchmarks.train` compares, in a process of its own; answers one line of JSON.
+"""One of the loops that `benchmarks.train.fine_tuning` compares, in a process of its own; answers one line of JSON.
 
 All of them: float32 weights, matrices in bfloat16 under autocast where that is asked for, fused AdamW, gradients
 clipped to norm 1, a constant learning rate, the loss of every step read.

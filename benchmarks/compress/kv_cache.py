@@ -1,4 +1,4 @@
-"""Keys and values at 8 bits beside float32, with the same weights: ``python -m benchmarks.kv_cache MODEL_DIR``.
+"""Keys and values at 8 bits beside float32, with the same weights: ``python -m benchmarks.compress.kv_cache MODEL_DIR``.
 
 Quality: the held texts a token at a time, as an answer is written, so that all that is past is read from the cache.
 Speed: a step of one row and of several behind a long past; the best of some.

@@ -1,4 +1,4 @@
-"""Models of several families, in, smaller, served and asked: `python -m benchmarks.families`, the price of each step.
+"""Models of several families, in, smaller, served and asked: `python -m benchmarks.compress.families`, the price of each step.
 
 Each of the catalogue's models is imported, made into a target, served by `everlearn serve` on a port of its own, and asked
 over HTTP. Everything goes through the command line, in EVERLEARN_HOME; what is there already is not made again.
@@ -135,7 +135,9 @@ def go_through(model: str, to: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.families", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.compress.families", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("models", nargs="*", default=list(MODELS), metavar="MODEL[=TARGET]")
     arguments = parser.parse_args()
     print(cpu())

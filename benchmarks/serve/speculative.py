@@ -24,7 +24,7 @@ import httpx
 import numpy as np
 
 from benchmarks.machine import Neighbours, read_bandwidth
-from benchmarks.serve_onnx import BUSY_SHARE, say, served_bundle
+from benchmarks.serve.onnx import BUSY_SHARE, say, served_bundle
 from serve.engines.onnx.decoding.decoder import Decoder
 
 NEW_TOKENS = 128

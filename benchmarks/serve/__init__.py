@@ -1,0 +1,1 @@
+"""Measurements of serve/, each beside a peer in the same run."""

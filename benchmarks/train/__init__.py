@@ -1,0 +1,1 @@
+"""Measurements of train/, each beside a peer in the same run."""

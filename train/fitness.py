@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from everlearn.errors import Unsupported
-from train.objectives.causal import before_logits
+from train.objectives.logits import before_logits
 
 LENGTHS = (9, 6)
 TOLERANCE = 1e-4

@@ -21,9 +21,10 @@ from everlearn.errors import Conflict
 from everlearn.memory import peak_bytes
 from train.failures import Diverged
 from train.log import StepLog
-from train.objectives.causal import CausalLM, Objective
+from train.objectives.causal import CausalLM
+from train.objectives.objective import Objective
 from train.optim import adamw, lr_at
-from train.parallel.wrap import Group, whole
+from train.parallel.wrap import Group, full_tensor
 from train.recipe import FitOptions, recipe_diff
 from train.report import StepReport
 from train.runs.checkpoint import Checkpoints, tensors_of
@@ -109,9 +110,9 @@ class _Run:
         self.identity = {"options": options.model_dump(mode="json"), **identity}
         if options.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        self.stage = group.wrap(model)
-        self.optimizer = adamw(self.stage, options.optimizer)
-        self.trained = [p for p in self.stage.parameters() if p.requires_grad]
+        self.loss_module = group.wrap(model)
+        self.optimizer = adamw(self.loss_module, options.optimizer)
+        self.trained = [p for p in self.loss_module.parameters() if p.requires_grad]
         self.checkpoints = Checkpoints(run_dir / "checkpoints", options.checkpoint.keep, group)
         self.log = StepLog(run_dir, options.log) if group.is_first else None
         self.step = self.tokens = 0
@@ -176,9 +177,9 @@ class _Run:
             )
             seen += int((batch["document_ids"] >= 0).sum())
             last = part == self.accumulation - 1
-            with group.accumulating(self.stage, last):
+            with group.accumulating(self.loss_module, last):
                 with self.precision():
-                    loss, counted = self.stage(self.objective, self.to_device(batch))
+                    loss, counted = self.loss_module(self.objective, self.to_device(batch))
                 loss.backward()
             loss_sum += loss.detach().float()
             targets += counted
@@ -204,7 +205,7 @@ class _Run:
         """From sums (averaged over ranks by DDP and FSDP) to the clipped mean per target; returns its norm."""
         grads = [p.grad for p in self.trained if p.grad is not None]
         to_mean = (self.group.ranks if self.group.kind != "none" else 1) / max(count, 1)
-        norm = float(whole(torch.nn.utils.get_total_norm(grads))) * to_mean
+        norm = float(full_tensor(torch.nn.utils.get_total_norm(grads))) * to_mean
         clip = self.options.optimizer.clip
         factor = to_mean * (min(1.0, clip / (norm + 1e-6)) if clip else 1.0)
         torch._foreach_mul_(grads, factor)
@@ -223,7 +224,7 @@ class _Run:
             mine = rows - (step * group.ranks + group.rank) * self.micro_batch
             batch["labels"][max(0, mine) :] = -100
             with self.precision():
-                loss, counted = self.stage(held.objective, self.to_device(batch))
+                loss, counted = self.loss_module(held.objective, self.to_device(batch))
             sums[0] += loss.float()
             sums[1] += counted
         self.model.train()

@@ -27,9 +27,10 @@ from train.data.tokenize import Tokens
 from train.evaluate.likelihood import load_causal_lm
 from train.failures import Stopped
 from train.loop import Batches, FitResult, Held, choose_dtype, divide, fit, total_steps
-from train.objectives.causal import CausalLM, Objective
+from train.objectives.causal import CausalLM
 from train.objectives.keep import Keeping, WithKept
-from train.parallel.wrap import Group, joined, whole
+from train.objectives.objective import Objective
+from train.parallel.wrap import Group, full_tensor, joined
 from train.recipe import TrainRecipe, validate_recipe
 from train.report import StepReport
 from train.runs.checkpoint import Checkpoints
@@ -54,7 +55,7 @@ def train(
         model = models.build(recipe, base, tokenizer_dir)
         models.refuse_misfit(model, recipe, stores[0].card.vocab_size)
         packer = Packer(stores[0], recipe.sequence_tokens, recipe.seed)
-        objective, batches = lesson(recipe, packer, kept, base, group)
+        objective, batches = objective_for(recipe, packer, kept, base, group)
         result = fit(
             model,
             objective,
@@ -80,7 +81,7 @@ def train(
     return {}
 
 
-def lesson(
+def objective_for(
     recipe: TrainRecipe, packer: Packer, kept: TokenStore | None, base: Path | None, group: Group
 ) -> tuple[Objective, Batches]:
     """What to minimise, and over which rows."""
@@ -140,7 +141,7 @@ def gather(model: torch.nn.Module, group: Group) -> dict[str, torch.Tensor] | No
     state: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            tensor = whole(parameter.detach())
+            tensor = full_tensor(parameter.detach())
             if group.is_first:
                 state[name] = tensor.cpu()
     return state

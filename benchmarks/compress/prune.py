@@ -35,7 +35,8 @@ from train.data.prepare import prepare
 from train.data.store import open_store
 from train.evaluate.likelihood import load_causal_lm, score, torch_logits
 from train.loop import choose_dtype, fit
-from train.objectives.causal import CausalLM, vocabulary
+from train.objectives.causal import CausalLM
+from train.objectives.logits import vocabulary
 from train.recipe import FitOptions, Optimizer
 from train.report import StepReport
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from compress.prune.pruning import layers_of
-from train.objectives.causal import before_logits, cross_entropies, linear_loss, logits_at, predicted
+from train.objectives.causal import predicted
 from train.objectives.keep import divergence
+from train.objectives.linear_loss import cross_entropies, linear_loss
+from train.objectives.logits import before_logits, logits_at
 
 Divergence = Literal["forward", "reverse", "jensen-shannon"]
 

@@ -25,7 +25,9 @@ from everlearn.bundles.durable import write_file
 from everlearn.errors import InvalidInput
 from everlearn.progress import Progress
 from train.data.packing import Packer
-from train.objectives.causal import before_logits, chunks, linear_loss, logits_at, predicted, vocabulary
+from train.objectives.causal import predicted
+from train.objectives.linear_loss import chunks, linear_loss
+from train.objectives.logits import before_logits, logits_at, vocabulary
 
 ROWS_AT_ONCE = 8
 ROWS_BETWEEN_FLUSHES = 64

@@ -211,7 +211,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     from train.fitness import refuse_unfit
     from train.loop import fit
     from train.model import from_scratch, saved_dtype
-    from train.objectives.causal import vocabulary
+    from train.objectives.logits import vocabulary
     from train.parallel.wrap import Group
     from train.run import base_digest, held_of, metrics_of
 

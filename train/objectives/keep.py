@@ -16,15 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from train.data.packing import Batch, Packer
-from train.objectives.causal import (
-    Logits,
-    Slopes,
-    before_logits,
-    cross_entropies,
-    linear_loss,
-    logits_at,
-    predicted,
-)
+from train.objectives.causal import predicted
+from train.objectives.linear_loss import LossAndGrad, cross_entropies, linear_loss
+from train.objectives.logits import Logits, before_logits, logits_at
 
 
 class WithKept:
@@ -72,12 +66,12 @@ class Keeping:
         return loss, torch.tensor(len(new), dtype=torch.float32, device=loss.device)
 
 
-def divergences(theirs: Logits) -> Slopes:
+def divergences(theirs: Logits) -> LossAndGrad:
     """KL(theirs || now), in nats."""
     return lambda chunk, now: divergence(torch.log_softmax(theirs(chunk), -1), torch.log_softmax(now, -1))
 
 
 def divergence(before: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(before || now) of log-probabilities (n, vocab), summed, in nats; and its derivative by the logits of now."""
+    """KL(before || now) of log-probabilities (n, vocab), summed, in nats; and its gradient with respect to the logits of now."""
     probabilities = before.exp()
     return (probabilities * (before - now)).sum(), now.exp().sub_(probabilities)

@@ -22,8 +22,8 @@ TIMEOUT = timedelta(minutes=30)
 """How long ranks wait for each other; rank 0 may be hashing a checkpoint."""
 
 
-class Stage(nn.Module):
-    """The one module whose forward is a whole loss, so that wrappers see every use of the model."""
+class LossModule(nn.Module):
+    """Wraps model and loss in one forward, so that DDP and FSDP see every use of the model."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -57,27 +57,27 @@ class Group:
         """A module to call with (objective, batch)."""
         if self.kind != "fsdp2":  # which moves a layer at a time, and keeps a share of it
             model.to(self.device)
-        stage = Stage(model)
+        loss_module = LossModule(model)
         if self.kind == "ddp":
             from torch.nn.parallel import DistributedDataParallel
 
-            return DistributedDataParallel(stage, gradient_as_bucket_view=True)
+            return DistributedDataParallel(loss_module, gradient_as_bucket_view=True)
         if self.kind == "fsdp2":
             from torch.distributed.fsdp import fully_shard
 
             for block in repeated_blocks(model):
                 fully_shard(block)
-            fully_shard(stage)
-        return stage
+            fully_shard(loss_module)
+        return loss_module
 
     @contextmanager
-    def accumulating(self, stage: Any, last: bool) -> Generator[None]:
+    def accumulating(self, loss_module: Any, last: bool) -> Generator[None]:
         """Gradients travel between the ranks with the last micro-batch of a step only."""
         if self.kind == "fsdp2":
-            stage.set_requires_gradient_sync(last)
-            stage.set_is_last_backward(last)
+            loss_module.set_requires_gradient_sync(last)
+            loss_module.set_is_last_backward(last)
         if self.kind == "ddp" and not last:
-            with stage.no_sync():
+            with loss_module.no_sync():
                 yield
         else:
             yield
@@ -124,6 +124,6 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     return list(max(lists, key=len)) if lists else []
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor, gathered where it lies in shares; every rank must call it."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor, gathered from all ranks where it is sharded; every rank must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]

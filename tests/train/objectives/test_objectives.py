@@ -11,8 +11,10 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 
 from tests.train.conftest import sequences
 from train.data.packing import Packer
-from train.objectives import causal as objectives
-from train.objectives.causal import CausalLM, cross_entropies, head_of, linear_loss
+from train.objectives import linear_loss as chunked
+from train.objectives.causal import CausalLM
+from train.objectives.linear_loss import cross_entropies, linear_loss
+from train.objectives.logits import head_of
 
 
 def packed(sequence_tokens: int = 64, rows: int = 3) -> dict[str, Tensor]:
@@ -76,7 +78,7 @@ def test_a_change_in_one_document_changes_no_other(base: Path) -> None:
 def test_loss_and_gradients_are_torchs(
     monkeypatch: pytest.MonkeyPatch, chunk_bytes: int, biased: bool
 ) -> None:
-    monkeypatch.setattr(objectives, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", chunk_bytes)
     torch.manual_seed(1)
     hidden = torch.randn(200, 16, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
@@ -101,9 +103,9 @@ def test_loss_and_gradients_are_torchs(
 
 def test_logits_are_never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     widest: list[int] = []
-    made = objectives._logits
-    monkeypatch.setattr(objectives, "CHUNK_BYTES", 4 * 1000 * 64)
-    monkeypatch.setattr(objectives, "_logits", lambda *given: widest.append(len(given[0])) or made(*given))
+    made = chunked._logits
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", 4 * 1000 * 64)
+    monkeypatch.setattr(chunked, "_logits", lambda *given: widest.append(len(given[0])) or made(*given))
     hidden, weight = torch.randn(500, 8, requires_grad=True), torch.randn(1000, 8)
     targets = torch.zeros(500, dtype=torch.int64)
     linear_loss(hidden, weight, None, torch.arange(500), cross_entropies(targets))

@@ -524,6 +524,6 @@ def _schema(engine: Engine) -> str | None:
 def _migrate(engine: Engine, settings: Settings) -> None:
     from everlearn.registry.migrations import upgrade
 
-    upgrade(engine, settings.directory("run") / "migrate.lock")
+    upgrade(engine, settings.directory("run") / "migrate.lock", POSTGRES_LOCK)
     for name in FOLDERS:
         make_private(settings.home / name)  # an earlier version left what is in them to the umask

@@ -12,7 +12,6 @@ from filelock import FileLock
 from sqlalchemy import Connection, Engine, text
 
 from everlearn.errors import ConfigError
-from everlearn.registry.database import POSTGRES_LOCK
 
 
 def configuration() -> Config:
@@ -22,11 +21,15 @@ def configuration() -> Config:
     return config
 
 
-def upgrade(engine: Engine, lock: Path) -> None:
-    """Brings the database to the newest schema; of processes that start together, one does it."""
+def upgrade(engine: Engine, lock: Path, postgres_lock: int) -> None:
+    """Brings the database to the newest schema. Of processes that start together, one does it.
+
+    ``lock`` is a file that processes of this machine lock, ``postgres_lock`` the number of the advisory lock that
+    all writers of a PostgreSQL database take. Raises ConfigError where a newer everlearn wrote the database.
+    """
     with FileLock(lock), engine.begin() as connection:
         if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": POSTGRES_LOCK})
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": postgres_lock})
         config = configuration()
         _refuse_newer(connection, ScriptDirectory.from_config(config))
         config.attributes["connection"] = connection

@@ -46,8 +46,9 @@ from everlearn.bundles.bundle import file_entry, read_manifest
 from everlearn.errors import Conflict, Corrupt, EverlearnError, NotFound, Unavailable
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
-from everlearn.registry.database import FileRow, read
+from everlearn.registry.database import read
 from everlearn.registry.registry import Registry, Version
+from everlearn.registry.tables import FileRow
 from everlearn.settings import Settings
 from train.data.card import DataCard
 from train.data.reading.read import SEPARATOR

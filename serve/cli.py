@@ -10,8 +10,8 @@ import typer
 from everlearn.cli.arguments import Json, Ref, complete_ref, open_registry, open_settings
 
 if TYPE_CHECKING:
-    from everlearn.registry.database import ReplicaRow
     from everlearn.registry.records import Trial
+    from everlearn.registry.tables import ReplicaRow
 
 commands = typer.Typer()
 
@@ -54,8 +54,9 @@ def ps(as_json: Json = False) -> None:
     from sqlalchemy.orm import Session
 
     from everlearn.printing import moment, print_json, print_table
-    from everlearn.registry.database import AliasRow, ReplicaRow, open_database
+    from everlearn.registry.database import open_database
     from everlearn.registry.records import replica_state
+    from everlearn.registry.tables import AliasRow, ReplicaRow
 
     with Session(open_database(open_settings())) as session:
         query = select(ReplicaRow).order_by(ReplicaRow.model, ReplicaRow.started_at)

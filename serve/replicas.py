@@ -13,8 +13,9 @@ from urllib.parse import quote, unquote
 from sqlalchemy import Engine, Row, delete, select, update
 from sqlalchemy.orm import Session
 
-from everlearn.registry.database import AliasRow, ReplicaRow, write
+from everlearn.registry.database import write
 from everlearn.registry.records import CHAMPION, TRIALS
+from everlearn.registry.tables import AliasRow, ReplicaRow
 
 State = Literal["starting", "ready", "draining", "standby", "stopped", "failed"]
 

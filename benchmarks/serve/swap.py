@@ -33,9 +33,10 @@ import psutil
 from sqlalchemy import Engine, func, select
 
 from everlearn.bundles.bundle import write_bundle
-from everlearn.registry.database import ReplicaRow, open_database, read
+from everlearn.registry.database import open_database, read
 from everlearn.registry.keys import create_key
 from everlearn.registry.registry import Registry, Version
+from everlearn.registry.tables import ReplicaRow
 from everlearn.settings import Settings, load_settings
 
 MODEL = "swapped"

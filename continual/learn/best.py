@@ -17,7 +17,7 @@ from sqlalchemy import Connection, delete, func, insert, select
 
 from continual.recipe import GENERAL
 from everlearn.registry.audit import record
-from everlearn.registry.database import BestScoreRow, ReplayExampleRow, VersionRow
+from everlearn.registry.tables import BestScoreRow, ReplayExampleRow, VersionRow
 
 KEPT_BUNDLES = 16
 """Of so many promoted bundles of a model the memory is kept: eight promotions of weights with what is served."""

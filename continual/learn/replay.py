@@ -22,7 +22,7 @@ from continual.learn.best import forget_examples
 from continual.learn.reservoir import Held, content_sha256, lowest, lowest_held, priority, target_mask
 from continual.recipe import MIN_DOCUMENTS
 from everlearn.registry.audit import record
-from everlearn.registry.database import ReplayExampleRow, ReplayInsertionRow
+from everlearn.registry.tables import ReplayExampleRow, ReplayInsertionRow
 from train.data.store import Example
 
 Split = Literal["train", "held"]

@@ -25,7 +25,8 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, insert, or_, sel
 from continual.queue.check_file import check_examples
 from everlearn.bundles.durable import sync_directory
 from everlearn.errors import Conflict, EverlearnError, InvalidInput, NotFound
-from everlearn.registry.database import BatchRow, FileRow, JobRow, open_database, read, write
+from everlearn.registry.database import open_database, read, write
+from everlearn.registry.tables import BatchRow, FileRow, JobRow
 from everlearn.settings import Settings
 
 PURPOSE = "fine-tune"

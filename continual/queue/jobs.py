@@ -26,9 +26,10 @@ from continual.recipe import ContinualRecipe
 from everlearn.bundles.reference import parse_reference
 from everlearn.errors import EverlearnError, InvalidInput, NotFound
 from everlearn.registry.audit import record
-from everlearn.registry.database import JobEventRow, JobRow, open_database, read, write
+from everlearn.registry.database import open_database, read, write
 from everlearn.registry.keys import why_ended
 from everlearn.registry.records import CHAMPION, aliases_of, find_version
+from everlearn.registry.tables import JobEventRow, JobRow
 from everlearn.settings import Settings
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]

@@ -15,7 +15,8 @@ from sqlalchemy import Engine, select
 
 from continual.recipe import MIN_DOCUMENTS
 from everlearn.errors import InvalidInput
-from everlearn.registry.database import FileRow, read
+from everlearn.registry.database import read
+from everlearn.registry.tables import FileRow
 from train.data.reading.read import SEPARATOR, Limits, layout_named, read_examples
 
 LOOKED_INTO_BYTES = 2**20

@@ -15,7 +15,7 @@ from everlearn.errors import InvalidInput
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from everlearn.registry.database import ApiKey
+    from everlearn.registry.tables import ApiKey
 
 UNITS_S = {"m": 60, "h": 3600, "d": 86400}
 MAX_LIFE_S = 100 * 365 * 86400

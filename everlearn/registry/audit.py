@@ -12,7 +12,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, insert, select
 
-from everlearn.registry.database import AuditRow, read
+from everlearn.registry.database import read
+from everlearn.registry.tables import AuditRow
 
 MAX_CHARS = 128
 

@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 
 from everlearn.errors import Conflict, InvalidInput, NotFound
 from everlearn.registry.audit import record
-from everlearn.registry.database import ApiKey, DoorRow, write
+from everlearn.registry.database import write
+from everlearn.registry.tables import ApiKey, DoorRow
 
 SECRET_BYTES = 32
 MAX_SECRET_CHARS = 256

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from everlearn.bundles.bundle import SERVABLE, BundleManifest
 from everlearn.bundles.reference import Reference
 from everlearn.errors import Conflict, NotFound
-from everlearn.registry.database import AliasRow, ModelRow, ReplicaRow, VersionRow
+from everlearn.registry.tables import AliasRow, ModelRow, ReplicaRow, VersionRow
 from everlearn.suggest import did_you_mean
 
 CHAMPION = "champion"

@@ -22,7 +22,7 @@ from everlearn.bundles.staging import staging_directory, sweep_staging
 from everlearn.errors import Conflict, InvalidInput, NotFound, Unsupported
 from everlearn.registry.audit import record
 from everlearn.registry.blobs import open_store
-from everlearn.registry.database import AliasRow, VersionRow, open_database, read, write
+from everlearn.registry.database import open_database, read, write
 from everlearn.registry.records import (
     CHAMPION,
     PREVIOUS,
@@ -43,6 +43,7 @@ from everlearn.registry.records import (
     version_of,
     versions_of,
 )
+from everlearn.registry.tables import AliasRow, VersionRow
 from everlearn.settings import Settings
 
 log = structlog.stdlib.get_logger("everlearn.registry")

@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import Connection, Engine, and_, func, insert, select, update
 
 from everlearn.errors import InvalidInput
-from everlearn.registry.database import ApiKey, UsageRow, read
+from everlearn.registry.database import read
+from everlearn.registry.tables import ApiKey, UsageRow
 
 By = Literal["key", "model", "day"]
 COUNTED = ("requests", "failed", "prompt_tokens", "completion_tokens")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from everlearn.errors import EverlearnError, InvalidInput
-from everlearn.registry.database import ApiKey
+from everlearn.registry.tables import ApiKey
 from everlearn.settings import ServeSettings
 from serve.gateway.formats.schema_check import strict_schemas
 from serve.gateway.limits.auth import check_scope

@@ -21,8 +21,9 @@ from sqlalchemy.orm import Session
 from continual.queue.files import BATCH_OUTPUT, Client, Files
 from continual.queue.owner import SignsOfLife, is_gone, this_process
 from everlearn.errors import EverlearnError, NotFound, Unavailable
-from everlearn.registry.database import ApiKey, read
+from everlearn.registry.database import read
 from everlearn.registry.keys import why_ended
+from everlearn.registry.tables import ApiKey
 from everlearn.settings import Settings
 from serve.batches.lines import Flaw, Line, check, read_lines
 from serve.batches.table import Answer, Batch, Batches, Ending, Lease, LeaseLost, set_file

@@ -18,7 +18,8 @@ from sqlalchemy import Connection, Engine, and_, delete, insert, or_, select, up
 from continual.queue.files import BATCH, Client, owned, require_file
 from everlearn.errors import Conflict, InvalidInput, NotFound
 from everlearn.registry.audit import record
-from everlearn.registry.database import BatchAnswerRow, BatchRow, open_database, read, write
+from everlearn.registry.database import open_database, read, write
+from everlearn.registry.tables import BatchAnswerRow, BatchRow
 from everlearn.settings import Settings
 
 State = Literal[

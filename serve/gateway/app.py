@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse, Response
 
 from everlearn.errors import EverlearnError, InvalidInput
 from everlearn.redis_address import redis_url
-from everlearn.registry.database import START_PATIENCE_S, ApiKey, open_database
+from everlearn.registry.database import START_PATIENCE_S, open_database
+from everlearn.registry.tables import ApiKey
 from everlearn.settings import Settings
 from serve.gateway.formats.messages import add_messages
 from serve.gateway.formats.responses import ResponseShape, to_chat

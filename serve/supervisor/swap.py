@@ -28,8 +28,9 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from everlearn.errors import Conflict, EverlearnError, Unavailable
-from everlearn.registry.database import AliasRow, read
+from everlearn.registry.database import read
 from everlearn.registry.records import CHAMPION, PREVIOUS
+from everlearn.registry.tables import AliasRow
 from serve.supervisor.running import Running, Workshop
 
 FOLLOW_S = 0.5

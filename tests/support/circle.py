@@ -16,8 +16,9 @@ from sqlalchemy import select
 
 from continual.demo.texts import DOMAINS, write_domain
 from everlearn.importing.sources import import_model
-from everlearn.registry.database import ReplayExampleRow, ReplayInsertionRow, read
+from everlearn.registry.database import read
 from everlearn.registry.registry import Registry
+from everlearn.registry.tables import ReplayExampleRow, ReplayInsertionRow
 from everlearn.settings import Settings
 from tests.support.serve.supervised import REAL, Supervised, supervised
 from tests.support.tiny_models import write_llama

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from everlearn.registry.database import Table
+from everlearn.registry.tables import Table
 
 context.configure(
     connection=context.config.attributes["connection"],

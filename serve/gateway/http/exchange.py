@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from starlette.requests import Request
 
-from everlearn.registry.database import ApiKey
+from everlearn.registry.tables import ApiKey
 from serve.engines import NUMBER_HEADER, SALT_HEADER
 from serve.gateway.http.failures import Describe, describe
 from serve.gateway.limits.cost import NOTHING, Cost

@@ -11,8 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 
 from everlearn.errors import AuthError, ConfigError, Forbidden, Unavailable
-from everlearn.registry.database import ApiKey
 from everlearn.registry.keys import covers, find_key, is_active, keys_required
+from everlearn.registry.tables import ApiKey
 from everlearn.settings import ServeSettings
 from serve.gateway.limits.origin import is_loopback, is_of_another_page, names_this_machine, refuse_foreign
 

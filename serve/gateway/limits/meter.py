@@ -15,7 +15,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from everlearn.errors import EverlearnError
-from everlearn.registry.database import ApiKey, read, write
+from everlearn.registry.database import read, write
+from everlearn.registry.tables import ApiKey
 from everlearn.registry.usage import Count, Spot, add_usage, budgeted_tokens, day_of, month_end
 from serve.gateway.http.exchange import Exchange
 from serve.gateway.http.failures import BudgetSpent

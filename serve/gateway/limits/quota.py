@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from everlearn.errors import RateLimited
-from everlearn.registry.database import ApiKey
+from everlearn.registry.tables import ApiKey
 
 if TYPE_CHECKING:
     from serve.gateway.limits.shared import Shared

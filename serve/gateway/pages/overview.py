@@ -11,9 +11,10 @@ from sqlalchemy import Connection, Engine, func, select
 
 from everlearn.bundles.bundle import SERVABLE, BundleManifest
 from everlearn.registry.audit import list_acts
-from everlearn.registry.database import AliasRow, ApiKey, BatchRow, JobRow, ReplicaRow, VersionRow, read
+from everlearn.registry.database import read
 from everlearn.registry.keys import is_active
 from everlearn.registry.records import replica_state
+from everlearn.registry.tables import AliasRow, ApiKey, BatchRow, JobRow, ReplicaRow, VersionRow
 from serve.gateway.http.metrics import Metrics
 from serve.gateway.routing.replica import Replica
 from serve.gateway.routing.router import Router

@@ -20,8 +20,9 @@ from compress.export import export_onnx
 from continual.queue.jobs import Job, Jobs, Lease
 from continual.recipe import ContinualRecipe
 from everlearn.importing.sources import import_model
-from everlearn.registry.database import FileRow, read, write
+from everlearn.registry.database import read, write
 from everlearn.registry.registry import Registry
+from everlearn.registry.tables import FileRow
 from everlearn.settings import Settings
 from tests.support.tiny_models import write_llama
 from train.evaluate.likelihood import held_text, token_windows
@@ -132,7 +133,7 @@ class Home:
         """All rows of the buffer, but for which job brought them."""
         from sqlalchemy import select
 
-        from everlearn.registry.database import ReplayExampleRow as Row
+        from everlearn.registry.tables import ReplayExampleRow as Row
 
         columns = (Row.domain, Row.split, Row.sha256, Row.tokens)
         with read(self.registry.database) as connection:

@@ -18,7 +18,8 @@ from continual.learn.replay import Arrival, delete_example, insert_examples, rea
 from continual.learn.reservoir import Held, content_sha256
 from continual.recipe import GENERAL, ContinualRecipe
 from everlearn.registry.audit import list_acts
-from everlearn.registry.database import BestScoreRow, ModelRow, VersionRow, open_database, read, write
+from everlearn.registry.database import open_database, read, write
+from everlearn.registry.tables import BestScoreRow, ModelRow, VersionRow
 from everlearn.settings import Settings
 from train.data.store import Example
 

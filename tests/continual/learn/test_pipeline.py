@@ -28,7 +28,8 @@ from continual.queue.jobs import Job, Lease
 from everlearn.errors import InvalidInput
 from everlearn.importing.sources import import_model
 from everlearn.processes.child import run_child
-from everlearn.registry.database import ReplayExampleRow, read, write
+from everlearn.registry.database import read, write
+from everlearn.registry.tables import ReplayExampleRow
 from everlearn.settings import Settings
 from tests.continual.learn.conftest import Home, noise, recipe, sentences
 from tests.train.data.reading import bombs

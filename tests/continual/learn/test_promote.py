@@ -21,8 +21,9 @@ from continual.learn.replay import Arrival
 from continual.queue.jobs import Lease, LeaseLost
 from everlearn.bundles.bundle import read_manifest, write_bundle
 from everlearn.registry.audit import list_acts
-from everlearn.registry.database import BestScoreRow, read
+from everlearn.registry.database import read
 from everlearn.registry.registry import Version
+from everlearn.registry.tables import BestScoreRow
 from tests.continual.learn.conftest import Home, recipe, sentences
 from train.data.store import Example
 

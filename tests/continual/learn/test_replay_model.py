@@ -22,7 +22,8 @@ from continual.learn.replay import (
 )
 from continual.learn.reservoir import content_sha256, priority
 from continual.recipe import MIN_DOCUMENTS
-from everlearn.registry.database import ReplayExampleRow, open_database, read, write
+from everlearn.registry.database import open_database, read, write
+from everlearn.registry.tables import ReplayExampleRow
 from everlearn.settings import Settings
 from train.data.store import Example
 

@@ -19,8 +19,9 @@ from continual.queue.small_files import is_one_text
 from everlearn.bundles.bundle import write_bundle
 from everlearn.errors import InvalidInput, NotFound
 from everlearn.registry.audit import list_acts
-from everlearn.registry.database import ApiKey, JobRow, write
+from everlearn.registry.database import write
 from everlearn.registry.keys import create_key, revoke_key
+from everlearn.registry.tables import ApiKey, JobRow
 from tests.continual.queue.conftest import House, add_model
 
 

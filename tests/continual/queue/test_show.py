@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from continual.learn.gate import judge
 from everlearn.cli.main import app
-from everlearn.registry.database import JobRow, open_database, write
+from everlearn.registry.database import open_database, write
+from everlearn.registry.tables import JobRow
 from everlearn.settings import Settings
 from tests.continual.learn.test_gate import THRESHOLDS, earlier, pair, worse
 

@@ -20,19 +20,10 @@ from sqlalchemy import create_engine, insert, select, text
 
 from everlearn.doctor import examine
 from everlearn.errors import ConfigError, Corrupt, EverlearnError, Unavailable
-from everlearn.registry.database import (
-    SCHEMA,
-    BestScoreRow,
-    FileRow,
-    ReplayExampleRow,
-    Table,
-    open_database,
-    read,
-    write,
-    write_ahead,
-)
+from everlearn.registry.database import SCHEMA, open_database, read, write, write_ahead
 from everlearn.registry.migrations import configuration
 from everlearn.registry.registry import Registry
+from everlearn.registry.tables import BestScoreRow, FileRow, ReplayExampleRow, Table
 from everlearn.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[3]

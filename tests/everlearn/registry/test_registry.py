@@ -9,9 +9,10 @@ from sqlalchemy import insert
 
 from everlearn.bundles.bundle import open_bundle
 from everlearn.errors import Conflict, Corrupt, InvalidInput, NotFound, Unsupported
-from everlearn.registry.database import ReplicaRow, write
+from everlearn.registry.database import write
 from everlearn.registry.records import put_alias
 from everlearn.registry.registry import Registry
+from everlearn.registry.tables import ReplicaRow
 from everlearn.settings import Settings
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from everlearn.registry.database import ApiKey
+from everlearn.registry.tables import ApiKey
 from everlearn.settings import ServeSettings
 from serve.batches.lines import MAX_FLAWS, Line, check, read_lines
 

@@ -11,9 +11,10 @@ import pytest
 from sqlalchemy import delete, insert
 
 from everlearn.registry.audit import list_acts
-from everlearn.registry.database import JobRow, ReplicaRow, open_database, write
+from everlearn.registry.database import open_database, write
 from everlearn.registry.keys import create_key, list_keys, open_door, revoke_key
 from everlearn.registry.registry import Registry
+from everlearn.registry.tables import JobRow, ReplicaRow
 from everlearn.settings import Settings
 from serve import replicas
 from tests.support.serve.supervised import Supervised, add_model, eventually, supervised

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
-from everlearn.registry.database import ReplicaRow, open_database
+from everlearn.registry.database import open_database
+from everlearn.registry.tables import ReplicaRow
 from everlearn.settings import Settings
 from serve import replicas
 

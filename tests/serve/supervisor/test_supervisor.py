@@ -15,8 +15,9 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from everlearn.registry.database import ReplicaRow, open_database
+from everlearn.registry.database import open_database
 from everlearn.registry.keys import create_key
+from everlearn.registry.tables import ReplicaRow
 from everlearn.settings import Settings
 from tests.support.serve.supervised import Supervised, add_model, eventually, fails, supervised
 

@@ -11,8 +11,9 @@ import httpx
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from everlearn.registry.database import ReplicaRow, open_database
+from everlearn.registry.database import open_database
 from everlearn.registry.registry import Registry, Version
+from everlearn.registry.tables import ReplicaRow
 from everlearn.settings import Settings
 from tests.support.serve.supervised import Supervised, add_model, eventually
 

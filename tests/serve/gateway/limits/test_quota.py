@@ -3,7 +3,7 @@
 import pytest
 
 from everlearn.errors import RateLimited
-from everlearn.registry.database import ApiKey
+from everlearn.registry.tables import ApiKey
 from serve.gateway.limits.quota import Quotas
 
 

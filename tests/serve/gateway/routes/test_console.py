@@ -14,8 +14,9 @@ import pytest
 from sqlalchemy import insert
 
 from everlearn.registry.audit import list_acts
-from everlearn.registry.database import AliasRow, BatchRow, JobRow, ModelRow, ReplicaRow, VersionRow, write
+from everlearn.registry.database import write
 from everlearn.registry.keys import create_key
+from everlearn.registry.tables import AliasRow, BatchRow, JobRow, ModelRow, ReplicaRow, VersionRow
 from serve.gateway.pages.overview import MAX_BATCHES, MAX_JOBS, MAX_VERSIONS
 from tests.serve.gateway.conftest import RunningGateway, chat_body, wait_until
 from tests.support.serve.scripted_engine import Connection, well

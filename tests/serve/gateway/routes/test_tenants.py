@@ -10,9 +10,9 @@ from typing import Any, cast
 import httpx2
 import pytest
 
-from everlearn.registry.database import ApiKey
 from everlearn.registry.keys import create_key
 from everlearn.registry.registry import Registry
+from everlearn.registry.tables import ApiKey
 from serve.gateway.http.exchange import Exchange
 from serve.replicas import ReadyReplica
 from tests.continual.queue.conftest import add_model

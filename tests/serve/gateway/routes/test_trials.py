@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import insert
 
-from everlearn.registry.database import ModelRow, write
+from everlearn.registry.database import write
 from everlearn.registry.records import put_alias
+from everlearn.registry.tables import ModelRow
 from tests.serve.gateway.conftest import RunningGateway, wait_until
 from tests.support.serve.scripted_engine import Connection, well
 

@@ -11,7 +11,8 @@ import httpx2
 import pytest
 from sqlalchemy import update
 
-from everlearn.registry.database import ReplicaRow, write
+from everlearn.registry.database import write
+from everlearn.registry.tables import ReplicaRow
 from serve.gateway.routing.router import RETRY_RESERVE, RETRY_SHARE, RetryBudget
 from serve.replicas import heartbeat, set_state, withdraw
 from tests.serve.gateway.conftest import RunningGateway, chat_body, sse, wait_until

@@ -26,7 +26,6 @@ MAX_MODULES = 16
 MAX_LINES = 500
 
 EXPECTED: set[str] = {
-    "circle: everlearn.registry.database, everlearn.registry.migrations",
     "circle: serve.engines.onnx.http, serve.engines.onnx.used",
     "circle: serve.gateway.app, "
     + "serve.gateway.formats.messages, serve.gateway.routes.batches, serve.gateway.routes.console, "
@@ -35,7 +34,6 @@ EXPECTED: set[str] = {
     "circle: serve.gateway.routing.dispatch, serve.gateway.routing.router, serve.gateway.routing.shadow",
     "lines: continual/queue/jobs.py",
     "lines: everlearn/chat/bounded_jinja.py",
-    "lines: everlearn/registry/database.py",
     "lines: serve/engines/onnx/decoding/scheduler.py",
     "lines: serve/gateway/pages/console.js",
     "lines: serve/protocol/chat.py",

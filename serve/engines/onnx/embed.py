@@ -14,8 +14,8 @@ from prometheus_client import Gauge
 
 from everlearn.errors import Unsupported
 from serve.engines.onnx.embedder import Embedder
-from serve.engines.onnx.http import Exchange
 from serve.engines.onnx.reading import Readers
+from serve.engines.onnx.responder import Responder
 from serve.engines.onnx.sizing import Sizes
 from serve.protocol.chat import EmbeddingRequest, parse
 
@@ -44,21 +44,21 @@ class EmbedBackend:
         """A batch is under way that does not end."""
         return self.embedder.stuck_s > self.stuck_s
 
-    async def embeddings(self, body: bytes, exchange: Exchange) -> None:
+    async def embeddings(self, body: bytes, responder: Responder) -> None:
         """POST /v1/embeddings."""
-        request, encoded = await self.readers.read(body, exchange, partial(self._read, body))
+        request, encoded = await self.readers.read(body, responder, partial(self._read, body))
         tokens = sum(map(len, encoded))
         counted = {"prompt_tokens": tokens, "total_tokens": tokens}
-        exchange.usage = lambda: counted
+        responder.usage = lambda: counted
         task = asyncio.ensure_future(self.embedder.embed(encoded))
-        exchange.on_gone = task.cancel
+        responder.on_gone = task.cancel
         vectors = await task
         as_base64 = request.encoding_format == "base64"
         data = [
             {"object": "embedding", "index": index, "embedding": written(vector, as_base64)}
             for index, vector in enumerate(vectors)
         ]
-        await exchange.json({"object": "list", "data": data, "model": self.model, "usage": counted})
+        await responder.json({"object": "list", "data": data, "model": self.model, "usage": counted})
 
     def _read(self, body: bytes) -> tuple[EmbeddingRequest, list[list[int]]]:
         request = parse(EmbeddingRequest, body)

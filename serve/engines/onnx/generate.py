@@ -19,9 +19,9 @@ from serve.engines.onnx.answers import DONE, ChatAnswer, CompletionAnswer, join,
 from serve.engines.onnx.decoding.decoder import Decoder
 from serve.engines.onnx.decoding.generation import Generation, Piece
 from serve.engines.onnx.decoding.scheduler import Delivery, Scheduler
-from serve.engines.onnx.http import Exchange
 from serve.engines.onnx.reading import Readers
 from serve.engines.onnx.requests import RequestReader
+from serve.engines.onnx.responder import Responder
 from serve.engines.onnx.sizing import Sizes
 from serve.protocol.chat import ChatRequest, CompletionRequest, parse
 from serve.told import Told
@@ -102,76 +102,76 @@ class GenerateBackend:
         """The scheduler's thread has ended, or hangs in a step."""
         return not self.scheduler.is_alive() or self.scheduler.stuck_s > self.stuck_s
 
-    async def chat(self, body: bytes, exchange: Exchange) -> None:
+    async def chat(self, body: bytes, responder: Responder) -> None:
         """POST /v1/chat/completions."""
-        request, generations = await self._read(body, exchange, ChatRequest, self.reader.chat)
+        request, generations = await self._read(body, responder, ChatRequest, self.reader.chat)
         answer = ChatAnswer(self.model, self.reader.codec, with_logprobs=bool(request.logprobs))
         if generations[0].left_open:
-            exchange.headers[LEFT_OPEN] = header_text(generations[0].left_open)
-        await self._answer(request, answer, generations, exchange)
+            responder.headers[LEFT_OPEN] = header_text(generations[0].left_open)
+        await self._answer(request, answer, generations, responder)
 
-    async def completion(self, body: bytes, exchange: Exchange) -> None:
+    async def completion(self, body: bytes, responder: Responder) -> None:
         """POST /v1/completions."""
-        request, generations = await self._read(body, exchange, CompletionRequest, self.reader.completion)
+        request, generations = await self._read(body, responder, CompletionRequest, self.reader.completion)
         answer = CompletionAnswer(self.model, self.reader.codec, with_logprobs=request.logprobs is not None)
-        await self._answer(request, answer, generations, exchange)
+        await self._answer(request, answer, generations, responder)
 
-    async def _leave(self, leaving: bool, body: bytes, exchange: Exchange) -> None:
+    async def _leave(self, leaving: bool, body: bytes, responder: Responder) -> None:
         self.scheduler.leave(leaving)
-        await exchange.json({"leaving": leaving})
+        await responder.json({"leaving": leaving})
 
     async def _read(
         self,
         body: bytes,
-        exchange: Exchange,
+        responder: Responder,
         kind: type[Request],
         read: Callable[[Request, str], list[Generation]],
     ) -> tuple[Request, list[Generation]]:
         def work() -> tuple[Request, list[Generation]]:
             request = parse(kind, body)
-            return request, read(request, exchange.salt)
+            return request, read(request, responder.salt)
 
-        return await self.readers.read(body, exchange, work)
+        return await self.readers.read(body, responder, work)
 
     async def _answer(
         self,
         request: ChatRequest | CompletionRequest,
         answer: ChatAnswer | CompletionAnswer,
         generations: list[Generation],
-        exchange: Exchange,
+        responder: Responder,
     ) -> None:
         box = Mailbox(generations)
         self.boxes.update(dict.fromkeys(generations, box))
-        exchange.on_gone = box.news.set
-        exchange.usage = lambda: usage(generations, request.n or 1)
+        responder.on_gone = box.news.set
+        responder.usage = lambda: usage(generations, request.n or 1)
         submitted_ns = time.time_ns()
         try:
             self.scheduler.submit(generations)
             if request.stream:
-                await self._stream(request, answer, box, exchange)
+                await self._stream(request, answer, box, responder)
             else:
-                await self._whole(request, answer, box, exchange)
+                await self._whole(request, answer, box, responder)
         finally:
             for generation in generations:
                 if self.boxes.pop(generation, None):
                     self.scheduler.cancel(generation)
-            if exchange.span:
-                trace(exchange.span, generations, submitted_ns)
+            if responder.span:
+                trace(responder.span, generations, submitted_ns)
 
     async def _stream(
         self,
         request: ChatRequest | CompletionRequest,
         answer: ChatAnswer | CompletionAnswer,
         box: Mailbox,
-        exchange: Exchange,
+        responder: Responder,
     ) -> None:
         opened: set[int] = set()
         unfinished = len(box.generations)
-        while unfinished and not exchange.gone:
+        while unfinished and not responder.gone:
             events: list[bytes] = []
             for index, piece in await box.take():
                 if not opened:
-                    exchange.headers |= told(box.generations, request.n or 1).headers()
+                    responder.headers |= told(box.generations, request.n or 1).headers()
                 if index not in opened:
                     opened.add(index)
                     events.append(answer.first(index))
@@ -182,29 +182,29 @@ class GenerateBackend:
                     events.append(answer.usage_event(usage(box.generations, request.n or 1)))
                 events.append(DONE)
             if events:
-                await exchange.event(b"".join(events))
-        if not exchange.gone:
-            await exchange.end()
+                await responder.event(b"".join(events))
+        if not responder.gone:
+            await responder.end()
 
     async def _whole(
         self,
         request: ChatRequest | CompletionRequest,
         answer: ChatAnswer | CompletionAnswer,
         box: Mailbox,
-        exchange: Exchange,
+        responder: Responder,
     ) -> None:
         pieces: list[list[Piece]] = [[] for _ in box.generations]
         unfinished = len(box.generations)
         while unfinished:
             taken = await box.take()
-            if exchange.gone:
+            if responder.gone:
                 return
             for index, piece in taken:
                 pieces[index].append(piece)
                 unfinished -= piece.last
-        exchange.headers |= told(box.generations, request.n or 1).headers()
+        responder.headers |= told(box.generations, request.n or 1).headers()
         choices = [answer.choice(index, join(parts)) for index, parts in enumerate(pieces)]
-        await exchange.json(answer.body(choices, usage(box.generations, request.n or 1)))
+        await responder.json(answer.body(choices, usage(box.generations, request.n or 1)))
 
     def _dispatch(self, delivery: Delivery) -> None:
         """On the event loop: hand each piece to the coroutine that waits for it."""

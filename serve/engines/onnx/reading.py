@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from serve.engines.onnx.http import Exchange
+from serve.engines.onnx.responder import Responder
 
 TINY_BYTES = 2 * 1024
 """Up to here a request is read at once, where it is: handing it to a thread would take as long."""
@@ -33,12 +33,12 @@ class Readers:
         self._lanes = [ThreadPoolExecutor(1, f"read-{size}") for size in (*SIZES_BYTES, "more")]
         self._grammars = ThreadPoolExecutor(2, "read-grammar")
 
-    async def read(self, body: bytes, exchange: Exchange, work: Callable[[], Result]) -> Result:
+    async def read(self, body: bytes, responder: Responder, work: Callable[[], Result]) -> Result:
         """What `work` makes of `body`. A client that leaves while it waits is not read at all."""
         grammar = any(name in body for name in GRAMMARS)
         if len(body) <= TINY_BYTES and not grammar:
             return work()
         lane = self._grammars if grammar else self._lanes[sum(len(body) > size for size in SIZES_BYTES)]
         reading = asyncio.get_running_loop().run_in_executor(lane, work)
-        exchange.on_gone = lambda: reading.cancel() and None
+        responder.on_gone = lambda: reading.cancel() and None
         return await reading

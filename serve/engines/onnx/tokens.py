@@ -8,23 +8,23 @@ from typing import Any
 
 from everlearn.errors import InvalidInput
 from serve.engines.grammar import offered_tools
-from serve.engines.onnx.http import Exchange
 from serve.engines.onnx.reading import Readers
 from serve.engines.onnx.requests import RequestReader
+from serve.engines.onnx.responder import Responder
 from serve.protocol.chat import parse
 from serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
 
 
 def token_routes(
     reader: RequestReader, readers: Readers
-) -> dict[str, Callable[[bytes, Exchange], Awaitable[None]]]:
+) -> dict[str, Callable[[bytes, Responder], Awaitable[None]]]:
     """What a generating backend offers besides answers."""
 
-    async def tokenize(body: bytes, exchange: Exchange) -> None:
-        await exchange.json(await readers.read(body, exchange, partial(_tokens, reader, body)))
+    async def tokenize(body: bytes, responder: Responder) -> None:
+        await responder.json(await readers.read(body, responder, partial(_tokens, reader, body)))
 
-    async def detokenize(body: bytes, exchange: Exchange) -> None:
-        await exchange.json(await readers.read(body, exchange, partial(_text, reader, body)))
+    async def detokenize(body: bytes, responder: Responder) -> None:
+        await responder.json(await readers.read(body, responder, partial(_text, reader, body)))
 
     return {"/tokenize": tokenize, "/detokenize": detokenize}
 

@@ -13,7 +13,7 @@ import orjson
 from serve.engines.calls import whole_calls
 from serve.engines.onnx.decoding.generation import Generation, Piece, SampledToken
 from serve.engines.onnx.decoding.sampling import TokenLogprobs
-from serve.engines.onnx.text import TextCodec
+from serve.engines.tokenizer import TextCodec
 
 DONE = b"data: [DONE]\n\n"
 

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer
 
 from everlearn.errors import Corrupt, InvalidInput, RateLimited
 from everlearn.instructions import make_exact
-from serve.engines.onnx.bound import Bound, ContextLengthExceeded
+from serve.engines.context_bound import Bound, ContextLengthExceeded
 from serve.engines.onnx.session import open_session
-from serve.engines.onnx.text import whole
+from serve.engines.tokenizer import whole
 
 BATCH_TOKENS = 4096
 """Padded size of one batch: large enough to fill the cores, small enough to stay in the caches."""

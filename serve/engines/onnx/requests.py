@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from everlearn.errors import InvalidInput, Unsupported
+from serve.engines.chat_template import ChatTemplate
+from serve.engines.context_bound import ContextLengthExceeded
 from serve.engines.grammar import grammar_of, must_call, offered_tools
-from serve.engines.onnx.bound import ContextLengthExceeded
-from serve.engines.onnx.chat import ChatTemplate
 from serve.engines.onnx.decoding.constraint import Constraint, Constraints
 from serve.engines.onnx.decoding.decoder import DecoderConfig
 from serve.engines.onnx.decoding.generation import Generation
 from serve.engines.onnx.decoding.sampling import SamplingOptions
-from serve.engines.onnx.text import TextCodec
+from serve.engines.tokenizer import TextCodec
 from serve.protocol.chat import (
     ChatRequest,
     CompletionRequest,

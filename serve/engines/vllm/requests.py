@@ -11,10 +11,10 @@ from everlearn.chat.stops import unnamed_stops
 from everlearn.chat.template import describe_tools
 from everlearn.errors import InvalidInput, Unsupported
 from serve.engines.calls import Reading
+from serve.engines.chat_template import ChatTemplate, signature, texts_in
+from serve.engines.context_bound import PROBE_CHARACTERS
 from serve.engines.grammar import grammar_of, must_call, offered_tools
-from serve.engines.onnx.bound import PROBE_CHARACTERS
-from serve.engines.onnx.chat import ChatTemplate, signature, texts_in
-from serve.engines.onnx.text import TextCodec, whole
+from serve.engines.tokenizer import TextCodec, whole
 from serve.engines.trial import TRIAL
 from serve.protocol.chat import (
     ChatRequest,

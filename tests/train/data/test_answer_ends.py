@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.engines.onnx.chat import ChatTemplate
-from serve.engines.onnx.text import TextCodec
+from serve.engines.chat_template import ChatTemplate
+from serve.engines.tokenizer import TextCodec
 from serve.protocol.chat import UserMessage
 from tests.support.templates import CHATML_TOKENS, ENDOFTEXT, KINDS, chat, turns, write_kind, write_tokenizer
 from tests.train.data.test_tokenize import learnt

@@ -8,8 +8,8 @@ import pytest
 
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from serve.engines.onnx.chat import ChatTemplate
-from serve.engines.onnx.text import TextCodec
+from serve.engines.chat_template import ChatTemplate
+from serve.engines.tokenizer import TextCodec
 from serve.protocol.chat import SystemMessage, Tool, UserMessage
 from train.data.examples import Chat, Text
 from train.data.store import Example

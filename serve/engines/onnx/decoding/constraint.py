@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from everlearn.errors import InvalidInput
 from serve.engines.onnx.priority import let_steps_go_first
-from serve.engines.onnx.text import TextCodec
+from serve.engines.tokenizer import TextCodec
 from serve.engines.trial import LIMITS, TRIAL
 
 QUICK_S = 0.002

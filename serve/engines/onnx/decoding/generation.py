@@ -14,7 +14,7 @@ from serve.engines.calls import CallPart, FinishReason, Reading, Said
 from serve.engines.onnx.decoding.constraint import OUTCOME_S, Constraint
 from serve.engines.onnx.decoding.draft import Draft
 from serve.engines.onnx.decoding.sampling import Sampler, SamplingOptions, TokenLogprobs, log_probabilities
-from serve.engines.onnx.text import TextCodec, TextStream
+from serve.engines.tokenizer import TextCodec, TextStream
 
 
 @dataclass(frozen=True)

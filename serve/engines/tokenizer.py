@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from everlearn.chat.stops import stops_of
 from everlearn.errors import Corrupt
-from serve.engines.onnx.bound import Bound, byte_level_alphabet
+from serve.engines.context_bound import Bound, byte_level_alphabet
 
 BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from serve.engines.onnx.bound import Bound, ContextLengthExceeded
+from serve.engines.context_bound import Bound, ContextLengthExceeded
 from serve.engines.onnx.embedder import Embedder
 from serve.engines.onnx.requests import RequestReader
-from serve.engines.onnx.text import TextCodec
+from serve.engines.tokenizer import TextCodec
 
 BIG = 3_000_000
 TEXTS = {

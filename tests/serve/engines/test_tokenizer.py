@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from serve.engines.calls import Reading, overlap
 from serve.engines.onnx.requests import RequestReader
-from serve.engines.onnx.text import TextStream
+from serve.engines.tokenizer import TextStream
 
 
 def streamed(reader: RequestReader, tokens: list[int], stop: list[str]) -> tuple[list[str], Reading]:

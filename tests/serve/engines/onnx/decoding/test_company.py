@@ -27,7 +27,7 @@ from serve.engines.onnx.decoding.prefilling import (
 from serve.engines.onnx.decoding.sampling import SamplingOptions
 from serve.engines.onnx.decoding.scheduler import Scheduler
 from serve.engines.onnx.requests import RequestReader
-from tests.serve.engines.decoding.test_scheduler import TOPICS, Running, said
+from tests.serve.engines.onnx.decoding.test_scheduler import TOPICS, Running, said
 
 AMBIGUOUS = "start: e\ne: e e | e e e | /./"
 LONG = "word " * 800

@@ -19,7 +19,7 @@ from everlearn.chat.template import (
     token_names,
 )
 from everlearn.errors import InvalidInput, Unsupported
-from serve.engines.onnx.text import TextCodec
+from serve.engines.tokenizer import TextCodec
 from serve.protocol.chat import Message, Tool
 
 

@@ -17,7 +17,7 @@ from serve.engines.onnx.decoding.draft import COST, CREDIT_PER_STEP, FIRST_CREDI
 from serve.engines.onnx.decoding.generation import Generation
 from serve.engines.onnx.requests import RequestReader
 from tests.serve.engines.conftest import start_engine
-from tests.serve.engines.decoding.test_scheduler import Running, said
+from tests.serve.engines.onnx.decoding.test_scheduler import Running, said
 
 DRAFTS = 6
 ORDER = (

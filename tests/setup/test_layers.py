@@ -26,7 +26,6 @@ MAX_MODULES = 16
 MAX_LINES = 500
 
 EXPECTED: set[str] = {
-    "circle: serve.engines.onnx.http, serve.engines.onnx.used",
     "circle: serve.gateway.app, "
     + "serve.gateway.formats.messages, serve.gateway.routes.batches, serve.gateway.routes.console, "
     + "serve.gateway.routes.desk, serve.gateway.routes.files, serve.gateway.routes.fine_tuning, "

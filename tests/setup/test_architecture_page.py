@@ -29,7 +29,7 @@ FILE = re.compile(
     rf"(?<![\w./-])((?:{TOPS})/[\w./-]*\.(?:py|ya?ml|jsonl?|lock|txt|md|html|svg|png))(?![\w/])"
 )
 MODULE = re.compile(rf"python -m ((?:{TOPS})(?:\.\w+)*)")
-LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)(#[^)]*)?\)")
+LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)#?([^)\s]*)\)")
 ROW = re.compile(r"^\| `([\w./]+\.py)` \| (.+) \|$", re.MULTILINE)
 SYMBOL = re.compile(r"`(?:[A-Z]\w*|\w+\(\))`")
 GROWTH = 0.25
@@ -64,8 +64,17 @@ def test_every_file_and_module_that_a_page_names_exists(page: Path) -> None:
     text = page.read_text()
     missing = [path for path in FILE.findall(text) if not (REPOSITORY / path).is_file()]
     missing += [name for name in MODULE.findall(text) if find_spec(name) is None]
-    missing += [path for path, _ in LINK.findall(text) if not (page.parent / path).exists()]
+    for path, heading in LINK.findall(text):
+        target = page.parent / path if path else page
+        if not target.exists() or (heading and heading not in anchors(target)):
+            missing.append(f"{path}#{heading}")
     assert not missing
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_every_symbol_of_a_path_is_in_its_file() -> None:

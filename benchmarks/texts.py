@@ -13,7 +13,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from train.evaluate.likelihood import held_text
+from train.evaluate.perplexity import held_text
 
 JARGON = Path("/usr/share/dictd/jargon.dict.dz")
 HANDBOOK = Path("/usr/share/doc/debian-handbook/html/en-US")

@@ -30,7 +30,7 @@ from everlearn.processes.child import run_child
 from everlearn.progress import Progress, silent
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
-from train.evaluate.likelihood import HELD_TOKENS, held_text
+from train.evaluate.perplexity import HELD_TOKENS, held_text
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def priced(compared: Mapping[str, Any], precision: Precision) -> dict[str, Any]:
 
 
 def price(compared: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of a bundle, from the fields of ``train.evaluate.likelihood.Comparison``."""
+    """The metrics of a bundle, from the fields of ``train.evaluate.perplexity.Comparison``."""
     text = held_text()
     return {
         "perplexity": round(compared["perplexity"], 3),

@@ -43,7 +43,7 @@ from everlearn.processes.child import run_child
 from everlearn.progress import Progress, silent
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
-from train.evaluate.likelihood import HELD_TOKENS
+from train.evaluate.perplexity import HELD_TOKENS
 from train.runs.identity import contents_of_data
 
 # Bytes that training holds for each of the weights': checkpoints with two moments in float32, and the one before.

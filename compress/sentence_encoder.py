@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from everlearn.errors import Unsupported
 from everlearn.importing.loaded import refuse_differences
 from train.data.tokenize import marks
-from train.evaluate.likelihood import held_text
+from train.evaluate.perplexity import held_text
 
 # Short, long and unlike each other: embeddings are compared on them.
 PROBE_WORDS = (4, 16, 64, 120)

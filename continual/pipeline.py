@@ -52,7 +52,7 @@ from everlearn.registry.tables import FileRow
 from everlearn.settings import Settings
 from train.data.card import DataCard
 from train.data.reading.read import SEPARATOR
-from train.failures import Stopped
+from train.errors import Stopped
 from train.launch import Outcome
 
 MAX_STARTS = 3

@@ -23,8 +23,8 @@ from everlearn.bundles.durable import write_file
 from everlearn.errors import ConfigError, Conflict, Corrupt, Unavailable
 from everlearn.processes.child import ALL_MEMORY, Limits, run_child
 from everlearn.progress import Progress, silent
-from train import failures
-from train.disk import full_disk_told
+from train import errors as failures
+from train.runs.full_disk import full_disk_told
 from train.recipe import TrainRecipe
 from train.runs.claim import WAIT_S, claimed, refuse_foreign, wait_for_ranks
 from train.runs.identity import Contents, base_digest, contents_of, refuse_changed, run_diff
@@ -164,7 +164,7 @@ def _prepare(recipe: TrainRecipe, run_dir: Path, contents: Contents, progress: P
     if not recipe.data.train or (run_dir / "data").exists():
         return
     limits = Limits("the data", memory_bytes=ALL_MEMORY, wall_s=None, param="data")
-    run_child("train.prepare_run", {"run_dir": str(run_dir), "nice": nice}, progress, limits)
+    run_child("train.runs.prepare", {"run_dir": str(run_dir), "nice": nice}, progress, limits)
     card = json.loads((run_dir / "data" / "card.json").read_bytes())
     try:
         refuse_changed(contents, [source["sha256"] for source in card["sources"]])

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from everlearn.errors import Conflict
 from everlearn.memory import peak_bytes
-from train.failures import Diverged
-from train.log import StepLog
+from train.errors import Diverged
+from train.runs.step_log import StepLog
 from train.objectives.causal import CausalLM
 from train.objectives.objective import Objective
 from train.optim import adamw, lr_at

@@ -20,12 +20,12 @@ import torch
 
 from everlearn.bundles.durable import write_file
 from everlearn.errors import InvalidInput
-from train import model as models
+from train.models import build as models
 from train.data.packing import Packer
 from train.data.store import TokenStore, open_store
 from train.data.tokenize import Tokens
-from train.evaluate.likelihood import load_causal_lm
-from train.failures import Stopped
+from train.evaluate.perplexity import load_causal_lm
+from train.errors import Stopped
 from train.loop import Batches, FitResult, Held, choose_dtype, divide, fit, total_steps
 from train.objectives.causal import CausalLM
 from train.objectives.keep import Keeping, WithKept

@@ -35,7 +35,7 @@ from everlearn.importing.sources import import_model
 from everlearn.progress import Progress, shown
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
-from train.evaluate.likelihood import HELD_TOKENS, held_text
+from train.evaluate.perplexity import HELD_TOKENS, held_text
 from train.recipe import Data, Optimizer
 
 WORDS = 60

@@ -33,7 +33,7 @@ from train.data.card import DataOptions
 from train.data.packing import Packer
 from train.data.prepare import prepare
 from train.data.store import open_store
-from train.evaluate.likelihood import load_causal_lm, score, torch_logits
+from train.evaluate.perplexity import load_causal_lm, score, torch_logits
 from train.loop import choose_dtype, fit
 from train.objectives.causal import CausalLM
 from train.objectives.logits import vocabulary

@@ -24,7 +24,7 @@ from train.data.examples import Text
 from train.data.packing import Packer
 from train.data.store import open_store, write_store
 from train.data.tokenize import Tokens
-from train.evaluate.likelihood import held_text
+from train.evaluate.perplexity import held_text
 
 MODEL = "smollm2"
 LOOPS = ("bare torch loop", "everlearn", "Hugging Face Trainer")

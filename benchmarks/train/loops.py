@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from train.evaluate.likelihood import load_causal_lm
+from train.evaluate.perplexity import load_causal_lm
 from train.loop import choose_dtype, fit, peak_memory_bytes
 from train.objectives.causal import CausalLM
 from train.recipe import Checkpoint, FitOptions, Optimizer, Schedule

@@ -20,9 +20,9 @@ from everlearn.processes.child import answer
 from everlearn.progress import Progress
 from train.data.store import TokenStore
 from train.data.tokenize import marks
-from train.failures import Diverged
+from train.errors import Diverged
 from train.loop import Held, fit
-from train.model import saved_dtype
+from train.models.build import saved_dtype
 from train.parallel.wrap import Group
 from train.recipe import validate_recipe
 from train.run import base_digest

@@ -18,7 +18,7 @@ from everlearn.progress import Progress, silent
 from everlearn.registry.records import Version
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from train.evaluate.likelihood import held_text, load_causal_lm, onnx_logits, torch_logits
+from train.evaluate.perplexity import held_text, load_causal_lm, onnx_logits, torch_logits
 
 if TYPE_CHECKING:
     import numpy as np

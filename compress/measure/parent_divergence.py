@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from compress.measure.parity import apart
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
-from train.evaluate.likelihood import (
+from train.evaluate.perplexity import (
     WINDOW,
     compare,
     held_text,
@@ -110,7 +110,7 @@ def far_apart(export: Path, file: Path) -> float:
 
 
 def measure_export(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """The child: the fields of ``train.evaluate.likelihood.Comparison`` of an export in onnxruntime, beside the kept reference.
+    """The child: the fields of ``train.evaluate.perplexity.Comparison`` of an export in onnxruntime, beside the kept reference.
 
     Of the first window, beside torch with the same weights: ``graph``, in float32 and where it is more that of
     :func:`far_apart`, and ``kernels``, as it is served; mean KL in nats a token. onnxruntime takes one and a half times the export's size. In a process of its own that is

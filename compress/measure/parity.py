@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everlearn.errors import EverlearnError
-from train.evaluate.likelihood import compare, load_causal_lm, torch_logits
+from train.evaluate.perplexity import compare, load_causal_lm, torch_logits
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.evaluate.likelihood import Predictions, predictions, token_windows
+from train.evaluate.perplexity import Predictions, predictions, token_windows
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,8 +12,8 @@ from compress.recipe import Calibration, Prune
 from everlearn.errors import Unsupported
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
-from train.evaluate.likelihood import load_causal_lm, torch_logits
-from train.model import saved_dtype
+from train.evaluate.perplexity import load_causal_lm, torch_logits
+from train.models.build import saved_dtype
 
 BATCH = 4
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.recipe import Calibration
 from everlearn.errors import InvalidInput, NotFound
-from train.evaluate.likelihood import HELD_TOKENS, held_text, token_windows
+from train.evaluate.perplexity import HELD_TOKENS, held_text, token_windows
 
 if TYPE_CHECKING:
     import numpy as np

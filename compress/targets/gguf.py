@@ -24,7 +24,7 @@ from everlearn.importing.gguf_convert import SAMPLING, convert, tensor_names
 from everlearn.importing.gguf_models import BY_ARCHITECTURE, Family, write_config, write_tensor
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
-from train.evaluate.likelihood import held_text, load_causal_lm, torch_logits
+from train.evaluate.perplexity import held_text, load_causal_lm, torch_logits
 
 Encode = Callable[[str, Any], tuple[Any, Any]]
 """A tensor's name there and its float32 values → the bytes (rows, row bytes), and their gguf type."""

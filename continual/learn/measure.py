@@ -11,7 +11,7 @@ from continual.learn.gate import Scores
 from continual.recipe import MIN_DOCUMENTS
 from everlearn.bundles.bundle import Format
 from train.data.store import Example
-from train.evaluate.likelihood import (
+from train.evaluate.perplexity import (
     blocks,
     held_text,
     load_causal_lm,

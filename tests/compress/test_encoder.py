@@ -26,7 +26,7 @@ from train.data.card import DataOptions
 from train.data.prepare import prepare
 from train.data.store import TokenStore, open_store
 from train.data.tokenize import marks
-from train.evaluate.likelihood import held_text
+from train.evaluate.perplexity import held_text
 from train.recipe import Data, Optimizer
 
 

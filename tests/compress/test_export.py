@@ -24,7 +24,7 @@ from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
 from tests.support.tiny_models import train_tokenizer
-from train.evaluate.likelihood import HELD_TOKENS, WINDOW, held_text
+from train.evaluate.perplexity import HELD_TOKENS, WINDOW, held_text
 
 
 @pytest.fixture(scope="session")

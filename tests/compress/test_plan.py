@@ -16,7 +16,7 @@ from everlearn.cli.main import app
 from everlearn.errors import ConfigError, InvalidInput, NotFound, Unavailable
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from train.evaluate.likelihood import held_text
+from train.evaluate.perplexity import held_text
 
 PLAN = """\
 calibration: {tokens: 1024}

@@ -14,7 +14,7 @@ from compress.recipe import Calibration, CompressRecipe, read_plan, recipe_from
 from everlearn.errors import ConfigError, InvalidInput, NotFound
 from tests.support.tiny_models import train_tokenizer
 from train.data.store import Example, write_store
-from train.evaluate.likelihood import HELD_TOKENS, held_text
+from train.evaluate.perplexity import HELD_TOKENS, held_text
 
 
 def plan(tmp_path: Path, text: str) -> Path:

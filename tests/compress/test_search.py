@@ -13,7 +13,7 @@ from compress.search import SMALLEST, Shape, best_of, parse_target, prunings, wi
 from everlearn.errors import InvalidInput
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from train.evaluate.likelihood import held_text
+from train.evaluate.perplexity import held_text
 from train.recipe import Data
 
 

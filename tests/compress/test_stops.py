@@ -19,7 +19,7 @@ from serve.engines.onnx.decoding.decoder import DecoderConfig
 from serve.engines.vllm.requests import Requests
 from tests.serve.engines.conftest import start_engine
 from tests.support.tiny_models import write_llama
-from train import model as models
+from train.models import build as models
 from train.data.tokenize import Tokens
 from train.recipe import TrainRecipe
 

@@ -69,7 +69,7 @@ def fitted(
     recipe: dict[str, Any], base: Path, run_dir: Path, stop_after: int | None = None
 ) -> tuple[list[float], str, float | None]:
     """Trains; returns the loss of each step, a hash of the final weights (rank 0), and the held loss."""
-    from train import model as models
+    from train.models import build as models
     from train.data.packing import Packer
     from train.loop import Held, fit
     from train.objectives.causal import CausalLM

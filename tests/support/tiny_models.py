@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from train.evaluate.likelihood import held_text
+from train.evaluate.perplexity import held_text
 
 START, END = "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (

@@ -20,8 +20,8 @@ from everlearn.cli.main import app
 from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from train.evaluate.likelihood import held_text
-from train.failures import Stopped
+from train.evaluate.perplexity import held_text
+from train.errors import Stopped
 from train.launch import launch
 from train.recipe import TrainRecipe
 

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 from tests.train.conftest import run
 from train.data.packing import Packer
 from train.data.store import open_store
-from train.failures import Diverged
+from train.errors import Diverged
 from train.loop import choose_dtype, divide, total_steps
 from train.objectives.causal import CausalLM
 from train.optim import adamw, lr_at

@@ -18,7 +18,7 @@ from everlearn.errors import ConfigError, InvalidInput
 from tests.support.processes import in_ranks
 from tests.support.tiny_models import tiny_config
 from tests.train.conftest import run
-from train import model as models
+from train.models import build as models
 from train.data.packing import Packer
 from train.data.store import Example, write_store
 from train.data.tokenize import Tokens

@@ -29,7 +29,7 @@ from everlearn.settings import Settings
 from tests.support.tiny_models import tiny_config, train_tokenizer
 from train.data.packing import Packer
 from train.data.store import Example
-from train.evaluate.likelihood import held_text, load_causal_lm
+from train.evaluate.perplexity import held_text, load_causal_lm
 from train.loop import Held, fit
 from train.objectives.causal import CausalLM
 from train.recipe import Data, FitOptions, Optimizer

@@ -25,7 +25,7 @@ from everlearn.settings import Settings
 from tests.support.tiny_models import tiny_config, train_tokenizer
 from train.data.packing import Packer
 from train.data.store import Example
-from train.evaluate.likelihood import held_text
+from train.evaluate.perplexity import held_text
 from train.objectives.causal import predicted
 from train.recipe import Data, Optimizer
 

@@ -20,7 +20,7 @@ from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.support.tiny_models import write_llama
-from train.evaluate.likelihood import Predictions, held_text
+from train.evaluate.perplexity import Predictions, held_text
 
 
 def test_a_word_is_right_where_all_its_tokens_are() -> None:

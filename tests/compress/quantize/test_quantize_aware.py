@@ -19,7 +19,7 @@ from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.compress.distill.test_distill import options, packers
 from tests.support.tiny_models import tiny_config
-from train.evaluate.likelihood import held_text, load_causal_lm
+from train.evaluate.perplexity import held_text, load_causal_lm
 from train.loop import fit
 
 

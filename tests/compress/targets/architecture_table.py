@@ -26,7 +26,7 @@ from everlearn.errors import Unsupported
 from everlearn.importing.gguf_models import BY_ARCHITECTURE, write_config
 from serve.engines.onnx.decoding.decoder import Decoder
 from tests.support.architecture_rows import SHAPE, Row, working, write
-from train.evaluate.likelihood import WINDOW, held_text, load_causal_lm, token_windows, torch_logits
+from train.evaluate.perplexity import WINDOW, held_text, load_causal_lm, token_windows, torch_logits
 
 PAGE = Path(__file__).parents[3] / "docs" / "architectures.md"
 BEGIN, END = "<!-- table: measured -->", "<!-- end -->"

@@ -12,7 +12,7 @@ from compress.measure.parity import KERNELS, SAME_GRAPH, apart
 from compress.targets.architectures import GGUF, ONNX_DECODERS, VLLM
 from tests.compress.targets import architecture_table as table
 from tests.support.architecture_rows import FAMILIES, working, write
-from train.evaluate.likelihood import held_text, load_causal_lm, token_windows, torch_logits
+from train.evaluate.perplexity import held_text, load_causal_lm, token_windows, torch_logits
 
 ROWS = {row.name: row for row in working()}
 UPDATE = "run python -m tests.compress.targets.architecture_table"

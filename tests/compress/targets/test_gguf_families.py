@@ -38,7 +38,7 @@ from tests.compress.targets.gguf_families import (
     write_family,
 )
 from tests.support import llamacpp
-from train.evaluate.likelihood import held_text, load_causal_lm
+from train.evaluate.perplexity import held_text, load_causal_lm
 
 PROMPTS = [np.random.default_rng(seed).integers(3, 512, 12 + 60 * seed).tolist() for seed in range(5)]
 

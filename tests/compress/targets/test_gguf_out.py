@@ -24,7 +24,7 @@ from everlearn.progress import silent
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.support.tiny_models import tiny_config
-from train.evaluate.likelihood import load_causal_lm, torch_logits
+from train.evaluate.perplexity import load_causal_lm, torch_logits
 
 
 @pytest.fixture(params=["llama", "qwen2"])

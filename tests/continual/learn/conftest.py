@@ -25,7 +25,7 @@ from everlearn.registry.registry import Registry
 from everlearn.registry.tables import FileRow
 from everlearn.settings import Settings
 from tests.support.tiny_models import write_llama
-from train.evaluate.likelihood import held_text, token_windows
+from train.evaluate.perplexity import held_text, token_windows
 
 RECIPE: dict[str, Any] = {
     "epochs": 1,

@@ -14,7 +14,7 @@ from compress.recipe import CompressRecipe
 from continual.learn.measure import general_examples, pieces, score_examples, score_whole
 from tests.support.tiny_models import write_llama
 from train.data.store import Example
-from train.evaluate.likelihood import held_text, load_causal_lm
+from train.evaluate.perplexity import held_text, load_causal_lm
 
 
 @pytest.fixture(scope="module")

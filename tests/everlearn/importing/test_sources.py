@@ -34,7 +34,7 @@ from everlearn.progress import silent
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.support.tiny_models import train_tokenizer
-from train.evaluate.likelihood import held_text, load_causal_lm
+from train.evaluate.perplexity import held_text, load_causal_lm
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

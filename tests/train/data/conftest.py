@@ -13,7 +13,7 @@ from train.data.tokenizer import train_tokenizer
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """512 tokens, <|endoftext|>, <|im_start|> and <|im_end|> first."""
     out = tmp_path_factory.mktemp("tokenizer") / "tiny"
-    with resources.as_file(resources.files("train") / "held" / "jargon.txt") as text:
+    with resources.as_file(resources.files("train.evaluate") / "held_out" / "jargon.txt") as text:
         train_tokenizer([text], 512, out)
     return out
 

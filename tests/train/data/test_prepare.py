@@ -21,7 +21,7 @@ from train.data.reading.read import read_examples
 from train.data.store import open_store
 from train.data.tokenize import Tokens
 
-PROSE = (resources.files("train") / "held" / "jargon.txt").read_text(encoding="utf-8")
+PROSE = (resources.files("train.evaluate") / "held_out" / "jargon.txt").read_text(encoding="utf-8")
 QUARTER = DataOptions(held_fraction=0.25, max_tokens=200)
 
 

@@ -14,7 +14,7 @@ from train.data.tokenizer import train_tokenizer
 
 @pytest.fixture
 def prose() -> Path:
-    with resources.as_file(resources.files("train") / "held" / "jargon.txt") as path:
+    with resources.as_file(resources.files("train.evaluate") / "held_out" / "jargon.txt") as path:
         return path
 
 

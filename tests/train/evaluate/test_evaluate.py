@@ -17,7 +17,7 @@ from compress.sentence_encoder import load_encoder
 from everlearn.errors import InvalidInput
 from tests.compress.test_encoder_families import FAMILIES as ENCODERS
 from tests.support.tiny_models import train_tokenizer, write_bert, write_llama
-from train.evaluate.likelihood import (
+from train.evaluate.perplexity import (
     compare,
     held_text,
     load_causal_lm,

@@ -20,7 +20,7 @@ from everlearn.errors import Unavailable
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.train.conftest import run
-from train import model as models
+from train.models import build as models
 from train.launch import launch
 from train.recipe import TrainRecipe
 

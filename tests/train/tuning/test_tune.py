@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from everlearn.errors import ConfigError
-from train import model as models
+from train.models import build as models
 from train.recipe import TrainRecipe, Tune
 from train.tuning.trainable import add_adapters, merge_adapters
 

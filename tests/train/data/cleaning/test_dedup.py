@@ -13,7 +13,7 @@ from train.data.cleaning.clean import cleaned, why_dropped
 from train.data.cleaning.dedup import BANDS, PERMUTATIONS, near_duplicates, signature
 from train.data.examples import Chat, RawExample, Text
 
-PROSE = (resources.files("train") / "held" / "jargon.txt").read_text(encoding="utf-8")
+PROSE = (resources.files("train.evaluate") / "held_out" / "jargon.txt").read_text(encoding="utf-8")
 OPTIONS = DataOptions()
 
 

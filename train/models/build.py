@@ -15,9 +15,9 @@ from everlearn.bundles.durable import move_directory, sync_tree
 from everlearn.chat.stops import write_generation_config
 from everlearn.errors import ConfigError, InvalidInput, Unavailable
 from everlearn.memory import physical_bytes
-from train.disk import why_not_written
-from train.evaluate.likelihood import load_causal_lm
-from train.fitness import refuse_unfit
+from train.runs.full_disk import why_not_written
+from train.evaluate.perplexity import load_causal_lm
+from train.models.packed_rows import refuse_unfit
 from train.recipe import Architecture, TrainRecipe
 from train.tuning.trainable import add_adapters, merge_adapters
 
@@ -37,7 +37,7 @@ def build(recipe: TrainRecipe, model_dir: Path | None, tokenizer_dir: Path) -> n
     """The model to train, float32, adapters beside it where the recipe asks for them.
 
     What of it is random depends on the recipe's seed alone: every rank makes the same, and so does another start.
-    Raises Unsupported for a base that cannot learn from packed rows, see ``train.fitness``.
+    Raises Unsupported for a base that cannot learn from packed rows, see ``train.models.packed_rows``.
     """
     if model_dir is not None:
         model = load_causal_lm(model_dir)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from everlearn.errors import Unavailable
-from train.log import StepLog
+from train.runs.step_log import StepLog
 from train.report import StepReport
 
 

@@ -58,8 +58,8 @@ class HeldText:
 
 
 def held_text() -> HeldText:
-    """The shipped text: prose of the Jargon File, in the public domain (``train/held/SOURCE.md``)."""
-    file = resources.files("train") / "held" / "jargon.txt"
+    """The shipped text: prose of the Jargon File, in the public domain (``train/evaluate/held_out/SOURCE.md``)."""
+    file = resources.files("train.evaluate") / "held_out" / "jargon.txt"
     return HeldText("jargon", file.read_text(encoding="utf-8"))
 
 

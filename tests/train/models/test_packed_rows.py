@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from everlearn.errors import Unsupported
 from tests.train.objectives.test_objectives import one_by_one, packed
-from train.fitness import refuse_unfit
+from train.models.packed_rows import refuse_unfit
 from train.objectives.causal import CausalLM
 from train.objectives.logits import head_of
 

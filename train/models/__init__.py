@@ -1,0 +1,1 @@
+"""The model of a run: loaded or made, checked, and written."""

@@ -13,7 +13,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from train.evaluate.perplexity import held_text
+from train.evaluate.held_out_text import held_out_text
 
 JARGON = Path("/usr/share/dictd/jargon.dict.dz")
 HANDBOOK = Path("/usr/share/doc/debian-handbook/html/en-US")
@@ -26,7 +26,7 @@ HELD_TOPIC = 4
 def held() -> dict[str, str]:
     """Three texts nothing here reads before it is measured on them, by name."""
     return {
-        "jargon": held_text().text,
+        "jargon": held_out_text().text,
         "scripture": "\n\n".join(chapters()[HELD_CHAPTER:]),
         "python": "\n\n".join(topics()[::HELD_TOPIC]),
     }
@@ -76,7 +76,7 @@ def topics() -> list[str]:
 def jargon_entries() -> list[str]:
     """The Jargon File's entries that the held text has nothing of."""
     text = gzip.decompress(JARGON.read_bytes()).decode("utf-8", "replace")
-    known = squeezed(held_text().text)
+    known = squeezed(held_out_text().text)
     entries = [one.strip() for one in re.split(r"\n(?=\S)", text) if len(one) > 200]
     return [one for one in entries if not any(part in known for part in pieces(squeezed(one)))]
 

@@ -30,7 +30,7 @@ from everlearn.processes.child import run_child
 from everlearn.progress import Progress, silent
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
-from train.evaluate.perplexity import HELD_TOKENS, held_text
+from train.evaluate.held_out_text import HELD_OUT_TOKENS, held_out_text
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def export_gguf(
             "file": str(file.absolute()),
             "type": kind,
             "scratch": str(staging),
-            "tokens": HELD_TOKENS,
+            "tokens": HELD_OUT_TOKENS,
         }
         answer = run_child("compress.targets.gguf", request, progress)
     return {"size_bytes": file.stat().st_size, **price(answer["compared"])}
@@ -165,7 +165,7 @@ def logits_bytes(parent_dir: Path, task: Task) -> int:
         return 0
     config = config_of(parent_dir)
     vocab = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 0)
-    return 4 * HELD_TOKENS * vocab
+    return 4 * HELD_OUT_TOKENS * vocab
 
 
 def recipe_of(version: Version) -> CompressRecipe:
@@ -246,7 +246,7 @@ def decoder_request(
         "wide_share": recipe.wide_share,
         "kv_cache": recipe.kv_cache,
         "calibration": recipe.calibration.model_dump(mode="json"),
-        "tokens": HELD_TOKENS,
+        "tokens": HELD_OUT_TOKENS,
         "reference": str(cache / "reference.npy"),
         "carried": str(cache / ("reference.npy" if precision.name == "fp32" else "carried.npy")),
         "far": str(cache / "far.npz"),
@@ -263,7 +263,7 @@ def export_vllm(
         ),
         "model_dir": str(parent_dir),
         "directory": str(staging),
-        "tokens": HELD_TOKENS,
+        "tokens": HELD_OUT_TOKENS,
     }
     answer = run_child("compress.targets.vllm", request, progress)
     keep_tokenizer(parent_dir, staging)
@@ -279,8 +279,8 @@ def priced(compared: Mapping[str, Any], precision: Precision) -> dict[str, Any]:
 
 
 def price(compared: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of a bundle, from the fields of ``train.evaluate.perplexity.Comparison``."""
-    text = held_text()
+    """The metrics of a bundle, from the fields of ``train.evaluate.comparison.Comparison``."""
+    text = held_out_text()
     return {
         "perplexity": round(compared["perplexity"], 3),
         "parent_perplexity": round(compared["reference_perplexity"], 3),

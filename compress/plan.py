@@ -43,7 +43,7 @@ from everlearn.processes.child import run_child
 from everlearn.progress import Progress, silent
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
-from train.evaluate.perplexity import HELD_TOKENS
+from train.evaluate.held_out_text import HELD_OUT_TOKENS
 from train.runs.identity import contents_of_data
 
 # Bytes that training holds for each of the weights': checkpoints with two moments in float32, and the one before.
@@ -201,7 +201,12 @@ def prune(
     calibration = calibration or Calibration()
     recipe = pruned_recipe(wanted, calibration)
     with registry.staging() as staging:
-        request = {**recipe, "model_dir": str(parent_dir), "directory": str(staging), "tokens": HELD_TOKENS}
+        request = {
+            **recipe,
+            "model_dir": str(parent_dir),
+            "directory": str(staging),
+            "tokens": HELD_OUT_TOKENS,
+        }
         child = "compress.prune.prune_decoder" if decoder else "compress.prune.prune_encoder"
         answer = run_child(child, request, progress)
         keep_beside_weights(parent_dir, staging)

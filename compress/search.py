@@ -148,7 +148,7 @@ def try_prunings(request: Mapping[str, Any], progress: Progress) -> dict[str, An
     from compress.prune.pruning import least_missed
     from compress.quantize.calibration import calibration_windows
     from compress.quantize.sensitivity import divergence, log_probabilities
-    from train.evaluate.perplexity import load_causal_lm
+    from train.models.load import load_causal_lm
 
     model_dir = Path(request["model_dir"])
     chosen = Calibration.model_validate(request["calibration"])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from everlearn.errors import Unsupported
 from everlearn.importing.loaded import refuse_differences
 from train.data.tokenize import marks
-from train.evaluate.perplexity import held_text
+from train.evaluate.held_out_text import held_out_text
 
 # Short, long and unlike each other: embeddings are compared on them.
 PROBE_WORDS = (4, 16, 64, 120)
@@ -166,7 +166,7 @@ def whole_texts(ids: Tensor) -> dict[str, np.ndarray]:
 
 def probe_texts() -> list[str]:
     """Pieces of the held text, of several lengths."""
-    words = held_text().text.split()
+    words = held_out_text().text.split()
     return [" ".join(words[start : start + count]) for count in PROBE_WORDS for start in range(0, 4000, 500)]
 
 

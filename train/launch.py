@@ -24,9 +24,9 @@ from everlearn.errors import ConfigError, Conflict, Corrupt, Unavailable
 from everlearn.processes.child import ALL_MEMORY, Limits, run_child
 from everlearn.progress import Progress, silent
 from train import errors as failures
-from train.runs.full_disk import full_disk_told
 from train.recipe import TrainRecipe
 from train.runs.claim import WAIT_S, claimed, refuse_foreign, wait_for_ranks
+from train.runs.full_disk import full_disk_told
 from train.runs.identity import Contents, base_digest, contents_of, refuse_changed, run_diff
 
 RUN = "run.json"

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from everlearn.errors import Conflict
 from everlearn.memory import peak_bytes
 from train.errors import Diverged
-from train.runs.step_log import StepLog
 from train.objectives.causal import CausalLM
 from train.objectives.objective import Objective
 from train.optim import adamw, lr_at
@@ -28,6 +27,7 @@ from train.parallel.wrap import Group, full_tensor
 from train.recipe import FitOptions, recipe_diff
 from train.report import StepReport
 from train.runs.checkpoint import Checkpoints, tensors_of
+from train.runs.step_log import StepLog
 
 
 class Batches(Protocol):

@@ -20,13 +20,14 @@ import torch
 
 from everlearn.bundles.durable import write_file
 from everlearn.errors import InvalidInput
-from train.models import build as models
 from train.data.packing import Packer
 from train.data.store import TokenStore, open_store
 from train.data.tokenize import Tokens
-from train.evaluate.perplexity import load_causal_lm
 from train.errors import Stopped
 from train.loop import Batches, FitResult, Held, choose_dtype, divide, fit, total_steps
+from train.models.build import build_model, refuse_misfit
+from train.models.load import load_causal_lm
+from train.models.save import write_model
 from train.objectives.causal import CausalLM
 from train.objectives.keep import Keeping, WithKept
 from train.objectives.objective import Objective
@@ -52,8 +53,8 @@ def train(
         kept = open_store(recipe.keep.store) if recipe.keep else None
         refuse_foreign_tokens((*stores, kept), tokenizer)
         identity = identity_of(stores, kept, base, tokenizer)
-        model = models.build(recipe, base, tokenizer_dir)
-        models.refuse_misfit(model, recipe, stores[0].card.vocab_size)
+        model = build_model(recipe, base, tokenizer_dir)
+        refuse_misfit(model, recipe, stores[0].card.vocab_size)
         packer = Packer(stores[0], recipe.sequence_tokens, recipe.seed)
         objective, batches = objective_for(recipe, packer, kept, base, group)
         result = fit(
@@ -72,8 +73,8 @@ def train(
             raise Stopped(f"the run stopped at step {result.steps}; started again, it goes on from there")
         state = gather(model, group)
         if group.is_first:
-            fresh = models.build(recipe, base, tokenizer_dir) if group.kind == "fsdp2" else model
-            models.write(fresh, state, recipe, base, tokenizer_dir, run_dir / "model")
+            fresh = build_model(recipe, base, tokenizer_dir) if group.kind == "fsdp2" else model
+            write_model(fresh, state, recipe, base, tokenizer_dir, run_dir / "model")
             resolved = resolve(recipe, packer, request, group)
             outcome = {"metrics": metrics_of(result), "recipe": resolved, "identity": identity}
             write_file(run_dir / "outcome.json", json.dumps(outcome, indent=1).encode())

@@ -35,7 +35,7 @@ from everlearn.importing.sources import import_model
 from everlearn.progress import Progress, shown
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
-from train.evaluate.perplexity import HELD_TOKENS, held_text
+from train.evaluate.held_out_text import HELD_OUT_TOKENS, held_out_text
 from train.recipe import Data, Optimizer
 
 WORDS = 60
@@ -59,10 +59,10 @@ def words_of(kind: str, tokenizer_file: Path) -> list[str]:
 def uncalibrated(tokenizer_file: Path) -> str:
     """What follows the calibration set in the shipped prose."""
     calibration = Calibration()
-    held_back = -(-HELD_TOKENS // calibration.sequence_tokens) * calibration.sequence_tokens
-    encoded = plain_tokenizer(tokenizer_file).encode(held_text().text, add_special_tokens=False)
+    held_back = -(-HELD_OUT_TOKENS // calibration.sequence_tokens) * calibration.sequence_tokens
+    encoded = plain_tokenizer(tokenizer_file).encode(held_out_text().text, add_special_tokens=False)
     last = min(held_back + calibration.tokens, len(encoded.ids)) - 1
-    return held_text().text[encoded.offsets[last][1] :]
+    return held_out_text().text[encoded.offsets[last][1] :]
 
 
 def plain_tokenizer(file: Path) -> Any:

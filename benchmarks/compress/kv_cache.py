@@ -21,7 +21,7 @@ from compress.measure.quality import windows_of
 from compress.recipe import CompressRecipe
 from everlearn.progress import shown
 from serve.engines.onnx.decoding.decoder import Decoder
-from train.evaluate.perplexity import compare
+from train.evaluate.comparison import compare
 
 TOKENS = 2048
 """Of each text, in windows that begin anew."""

@@ -33,8 +33,10 @@ from train.data.card import DataOptions
 from train.data.packing import Packer
 from train.data.prepare import prepare
 from train.data.store import open_store
-from train.evaluate.perplexity import load_causal_lm, score, torch_logits
+from train.evaluate.logits import torch_logits
+from train.evaluate.perplexity import score
 from train.loop import choose_dtype, fit
+from train.models.load import load_causal_lm
 from train.objectives.causal import CausalLM
 from train.objectives.logits import vocabulary
 from train.recipe import FitOptions, Optimizer

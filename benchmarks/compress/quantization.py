@@ -31,7 +31,7 @@ from compress.recipe import CompressRecipe
 from compress.targets.gguf import write_gguf
 from everlearn.errors import EverlearnError
 from everlearn.progress import Progress, shown
-from train.evaluate.perplexity import load_causal_lm
+from train.models.load import load_causal_lm
 
 TOKENS = 2048
 """Of each text."""

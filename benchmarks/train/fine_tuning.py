@@ -24,7 +24,7 @@ from train.data.examples import Text
 from train.data.packing import Packer
 from train.data.store import open_store, write_store
 from train.data.tokenize import Tokens
-from train.evaluate.perplexity import held_text
+from train.evaluate.held_out_text import held_out_text
 
 MODEL = "smollm2"
 LOOPS = ("bare torch loop", "everlearn", "Hugging Face Trainer")
@@ -103,7 +103,7 @@ def measure(work: dict[str, Any], rounds: int) -> Report:
 def write_rows(work: dict[str, Any], folder: Path) -> None:
     """A store of whole rows for everlearn, and the very batches it draws from it for the others."""
     tokens, size = Tokens(Path(work["model_dir"])), work["sequence_tokens"]
-    pieces = tokens.encode(Text(held_text().text), size)
+    pieces = tokens.encode(Text(held_out_text().text), size)
     whole = [piece for piece in pieces if len(piece) == size]
     if len(whole) < work["rows"]:
         raise SystemExit(

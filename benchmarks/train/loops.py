@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from train.evaluate.perplexity import load_causal_lm
 from train.loop import choose_dtype, fit, peak_memory_bytes
+from train.models.load import load_causal_lm
 from train.objectives.causal import CausalLM
 from train.recipe import Checkpoint, FitOptions, Optimizer, Schedule
 

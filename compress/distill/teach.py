@@ -206,11 +206,12 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     from compress.quantize.quantize_aware import keep_rounded, round_in_training
     from everlearn.chat.stops import write_generation_config
     from train.data.packing import Packer
-    from train.evaluate.perplexity import load_causal_lm
     from train.errors import Diverged
-    from train.models.packed_rows import refuse_unfit
     from train.loop import fit
-    from train.models.build import from_scratch, saved_dtype
+    from train.models.build import from_scratch
+    from train.models.load import load_causal_lm
+    from train.models.packed_rows import refuse_unfit
+    from train.models.save import saved_dtype
     from train.objectives.logits import vocabulary
     from train.parallel.wrap import Group
     from train.run import base_digest, held_of, metrics_of

@@ -22,7 +22,7 @@ from train.data.store import TokenStore
 from train.data.tokenize import marks
 from train.errors import Diverged
 from train.loop import Held, fit
-from train.models.build import saved_dtype
+from train.models.save import saved_dtype
 from train.parallel.wrap import Group
 from train.recipe import validate_recipe
 from train.run import base_digest

@@ -18,7 +18,9 @@ from everlearn.progress import Progress, silent
 from everlearn.registry.records import Version
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from train.evaluate.perplexity import held_text, load_causal_lm, onnx_logits, torch_logits
+from train.evaluate.held_out_text import held_out_text
+from train.evaluate.logits import onnx_logits, torch_logits
+from train.models.load import load_causal_lm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +88,7 @@ def compare(
                 {"directory": str(place), "format": one.format}
                 for one, place in zip(versions, places, strict=True)
             ],
-            "texts": {"jargon": held_text().text} | read_texts(texts),
+            "texts": {"jargon": held_out_text().text} | read_texts(texts),
             "tokens": tokens,
             "scratch": folder,
         }

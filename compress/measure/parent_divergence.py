@@ -10,15 +10,9 @@ from typing import TYPE_CHECKING, Any
 from compress.measure.parity import apart
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
-from train.evaluate.perplexity import (
-    WINDOW,
-    compare,
-    held_text,
-    onnx_logits,
-    token_windows,
-    tokens_at_once,
-    torch_logits,
-)
+from train.evaluate.comparison import compare
+from train.evaluate.held_out_text import WINDOW, held_out_text, token_windows, tokens_at_once
+from train.evaluate.logits import onnx_logits, torch_logits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,7 +104,7 @@ def far_apart(export: Path, file: Path) -> float:
 
 
 def measure_export(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """The child: the fields of ``train.evaluate.perplexity.Comparison`` of an export in onnxruntime, beside the kept reference.
+    """The child: the fields of ``train.evaluate.comparison.Comparison`` of an export in onnxruntime, beside the kept reference.
 
     Of the first window, beside torch with the same weights: ``graph``, in float32 and where it is more that of
     :func:`far_apart`, and ``kernels``, as it is served; mean KL in nats a token. onnxruntime takes one and a half times the export's size. In a process of its own that is
@@ -183,7 +177,7 @@ def keep_logits(logits: Iterator[np.ndarray], rows: int, file: Path) -> np.ndarr
 
 def held_windows(parent: Path, tokens: int, window: int = WINDOW) -> np.ndarray:
     """The first ``tokens`` tokens of the held text: int64 (windows, window)."""
-    return token_windows(parent / "tokenizer.json", held_text().text, tokens, window)
+    return token_windows(parent / "tokenizer.json", held_out_text().text, tokens, window)
 
 
 def measure(

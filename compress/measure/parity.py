@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everlearn.errors import EverlearnError
-from train.evaluate.perplexity import compare, load_causal_lm, torch_logits
+from train.evaluate.comparison import compare
+from train.evaluate.logits import torch_logits
+from train.models.load import load_causal_lm
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.evaluate.perplexity import Predictions, predictions, token_windows
+from train.evaluate.comparison import Predictions, predictions
+from train.evaluate.held_out_text import token_windows
 
 if TYPE_CHECKING:
     import numpy as np

@@ -149,7 +149,7 @@ def torch_loop(directory: Path, threads: int) -> Run:
     """transformers' own generation in float32."""
     import torch
 
-    from train.evaluate.perplexity import load_causal_lm
+    from train.models.load import load_causal_lm
 
     torch.set_num_threads(threads)
     model = load_causal_lm(directory)

@@ -12,8 +12,9 @@ from compress.recipe import Calibration, Prune
 from everlearn.errors import Unsupported
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
-from train.evaluate.perplexity import load_causal_lm, torch_logits
-from train.models.build import saved_dtype
+from train.evaluate.logits import torch_logits
+from train.models.load import load_causal_lm
+from train.models.save import saved_dtype
 
 BATCH = 4
 

@@ -25,7 +25,7 @@ from compress.sentence_encoder import Encoder, load_encoder, nearness, save_enco
 from everlearn.errors import Unsupported
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
-from train.models.build import saved_dtype
+from train.models.save import saved_dtype
 
 TRIAL_TEXTS = 16
 """Of each length."""

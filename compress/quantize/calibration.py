@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.recipe import Calibration
 from everlearn.errors import InvalidInput, NotFound
-from train.evaluate.perplexity import HELD_TOKENS, held_text, token_windows
+from train.evaluate.held_out_text import HELD_OUT_TOKENS, held_out_text, token_windows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,9 +22,9 @@ def calibration_windows(chosen: Calibration, tokenizer_file: Path) -> np.ndarray
     if chosen.store:
         return store_windows(chosen, chosen.store)
     if chosen.text is None:
-        limit = -(-HELD_TOKENS // chosen.sequence_tokens) * chosen.sequence_tokens + chosen.tokens
-        windows = token_windows(tokenizer_file, held_text().text, limit, chosen.sequence_tokens)
-        return windows[-(-HELD_TOKENS // windows.shape[1]) :]
+        limit = -(-HELD_OUT_TOKENS // chosen.sequence_tokens) * chosen.sequence_tokens + chosen.tokens
+        windows = token_windows(tokenizer_file, held_out_text().text, limit, chosen.sequence_tokens)
+        return windows[-(-HELD_OUT_TOKENS // windows.shape[1]) :]
     try:
         text = chosen.text.read_text(encoding="utf-8")
     except OSError as error:

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.evaluate.perplexity import load_causal_lm
-from train.models.build import saved_dtype
+from train.models.load import load_causal_lm
+from train.models.save import saved_dtype
 
 
 def mapped_causal_lm(model_dir: Path) -> Any:
-    """As ``train.evaluate.perplexity.load_causal_lm``, in no more memory than its largest matrix takes in float32."""
+    """As ``train.models.load.load_causal_lm``, in no more memory than its largest matrix takes in float32."""
     model = load_causal_lm(model_dir, saved_dtype(model_dir)).requires_grad_(False)
     for module in model.modules():
         if isinstance(module, nn.Embedding):

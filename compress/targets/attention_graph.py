@@ -17,7 +17,7 @@ import onnx_ir as ir
 from compress.targets.quantized_graph import constant, named
 from everlearn.bundles.decoder_config import windows_of
 from everlearn.errors import Unsupported
-from train.evaluate.perplexity import tokens_at_once
+from train.evaluate.held_out_text import tokens_at_once
 
 NODE = re.compile(r"/model/layers\.(\d+)/attn/GroupQueryAttention")
 COSINES, SINES = 7, 8

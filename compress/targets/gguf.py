@@ -24,7 +24,9 @@ from everlearn.importing.gguf_convert import SAMPLING, convert, tensor_names
 from everlearn.importing.gguf_models import BY_ARCHITECTURE, Family, write_config, write_tensor
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
-from train.evaluate.perplexity import held_text, load_causal_lm, torch_logits
+from train.evaluate.held_out_text import held_out_text
+from train.evaluate.logits import torch_logits
+from train.models.load import load_causal_lm
 
 Encode = Callable[[str, Any], tuple[Any, Any]]
 """A tensor's name there and its float32 values → the bytes (rows, row bytes), and their gguf type."""
@@ -71,7 +73,7 @@ def compare_back(model_dir: Path, again: Path, tokens: int, progress: Progress) 
     from tokenizers import Tokenizer
 
     ours, theirs = (Tokenizer.from_file(str(one / "tokenizer.json")) for one in (model_dir, again))
-    for text in (held_text().text[:20_000], *ODD_TEXTS):
+    for text in (held_out_text().text[:20_000], *ODD_TEXTS):
         if ours.encode(text).ids != theirs.encode(text).ids:
             raise Drifted(
                 f"the file splits {text[:40]!r} into other tokens than its parent. Nothing was written"

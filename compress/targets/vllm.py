@@ -24,7 +24,8 @@ from compress.targets.architectures import architecture_of
 from everlearn.errors import Unsupported
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
-from train.evaluate.perplexity import load_causal_lm, torch_logits
+from train.evaluate.logits import torch_logits
+from train.models.load import load_causal_lm
 
 BATCH = 4
 SMOOTHED = ("llama", "mistral", "qwen2", "qwen3")

@@ -11,15 +11,10 @@ from continual.learn.gate import Scores
 from continual.recipe import MIN_DOCUMENTS
 from everlearn.bundles.bundle import Format
 from train.data.store import Example
-from train.evaluate.perplexity import (
-    blocks,
-    held_text,
-    load_causal_lm,
-    log_softmax,
-    negative_log_likelihood,
-    onnx_logits,
-    torch_logits,
-)
+from train.evaluate.held_out_text import held_out_text
+from train.evaluate.logits import onnx_logits, torch_logits
+from train.evaluate.perplexity import blocks, log_softmax, negative_log_likelihood
+from train.models.load import load_causal_lm
 
 PIECE_TOKENS = 256
 """Held text is measured in pieces of this length: what a model's context holds, in little memory."""
@@ -99,7 +94,7 @@ def general_examples(tokenizer_file: Path, limit_tokens: int) -> dict[str, list[
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     tokenizer.no_truncation()
     cut: dict[str, list[Example]] = {}
-    for entry in _entries(held_text().text):
+    for entry in _entries(held_out_text().text):
         ids = np.array(tokenizer.encode(entry, add_special_tokens=False).ids, dtype=np.int32)
         title = entry.partition("\n")[0]
         cut[title] = pieces([Example(ids, np.arange(len(ids)) > 0)], GENERAL_PIECE_TOKENS)

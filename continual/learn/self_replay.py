@@ -17,7 +17,7 @@ from everlearn.chat.stops import stops_of
 from everlearn.errors import Unsupported
 from everlearn.progress import Progress, silent
 from train.data.store import Example
-from train.evaluate.perplexity import load_causal_lm
+from train.models.load import load_causal_lm
 
 DOCUMENT_START = "<|endoftext|>"
 """What many models' pretraining put between documents, where a chat model's start token opens a turn instead."""

@@ -26,7 +26,7 @@ from train.data.card import DataOptions
 from train.data.prepare import prepare
 from train.data.store import TokenStore, open_store
 from train.data.tokenize import marks
-from train.evaluate.perplexity import held_text
+from train.evaluate.held_out_text import held_out_text
 from train.recipe import Data, Optimizer
 
 
@@ -46,7 +46,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("text") / "corpus.txt"
-    file.write_text("\n\n".join(held_text().text.split("\n\n")[:120]))
+    file.write_text("\n\n".join(held_out_text().text.split("\n\n")[:120]))
     return file
 
 

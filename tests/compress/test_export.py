@@ -24,7 +24,7 @@ from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
 from tests.support.tiny_models import train_tokenizer
-from train.evaluate.perplexity import HELD_TOKENS, WINDOW, held_text
+from train.evaluate.held_out_text import HELD_OUT_TOKENS, WINDOW, held_out_text
 
 
 @pytest.fixture(scope="session")
@@ -47,8 +47,8 @@ def test_an_export_is_a_child_of_its_parent_and_says_how_it_was_made(
     assert manifest.recipe["export"]["to"] == "int4-onnx"
     assert "block_size=32" in manifest.recipe["export"]["options"]
     assert manifest.recipe["export"]["builder"].startswith("onnxruntime-genai ")
-    assert manifest.metrics["held_text"]["sha256"] == held_text().sha256
-    assert manifest.metrics["tokens"] == HELD_TOKENS - HELD_TOKENS // WINDOW
+    assert manifest.metrics["held_text"]["sha256"] == held_out_text().sha256
+    assert manifest.metrics["tokens"] == HELD_OUT_TOKENS - HELD_OUT_TOKENS // WINDOW
 
 
 def test_the_fp32_graph_has_its_parents_perplexity(fp32: Version) -> None:
@@ -163,7 +163,7 @@ def test_a_model_that_reads_fewer_tokens_at_once_is_calibrated_and_measured_on_s
     recipe = CompressRecipe(to="int4-onnx", weights="gptq", calibration=Calibration(tokens=1024))
     windows = calibration_windows(recipe.calibration, short / "tokenizer.json")
     assert windows.shape[1] == 96 and windows.size > 900
-    measured = held_windows(short, HELD_TOKENS)
+    measured = held_windows(short, HELD_OUT_TOKENS)
     assert measured.shape[1] == 96
     assert not {tuple(row) for row in windows} & {tuple(row) for row in measured}
     (made := tmp_path / "made").mkdir()
@@ -205,7 +205,7 @@ def test_an_encoder_gives_unit_vectors_that_do_not_depend_on_the_batch(
     session = onnxruntime.InferenceSession(str(directory / "model.onnx"))
     assert [output.shape for output in session.get_outputs()] == [["batch", 64]]
     alone = embed(session, tokenizer, ["a short one"])
-    among = embed(session, tokenizer, ["a short one", held_text().text[:150]])
+    among = embed(session, tokenizer, ["a short one", held_out_text().text[:150]])
     assert np.linalg.norm(among, axis=-1) == pytest.approx([1, 1], abs=1e-5)
     assert float((alone[0] * among[0]).sum()) > (0.99999 if to == "fp32-onnx" else 0.98)
 

@@ -16,7 +16,7 @@ from everlearn.cli.main import app
 from everlearn.errors import ConfigError, InvalidInput, NotFound, Unavailable
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from train.evaluate.perplexity import held_text
+from train.evaluate.held_out_text import held_out_text
 
 PLAN = """\
 calibration: {tokens: 1024}
@@ -30,7 +30,7 @@ targets:
 
 @pytest.fixture
 def plan_file(tmp_path: Path) -> Path:
-    (tmp_path / "corpus.txt").write_text(held_text().text)
+    (tmp_path / "corpus.txt").write_text(held_out_text().text)
     (tmp_path / "plan.yaml").write_text(PLAN)
     return tmp_path / "plan.yaml"
 
@@ -107,7 +107,7 @@ def test_what_would_fail_after_hours_fails_at_once(
     assert "the text has" in said
     plan_file.with_name("corpus.txt").unlink()
     assert "no such file" in refused(plan)
-    plan_file.with_name("corpus.txt").write_text(held_text().text)
+    plan_file.with_name("corpus.txt").write_text(held_out_text().text)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(export.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
     assert "are needed. Nothing was begun" in refused(plan)

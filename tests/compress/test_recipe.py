@@ -14,7 +14,7 @@ from compress.recipe import Calibration, CompressRecipe, read_plan, recipe_from
 from everlearn.errors import ConfigError, InvalidInput, NotFound
 from tests.support.tiny_models import train_tokenizer
 from train.data.store import Example, write_store
-from train.evaluate.perplexity import HELD_TOKENS, held_text
+from train.evaluate.held_out_text import HELD_OUT_TOKENS, held_out_text
 
 
 def plan(tmp_path: Path, text: str) -> Path:
@@ -78,9 +78,9 @@ def test_the_default_calibration_text_is_not_the_measured_one(
     tokenizer_file: Path, sequence_tokens: int
 ) -> None:
     rows = calibration_windows(Calibration(tokens=2000, sequence_tokens=sequence_tokens), tokenizer_file)
-    ids = train_tokenizer().encode(held_text().text).ids
-    first = -(-HELD_TOKENS // sequence_tokens) * sequence_tokens
-    assert first >= HELD_TOKENS
+    ids = train_tokenizer().encode(held_out_text().text).ids
+    first = -(-HELD_OUT_TOKENS // sequence_tokens) * sequence_tokens
+    assert first >= HELD_OUT_TOKENS
     assert rows.ravel().tolist() == ids[first : first + rows.size]
     assert rows.shape == (2000 // sequence_tokens, sequence_tokens)
 

@@ -13,7 +13,7 @@ from compress.search import SMALLEST, Shape, best_of, parse_target, prunings, wi
 from everlearn.errors import InvalidInput
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from train.evaluate.perplexity import held_text
+from train.evaluate.held_out_text import held_out_text
 from train.recipe import Data
 
 
@@ -87,7 +87,7 @@ def test_below_4_bits_something_goes_and_the_rest_is_healed(
     plan = CompressPlan(target=f"size<={limit / 1000}kB")
     with pytest.raises(InvalidInput, match=r"MB at 4 bits.*must be healed.*heal\.data\.train"):
         list(follow(tiny_settings, "tiny@1", plan))
-    (tmp_path / "corpus.txt").write_text(held_text().text)
+    (tmp_path / "corpus.txt").write_text(held_out_text().text)
     heal = Teaching(
         data=Data(train=(tmp_path / "corpus.txt",), held_fraction=0.2),
         sequence_tokens=128,

@@ -19,8 +19,9 @@ from serve.engines.onnx.decoding.decoder import DecoderConfig
 from serve.engines.vllm.requests import Requests
 from tests.serve.engines.conftest import start_engine
 from tests.support.tiny_models import write_llama
-from train.models import build as models
 from train.data.tokenize import Tokens
+from train.models.build import build_model
+from train.models.save import write_model
 from train.recipe import TrainRecipe
 
 TEXT_END, TURN_END = 0, 2
@@ -60,8 +61,8 @@ def exported(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_trained_model_names_both_and_means_the_same_by_its_data(base: Path, tmp_path: Path) -> None:
     recipe = TrainRecipe.model_validate({"base": "tiny", "data": {"store": "x"}})
-    model = models.build(recipe, base, base)
-    models.write(model, None, recipe, base, base, tmp_path / "model")
+    model = build_model(recipe, base, base)
+    write_model(model, None, recipe, base, base, tmp_path / "model")
     named = json.loads((tmp_path / "model" / "generation_config.json").read_bytes())
     assert named["eos_token_id"] == [TEXT_END, TURN_END]
     assert Tokens(tmp_path / "model").sha256 == Tokens(base).sha256

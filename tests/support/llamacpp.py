@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from train.evaluate.perplexity import torch_logits
+from train.evaluate.logits import torch_logits
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

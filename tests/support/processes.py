@@ -69,9 +69,9 @@ def fitted(
     recipe: dict[str, Any], base: Path, run_dir: Path, stop_after: int | None = None
 ) -> tuple[list[float], str, float | None]:
     """Trains; returns the loss of each step, a hash of the final weights (rank 0), and the held loss."""
-    from train.models import build as models
     from train.data.packing import Packer
     from train.loop import Held, fit
+    from train.models.build import build_model
     from train.objectives.causal import CausalLM
     from train.parallel.wrap import joined
     from train.recipe import TrainRecipe
@@ -81,7 +81,7 @@ def fitted(
     losses: list[float] = []
     with joined(options.parallel) as group:
         train, held = open_stores(options, run_dir)
-        model = models.build(options, base, base)
+        model = build_model(options, base, base)
         assert held is not None
         result = fit(
             model,

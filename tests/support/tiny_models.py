@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from train.evaluate.perplexity import held_text
+from train.evaluate.held_out_text import held_out_text
 
 START, END = "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -46,7 +46,7 @@ def train_tokenizer() -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(held_text().text.split("\n\n"), trainer)
+    tokenizer.train_from_iterator(held_out_text().text.split("\n\n"), trainer)
     return tokenizer
 
 

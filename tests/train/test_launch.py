@@ -20,8 +20,8 @@ from everlearn.cli.main import app
 from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from train.evaluate.perplexity import held_text
 from train.errors import Stopped
+from train.evaluate.held_out_text import held_out_text
 from train.launch import launch
 from train.recipe import TrainRecipe
 
@@ -68,7 +68,7 @@ def processes_of(run_dir: Path) -> list[str]:
 
 
 def test_a_model_is_trained_from_scratch_with_its_tokenizer(home: Settings, tmp_path: Path) -> None:
-    paragraphs = held_text().text.split("\n\n")
+    paragraphs = held_out_text().text.split("\n\n")
     lines = [json.dumps({"text": text}) for text in paragraphs]
     (tmp_path / "texts.jsonl").write_text("\n".join(lines))
     recipe = {

@@ -18,10 +18,12 @@ from everlearn.errors import ConfigError, InvalidInput
 from tests.support.processes import in_ranks
 from tests.support.tiny_models import tiny_config
 from tests.train.conftest import run
-from train.models import build as models
 from train.data.packing import Packer
 from train.data.store import Example, write_store
 from train.data.tokenize import Tokens
+from train.models.build import build_model, refuse_misfit
+from train.models.load import load_causal_lm
+from train.models.save import write_model
 from train.objectives.causal import CausalLM
 from train.optim import adamw
 from train.recipe import Optimizer, TrainRecipe, Tune
@@ -84,7 +86,7 @@ def step_in_group(
     with joined(options.parallel) as group:
         train, held = open_stores(options, run_dir)
         assert held is not None
-        model = models.build(options, base, base)
+        model = build_model(options, base, base)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         packer, validate = Packer(train, WORDS, 0), Held(Packer(held, WORDS, 0))
         on_step = lambda report: norms.append(report.grad_norm)
@@ -157,7 +159,7 @@ def test_five_held_rows_on_two_ranks_are_each_counted_once(
 
 def adapters_in_group(recipe: dict[str, Any], base: Path) -> dict[str, Any]:
     torch.manual_seed(int(torch.randint(1000, ())) + 1)
-    model = models.build(TrainRecipe.model_validate(recipe), base, base)
+    model = build_model(TrainRecipe.model_validate(recipe), base, base)
     return {name: p.detach().numpy() for name, p in model.named_parameters() if "lora_A" in name}
 
 
@@ -202,7 +204,7 @@ def test_small_steps_are_not_lost_in_bfloat16(base: Path, recipe: dict[str, Any]
     """A base stored in bfloat16, at a rate of 1e-5: nearly every weight moves, since float32 masters are kept."""
     half = tmp_path / "half"
     LlamaForCausalLM.from_pretrained(base).to(torch.bfloat16).save_pretrained(half)
-    before = models.load_causal_lm(half)
+    before = load_causal_lm(half)
     recipe |= {"steps": 3, "dtype": "bfloat16", "optimizer": {"lr": 1e-5}, "schedule": {"warmup_fraction": 0}}
     after, _, _ = run(half, recipe, tmp_path / "run", dtype=torch.float32)
     moved = total = 0
@@ -221,7 +223,7 @@ def test_merged_adapters_answer_as_beside_whatever_alpha_and_dtype(
     stored = tmp_path / "base"
     LlamaForCausalLM.from_pretrained(base).to(dtype).save_pretrained(stored)
     tune = Tune(method="lora", rank=8, alpha=alpha)
-    model = add_adapters(models.load_causal_lm(stored), tune).eval()
+    model = add_adapters(load_causal_lm(stored), tune).eval()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
@@ -229,8 +231,8 @@ def test_merged_adapters_answer_as_beside_whatever_alpha_and_dtype(
     with torch.no_grad():
         beside = model(ids).logits
         recipe = TrainRecipe.model_validate({"data": {"store": "x"}, "tune": tune.model_dump()})
-        models.write(model, None, recipe, stored, base, tmp_path / "model")
-        merged = models.load_causal_lm(tmp_path / "model")(ids).logits
+        write_model(model, None, recipe, stored, base, tmp_path / "model")
+        merged = load_causal_lm(tmp_path / "model")(ids).logits
     limit = 1e-4 if dtype == torch.float32 else 0.02 * float(beside.abs().max())
     assert float((merged - beside).abs().max()) < limit
 
@@ -239,7 +241,7 @@ def test_adapters_of_tied_embeddings_are_refused(base: Path) -> None:
     """The output layer shares the matrix: merged, it would change what it had not learnt."""
     for name in ("embed_tokens", "lm_head"):
         with pytest.raises(ConfigError, match="tied"):
-            add_adapters(models.load_causal_lm(base), Tune(method="lora", targets=("q_proj", name)))
+            add_adapters(load_causal_lm(base), Tune(method="lora", targets=("q_proj", name)))
 
 
 def test_untied_embeddings_and_heads_take_adapters(base: Path, tmp_path: Path) -> None:
@@ -255,8 +257,8 @@ def test_untied_embeddings_and_heads_take_adapters(base: Path, tmp_path: Path) -
     with torch.no_grad():
         beside = adapted(ids).logits
         recipe = TrainRecipe.model_validate({"data": {"store": "x"}, "tune": tune.model_dump()})
-        models.write(adapted, None, recipe, None, base, tmp_path / "model")
-        merged = models.load_causal_lm(tmp_path / "model")(ids).logits
+        write_model(adapted, None, recipe, None, base, tmp_path / "model")
+        merged = load_causal_lm(tmp_path / "model")(ids).logits
     torch.testing.assert_close(merged, beside, atol=1e-4, rtol=1e-4)
 
 
@@ -280,22 +282,22 @@ def test_a_padded_vocabulary_never_shrinks(base: Path, recipe: dict[str, Any], t
     padded = tmp_path / "padded"
     LlamaForCausalLM(config).save_pretrained(padded)
     model, _, _ = run(padded, recipe | {"steps": 1}, tmp_path / "run")
-    models.write(model, None, TrainRecipe.model_validate(recipe), padded, base, tmp_path / "model")
-    written = models.load_causal_lm(tmp_path / "model")
+    write_model(model, None, TrainRecipe.model_validate(recipe), padded, base, tmp_path / "model")
+    written = load_causal_lm(tmp_path / "model")
     assert written.config.vocab_size == written.get_input_embeddings().num_embeddings == 576
 
 
 def test_rows_that_no_embedding_covers_are_refused_by_number(base: Path) -> None:
-    model = models.load_causal_lm(base)
+    model = load_causal_lm(base)
     recipe = TrainRecipe.model_validate(
         {"data": {"store": "x"}, "sequence_tokens": 2048, "batch_tokens": 2048}
     )
     with pytest.raises(ConfigError, match="sequence_tokens is 2048, and the model reads at most 1024"):
-        models.refuse_misfit(model, recipe, 512)
+        refuse_misfit(model, recipe, 512)
     short = TrainRecipe.model_validate({"data": {"store": "x"}})
     with pytest.raises(InvalidInput, match="ids up to 520, and the model's embedding 512 rows"):
-        models.refuse_misfit(model, short, 521)
-    models.refuse_misfit(model, short, 512)
+        refuse_misfit(model, short, 521)
+    refuse_misfit(model, short, 512)
 
 
 def test_a_prompt_that_fills_its_row_costs_nothing_and_gives_no_nan(

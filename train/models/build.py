@@ -1,42 +1,25 @@
-"""The model of a run: loaded or made, and written as the Hugging Face directory that becomes a bundle."""
+"""The model of a run: loaded from its base, or made from an architecture."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
-from everlearn.bundles.durable import move_directory, sync_tree
-from everlearn.chat.stops import write_generation_config
-from everlearn.errors import ConfigError, InvalidInput, Unavailable
+from everlearn.errors import ConfigError, InvalidInput
 from everlearn.memory import physical_bytes
-from train.runs.full_disk import why_not_written
-from train.evaluate.perplexity import load_causal_lm
+from train.models.load import load_causal_lm
 from train.models.packed_rows import refuse_unfit
 from train.recipe import Architecture, TrainRecipe
-from train.tuning.trainable import add_adapters, merge_adapters
-
-# What makes ids of texts, and a licence: taken over as they are.
-KEPT = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "chat_template.*",
-    "LICENSE*",
-)
+from train.tuning.trainable import add_adapters
 
 
-def build(recipe: TrainRecipe, model_dir: Path | None, tokenizer_dir: Path) -> nn.Module:
-    """The model to train, float32, adapters beside it where the recipe asks for them.
+def build_model(recipe: TrainRecipe, model_dir: Path | None, tokenizer_dir: Path) -> nn.Module:
+    """The model to train, in float32, with adapters where the recipe asks for them.
 
-    What of it is random depends on the recipe's seed alone: every rank makes the same, and so does another start.
+    Random weights depend on the recipe's seed alone: every rank, and every restart, makes the same.
     Raises Unsupported for a base that cannot learn from packed rows, see ``train.models.packed_rows``.
     """
     if model_dir is not None:
@@ -101,51 +84,3 @@ def from_scratch(architecture: Architecture, tokenizer_dir: Path) -> nn.Module:
         pad_token_id=tokenizer.pad_token_id,
     )
     return LlamaForCausalLM(config)
-
-
-def write(
-    model: Any,
-    state: dict[str, Tensor] | None,
-    recipe: TrainRecipe,
-    base: Path | None,
-    tokenizer_dir: Path,
-    target: Path,
-) -> None:
-    """``target`` becomes a Hugging Face directory: adapters merged, weights in the base's own dtype.
-
-    ``state``: trained tensors by name, whole, to put into ``model`` first; None where they are in it.
-    """
-    if state is not None:
-        model.load_state_dict(state, strict=False)
-    model = merge_adapters(model.cpu(), recipe.tune)
-    partial = target.with_name(f".partial-{target.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(target, ignore_errors=True)
-    try:
-        _save(model.to(saved_dtype(base)), tokenizer_dir, partial)
-    except BaseException:  # a full disk gets its room back
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    move_directory(partial, target)
-
-
-def _save(model: Any, tokenizer_dir: Path, target: Path) -> None:
-    try:
-        model.save_pretrained(target)
-    except SafetensorError as error:  # which has no errno
-        why = why_not_written(error, target, model.get_memory_footprint())
-        raise Unavailable(f"the model could not be written: {why}") from error
-    for pattern in KEPT:
-        for file in tokenizer_dir.glob(pattern):
-            shutil.copyfile(file, target / file.name)
-    write_generation_config(target)
-    sync_tree(target)
-
-
-def saved_dtype(base: Path | None) -> torch.dtype:
-    """The dtype of the base's weights, as its config.json says; float32 from scratch."""
-    if base is None:
-        return torch.float32
-    config = json.loads((base / "config.json").read_text())
-    name = config.get("dtype") or config.get("torch_dtype") or "float32"
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)

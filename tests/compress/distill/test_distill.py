@@ -29,8 +29,9 @@ from everlearn.settings import Settings
 from tests.support.tiny_models import tiny_config, train_tokenizer
 from train.data.packing import Packer
 from train.data.store import Example
-from train.evaluate.perplexity import held_text, load_causal_lm
+from train.evaluate.held_out_text import held_out_text
 from train.loop import Held, fit
+from train.models.load import load_causal_lm
 from train.objectives.causal import CausalLM
 from train.recipe import Data, FitOptions, Optimizer
 from train.runs.claim import claimed
@@ -41,7 +42,8 @@ def packers() -> tuple[Packer, Packer, Packer]:
     """What the teacher reads, what the students read (a tenth of it), and what all are measured on."""
     tokenizer = train_tokenizer()
     documents = [
-        np.array(tokenizer.encode(text).ids[:256], dtype=np.int32) for text in held_text().text.split("\n\n")
+        np.array(tokenizer.encode(text).ids[:256], dtype=np.int32)
+        for text in held_out_text().text.split("\n\n")
     ]
     examples = [Example(ids, np.ones(len(ids), dtype=np.bool_)) for ids in documents if len(ids) > 8]
     held, rest = examples[::8], [one for at, one in enumerate(examples) if at % 8]
@@ -233,7 +235,7 @@ def test_a_student_has_the_teachers_first_and_last_layer(teacher: LlamaForCausal
 
 
 def test_a_recipe_makes_a_student_that_is_a_model_of_its_own(tiny_settings: Settings, tmp_path: Path) -> None:
-    (tmp_path / "corpus.txt").write_text(held_text().text)
+    (tmp_path / "corpus.txt").write_text(held_out_text().text)
     recipe = DistillRecipe(
         name="small",
         teacher="tiny@1",
@@ -261,7 +263,7 @@ def test_an_edited_text_or_another_teacher_is_a_distillation_of_its_own(
 ) -> None:
     """In the default folder; the same text elsewhere goes on where it was, and one process at a time works there."""
     text = tmp_path / "corpus.txt"
-    text.write_text(held_text().text)
+    text.write_text(held_out_text().text)
 
     def recipe(file: Path, **changed: Any) -> DistillRecipe:
         data = Data(train=(file,), held_fraction=0.2)
@@ -282,6 +284,6 @@ def test_an_edited_text_or_another_teacher_is_a_distillation_of_its_own(
         other_thread = pool.submit(distill, tiny_settings, recipe(moved))
         with pytest.raises(Conflict, match="another process is training"):
             other_thread.result()
-    text.write_text(held_text().text + "\n\nOne sentence more.\n")
+    text.write_text(held_out_text().text + "\n\nOne sentence more.\n")
     distill(tiny_settings, recipe(text))
     assert len(folders()) == 2

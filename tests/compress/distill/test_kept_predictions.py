@@ -25,7 +25,7 @@ from everlearn.settings import Settings
 from tests.support.tiny_models import tiny_config, train_tokenizer
 from train.data.packing import Packer
 from train.data.store import Example
-from train.evaluate.perplexity import held_text
+from train.evaluate.held_out_text import held_out_text
 from train.objectives.causal import predicted
 from train.recipe import Data, Optimizer
 
@@ -40,7 +40,7 @@ def model(seed: int) -> LlamaForCausalLM:
 @cache
 def packer() -> Packer:
     """Twenty rows of 64 tokens; a third of them are no targets."""
-    ids = train_tokenizer().encode(held_text().text).ids[:1150]
+    ids = train_tokenizer().encode(held_out_text().text).ids[:1150]
     parts = [np.array(ids[at : at + 50], dtype=np.int32) for at in range(0, len(ids), 50)]
     return Packer([Example(one, np.arange(len(one)) % 3 > 0) for one in parts], 64, seed=1)
 
@@ -194,7 +194,7 @@ def test_what_cannot_be_kept_is_said_before_the_teacher_is_asked(
 def test_a_recipe_keeps_them_and_the_student_learns_from_them(
     tiny_settings: Settings, tmp_path: Path
 ) -> None:
-    (tmp_path / "corpus.txt").write_text(held_text().text)
+    (tmp_path / "corpus.txt").write_text(held_out_text().text)
     recipe = DistillRecipe(
         name="kept",
         teacher="tiny@1",

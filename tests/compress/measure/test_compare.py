@@ -20,7 +20,8 @@ from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.support.tiny_models import write_llama
-from train.evaluate.perplexity import Predictions, held_text
+from train.evaluate.comparison import Predictions
+from train.evaluate.held_out_text import held_out_text
 
 
 def test_a_word_is_right_where_all_its_tokens_are() -> None:
@@ -55,7 +56,7 @@ def refs(tiny_settings: Settings) -> list[str]:
 def test_versions_are_measured_on_the_same_texts_and_the_nearer_one_is_nearer(
     tiny_settings: Settings, refs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "own.txt").write_text(held_text().text[20_000:40_000])
+    (tmp_path / "own.txt").write_text(held_out_text().text[20_000:40_000])
     found = compare(tiny_settings, refs, [tmp_path / "own.txt"], tokens=1024, speed=False)
     assert [one.ref for one in found] == refs
     assert list(found[0].quality) == ["jargon", "own"]

@@ -20,7 +20,9 @@ from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.compress.targets.architecture_table import build
 from tests.support.architecture_rows import SHAPE, rope, write
-from train.evaluate.perplexity import load_causal_lm, tokens_at_once, torch_logits
+from train.evaluate.held_out_text import tokens_at_once
+from train.evaluate.logits import torch_logits
+from train.models.load import load_causal_lm
 
 
 @pytest.mark.parametrize("divergence", [float("nan"), float("inf"), 0.0011])

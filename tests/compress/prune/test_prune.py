@@ -25,7 +25,7 @@ from compress.recipe import Calibration, Prune
 from everlearn.errors import InvalidInput
 from everlearn.progress import silent
 from tests.support.tiny_models import tiny_config
-from train.evaluate.perplexity import load_causal_lm
+from train.models.load import load_causal_lm
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from compress.recipe import Calibration, CompressRecipe
 from everlearn.errors import Unsupported
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from train.evaluate.perplexity import load_causal_lm
+from train.models.load import load_causal_lm
 
 RECIPE = CompressRecipe(to="int4-onnx", weights="gptq", wide_share=0, calibration=Calibration(tokens=4096))
 

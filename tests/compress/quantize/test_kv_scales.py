@@ -13,7 +13,7 @@ from compress.export import build
 from compress.quantize.kv_scales import QMAX, write_scales
 from compress.recipe import Calibration, CompressRecipe
 from serve.engines.onnx.decoding.decoder import Decoder
-from train.evaluate.perplexity import load_causal_lm
+from train.models.load import load_causal_lm
 
 SEEN = Calibration(tokens=1024)
 IDS = np.arange(5, 65)

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from compress.export import keep_tokenizer
 from compress.quantize.mapped import computing_with, mapped_causal_lm
-from train.evaluate.perplexity import load_causal_lm
+from train.models.load import load_causal_lm
 
 IDS = torch.arange(3, 60)[None]
 

@@ -19,8 +19,9 @@ from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.compress.distill.test_distill import options, packers
 from tests.support.tiny_models import tiny_config
-from train.evaluate.perplexity import held_text, load_causal_lm
+from train.evaluate.held_out_text import held_out_text
 from train.loop import fit
+from train.models.load import load_causal_lm
 
 
 def round_in_place(model: LlamaForCausalLM, head_bits: int) -> None:
@@ -74,7 +75,7 @@ def test_teaching_brings_back_what_rounding_took(tmp_path: Path) -> None:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Callable[..., CompressPlan]:
-    (tmp_path / "corpus.txt").write_text(held_text().text)
+    (tmp_path / "corpus.txt").write_text(held_out_text().text)
 
     def of(**targets: object) -> CompressPlan:
         heal = {

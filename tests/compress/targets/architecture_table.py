@@ -26,7 +26,9 @@ from everlearn.errors import Unsupported
 from everlearn.importing.gguf_models import BY_ARCHITECTURE, write_config
 from serve.engines.onnx.decoding.decoder import Decoder
 from tests.support.architecture_rows import SHAPE, Row, working, write
-from train.evaluate.perplexity import WINDOW, held_text, load_causal_lm, token_windows, torch_logits
+from train.evaluate.held_out_text import WINDOW, held_out_text, token_windows
+from train.evaluate.logits import torch_logits
+from train.models.load import load_causal_lm
 
 PAGE = Path(__file__).parents[3] / "docs" / "architectures.md"
 BEGIN, END = "<!-- table: measured -->", "<!-- end -->"
@@ -71,7 +73,7 @@ def served(model_dir: Path, made: Path) -> float:
     """How far the engine's answers are from torch, in nats a token: a prompt in chunks, then decoded among others."""
     engine = Decoder(made, rows=2, threads=1)
     length = min(engine.context, 240)
-    ids = token_windows(model_dir / "tokenizer.json", held_text().text, length, length)[0]
+    ids = token_windows(model_dir / "tokenizer.json", held_out_text().text, length, length)[0]
     parts = [engine.score(0, ids[start:stop], start) for start, stop in itertools.pairwise(CHUNKS)]
     engine.prefill(1, ids[:50], 0)
     for at in range(CHUNKS[-1], length):

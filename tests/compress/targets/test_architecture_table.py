@@ -12,7 +12,9 @@ from compress.measure.parity import KERNELS, SAME_GRAPH, apart
 from compress.targets.architectures import GGUF, ONNX_DECODERS, VLLM
 from tests.compress.targets import architecture_table as table
 from tests.support.architecture_rows import FAMILIES, working, write
-from train.evaluate.perplexity import held_text, load_causal_lm, token_windows, torch_logits
+from train.evaluate.held_out_text import held_out_text, token_windows
+from train.evaluate.logits import torch_logits
+from train.models.load import load_causal_lm
 
 ROWS = {row.name: row for row in working()}
 UPDATE = "run python -m tests.compress.targets.architecture_table"
@@ -43,7 +45,7 @@ def test_what_a_variant_changes_shows_in_its_row(name: str, tmp_path: Path) -> N
     assert row.plain is not None
     write(row.config, tmp_path / "model")
     write(row.plain, tmp_path / "plain")
-    window = token_windows(tmp_path / "model" / "tokenizer.json", held_text().text, 256, 256)
+    window = token_windows(tmp_path / "model" / "tokenizer.json", held_out_text().text, 256, 256)
     one, other = (torch_logits(load_causal_lm(tmp_path / each), window) for each in ("model", "plain"))
     assert apart(one, other, window) > 0.1
 

@@ -38,7 +38,8 @@ from tests.compress.targets.gguf_families import (
     write_family,
 )
 from tests.support import llamacpp
-from train.evaluate.perplexity import held_text, load_causal_lm
+from train.evaluate.held_out_text import held_out_text
+from train.models.load import load_causal_lm
 
 PROMPTS = [np.random.default_rng(seed).integers(3, 512, 12 + 60 * seed).tolist() for seed in range(5)]
 
@@ -297,7 +298,7 @@ def test_a_shape_that_the_file_does_not_describe_is_refused(key: str, value: int
 # Tokenizers --------------------------------------------------------------------------------------------------
 
 TEXTS = [
-    held_text().text[:3000],
+    held_out_text().text[:3000],
     "a  b\t\tc\n\n\nd",
     " lead",
     "d\u00e9j\u00e0 \u4f60\u597d \U0001f600",
@@ -309,7 +310,7 @@ TEXTS = [
 def sentencepiece(prefix: bool) -> Tokenizer:
     """A tokenizer of Gemma's (or, with ``prefix``, Llama 2's and Phi 3's) kind, from merges of the held text's words."""
     space = "\u2581"
-    words = held_text().text.replace("\n", " ").split()[:4000]
+    words = held_out_text().text.replace("\n", " ").split()[:4000]
     tokens = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{at:02X}>" for at in range(256))]
     letters = sorted({letter for word in words for letter in word} | {space})
     tokens += letters

@@ -24,7 +24,8 @@ from everlearn.progress import silent
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.support.tiny_models import tiny_config
-from train.evaluate.perplexity import load_causal_lm, torch_logits
+from train.evaluate.logits import torch_logits
+from train.models.load import load_causal_lm
 
 
 @pytest.fixture(params=["llama", "qwen2"])

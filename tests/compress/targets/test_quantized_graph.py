@@ -30,7 +30,7 @@ from compress.targets import onnx_decoder as build_decoder
 from compress.targets.quantized_graph import halved, quantize_graph
 from everlearn.errors import Unsupported
 from tests.support.tiny_models import TINY
-from train.evaluate.perplexity import onnx_logits
+from train.evaluate.logits import onnx_logits
 
 INT4 = CompressRecipe(to="int4-onnx", head_bits=4)
 

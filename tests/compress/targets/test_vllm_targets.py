@@ -26,7 +26,7 @@ from everlearn.errors import Unsupported
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
 from tests.support.tiny_models import tiny_config
-from train.evaluate.perplexity import load_causal_lm
+from train.models.load import load_causal_lm
 
 RECIPE = CompressRecipe(to="w8a8", wide_share=0, calibration=Calibration(tokens=2048))
 

@@ -25,7 +25,7 @@ from everlearn.registry.registry import Registry
 from everlearn.registry.tables import FileRow
 from everlearn.settings import Settings
 from tests.support.tiny_models import write_llama
-from train.evaluate.perplexity import held_text, token_windows
+from train.evaluate.held_out_text import held_out_text, token_windows
 
 RECIPE: dict[str, Any] = {
     "epochs": 1,
@@ -145,7 +145,7 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers that know English letters a little: trained for a few seconds on the shipped text."""
     directory = tmp_path_factory.mktemp("base")
     model = write_llama(directory).train()
-    windows = torch.from_numpy(token_windows(directory / "tokenizer.json", held_text().text, 20_000, 64))
+    windows = torch.from_numpy(token_windows(directory / "tokenizer.json", held_out_text().text, 20_000, 64))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     torch.manual_seed(0)
     for _ in range(100):

@@ -14,7 +14,8 @@ from compress.recipe import CompressRecipe
 from continual.learn.measure import general_examples, pieces, score_examples, score_whole
 from tests.support.tiny_models import write_llama
 from train.data.store import Example
-from train.evaluate.perplexity import held_text, load_causal_lm
+from train.evaluate.held_out_text import held_out_text
+from train.models.load import load_causal_lm
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_a_little_of_the_general_text_is_of_enough_documents_to_measure(model_di
 def test_all_of_the_general_text_is_its_29_entries(model_dir: Path) -> None:
     general = general_examples(model_dir / "tokenizer.json", 10**9)
     text = Tokenizer.from_file(str(model_dir / "tokenizer.json")).encode(
-        held_text().text, add_special_tokens=False
+        held_out_text().text, add_special_tokens=False
     )
     assert sum(len(one) for examples in general.values() for one in examples) == pytest.approx(
         len(text.ids), rel=0.01

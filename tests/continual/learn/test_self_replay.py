@@ -11,7 +11,7 @@ import torch
 from continual.learn.self_replay import generate_examples, start_tokens
 from continual.recipe import Generation
 from tests.support.tiny_models import write_llama
-from train.evaluate.perplexity import load_causal_lm
+from train.models.load import load_causal_lm
 
 OPTIONS = Generation(tokens=400, sample_tokens=20, batch=8)
 

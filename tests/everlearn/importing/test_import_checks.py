@@ -44,7 +44,7 @@ from everlearn.settings import Settings
 from tests.compress.test_encoder_families import FAMILIES as ENCODERS
 from tests.support.architecture_rows import SHAPE, rope, working
 from tests.support.tiny_models import write_bert
-from train.evaluate.perplexity import load_causal_lm
+from train.models.load import load_causal_lm
 
 NAME = "model.layers.1.mlp.up_proj.weight"
 Tensors = dict[str, torch.Tensor]

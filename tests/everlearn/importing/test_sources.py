@@ -34,7 +34,8 @@ from everlearn.progress import silent
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.support.tiny_models import train_tokenizer
-from train.evaluate.perplexity import held_text, load_causal_lm
+from train.evaluate.held_out_text import held_out_text
+from train.models.load import load_causal_lm
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -177,7 +178,7 @@ def test_a_gguf_tokenizer_splits_as_the_original_and_ends_where_the_file_says(
     directory = Registry(settings).path(import_model(settings, str(gguf)))
     ours, original = Tokenizer.from_file(str(directory / "tokenizer.json")), train_tokenizer()
     texts = [
-        held_text().text[:5000],
+        held_out_text().text[:5000],
         "in  2024, 17 \u2581 caf\u00e9 \U0001f600\n\n x <|im_end|> <0x41>",
         " a",
         "",

@@ -17,17 +17,11 @@ from compress.sentence_encoder import load_encoder
 from everlearn.errors import InvalidInput
 from tests.compress.test_encoder_families import FAMILIES as ENCODERS
 from tests.support.tiny_models import train_tokenizer, write_bert, write_llama
-from train.evaluate.perplexity import (
-    compare,
-    held_text,
-    load_causal_lm,
-    log_softmax,
-    negative_log_likelihood,
-    perplexity,
-    score,
-    token_windows,
-    torch_logits,
-)
+from train.evaluate.comparison import compare
+from train.evaluate.held_out_text import held_out_text, token_windows
+from train.evaluate.logits import torch_logits
+from train.evaluate.perplexity import log_softmax, negative_log_likelihood, perplexity, score
+from train.models.load import load_causal_lm
 
 WINDOWS = np.arange(12, dtype=np.int64).reshape(3, 4)
 
@@ -63,7 +57,7 @@ def test_log_softmax_is_torchs(rows: int, vocabulary: int, scale: float, seed: i
 
 def test_the_score_is_torchs_cross_entropy(tmp_path) -> None:
     model = write_llama(tmp_path)
-    windows = token_windows(tmp_path / "tokenizer.json", held_text().text, limit=256, window=64)
+    windows = token_windows(tmp_path / "tokenizer.json", held_out_text().text, limit=256, window=64)
     ids = torch.from_numpy(windows)
     with torch.inference_mode():
         loss = model(input_ids=ids, labels=ids).loss.item()
@@ -73,7 +67,7 @@ def test_the_score_is_torchs_cross_entropy(tmp_path) -> None:
 
 def test_a_model_beside_itself_does_not_diverge(tmp_path) -> None:
     model = write_llama(tmp_path)
-    windows = token_windows(tmp_path / "tokenizer.json", held_text().text, limit=128, window=64)
+    windows = token_windows(tmp_path / "tokenizer.json", held_out_text().text, limit=128, window=64)
     same = compare(torch_logits(model, windows), torch_logits(model, windows), windows)
     assert (same.divergence, same.agreement) == (0, 1)
     assert same.perplexity == same.reference_perplexity
@@ -87,9 +81,9 @@ def test_a_model_beside_itself_does_not_diverge(tmp_path) -> None:
 def test_windows_are_the_texts_own_tokens_in_order(tmp_path) -> None:
     tokenizer = train_tokenizer()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    windows = token_windows(tmp_path / "tokenizer.json", held_text().text, limit=1000, window=128)
+    windows = token_windows(tmp_path / "tokenizer.json", held_out_text().text, limit=1000, window=128)
     assert windows.shape == (7, 128)
-    assert windows.reshape(-1).tolist() == tokenizer.encode(held_text().text).ids[: 7 * 128]
+    assert windows.reshape(-1).tolist() == tokenizer.encode(held_out_text().text).ids[: 7 * 128]
 
 
 def test_a_text_shorter_than_a_window_is_refused(tmp_path) -> None:
@@ -99,7 +93,7 @@ def test_a_text_shorter_than_a_window_is_refused(tmp_path) -> None:
 
 
 def test_the_held_text_is_prose_of_the_promised_size() -> None:
-    text = held_text().text
+    text = held_out_text().text
     assert 30_000 < len(text.encode()) < 60_000
     assert "\r" not in text and "\t" not in text
 

@@ -20,8 +20,8 @@ from everlearn.errors import Unavailable
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.train.conftest import run
-from train.models import build as models
 from train.launch import launch
+from train.models.save import write_model
 from train.recipe import TrainRecipe
 
 
@@ -69,9 +69,9 @@ def test_a_model_that_cannot_be_written_is_told_and_leaves_nothing(
         no_file_larger_than(330_000),
         pytest.raises(Unavailable, match=r"model could not be written: .*too large"),
     ):
-        models.write(LlamaForCausalLM.from_pretrained(base), *arguments)
+        write_model(LlamaForCausalLM.from_pretrained(base), *arguments)
     assert list(tmp_path.iterdir()) == []
-    models.write(LlamaForCausalLM.from_pretrained(base), *arguments)
+    write_model(LlamaForCausalLM.from_pretrained(base), *arguments)
     assert LlamaForCausalLM.from_pretrained(tmp_path / "model")
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from everlearn.errors import Unavailable
-from train.runs.step_log import StepLog
 from train.report import StepReport
+from train.runs.step_log import StepLog
 
 
 def report(step: int) -> StepReport:

@@ -9,7 +9,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from everlearn.errors import ConfigError
-from train.models import build as models
+from train.models.build import build_model
+from train.models.save import write_model
 from train.recipe import TrainRecipe, Tune
 from train.tuning.trainable import add_adapters, merge_adapters
 
@@ -33,7 +34,7 @@ def test_merged_weights_answer_as_the_adapters_did(base: Path, tmp_path: Path) -
         model = adapted(base)
         beside = model(ids).logits
         recipe = TrainRecipe.model_validate({"data": {"store": "x"}, "tune": {"method": "lora", "rank": 4}})
-        models.write(model, None, recipe, base, base, tmp_path / "model")
+        write_model(model, None, recipe, base, base, tmp_path / "model")
         merged = LlamaForCausalLM.from_pretrained(tmp_path / "model")
         within = merged(ids).logits
     assert (beside - plain).abs().max() > 0.1
@@ -66,7 +67,7 @@ def test_adapters_depend_on_the_seed_alone(base: Path) -> None:
     def made(seed: int) -> dict[str, torch.Tensor]:
         torch.rand(seed + 3)  # whatever was drawn before
         recipe = {"data": {"store": "x"}, "tune": {"method": "lora", "rank": 4}, "seed": seed}
-        model = models.build(TrainRecipe.model_validate(recipe), base, base)
+        model = build_model(TrainRecipe.model_validate(recipe), base, base)
         return {name: p.detach() for name, p in model.named_parameters() if "lora_A" in name}
 
     first, second, other = made(0), made(0), made(1)

@@ -14,7 +14,7 @@ from everlearn.registry.tables import ApiKey
 from everlearn.settings import ServeSettings
 from serve.gateway.formats.schema_check import strict_schemas
 from serve.gateway.limits.auth import check_scope
-from serve.gateway.routing.dispatch import Work
+from serve.gateway.routing.work import Work
 from serve.protocol.chat import (
     Body,
     ChatRequest,

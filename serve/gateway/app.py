@@ -39,10 +39,11 @@ from serve.gateway.routes.fine_tuning import add_fine_tuning
 from serve.gateway.routes.models import add_models
 from serve.gateway.routes.route import Route
 from serve.gateway.routes.tokens import add_tokens
-from serve.gateway.routing.dispatch import Dispatcher, Work, generation
+from serve.gateway.routing.dispatch import Dispatcher
 from serve.gateway.routing.relay import AsIs, Relay, Shape
 from serve.gateway.routing.router import Router
 from serve.gateway.routing.shadow import Shadows
+from serve.gateway.routing.work import Work, generation
 from serve.protocol.chat import (
     AboutModel,
     ChatRequest,

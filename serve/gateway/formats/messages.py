@@ -14,8 +14,8 @@ from serve.gateway.formats.responses import Misshapen, foreign
 from serve.gateway.http.exchange import exchange_of
 from serve.gateway.http.failures import describe
 from serve.gateway.pages.openapi import anthropic_errors
-from serve.gateway.routing.dispatch import Work, generation
 from serve.gateway.routing.relay import AsIs
+from serve.gateway.routing.work import Work, generation
 from serve.protocol.chat import ChatRequest, encode, validate
 from serve.protocol.messages import (
     AssistantTurn,

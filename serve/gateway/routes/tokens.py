@@ -6,8 +6,8 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from serve.gateway.pages.openapi import POST_ERRORS
-from serve.gateway.routing.dispatch import Work
 from serve.gateway.routing.relay import AsIs
+from serve.gateway.routing.work import Work
 from serve.protocol.chat import encode
 from serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
 

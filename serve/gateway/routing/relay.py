@@ -20,8 +20,10 @@ from serve.gateway.http.exchange import Exchange
 from serve.gateway.http.failures import BackendFailed, BackendTimeout, Draining, describe
 from serve.gateway.http.guard import Guard, Reason, Stopped
 from serve.gateway.http.metrics import Metrics
-from serve.gateway.routing.dispatch import Dispatcher, NothingCame, Reply, Work
+from serve.gateway.routing.dispatch import Dispatcher
 from serve.gateway.routing.events import BrokenStream, EngineError
+from serve.gateway.routing.reply import NothingCame, Reply
+from serve.gateway.routing.work import Work
 from serve.told import Told
 
 WHOLE_ANSWER_FACTOR = 5

@@ -21,11 +21,11 @@ from serve.gateway.http.failures import GivenUp, ModelNotFound, NoBackend
 from serve.gateway.http.metrics import Metrics
 from serve.gateway.routing.prefixes import blocks
 from serve.gateway.routing.replica import Replica
+from serve.gateway.routing.work import Work
 from serve.replicas import ReadyReplica, State, absent_models, ready_replicas
 
 if TYPE_CHECKING:
     from serve.gateway.limits.shared import Shared
-    from serve.gateway.routing.dispatch import Work
 
 POLL_S = 0.25
 PROBE_S = 5.0
@@ -168,7 +168,7 @@ class Router:
         matching = self._matching(ref)
         return matching[0].row.model if matching else None
 
-    def choose(self, work: "Work", tried: Replica | None = None) -> Replica:
+    def choose(self, work: Work, tried: Replica | None = None) -> Replica:
         """The cheapest replica, the longest idle of equals, other than the one already tried.
 
         Raises ModelNotFound, InvalidInput, NoBackend.
@@ -195,11 +195,11 @@ class Router:
     def _present(self) -> list[Replica]:
         return [*self._replicas.values(), *(remote for remote in self._remotes if remote.here)]
 
-    def shadow_of(self, work: "Work") -> Replica | None:
+    def shadow_of(self, work: Work) -> Replica | None:
         """Which engine shall get a copy of the work, if one shall."""
         return next(iter(self._drawn(work, SHADOW)), None)
 
-    def _drawn(self, work: "Work", role: str) -> list[Replica]:
+    def _drawn(self, work: Work, role: str) -> list[Replica]:
         """The engines of the model's version on trial, where the lot falls on this request."""
         found = [
             r

@@ -15,9 +15,10 @@ from pydantic_core import to_json
 
 from everlearn.errors import EverlearnError
 from serve.gateway.http.metrics import Metrics
-from serve.gateway.routing.dispatch import NothingCame, Reply, Work
 from serve.gateway.routing.events import BrokenStream, EngineError
 from serve.gateway.routing.replica import Replica
+from serve.gateway.routing.reply import NothingCame, Reply
+from serve.gateway.routing.work import Work
 
 AT_ONCE = 16
 TIMEOUT_S = 600.0

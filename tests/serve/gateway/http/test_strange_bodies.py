@@ -12,7 +12,7 @@ from everlearn.errors import EverlearnError
 from everlearn.settings import ServeSettings
 from serve.batches.lines import check
 from serve.gateway.formats import messages, responses
-from serve.gateway.routing.dispatch import Work, generation
+from serve.gateway.routing.work import Work, generation
 from serve.protocol.chat import ChatRequest, CompletionRequest, EmbeddingRequest, encode, parse
 from serve.protocol.messages import CountTokensRequest, MessagesRequest
 from serve.protocol.responses import ResponsesRequest

@@ -160,10 +160,10 @@ def main() -> None:
     parser.add_argument("--gateway", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.gateway:
-        import serve.gateway.app
+        import serve.gateway.state
         from serve.gateway.__main__ import prepare
 
-        serve.gateway.app.Router = RoundRobin  # type: ignore[misc]
+        serve.gateway.state.Router = RoundRobin  # type: ignore[misc]
         raise SystemExit(prepare(parent_pipe=False, fd=None, uds=None)())
     registry = Registry(load_settings())
     bundle = registry.path(registry.resolve(arguments.model))

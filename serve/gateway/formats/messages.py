@@ -1,22 +1,17 @@
-"""POST /v1/messages, Anthropic's API, spoken to engines as chat completions. Stateless: text and the client's tools."""
+"""Anthropic's messages as chat completions, and back. Stateless: text and the client's tools."""
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import jiter
-from fastapi import FastAPI, Request
-from starlette.responses import Response
 
 from everlearn.errors import EverlearnError
 from serve.gateway.formats.responses import Misshapen, foreign
-from serve.gateway.http.exchange import exchange_of
 from serve.gateway.http.failures import describe
-from serve.gateway.pages.openapi import anthropic_errors
 from serve.gateway.routing.relay import AsIs
-from serve.gateway.routing.work import Work, generation
-from serve.protocol.chat import ChatRequest, encode, validate
+from serve.protocol.chat import ChatRequest, validate
 from serve.protocol.messages import (
     AssistantTurn,
     CountTokensRequest,
@@ -29,9 +24,6 @@ from serve.protocol.messages import (
 )
 from serve.protocol.tokens import TokenizeRequest
 from serve.told import Told
-
-if TYPE_CHECKING:
-    from serve.gateway.app import Gateway
 
 Json = dict[str, Any]
 
@@ -46,32 +38,6 @@ ERROR_TYPES = {
     504: "timeout_error",
 }
 STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
-ERRORS = anthropic_errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 502, 503, 504)
-
-
-def add_messages(app: FastAPI, gateway: "Gateway") -> None:
-    """The routes."""
-
-    @app.post("/v1/messages", responses=ERRORS, response_class=Response)
-    async def messages(request: Request) -> Response:
-        _speak_anthropic(request)
-        exchange, wanted = await gateway.accept(request, MessagesRequest)
-        work = generation("/v1/chat/completions", to_chat(wanted), keep_usage=True)
-        return gateway.relay(exchange, work, MessageShape(wanted.model))
-
-    @app.post("/v1/messages/count_tokens", responses=ERRORS, response_class=Response)
-    async def count_tokens(request: Request) -> Response:
-        _speak_anthropic(request)
-        exchange, wanted = await gateway.accept(request, CountTokensRequest)
-        work = Work("/tokenize", encode(to_tokenize(wanted)), wanted.model, "generate", stream=False)
-        return gateway.relay(exchange, work, CountShape())
-
-
-def _speak_anthropic(request: Request) -> None:
-    """Also where the answer is an error, and with the name under which its clients look for the request's id."""
-    exchange = exchange_of(request)
-    exchange.describe = describe_as_anthropic
-    exchange.headers.append((b"request-id", exchange.id.encode()))
 
 
 def describe_as_anthropic(error: EverlearnError) -> tuple[int, Json]:

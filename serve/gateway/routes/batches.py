@@ -1,35 +1,32 @@
 """`/v1/batches`: OpenAI's API over the table of batches; ``serve.batches`` works on them. Each key sees only its own."""
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request
 
 from everlearn.errors import Unavailable
-from everlearn.settings import Settings
 from serve.batches.table import Batches
 from serve.gateway.http.exchange import exchange_of
 from serve.gateway.routes.desk import READ_ERRORS, WRITE_ERRORS, Desk
 from serve.gateway.routes.paging import PAGE, described, limit_in, listed, page
+from serve.gateway.state import Gateway
 from serve.protocol.batches import BatchRequest, batch_object
 from serve.protocol.chat import parse
-
-if TYPE_CHECKING:
-    from serve.gateway.app import Gateway
 
 CLOSED = "Batches are switched off here: set EVERLEARN_SERVE__BATCH_REQUESTS (serve.batch_requests) above 0."
 
 
-def add_batches(app: FastAPI, gateway: "Gateway", settings: Settings) -> None:
-    """The routes."""
-    batches = Batches(settings, gateway.db)
+def add_batches(app: FastAPI, gateway: Gateway) -> None:
+    """Add the routes."""
+    batches = Batches(gateway.settings, gateway.db)
     desk = Desk(gateway)
     path = "/v1/batches"
 
     @app.post(path, responses=WRITE_ERRORS)
     async def create_batch(request: Request) -> dict[str, Any]:
         client = await desk.writer(request)
-        if not settings.serve.batch_requests:
+        if not gateway.settings.serve.batch_requests:
             raise Unavailable(CLOSED)
         gateway.meter.admit(exchange_of(request).key)
         body = parse(BatchRequest, await gateway.body(request))

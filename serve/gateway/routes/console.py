@@ -5,7 +5,7 @@ Each act is a function of the kernel that writes its row of the audit log in its
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
 from pydantic import Field
@@ -14,15 +14,12 @@ from continual.queue.files import Client
 from continual.queue.jobs import Jobs
 from everlearn.errors import Conflict, Forbidden
 from everlearn.registry.keys import revoke_key
-from everlearn.settings import Settings
 from serve.gateway.http.exchange import exchange_of
 from serve.gateway.pages.overview import Overview, traffic, with_load
 from serve.gateway.routes.desk import Desk
+from serve.gateway.state import Gateway
 from serve.protocol.chat import Body, parse
 from serve.protocol.jobs import Stored
-
-if TYPE_CHECKING:
-    from serve.gateway.app import Gateway
 
 NOT_ADMIN = "This API key is not an administrator's. `everlearn keys create NAME --admin` makes one that is."
 MAX_ACT_BYTES = 4096
@@ -38,11 +35,11 @@ class Act(Body):
 class Console(Desk):
     """Where administrators look and act."""
 
-    def __init__(self, gateway: "Gateway", settings: Settings) -> None:
+    def __init__(self, gateway: Gateway) -> None:
         super().__init__(gateway)
-        self.settings = settings
+        self.settings = gateway.settings
         self.overview = Overview(gateway.db)
-        self.jobs = Jobs(settings, gateway.db)
+        self.jobs = Jobs(gateway.settings, gateway.db)
 
     async def administrator(self, request: Request, *, acts: bool = False) -> Client:
         """Whose key it is; anyone on this machine while there is no key. Raises AuthError, Forbidden, and as `writer`."""
@@ -81,9 +78,9 @@ class Console(Desk):
                 self.jobs.cancel(act.subject, actor=client.actor)
 
 
-def add_console(app: FastAPI, gateway: "Gateway", settings: Settings) -> None:
+def add_console(app: FastAPI, gateway: Gateway) -> None:
     """The routes behind the page; they are no part of the API."""
-    console = Console(gateway, settings)
+    console = Console(gateway)
 
     @app.get("/console/state", include_in_schema=False)
     async def state(request: Request) -> dict[str, Any]:

@@ -1,16 +1,12 @@
 """Who asks for rows of the database, and may write some."""
 
-from typing import TYPE_CHECKING
-
 from fastapi import Request
 
 from continual.queue.files import Client
 from serve.gateway.http.exchange import exchange_of
 from serve.gateway.http.failures import Draining
 from serve.gateway.pages.openapi import error_responses
-
-if TYPE_CHECKING:
-    from serve.gateway.app import Gateway
+from serve.gateway.state import Gateway
 
 READ_ERRORS = error_responses(400, 401, 403, 404, 500, 503)
 WRITE_ERRORS = error_responses(400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503)
@@ -19,7 +15,7 @@ WRITE_ERRORS = error_responses(400, 401, 403, 404, 408, 409, 413, 415, 429, 500,
 class Desk:
     """What the routes over tables share."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
 
     async def client(self, request: Request) -> Client:

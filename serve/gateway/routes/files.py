@@ -1,31 +1,28 @@
 """`/v1/files`: OpenAI's API over the table of files. Each key sees only its own."""
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import FileResponse, Response
 
 from continual.queue.files import PURPOSES, Files
 from everlearn.errors import Corrupt, InvalidInput
-from everlearn.settings import Settings
 from serve.gateway.http.file_upload import receive_file
 from serve.gateway.pages.openapi import error_responses
 from serve.gateway.routes.desk import READ_ERRORS, WRITE_ERRORS, Desk
 from serve.gateway.routes.paging import described, limit_in, listed, page, parameter
+from serve.gateway.state import Gateway
 from serve.protocol.jobs import file_object
-
-if TYPE_CHECKING:
-    from serve.gateway.app import Gateway
 
 MAX_FILES = 10_000
 CHECKS_AT_ONCE = 2
 """Uploads that are being read, each by a process of its own."""
 
 
-def add_files(app: FastAPI, gateway: "Gateway", settings: Settings) -> None:
-    """The routes."""
-    desk, files = Desk(gateway), Files(settings, gateway.db)
+def add_files(app: FastAPI, gateway: Gateway) -> None:
+    """Add the routes."""
+    desk, files = Desk(gateway), Files(gateway.settings, gateway.db)
     checks = asyncio.Semaphore(CHECKS_AT_ONCE)
 
     @app.post("/v1/files", responses=WRITE_ERRORS, openapi_extra=UPLOAD)

@@ -4,7 +4,7 @@ The gateway writes rows and reads them; a worker's reconciler takes it from ther
 """
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request
 
@@ -12,16 +12,13 @@ from continual.queue.files import Files
 from continual.queue.jobs import Jobs, why_no_worker
 from everlearn.errors import Forbidden, InvalidInput, NotFound, Unavailable
 from everlearn.registry.keys import may_train
-from everlearn.settings import Settings
 from serve.gateway.http.exchange import exchange_of
 from serve.gateway.limits.auth import check_scope
 from serve.gateway.routes.desk import READ_ERRORS, WRITE_ERRORS, Desk
 from serve.gateway.routes.paging import PAGE, described, limit_in, listed, page
+from serve.gateway.state import Gateway
 from serve.protocol.chat import parse
 from serve.protocol.jobs import JobRequest, event_id, event_object, job_object
-
-if TYPE_CHECKING:
-    from serve.gateway.app import Gateway
 
 MAX_IDEMPOTENCY_CHARS = 256
 NO_TRAINER = (
@@ -33,11 +30,11 @@ NO_TRAINER = (
 class JobsDesk(Desk):
     """Where jobs are made."""
 
-    def __init__(self, gateway: "Gateway", settings: Settings) -> None:
+    def __init__(self, gateway: Gateway) -> None:
         super().__init__(gateway)
-        self.jobs = Jobs(settings, gateway.db)
-        self.files = Files(settings, gateway.db)
-        self.why_closed = why_no_worker(settings)
+        self.jobs = Jobs(gateway.settings, gateway.db)
+        self.files = Files(gateway.settings, gateway.db)
+        self.why_closed = why_no_worker(gateway.settings)
 
     async def create_job(self, request: Request) -> dict[str, Any]:
         """Raises Forbidden, Unavailable where nobody trains, and what is wrong with the request."""
@@ -72,9 +69,9 @@ class JobsDesk(Desk):
         return made
 
 
-def add_fine_tuning(app: FastAPI, gateway: "Gateway", settings: Settings) -> None:
-    """The routes."""
-    desk = JobsDesk(gateway, settings)
+def add_fine_tuning(app: FastAPI, gateway: Gateway) -> None:
+    """Add the routes."""
+    desk = JobsDesk(gateway)
     path = "/v1/fine_tuning/jobs"
 
     @app.post(path, responses=WRITE_ERRORS)

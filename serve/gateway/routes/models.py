@@ -1,7 +1,7 @@
 """`/v1/models`: what is served, and the deletion of what a fine-tuning job made."""
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request
 
@@ -9,32 +9,31 @@ from continual.queue.jobs import Jobs
 from everlearn.bundles.reference import parse_reference
 from everlearn.errors import Forbidden, InvalidInput, NotFound
 from everlearn.registry.keys import covers, may_train
-from everlearn.settings import Settings
+from everlearn.registry.tables import ApiKey
 from serve.gateway.http.exchange import exchange_of
 from serve.gateway.http.failures import ModelNotFound
 from serve.gateway.pages.openapi import error_responses
 from serve.gateway.routes.desk import WRITE_ERRORS, Desk
+from serve.gateway.state import Gateway
 from serve.protocol.chat import plain_ref
-
-if TYPE_CHECKING:
-    from serve.gateway.app import Gateway
+from serve.replicas import ReadyReplica
 
 NO_TRAINER = "This API key may not delete models: it takes one made by `everlearn keys create NAME --train`."
 
 
-def add_models(app: FastAPI, gateway: "Gateway", settings: Settings) -> None:
-    """The routes."""
-    desk, jobs = Desk(gateway), Jobs(settings, gateway.db)
+def add_models(app: FastAPI, gateway: Gateway) -> None:
+    """Add the routes."""
+    desk, jobs = Desk(gateway), Jobs(gateway.settings, gateway.db)
     errors = error_responses(401, 403, 404, 500, 503)
 
     @app.get("/v1/models", responses=errors)
     async def list_models(request: Request) -> dict[str, Any]:
-        return {"object": "list", "data": gateway.visible(await gateway.keeper.admit(request))}
+        return {"object": "list", "data": visible(gateway, await gateway.keeper.admit(request))}
 
     @app.get("/v1/models/{model:path}", responses=errors)
     async def get_model(request: Request, model: str) -> dict[str, Any]:
         key = await gateway.keeper.admit(request)
-        for offered in gateway.visible(key):
+        for offered in visible(gateway, key):
             if plain_ref(model) in (offered["id"], f"{offered['id']}@{offered['version']}"):
                 return offered
         raise ModelNotFound(f"The model '{model[:64]}' does not exist or is not being served.", param="model")
@@ -69,7 +68,7 @@ def add_models(app: FastAPI, gateway: "Gateway", settings: Settings) -> None:
                 key.admin or (covers(key, str(reference)) and jobs.made(str(reference), client=client))
             ):
                 raise missing
-            registry = Registry(settings)
+            registry = Registry(gateway.settings)
             try:
                 registry.delete(str(reference), actor=client.actor)
             except NotFound:
@@ -78,3 +77,24 @@ def add_models(app: FastAPI, gateway: "Gateway", settings: Settings) -> None:
 
         await asyncio.to_thread(delete)
         return {"id": model, "object": "model", "deleted": True}
+
+
+def visible(gateway: Gateway, key: ApiKey | None) -> list[dict[str, Any]]:
+    """The models that a key may use, as OpenAI lists them."""
+    models: dict[str, dict[str, Any]] = {}
+    for row in gateway.router.rows():
+        if key is None or key.models is None or row.model in {m.partition("@")[0] for m in key.models}:
+            models[row.model] = _model_object(row)
+    return list(models.values())
+
+
+def _model_object(row: ReadyReplica) -> dict[str, Any]:
+    return {
+        "id": row.model,
+        "object": "model",
+        "created": int(row.started_at),
+        "owned_by": "everlearn",
+        "version": row.version,
+        "task": row.task,
+        "context": row.context,
+    }

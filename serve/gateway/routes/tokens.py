@@ -1,22 +1,18 @@
 """`/tokenize` and `/detokenize` in vLLM's shape: the engine's own tokenizer and chat template say what a prompt is."""
 
-from typing import TYPE_CHECKING
-
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from serve.gateway.pages.openapi import POST_ERRORS
 from serve.gateway.routing.relay import AsIs
 from serve.gateway.routing.work import Work
+from serve.gateway.state import Gateway
 from serve.protocol.chat import encode
 from serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
 
-if TYPE_CHECKING:
-    from serve.gateway.app import Gateway
 
-
-def add_tokens(app: FastAPI, gateway: "Gateway") -> None:
-    """The routes."""
+def add_tokens(app: FastAPI, gateway: Gateway) -> None:
+    """Add the routes."""
 
     async def pass_on(request: Request, kind: type[TokenizeRequest] | type[DetokenizeRequest]) -> Response:
         exchange, body = await gateway.accept(request, kind)

@@ -7,7 +7,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from serve.protocol.chat import error_body
+from serve.protocol.parsing import error_body
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_DISCARDED_BYTES = 64 * 1024 * 1024

@@ -15,16 +15,12 @@ from everlearn.settings import ServeSettings
 from serve.gateway.formats.schema_check import strict_schemas
 from serve.gateway.limits.auth import check_scope
 from serve.gateway.routing.work import Work
-from serve.protocol.chat import (
-    Body,
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    SamplingFields,
-    encode,
-    parse,
-    validate,
-)
+from serve.protocol.body import Body
+from serve.protocol.chat import ChatRequest
+from serve.protocol.completions import CompletionRequest
+from serve.protocol.embeddings import EmbeddingRequest
+from serve.protocol.parsing import encode, parse, validate
+from serve.protocol.sampling import SamplingFields
 
 ENDPOINTS = {
     "/v1/chat/completions": ChatRequest,

@@ -27,7 +27,7 @@ from serve.gateway.routes.responses import add_responses
 from serve.gateway.routes.route import Route
 from serve.gateway.routes.tokens import add_tokens
 from serve.gateway.state import Gateway
-from serve.protocol.chat import error_body
+from serve.protocol.parsing import error_body
 from serve.tracing import open_tracer
 
 ALL = ["*"]

@@ -31,7 +31,9 @@ from serve.gateway.routing.relay import Relay, Shape
 from serve.gateway.routing.router import Router
 from serve.gateway.routing.shadow import Shadows
 from serve.gateway.routing.work import Work
-from serve.protocol.chat import AboutModel, SamplingFields, parse
+from serve.protocol.body import ModelRequest
+from serve.protocol.parsing import parse
+from serve.protocol.sampling import SamplingFields
 
 if TYPE_CHECKING:
     from serve.gateway.limits.shared import Shared
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 SMALL_BODY_BYTES = 64 * 1024
 """A larger body is parsed in a thread, so that other requests need not wait for it."""
 
-Body = TypeVar("Body", bound=AboutModel)
+Body = TypeVar("Body", bound=ModelRequest)
 
 
 class Gateway:

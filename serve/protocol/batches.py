@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from serve.batches.table import Batch
-from serve.protocol.chat import Body
+from serve.protocol.body import Body
 from serve.protocol.jobs import FileId, Metadata
 
 

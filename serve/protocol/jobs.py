@@ -10,7 +10,7 @@ from continual.queue.jobs import Event, Job
 from continual.recipe import ContinualRecipe, domain_of, parse_recipe
 from everlearn.errors import ConfigError
 from everlearn.names import plain_name
-from serve.protocol.chat import Body, ModelName, _disagree, _only_types
+from serve.protocol.body import Body, ModelName, disagree, only_types
 
 
 def _without_nul(text: str) -> str:
@@ -48,7 +48,7 @@ class Method(Body):
     @model_validator(mode="before")
     @classmethod
     def _supervised_only(cls, data: Any) -> Any:
-        return _only_types(data, ("supervised",), "Methods")
+        return only_types(data, ("supervised",), "Methods")
 
 
 class JobRequest(Body):
@@ -68,7 +68,7 @@ class JobRequest(Body):
     @model_validator(mode="after")
     def _hyperparameters_once(self) -> "JobRequest":
         if self.hyperparameters is not None and self.method is not None:
-            _disagree("hyperparameters", "Give hyperparameters within method.supervised, or alone; not both")
+            disagree("hyperparameters", "Give hyperparameters within method.supervised, or alone; not both")
         return self
 
     def recipe(self, training_filename: str) -> ContinualRecipe:

@@ -5,17 +5,17 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from serve.protocol.chat import (
+from serve.protocol.body import (
     MAX_MESSAGES,
     MAX_STOPS,
     MAX_TOKENS,
-    AboutModel,
     Body,
     FunctionName,
+    HistoryItem,
     JsonSchema,
-    Past,
-    _only_types,
-    _string_or_list,
+    ModelRequest,
+    only_types,
+    string_or_list,
 )
 
 
@@ -26,7 +26,7 @@ class CacheControl(Body):
     ttl: Literal["5m", "1h"] | None = None
 
 
-class _Block(Past):
+class _Block(HistoryItem):
     cache_control: CacheControl | None = Field(None, exclude=True)
 
 
@@ -53,14 +53,14 @@ class ToolUseBlock(_Block):
 
 
 def _offering(*kinds: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: _only_types(value, kinds, "Content blocks"))
+    return BeforeValidator(lambda value: only_types(value, kinds, "Content blocks"))
 
 
 TextBlocks = Annotated[
     list[Annotated[TextBlock, _offering("text")]], Field(max_length=MAX_MESSAGES, fail_fast=True)
 ]
 Texts = Annotated[
-    Annotated[str, Tag("text")] | Annotated[TextBlocks, Tag("list")], Discriminator(_string_or_list)
+    Annotated[str, Tag("text")] | Annotated[TextBlocks, Tag("list")], Discriminator(string_or_list)
 ]
 
 
@@ -83,21 +83,21 @@ UserBlocks = Annotated[list[UserBlock], Field(max_length=MAX_MESSAGES, fail_fast
 AssistantBlocks = Annotated[list[AssistantBlock], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 
 
-class UserTurn(Past):
+class UserTurn(HistoryItem):
     role: Literal["user"]
     content: Annotated[
-        Annotated[str, Tag("text")] | Annotated[UserBlocks, Tag("list")], Discriminator(_string_or_list)
+        Annotated[str, Tag("text")] | Annotated[UserBlocks, Tag("list")], Discriminator(string_or_list)
     ]
 
 
-class AssistantTurn(Past):
+class AssistantTurn(HistoryItem):
     role: Literal["assistant"]
     content: Annotated[
-        Annotated[str, Tag("text")] | Annotated[AssistantBlocks, Tag("list")], Discriminator(_string_or_list)
+        Annotated[str, Tag("text")] | Annotated[AssistantBlocks, Tag("list")], Discriminator(string_or_list)
     ]
 
 
-class SystemTurn(Past):
+class SystemTurn(HistoryItem):
     """An instruction in the midst of the conversation."""
 
     role: Literal["system"]
@@ -110,7 +110,7 @@ Turn = Annotated[UserTurn | AssistantTurn | SystemTurn, Field(discriminator="rol
 class ClientTool(Body):
     """A tool that the client runs. How soon its input is streamed is the engine's affair."""
 
-    asks_nothing: ClassVar = {"defer_loading": False, "allowed_callers": ["direct"], "input_examples": []}
+    no_op_values: ClassVar = {"defer_loading": False, "allowed_callers": ["direct"], "input_examples": []}
 
     type: Literal["custom"] | None = None
     name: FunctionName
@@ -123,7 +123,7 @@ class ClientTool(Body):
     @model_validator(mode="before")
     @classmethod
     def _run_by_the_client(cls, data: Any) -> Any:
-        return _only_types(data, ("custom",), "Tools")
+        return only_types(data, ("custom",), "Tools")
 
 
 class AnyToolChoice(Body):
@@ -146,7 +146,7 @@ class Thinking(Body):
     @model_validator(mode="before")
     @classmethod
     def _not_demanded(cls, data: Any) -> Any:
-        return _only_types(data, ("disabled", "adaptive"), "Ways of thinking")
+        return only_types(data, ("disabled", "adaptive"), "Ways of thinking")
 
 
 class AnswerFormat(Body):
@@ -170,7 +170,7 @@ class Edit(Body):
     @model_validator(mode="before")
     @classmethod
     def _without_effect(cls, data: Any) -> Any:
-        return _only_types(data, ("clear_thinking_20251015",), "Edits of the context")
+        return only_types(data, ("clear_thinking_20251015",), "Edits of the context")
 
 
 class ContextManagement(Body):
@@ -185,13 +185,13 @@ class NewThread(Body):
     @model_validator(mode="before")
     @classmethod
     def _nothing_is_continued(cls, data: Any) -> Any:
-        return _only_types(data, ("create",), "Threads")
+        return only_types(data, ("create",), "Threads")
 
 
-class CountTokensRequest(AboutModel):
+class CountTokensRequest(ModelRequest):
     """POST /v1/messages/count_tokens."""
 
-    asks_nothing: ClassVar = {"mcp_servers": [], "speed": "standard"}
+    no_op_values: ClassVar = {"mcp_servers": [], "speed": "standard"}
 
     messages: list[Turn] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     system: Texts | None = None

@@ -4,23 +4,21 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from serve.protocol.chat import (
+from serve.protocol.body import (
     MAX_MESSAGES,
     MAX_TOKENS,
     Body,
     FunctionName,
-    JsonObjectFormat,
+    HistoryItem,
     JsonSchema,
     Labels,
-    Past,
-    SchemaFormat,
-    TextFormat,
-    _only_types,
-    _string_or_list,
+    only_types,
+    string_or_list,
 )
+from serve.protocol.chat import JsonObjectFormat, SchemaFormat, TextFormat
 
 
-class InputTextPart(Past):
+class InputTextPart(HistoryItem):
     """A piece of text in a Responses item; what an earlier answer attached to it is dropped."""
 
     type: Literal["input_text", "output_text", "text"]
@@ -31,16 +29,16 @@ class InputTextPart(Past):
     @model_validator(mode="before")
     @classmethod
     def _text_only(cls, data: Any) -> Any:
-        return _only_types(data, ("input_text", "output_text", "text"), "Content parts")
+        return only_types(data, ("input_text", "output_text", "text"), "Content parts")
 
 
 InputTextParts = Annotated[list[InputTextPart], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 InputContent = Annotated[
-    Annotated[str, Tag("text")] | Annotated[InputTextParts, Tag("list")], Discriminator(_string_or_list)
+    Annotated[str, Tag("text")] | Annotated[InputTextParts, Tag("list")], Discriminator(string_or_list)
 ]
 
 
-class _Item(Past):
+class _Item(HistoryItem):
     id: str | None = Field(None, max_length=256, exclude=True)
     status: str | None = Field(None, max_length=64, exclude=True)
 
@@ -72,7 +70,7 @@ def _item_kind(value: Any) -> str | None:
 
 
 def _offered_item(value: Any) -> Any:
-    return _only_types(value, ITEM_TYPES, "Items")
+    return only_types(value, ITEM_TYPES, "Items")
 
 
 Item = Annotated[
@@ -95,7 +93,7 @@ class ResponseTool(Body):
     @model_validator(mode="before")
     @classmethod
     def _functions_only(cls, data: Any) -> Any:
-        return _only_types(data, ("function",), "Tools")
+        return only_types(data, ("function",), "Tools")
 
 
 class NamedResponseTool(Body):
@@ -120,10 +118,10 @@ class ResponseStreamOptions(Body):
 class ResponsesRequest(Labels):
     """POST /v1/responses; stateless, so nothing is stored and no earlier response can be named."""
 
-    asks_nothing: ClassVar = {"top_logprobs": 0}
+    no_op_values: ClassVar = {"top_logprobs": 0}
 
     input: Annotated[
-        Annotated[str, Tag("text")] | Annotated[Items, Tag("list")], Discriminator(_string_or_list)
+        Annotated[str, Tag("text")] | Annotated[Items, Tag("list")], Discriminator(string_or_list)
     ]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)

@@ -5,13 +5,14 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from serve.protocol.chat import MAX_MESSAGES, AboutModel, Message, NamedTool, TokenId, Tool, check_tools
+from serve.protocol.body import MAX_MESSAGES, ModelRequest, TokenId
+from serve.protocol.chat import Message, NamedTool, Tool, check_tools
 
 
-class TokenizeRequest(AboutModel):
+class TokenizeRequest(ModelRequest):
     """POST /tokenize: a prompt as /v1/completions reads it, or messages as /v1/chat/completions does."""
 
-    asks_nothing: ClassVar = {"tools": []}
+    no_op_values: ClassVar = {"tools": []}
 
     prompt: str | None = None
     messages: list[Message] | None = Field(None, min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
@@ -34,7 +35,7 @@ class TokenizeRequest(AboutModel):
         return self
 
 
-class DetokenizeRequest(AboutModel):
+class DetokenizeRequest(ModelRequest):
     """POST /detokenize."""
 
     tokens: Annotated[list[TokenId], Field(fail_fast=True)]

@@ -17,7 +17,8 @@ from serve.engines.onnx.embedder import Embedder
 from serve.engines.onnx.reading import Readers
 from serve.engines.onnx.responder import Responder
 from serve.engines.onnx.sizing import Sizes
-from serve.protocol.chat import EmbeddingRequest, parse
+from serve.protocol.embeddings import EmbeddingRequest
+from serve.protocol.parsing import parse
 
 
 class EmbedBackend:

@@ -23,7 +23,9 @@ from serve.engines.onnx.reading import Readers
 from serve.engines.onnx.requests import RequestReader
 from serve.engines.onnx.responder import Responder
 from serve.engines.onnx.sizing import Sizes
-from serve.protocol.chat import ChatRequest, CompletionRequest, parse
+from serve.protocol.chat import ChatRequest
+from serve.protocol.completions import CompletionRequest
+from serve.protocol.parsing import parse
 from serve.told import Told
 from serve.tracing import Span
 

@@ -15,11 +15,9 @@ from serve.engines.onnx.decoding.decoder import DecoderConfig
 from serve.engines.onnx.decoding.generation import Generation
 from serve.engines.onnx.decoding.sampling import SamplingOptions
 from serve.engines.tokenizer import TextCodec
-from serve.protocol.chat import (
-    ChatRequest,
-    CompletionRequest,
-    SamplingFields,
-)
+from serve.protocol.chat import ChatRequest
+from serve.protocol.completions import CompletionRequest
+from serve.protocol.sampling import SamplingFields
 
 COMPLETION_TOKENS = 16
 """OpenAI's default max_tokens of /v1/completions."""

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from everlearn.errors import EverlearnError, InvalidInput
-from serve.protocol.chat import error_body
+from serve.protocol.parsing import error_body
 from serve.tracing import Span
 
 MAX_BODY_BYTES = 64 * 1024**2

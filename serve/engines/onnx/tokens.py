@@ -11,7 +11,7 @@ from serve.engines.grammar import offered_tools
 from serve.engines.onnx.reading import Readers
 from serve.engines.onnx.requests import RequestReader
 from serve.engines.onnx.responder import Responder
-from serve.protocol.chat import parse
+from serve.protocol.parsing import parse
 from serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
 
 

@@ -14,7 +14,7 @@ from serve.engines.grammar import header_text
 from serve.engines.vllm.answers import CallReader
 from serve.engines.vllm.plain import Plain
 from serve.engines.vllm.requests import Asked, Requests
-from serve.protocol.chat import error_body
+from serve.protocol.parsing import error_body
 
 MAX_BODY_BYTES = 64 * 1024**2
 """The gateway's limit is the one for clients; this one only protects the engine's memory."""

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from starlette.types import Message, Send
 
-from serve.protocol.chat import error_body
+from serve.protocol.parsing import error_body
 from serve.told import Told
 
 Json = dict[str, Any]

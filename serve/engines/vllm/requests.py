@@ -16,15 +16,10 @@ from serve.engines.context_bound import PROBE_CHARACTERS
 from serve.engines.grammar import grammar_of, must_call, offered_tools
 from serve.engines.tokenizer import TextCodec, whole
 from serve.engines.trial import TRIAL
-from serve.protocol.chat import (
-    ChatRequest,
-    CompletionRequest,
-    Message,
-    SamplingFields,
-    Tool,
-    ToolMessage,
-    parse,
-)
+from serve.protocol.chat import ChatRequest, Message, Tool, ToolMessage
+from serve.protocol.completions import CompletionRequest
+from serve.protocol.parsing import parse
+from serve.protocol.sampling import SamplingFields
 from serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
 
 Body = dict[str, Any]

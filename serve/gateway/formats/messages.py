@@ -11,7 +11,7 @@ from everlearn.errors import EverlearnError
 from serve.gateway.formats.responses import Misshapen, foreign
 from serve.gateway.http.failures import describe
 from serve.gateway.routing.relay import AsIs
-from serve.protocol.chat import ChatRequest, validate
+from serve.protocol.chat import ChatRequest
 from serve.protocol.messages import (
     AssistantTurn,
     CountTokensRequest,
@@ -22,6 +22,7 @@ from serve.protocol.messages import (
     ToolUseBlock,
     UserTurn,
 )
+from serve.protocol.parsing import validate
 from serve.protocol.tokens import TokenizeRequest
 from serve.told import Told
 

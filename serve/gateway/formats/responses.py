@@ -15,7 +15,8 @@ from pydantic import BaseModel
 
 from everlearn.errors import EverlearnError
 from serve.gateway.http.failures import describe
-from serve.protocol.chat import ChatRequest, validate
+from serve.protocol.chat import ChatRequest
+from serve.protocol.parsing import validate
 from serve.protocol.responses import (
     FunctionCallItem,
     FunctionCallOutputItem,

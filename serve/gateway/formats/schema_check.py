@@ -16,7 +16,8 @@ import jiter
 
 from everlearn.errors import EverlearnError
 from serve.child import python
-from serve.protocol.chat import ChatRequest, JsonSchemaFormat, SamplingFields
+from serve.protocol.chat import ChatRequest, JsonSchemaFormat
+from serve.protocol.sampling import SamplingFields
 
 Json = dict[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from everlearn.errors import EverlearnError, NotFound, RateLimited, Unavailable
-from serve.protocol.chat import error_body
+from serve.protocol.parsing import error_body
 
 
 class TooLarge(EverlearnError):

@@ -2,7 +2,10 @@
 
 from typing import NamedTuple
 
-from serve.protocol.chat import AboutModel, ChatRequest, CompletionRequest, EmbeddingRequest
+from serve.protocol.body import ModelRequest
+from serve.protocol.chat import ChatRequest
+from serve.protocol.completions import CompletionRequest
+from serve.protocol.embeddings import EmbeddingRequest
 from serve.protocol.messages import MessagesRequest
 from serve.protocol.responses import ResponsesRequest
 
@@ -36,7 +39,7 @@ class Cost(NamedTuple):
 NOTHING = Cost()
 
 
-def expected(body: AboutModel, size_bytes: int) -> Cost:
+def expected(body: ModelRequest, size_bytes: int) -> Cost:
     """Nothing for what is only counted, and no answer for what is only embedded."""
     prompt = -(-size_bytes // BYTES_PER_TOKEN)
     if isinstance(body, EmbeddingRequest):

@@ -9,7 +9,9 @@ from pydantic.json_schema import models_json_schema
 
 from serve.gateway.pages.reference import REFERENCE, SERVER, Told
 from serve.protocol.batches import BatchRequest
-from serve.protocol.chat import ChatRequest, CompletionRequest, EmbeddingRequest
+from serve.protocol.chat import ChatRequest
+from serve.protocol.completions import CompletionRequest
+from serve.protocol.embeddings import EmbeddingRequest
 from serve.protocol.jobs import JobRequest
 from serve.protocol.messages import CountTokensRequest, MessagesRequest
 from serve.protocol.responses import ResponsesRequest

@@ -12,7 +12,7 @@ from serve.gateway.routes.desk import READ_ERRORS, WRITE_ERRORS, Desk
 from serve.gateway.routes.paging import PAGE, described, limit_in, listed, page
 from serve.gateway.state import Gateway
 from serve.protocol.batches import BatchRequest, batch_object
-from serve.protocol.chat import parse
+from serve.protocol.parsing import parse
 
 CLOSED = "Batches are switched off here: set EVERLEARN_SERVE__BATCH_REQUESTS (serve.batch_requests) above 0."
 

@@ -7,7 +7,8 @@ from serve.gateway.pages.openapi import POST_ERRORS
 from serve.gateway.routing.relay import AsIs
 from serve.gateway.routing.work import generation
 from serve.gateway.state import Gateway
-from serve.protocol.chat import ChatRequest, CompletionRequest
+from serve.protocol.chat import ChatRequest
+from serve.protocol.completions import CompletionRequest
 
 
 def add_chat(app: FastAPI, gateway: Gateway) -> None:

@@ -18,8 +18,9 @@ from serve.gateway.http.exchange import exchange_of
 from serve.gateway.pages.overview import Overview, traffic, with_load
 from serve.gateway.routes.desk import Desk
 from serve.gateway.state import Gateway
-from serve.protocol.chat import Body, parse
+from serve.protocol.body import Body
 from serve.protocol.jobs import Stored
+from serve.protocol.parsing import parse
 
 NOT_ADMIN = "This API key is not an administrator's. `everlearn keys create NAME --admin` makes one that is."
 MAX_ACT_BYTES = 4096

@@ -7,7 +7,8 @@ from serve.gateway.pages.openapi import POST_ERRORS
 from serve.gateway.routing.relay import AsIs
 from serve.gateway.routing.work import Work
 from serve.gateway.state import Gateway
-from serve.protocol.chat import EmbeddingRequest, encode
+from serve.protocol.embeddings import EmbeddingRequest
+from serve.protocol.parsing import encode
 
 
 def add_embeddings(app: FastAPI, gateway: Gateway) -> None:

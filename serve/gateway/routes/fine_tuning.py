@@ -17,8 +17,8 @@ from serve.gateway.limits.auth import check_scope
 from serve.gateway.routes.desk import READ_ERRORS, WRITE_ERRORS, Desk
 from serve.gateway.routes.paging import PAGE, described, limit_in, listed, page
 from serve.gateway.state import Gateway
-from serve.protocol.chat import parse
 from serve.protocol.jobs import JobRequest, event_id, event_object, job_object
+from serve.protocol.parsing import parse
 
 MAX_IDEMPOTENCY_CHARS = 256
 NO_TRAINER = (

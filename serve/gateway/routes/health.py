@@ -6,7 +6,7 @@ from starlette.responses import JSONResponse, Response
 
 from serve.gateway.pages.openapi import error_responses
 from serve.gateway.state import Gateway
-from serve.protocol.chat import error_body
+from serve.protocol.parsing import error_body
 
 
 def add_health(app: FastAPI, gateway: Gateway) -> None:

@@ -14,8 +14,8 @@ from serve.gateway.http.exchange import exchange_of
 from serve.gateway.pages.openapi import anthropic_errors
 from serve.gateway.routing.work import Work, generation
 from serve.gateway.state import Gateway
-from serve.protocol.chat import encode
 from serve.protocol.messages import CountTokensRequest, MessagesRequest
+from serve.protocol.parsing import encode
 
 ERRORS = anthropic_errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 502, 503, 504)
 

@@ -15,7 +15,7 @@ from serve.gateway.http.failures import ModelNotFound
 from serve.gateway.pages.openapi import error_responses
 from serve.gateway.routes.desk import WRITE_ERRORS, Desk
 from serve.gateway.state import Gateway
-from serve.protocol.chat import plain_ref
+from serve.protocol.body import plain_ref
 from serve.replicas import ReadyReplica
 
 NO_TRAINER = "This API key may not delete models: it takes one made by `everlearn keys create NAME --train`."

@@ -7,7 +7,7 @@ from serve.gateway.pages.openapi import POST_ERRORS
 from serve.gateway.routing.relay import AsIs
 from serve.gateway.routing.work import Work
 from serve.gateway.state import Gateway
-from serve.protocol.chat import encode
+from serve.protocol.parsing import encode
 from serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
 
 

@@ -8,7 +8,8 @@ import jiter
 from pydantic_core import to_json
 
 from serve.gateway.formats.schema_check import strict_schemas
-from serve.protocol.chat import SamplingFields, encode
+from serve.protocol.parsing import encode
+from serve.protocol.sampling import SamplingFields
 
 
 @dataclass(frozen=True, slots=True)

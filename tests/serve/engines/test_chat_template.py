@@ -8,7 +8,8 @@ import pytest
 from everlearn.chat.template import sandbox
 from everlearn.errors import InvalidInput
 from serve.engines.onnx.requests import RequestReader
-from serve.protocol.chat import ChatRequest, parse
+from serve.protocol.chat import ChatRequest
+from serve.protocol.parsing import parse
 
 
 def prompt(reader: RequestReader, messages: str, tools: str = "null") -> str:

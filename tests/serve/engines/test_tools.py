@@ -16,7 +16,8 @@ from serve.engines.calls import whole_calls
 from serve.engines.onnx.answers import join
 from serve.engines.onnx.decoding.generation import Piece
 from serve.engines.onnx.requests import RequestReader
-from serve.protocol.chat import ChatRequest, parse
+from serve.protocol.chat import ChatRequest
+from serve.protocol.parsing import parse
 from tests.serve.engines.onnx.test_engine_http import WEATHER, ask, events
 
 NODE = {

@@ -9,15 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everlearn.errors import InvalidInput
-from serve.protocol.chat import (
-    MAX_MESSAGES,
-    Body,
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    encode,
-    parse,
-)
+from serve.protocol.body import MAX_MESSAGES, Body
+from serve.protocol.chat import ChatRequest
+from serve.protocol.completions import CompletionRequest
+from serve.protocol.embeddings import EmbeddingRequest
+from serve.protocol.parsing import encode, parse
 from serve.protocol.responses import ResponsesRequest
 
 USER = {"role": "user", "content": "hi"}

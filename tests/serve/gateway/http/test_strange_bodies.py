@@ -13,8 +13,11 @@ from everlearn.settings import ServeSettings
 from serve.batches.lines import check
 from serve.gateway.formats import messages, responses
 from serve.gateway.routing.work import Work, generation
-from serve.protocol.chat import ChatRequest, CompletionRequest, EmbeddingRequest, encode, parse
+from serve.protocol.chat import ChatRequest
+from serve.protocol.completions import CompletionRequest
+from serve.protocol.embeddings import EmbeddingRequest
 from serve.protocol.messages import CountTokensRequest, MessagesRequest
+from serve.protocol.parsing import encode, parse
 from serve.protocol.responses import ResponsesRequest
 from serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
 from tests.support.serve.strange import ASKED, BODIES, FIELDS, NUMBERS, SCHEMAS, TEXTS, VALUES

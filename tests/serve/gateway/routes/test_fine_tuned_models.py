@@ -14,7 +14,8 @@ import pytest
 from continual.queue.jobs import Jobs
 from everlearn.registry.keys import create_key
 from everlearn.registry.registry import Registry
-from serve.protocol.chat import ChatRequest, parse
+from serve.protocol.chat import ChatRequest
+from serve.protocol.parsing import parse
 from tests.continual.queue.conftest import add_model
 from tests.serve.gateway.conftest import RunningGateway, wait_until
 

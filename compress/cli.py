@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from compress.quantize.methods import METHODS, targets_with_a_choice
+from compress.targets.table import DEFAULT_GGUF_TYPE, DEFAULT_TARGET, FOR_VLLM, GGUF_TYPES, TARGETS
 from everlearn.cli.arguments import Json, Ref, open_registry, open_settings
 from everlearn.errors import InvalidInput
 
 if TYPE_CHECKING:
     from compress.recipe import CompressPlan
     from everlearn.registry.records import Version
+
+    To = Weights = GgufType = str
+else:  # what --help lists and the command line accepts are the names in the tables
+    To, Weights, GgufType = (Literal[tuple(table)] for table in (TARGETS, METHODS, GGUF_TYPES))
 
 commands = typer.Typer()
 
@@ -34,17 +40,24 @@ SHOWN = (
 )
 
 
+def weights_help() -> str:
+    """Of ``--weights``: where there is a choice, and which methods are for some of that alone."""
+    choice = targets_with_a_choice()
+    narrower = {name: one.targets for name, one in METHODS.items() if not set(choice) <= set(one.targets)}
+    said = [f"{name} is for {' and '.join(targets)}" for name, targets in narrower.items()]
+    return "; ".join([f"How {' and '.join(choice)} are rounded", *said]) + "."
+
+
 @commands.command()
 def compress(
     ref: Ref,
     to: Annotated[
-        Literal["int4-onnx", "int8-onnx", "fp32-onnx", "w8a8", "w4a16"] | None,
-        typer.Option(help="What to make of it; int4-onnx unless said. w8a8 and w4a16 are for vLLM."),
+        To | None,
+        typer.Option(
+            help=f"What to make of it; {DEFAULT_TARGET} unless said. {' and '.join(FOR_VLLM)} are for vLLM."
+        ),
     ] = None,
-    weights: Annotated[
-        Literal["rtn", "gptq", "awq", "autoround"] | None,
-        typer.Option(help="How int4-onnx and w4a16 are rounded; awq and autoround are for w4a16."),
-    ] = None,
+    weights: Annotated[Weights | None, typer.Option(help=weights_help())] = None,
     kv_cache: Annotated[
         Literal["float32", "int8"] | None,
         typer.Option(help="How ONNX decoders keep past tokens; int8 takes a quarter of the memory."),
@@ -70,7 +83,7 @@ def compress(
 
     settings = open_settings()
     if recipe is None and target is None:
-        said: dict[str, Any] = {"to": to or "int4-onnx"}
+        said: dict[str, Any] = {"to": to or DEFAULT_TARGET}
         if weights:
             said["weights"] = weights
         if kv_cache:
@@ -224,9 +237,7 @@ def compare(
 def export_gguf(
     ref: Ref,
     file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="What to write.")],
-    kind: Annotated[
-        Literal["f32", "f16", "q8_0", "q4_0"], typer.Option("--type", help="How matrices are stored.")
-    ] = "q8_0",
+    kind: Annotated[GgufType, typer.Option("--type", help="How matrices are stored.")] = DEFAULT_GGUF_TYPE,
     as_json: Json = False,
 ) -> None:
     """Write a model as a GGUF file for llama.cpp, read it back, and say what it cost."""

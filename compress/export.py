@@ -13,15 +13,17 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from compress.measure.parity import KERNELS, SAME_GRAPH, Drifted, refuse_another
-from compress.recipe import CompressRecipe, Target, recipe_from
+from compress.quantize.methods import METHODS
+from compress.recipe import CompressRecipe, recipe_from
 from compress.targets.architectures import architecture_of, refuse_architecture
+from compress.targets.table import FOR_ENCODERS, GGUF_CHILD, TARGETS, Target
 from everlearn.bundles.bundle import BundleManifest, Task, write_bundle
 from everlearn.bundles.decoder_config import is_tied
 from everlearn.chat.stops import write_genai_config, write_generation_config
@@ -32,46 +34,11 @@ from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
 from train.evaluate.held_out_text import HELD_OUT_TOKENS, held_out_text
 
-
-@dataclass(frozen=True)
-class Precision:
-    """How one precision is built, and how far it may drift.
-
-    ``max_divergence``: mean Kullback-Leibler divergence from the parent's next-token distribution, in nats.
-    ``min_cosine``: lowest cosine similarity of an encoder's embeddings with the parent's.
-    """
-
-    name: Literal["int4", "int8", "fp32", "w8a8", "w4a16"]
-    options: tuple[str, ...]
-    max_divergence: float
-    min_cosine: float
-
-
-# Perplexity over the parent's, SmolLM2-135M from Q4_1, 6132 tokens, output layer at 4 bits, and the bundle's size:
-#   int4 default (symmetric)  1.390   88.1 MB    chosen
-#   int4 rtn, asymmetric      1.382   90.2 MB    no better than its 2 MB
-#   int4 k_quant              1.419   90.2 MB    and 40 s slower to build
-#   int4 rtn, symmetric       1.677   88.1 MB
-#   int8                      1.004  155.3 MB    its embedding and output layer are one int8 matrix
-# What 8 bits for the output layer and for the most sensitive layers change: docs/compressing.md.
-# accuracy_level 4 lets the kernels multiply in int8.
-PRECISIONS: Mapping[Target, Precision] = {
-    "int4-onnx": Precision("int4", ("block_size=32", "accuracy_level=4"), 1.0, 0.9),
-    "int8-onnx": Precision("int8", ("block_size=32", "accuracy_level=4"), 0.05, 0.95),
-    "fp32-onnx": Precision("fp32", (), 0.001, 0.999),
-    "w8a8": Precision("w8a8", (), 0.2, 1.0),
-    "w4a16": Precision("w4a16", (), 1.0, 1.0),
-}
-
-
 PARENTS_OWN = ("bundle.json", "model.safetensors.index.json")
 """What describes the parent's weights, and no others."""
 
-FOR_VLLM: tuple[Target, ...] = ("w8a8", "w4a16")
-FOR_ENCODERS: tuple[Target, ...] = ("int8-onnx", "fp32-onnx")
 
-
-def export_onnx(settings: Settings, ref: str, to: Target, progress: Progress = silent) -> Version:
+def export_onnx(settings: Settings, ref: str, to: str, progress: Progress = silent) -> Version:
     """Adds ``ref`` made into ``to`` by the default recipe; see :func:`export`."""
     return export(settings, ref, CompressRecipe(to=to), progress)
 
@@ -145,7 +112,7 @@ def export_gguf(
             "scratch": str(staging),
             "tokens": HELD_OUT_TOKENS,
         }
-        answer = run_child("compress.targets.gguf", request, progress)
+        answer = run_child(GGUF_CHILD, request, progress)
     return {"size_bytes": file.stat().st_size, **price(answer["compared"])}
 
 
@@ -200,7 +167,7 @@ def build(
         recipe = recipe.model_copy(update={"calibration": chosen})
     if task == "embed":
         made, metrics = export_encoder(parent_dir, staging, recipe, progress)
-    elif recipe.to in FOR_VLLM:
+    elif TARGETS[recipe.to].format == "compressed-tensors":
         made, metrics = export_vllm(parent_dir, staging, recipe, progress)
     else:
         made, metrics = export_decoder(parent_dir, staging, recipe, progress, scratch)
@@ -211,44 +178,44 @@ def export_decoder(
     parent_dir: Path, staging: Path, recipe: CompressRecipe, progress: Progress, scratch: Path | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds and measures a decoder; returns how it was made, and its metrics."""
-    precision = PRECISIONS[recipe.to]
+    target = TARGETS[recipe.to]
     request = decoder_request(parent_dir, staging, recipe, scratch)
-    made = run_child("compress.targets.onnx_decoder", request, progress)["made"]
+    made = run_child(target.decoder_child, request, progress)["made"]
     measured = {name: request[name] for name in ("tokens", "reference", "carried", "far")}
     measured |= {"parent": str(parent_dir), "export": str(staging)}
     compared = run_child("compress.measure.parent_divergence", measured, progress)
     shutil.rmtree(request["cache_dir"], ignore_errors=True)
     keep_tokenizer(parent_dir, staging)
     write_genai_config(staging, parent_dir)
-    what = f"{architecture_of(config_of(parent_dir))}: the {precision.name} graph"
+    what = f"{architecture_of(config_of(parent_dir))}: the {target.precision} graph"
     refuse_another(compared["graph"], SAME_GRAPH, f"{what} in float32")
     refuse_another(compared["kernels"], KERNELS, f"{what} as it is served")
-    metrics = priced(compared, precision)
+    metrics = priced(compared, target)
     metrics["same_weights"] = {name: round(max(0.0, compared[name]), 6) for name in ("graph", "kernels")}
-    return {"precision": precision.name, "options": request["options"], **made}, metrics
+    return {"precision": target.precision, "options": request["options"], **made}, metrics
 
 
 def decoder_request(
     parent_dir: Path, staging: Path, recipe: CompressRecipe, scratch: Path | None
 ) -> dict[str, Any]:
     """What :mod:`compress.targets.onnx_decoder` is asked for."""
-    precision, cache = PRECISIONS[recipe.to], staging / "cache"
+    target, cache = TARGETS[recipe.to], staging / "cache"
     return {
         "model_dir": str(parent_dir),
         "directory": str(staging),
         "cache_dir": str(cache),
         "scratch": str(scratch or cache / "matrices"),
-        "precision": precision.name,
-        "options": decoder_options(parent_dir, precision),
-        "weights": recipe.weights,
+        "precision": target.precision,
+        "options": decoder_options(parent_dir, target),
+        "method": asdict(METHODS[recipe.weights]),
         "head_bits": recipe.head_bits,
         "tied": is_tied(config_of(parent_dir)),
-        "wide_share": recipe.wide_share,
+        "high_precision_fraction": recipe.high_precision_fraction,
         "kv_cache": recipe.kv_cache,
         "calibration": recipe.calibration.model_dump(mode="json"),
         "tokens": HELD_OUT_TOKENS,
         "reference": str(cache / "reference.npy"),
-        "carried": str(cache / ("reference.npy" if precision.name == "fp32" else "carried.npy")),
+        "carried": str(cache / ("reference.npy" if target.precision == "fp32" else "carried.npy")),
         "far": str(cache / "far.npz"),
     }
 
@@ -259,22 +226,24 @@ def export_vllm(
     """Builds and measures a decoder for vLLM; returns how it was made, and its metrics."""
     request = {
         **recipe.model_dump(
-            mode="json", include={"to", "weights", "group_size", "wide_share", "calibration"}
+            mode="json", include={"to", "group_size", "high_precision_fraction", "calibration"}
         ),
+        "method": asdict(METHODS[recipe.weights]),
         "model_dir": str(parent_dir),
         "directory": str(staging),
         "tokens": HELD_OUT_TOKENS,
     }
-    answer = run_child("compress.targets.vllm", request, progress)
+    target = TARGETS[recipe.to]
+    result = run_child(target.decoder_child, request, progress)
     keep_tokenizer(parent_dir, staging)
     write_generation_config(staging)
-    metrics = priced(answer["compared"], PRECISIONS[recipe.to])
-    return {"precision": recipe.to, **answer["made"]}, metrics
+    metrics = priced(result["compared"], target)
+    return {"precision": target.precision, **result["made"]}, metrics
 
 
-def priced(compared: Mapping[str, Any], precision: Precision) -> dict[str, Any]:
+def priced(compared: Mapping[str, Any], target: Target) -> dict[str, Any]:
     """:func:`price` of a precision. Raises Drifted."""
-    refuse_drift(compared["divergence"], precision)
+    refuse_drift(compared["divergence"], target)
     return price(compared)
 
 
@@ -292,14 +261,14 @@ def price(compared: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def decoder_options(model_dir: Path, precision: Precision) -> list[str]:
+def decoder_options(model_dir: Path, target: Target) -> list[str]:
     """The builder's options. Of quantized models :mod:`compress.targets.quantized_graph` ties embedding and output layer.
 
     Layers that look back a window of tokens have whole caches as the others do: one kind of cache is served.
     """
-    shared = is_tied(config_of(model_dir)) and precision.name == "fp32"
+    shared = is_tied(config_of(model_dir)) and target.precision == "fp32"
     said = {"shared_embeddings": shared, "fuse_mlp_gate_up": True, "windowed_kv_cache": False}
-    return [*precision.options, *(f"{key}={str(value).lower()}" for key, value in said.items())]
+    return [*target.builder_options, *(f"{key}={str(value).lower()}" for key, value in said.items())]
 
 
 def config_of(model_dir: Path) -> dict[str, Any]:
@@ -324,12 +293,12 @@ def keep_beside_weights(parent_dir: Path, made: Path) -> None:
             shutil.copyfile(file, target)
 
 
-def refuse_drift(divergence: float, precision: Precision) -> None:
+def refuse_drift(divergence: float, target: Target) -> None:
     """The parity gate. Raises Drifted."""
-    if not divergence <= precision.max_divergence:
+    if not divergence <= target.max_divergence:
         raise Drifted(
-            f"the {precision.name} export is {divergence:.4f} nats a token away from its parent; at most "
-            f"{precision.max_divergence} is accepted. Nothing was registered: try a higher precision"
+            f"the {target.precision} export is {divergence:.4f} nats a token away from its parent; at most "
+            f"{target.max_divergence} is accepted. Nothing was registered: try a higher precision"
         )
 
 
@@ -337,35 +306,35 @@ def export_encoder(
     parent_dir: Path, staging: Path, recipe: CompressRecipe, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds and measures an encoder; returns how it was made, and its metrics."""
-    precision = PRECISIONS[recipe.to]
-    if recipe.to not in FOR_ENCODERS:
+    target = TARGETS[recipe.to]
+    if target.encoder_child is None:
         raise Unsupported(f"encoders are exported as {' or '.join(FOR_ENCODERS)}")
     request = {
         "model_dir": str(parent_dir),
         "directory": str(staging),
-        "precision": precision.name,
+        "precision": target.precision,
         "calibration": recipe.calibration.model_dump(mode="json"),
     }
-    made = run_child("compress.targets.onnx_encoder", request, progress)
+    made = run_child(target.encoder_child, request, progress)
     metrics = made.pop("metrics")
-    if not metrics["cosine_min"] >= precision.min_cosine:
+    if not metrics["cosine_min"] >= target.min_cosine:
         raise Drifted(
-            f"an embedding of the {precision.name} export has cosine {metrics['cosine_min']:.4f} with its "
-            f"parent's; at least {precision.min_cosine} is asked. Nothing was registered"
+            f"an embedding of the {target.precision} export has cosine {metrics['cosine_min']:.4f} with its "
+            f"parent's; at least {target.min_cosine} is asked. Nothing was registered"
         )
-    return {"precision": precision.name, **made}, metrics
+    return {"precision": target.precision, **made}, metrics
 
 
 def write_export(
     staging: Path, parent: Version, made: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> BundleManifest:
     """bundle.json of the result, with its parent and its size."""
-    onnx_format = "onnx-genai" if parent.task == "generate" else "onnx"
+    format = TARGETS[made["export"]["to"]].format if parent.task == "generate" else "onnx"
     total = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
     return write_bundle(
         staging,
         name=parent.model,
-        format="compressed-tensors" if made["export"]["to"] in FOR_VLLM else onnx_format,
+        format=format,
         task=parent.manifest.task,
         architecture=parent.manifest.architecture,
         parameters=parent.manifest.parameters,

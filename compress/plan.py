@@ -13,7 +13,6 @@ from typing import Any
 
 from compress.distill.teach import DistillRecipe, Student, described, distill
 from compress.export import (
-    FOR_ENCODERS,
     config_of,
     export,
     keep_beside_weights,
@@ -34,6 +33,7 @@ from compress.search import (
     without_pruning,
 )
 from compress.targets.architectures import refuse_architecture
+from compress.targets.table import DEFAULT_TARGET, FOR_ENCODERS
 from everlearn.bundles.bundle import write_bundle
 from everlearn.bundles.durable import write_file
 from everlearn.bundles.safetensors_header import count_parameters
@@ -274,7 +274,7 @@ def refuse_early(
     if parent.task == "embed":
         refuse_decoders_plan(plan, parent.ref)
     config = config_of(registry.path(parent))
-    for to in ["int4-onnx"] if plan.target else [target.to for target in plan.targets]:
+    for to in [DEFAULT_TARGET] if plan.target else [target.to for target in plan.targets]:
         refuse_architecture(config, parent.task, to)
     looked = seen(calibration_windows(plan.calibration, registry.path(parent) / "tokenizer.json"))
     for file in (*plan.heal.data.train, *plan.heal.data.held) if plan.heal else ():

@@ -12,22 +12,43 @@ One calibration set serves every step of a plan::
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from compress.quantize.methods import (
+    DEFAULT_METHOD,
+    METHODS,
+    default_high_precision_fraction,
+    methods_for,
+)
+from compress.targets.table import DEFAULT_TARGET, TARGETS
 from everlearn.settings_file import read_settings_file
 from train.recipe import Data, FitOptions, anchored, validate_recipe
 
-Target = Literal["int4-onnx", "int8-onnx", "fp32-onnx", "w8a8", "w4a16"]
-Weights = Literal["rtn", "gptq", "awq", "autoround"]
-OFFERED: Mapping[Target, tuple[Weights, ...]] = {
-    "int4-onnx": ("rtn", "gptq"),
-    "w4a16": ("rtn", "gptq", "awq", "autoround"),
-}
-"""How weights may be rounded, where there is a choice; the first unless said."""
+WIDE_SHARE_RENAMED = (
+    "wide_share is called high_precision_fraction now; a later version will not know the old name"
+)
+
+
+def renamed(said: Mapping[str, Any]) -> dict[str, Any]:
+    """A target's keys as they are called today."""
+    return {"high_precision_fraction" if key == "wide_share" else key: value for key, value in said.items()}
+
+
+def _one_of(table: Mapping[str, object]) -> AfterValidator:
+    """A name of ``table``, looked up when it is validated: a name that was added since is one, too."""
+
+    def known(name: str) -> str:
+        if name not in table:
+            *names, last = (repr(one) for one in table)
+            raise ValueError(f"Input should be {', '.join(names)} or {last}")
+        return name
+
+    return AfterValidator(known)
 
 
 class Calibration(BaseModel):
@@ -55,44 +76,52 @@ class PlannedTarget(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    to: Target = "int4-onnx"
-    weights: Weights = "rtn"
-    """int4-onnx and w4a16: to nearest, or by GPTQ (arXiv 2210.17323). w4a16 also by AWQ (arXiv 2306.00978) and AutoRound
-    (arXiv 2309.05516)."""
+    to: Annotated[str, _one_of(TARGETS)] = DEFAULT_TARGET
+    """A name of :data:`compress.targets.table.TARGETS`."""
+    weights: Annotated[str, _one_of(METHODS)] = DEFAULT_METHOD
+    """How they are rounded: a name of :data:`compress.quantize.methods.METHODS`."""
     group_size: Literal[32, 64, 128] = 64
     """w4a16 alone: how many weights share a scale. In int4-onnx 32 do."""
     head_bits: Literal[4, 8] = 8
     """int4-onnx alone: of the output layer, and of the embedding where the model ties them."""
-    wide_share: float = Field(default=0.0, ge=0, le=1)
-    """How many of the layers' weights are rounded less, those that rounding hurts most: of int4-onnx to 8 bits (a tenth
-    by GPTQ), of w8a8 not at all (a quarter at most: fewer where the others are hurt little)."""
-
+    high_precision_fraction: float = Field(default=0.0, ge=0, le=1)
+    """The share of the layers' weights that are rounded less, those that rounding hurts most: of int4-onnx to 8 bits (a
+    tenth by GPTQ), of w8a8 not at all (a quarter at most: fewer where the others are hurt little). Once ``wide_share``."""
     kv_cache: Literal["float32", "int8"] = "float32"
     """int4-onnx and int8-onnx alone: how keys and values of past tokens are kept."""
 
     @model_validator(mode="before")
     @classmethod
-    def _who_takes_minutes_takes_two_more(cls, said: Any) -> Any:
-        if isinstance(said, Mapping):
-            to, weights = said.get("to", "int4-onnx"), said.get("weights")
-            if to == "w8a8":
-                return {"wide_share": 0.25, **said}
-            if to == "int4-onnx" and weights == "gptq":
-                return {"wide_share": 0.1, **said}
-        return said
+    def _default_high_precision_fraction(cls, said: Any) -> Any:
+        if not isinstance(said, Mapping):
+            return said
+        if "wide_share" in said:
+            if "high_precision_fraction" in said:
+                raise ValueError(
+                    "wide_share is the old name of high_precision_fraction: leave wide_share out"
+                )
+            warnings.warn(WIDE_SHARE_RENAMED, FutureWarning, stacklevel=2)
+            said = renamed(said)
+        to, weights = said.get("to", DEFAULT_TARGET), said.get("weights", DEFAULT_METHOD)
+        return {"high_precision_fraction": default_high_precision_fraction(str(to), str(weights)), **said}
 
     @model_validator(mode="after")
-    def _rounded_as_offered(self) -> PlannedTarget:
-        offered = OFFERED.get(self.to, ("rtn",))
-        if self.weights not in offered:
-            makes = " or ".join(to for to, offers in OFFERED.items() if self.weights in offers)
+    def _fits_together(self) -> PlannedTarget:
+        target = TARGETS[self.to]
+        if self.weights not in methods_for(self.to):
+            makes = " or ".join(METHODS[self.weights].targets)
             raise ValueError(f"weights: {self.weights} makes {makes}, not {self.to}")
-        if self.kv_cache == "int8" and self.to not in ("int4-onnx", "int8-onnx"):
-            raise ValueError(f"kv_cache: int8 is of int4-onnx and int8-onnx, not {self.to}")
-        if self.to == "w8a8" and self.wide_share == 1:
-            raise ValueError("a wide_share of 1 leaves w8a8 nothing to round; 0.25 is a good choice")
-        if self.wide_share and self.to not in ("int4-onnx", "w8a8"):
-            raise ValueError(f"wide_share is of int4-onnx and w8a8; {self.to} rounds all layers alike")
+        if self.kv_cache == "int8" and not target.int8_cache:
+            able = " and ".join(name for name, one in TARGETS.items() if one.int8_cache)
+            raise ValueError(f"kv_cache: int8 is of {able}, not {self.to}")
+        if target.high_precision == "bfloat16" and self.high_precision_fraction == 1:
+            raise ValueError(
+                f"a high_precision_fraction of 1 leaves {self.to} nothing to round; "
+                f"{target.high_precision_fraction} is a good choice"
+            )
+        if self.high_precision_fraction and not target.high_precision:
+            able = " and ".join(name for name, one in TARGETS.items() if one.high_precision)
+            raise ValueError(f"high_precision_fraction is of {able}; {self.to} rounds all layers alike")
         return self
 
 
@@ -228,5 +257,7 @@ def read_plan(path: Path, target: str | None = None) -> CompressPlan:
 
 def recipe_from(export: Mapping[str, Any]) -> CompressRecipe:
     """The recipe in a bundle's ``recipe["export"]``; what the builder added, and older bundles, are understood."""
-    known = {key: value for key, value in export.items() if key in CompressRecipe.model_fields}
-    return CompressRecipe.model_validate({"weights": "rtn", "head_bits": 4, "wide_share": 0.0, **known})
+    known = {key: value for key, value in renamed(export).items() if key in CompressRecipe.model_fields}
+    return CompressRecipe.model_validate(
+        {"weights": "rtn", "head_bits": 4, "high_precision_fraction": 0.0, **known}
+    )

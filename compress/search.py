@@ -27,8 +27,8 @@ from everlearn.progress import Progress
 UNITS = {"kB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
 BLOCK = 32
 SCALE_BYTES = 2
-WIDE_SHARES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.0)
-SMALLEST = PlannedTarget(weights="gptq", wide_share=0, head_bits=4)
+HIGH_PRECISION_FRACTIONS = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.0)
+SMALLEST = PlannedTarget(weights="gptq", high_precision_fraction=0, head_bits=4)
 GRAPH_BYTES, GRAPH_BYTES_A_LAYER = 12_000, 8_000
 """Of the graph and the configurations, about."""
 
@@ -94,7 +94,7 @@ class Shape:
         """What int4-onnx will have on disk, within a hundredth; with so many layers, of such a width."""
         layers, ffn = layers or self.layers, ffn or self.ffn
         weights = layers * (self.attention + self.feed_forward * ffn // self.ffn)
-        bits = 4 + 4 * target.wide_share
+        bits = 4 + 4 * target.high_precision_fraction
         total = quantized_bytes(weights, bits) + quantized_bytes(self.head, target.head_bits)
         untied = 0 if self.tied else 4 * self.head  # the builder keeps such an embedding in float32
         return int(total) + untied + self.other_bytes
@@ -107,7 +107,7 @@ def quantized_bytes(weights: int, bits: float) -> float:
 
 def without_pruning(shape: Shape, limit: float) -> list[PlannedTarget]:
     """What should fit, the best first: as many weights at 8 bits as there is room for."""
-    options = [PlannedTarget(weights="gptq", wide_share=share) for share in WIDE_SHARES]
+    options = [PlannedTarget(weights="gptq", high_precision_fraction=one) for one in HIGH_PRECISION_FRACTIONS]
     return [one for one in (*options, SMALLEST) if shape.int4_bytes(one) <= limit]
 
 

@@ -144,22 +144,21 @@ def set_limit(cgroup: Path, allowed: int) -> None:
 def build_in(request: dict[str, Any], cgroup: str) -> None:
     """The first child: builds, and prints what each step took."""
     enter(cgroup)
-    from compress.export import PRECISIONS, decoder_options
+    from compress.export import decoder_request
     from compress.recipe import Calibration, CompressRecipe
     from compress.targets.onnx_decoder import build
 
     work, model_dir = Path(request["work"]), Path(request["model_dir"])
     recipe = CompressRecipe(
-        weights=request["weights"], wide_share=0, calibration=Calibration(tokens=request["tokens"])
+        weights=request["weights"],
+        high_precision_fraction=0,
+        calibration=Calibration(tokens=request["tokens"]),
     )
     made = work / "made"
     made.mkdir(exist_ok=True)
-    asked = {
-        "model_dir": str(model_dir), "directory": str(made), "cache_dir": str(work / "cache"), "tied": True,
-        "scratch": str(work / "scratch"), "precision": "int4", "tokens": HELD, "reference": str(work / "reference.npy"),
+    asked = decoder_request(model_dir, made, recipe, work / "scratch") | {
+        "cache_dir": str(work / "cache"), "tokens": HELD, "reference": str(work / "reference.npy"),
         "carried": str(work / "carried.npy"), "far": str(work / "far.npz"),
-        "options": decoder_options(model_dir, PRECISIONS["int4-onnx"]),
-        **recipe.model_dump(mode="json", include={"weights", "head_bits", "wide_share", "kv_cache", "calibration"}),
     }  # fmt: skip
     step = watched()
     build(asked, step)

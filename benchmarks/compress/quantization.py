@@ -46,9 +46,9 @@ RECIPES = {
     "ONNX int8": CompressRecipe(to="int8-onnx"),
     "ONNX int4 rtn, head 4": CompressRecipe(to="int4-onnx", head_bits=4),
     "ONNX int4 rtn": CompressRecipe(to="int4-onnx"),
-    "ONNX int4 gptq, wide 0": CompressRecipe(to="int4-onnx", weights="gptq", wide_share=0),
-    "ONNX int4 gptq, wide 0.1": CompressRecipe(to="int4-onnx", weights="gptq", wide_share=0.1),
-    "ONNX int4 gptq, wide 0.2": CompressRecipe(to="int4-onnx", weights="gptq", wide_share=0.2),
+    "ONNX int4 gptq, wide 0": CompressRecipe(to="int4-onnx", weights="gptq", high_precision_fraction=0),
+    "ONNX int4 gptq, wide 0.1": CompressRecipe(to="int4-onnx", weights="gptq", high_precision_fraction=0.1),
+    "ONNX int4 gptq, wide 0.2": CompressRecipe(to="int4-onnx", weights="gptq", high_precision_fraction=0.2),
 }
 LLAMACPP = ("Q4_0", "Q4_K_M", "Q8_0")
 

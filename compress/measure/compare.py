@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.measure.parent_divergence import keep_logits
 from compress.measure.quality import TOKENS_A_TEXT, Quality, qualities, windows_of, word_starts
-from compress.recipe import OFFERED
+from compress.quantize.methods import targets_with_a_choice
 from everlearn.errors import InvalidInput, NotFound
 from everlearn.processes.child import answer, run_child
 from everlearn.progress import Progress, silent
@@ -112,7 +112,7 @@ def how_made(version: Version) -> str:
     recipe = version.manifest.recipe
     if "export" in recipe:
         to, weights = recipe["export"]["to"], recipe["export"].get("weights", "rtn")
-        return f"{to} {weights}" if to in OFFERED else to
+        return f"{to} {weights}" if to in targets_with_a_choice() else to
     known = {"prune": "pruned", "distill": "distilled", "train": "trained"}
     return next((word for key, word in known.items() if key in recipe), version.format)
 

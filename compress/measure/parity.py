@@ -2,7 +2,7 @@
 
 Rounding costs something, and a wrong graph can hide behind that: a model whose scaled rotary positions were dropped is
 0.3 nats from its parent, and 4 bits may cost 1. So a result is first compared with torch computing with **the same rounded
-weights**, where nothing but the order of sums differs, and only then with its parent (``Precision.max_divergence``).
+weights**, where nothing but the order of sums differs, and only then with its parent (``max_divergence`` in :mod:`compress.targets.table`).
 """
 
 from __future__ import annotations

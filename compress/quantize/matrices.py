@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from compress.quantize.gptq import BLOCK, Quantized
+from compress.quantize.blocks import BLOCK, Quantized
 from everlearn.bundles.durable import write_file
 
 SUFFIX = ".matrix"

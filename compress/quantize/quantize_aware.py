@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from compress.quantize.gptq import BITS, layers_in_blocks, round_to_nearest
+from compress.quantize.blocks import BITS, layers_in_blocks, round_to_nearest
 
 
 class Rounded(nn.Module):

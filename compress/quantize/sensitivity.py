@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.quantize.gptq import round_to_nearest
+from compress.quantize.blocks import round_to_nearest
 from compress.quantize.mapped import computing_with
 
 TRIAL_TOKENS = 256

@@ -7,14 +7,12 @@ the test that writes it fails where the two differ.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
+from compress.targets.table import FOR_ENCODERS, TARGETS
 from everlearn.bundles.bundle import Task
 from everlearn.errors import Unsupported
 from everlearn.importing.gguf_models import BY_ARCHITECTURE
-
-Made = Literal["int4-onnx", "int8-onnx", "fp32-onnx", "w8a8", "w4a16", "gguf"]
-"""All that a version can be made into."""
 
 TABLE = "docs/architectures.md"
 
@@ -99,12 +97,15 @@ def rope_types(config: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(str(one.get("rope_type") or one.get("type") or "default") for one in layers)
 
 
-def refuse_architecture(config: Mapping[str, Any], task: Task, to: Made) -> None:
-    """Raises Unsupported where a model of this config.json cannot be made into ``to``: why, and what can be done."""
+def refuse_architecture(config: Mapping[str, Any], task: Task, to: str) -> None:
+    """Raises Unsupported where a model of this config.json cannot be made into ``to``: why, and what can be done.
+
+    ``to``: a name of :data:`compress.targets.table.TARGETS`, or ``gguf``.
+    """
     name = architecture_of(config)
     if task == "embed":
         why = encoders_lack(str(config.get("model_type")), to)
-    elif to.endswith("-onnx"):
+    elif to != "gguf" and TARGETS[to].format == "onnx-genai":
         lacks = NO_GRAPH.get(name, "onnxruntime-genai's builder has no graph of it")
         why = kernels_lack(config) if name in ONNX_DECODERS else lacks
     elif to == "gguf":
@@ -128,10 +129,10 @@ def lost_by_llmcompressor(name: str, config: Mapping[str, Any]) -> str:
     return "" if name in VLLM else "vLLM, which alone reads that, is not known to serve it"
 
 
-def encoders_lack(model_type: str, to: Made) -> str:
+def encoders_lack(model_type: str, to: str) -> str:
     """Why an encoder cannot be made into ``to``; empty where it can."""
-    if to not in ("int8-onnx", "fp32-onnx"):
-        return "encoders are made into int8-onnx or fp32-onnx"
+    if to not in FOR_ENCODERS:
+        return f"encoders are made into {' or '.join(FOR_ENCODERS)}"
     if model_type in ONNX_ENCODERS:
         return ""
     return f"no test holds graphs of {model_type} to torch, only of {', '.join(sorted(ONNX_ENCODERS))}"

@@ -18,6 +18,7 @@ from compress.measure.parent_divergence import held_windows, measure
 from compress.measure.parity import SAME_GRAPH, Drifted, apart, carried_logits, refuse_another
 from compress.targets.architectures import architecture_of
 from compress.targets.gguf_vocabulary import vocabulary_of
+from compress.targets.table import GGUF_TYPES
 from everlearn.bundles.contents import read_json_object
 from everlearn.errors import Unsupported
 from everlearn.importing.gguf_convert import SAMPLING, convert, tensor_names
@@ -31,8 +32,6 @@ from train.models.load import load_causal_lm
 Encode = Callable[[str, Any], tuple[Any, Any]]
 """A tensor's name there and its float32 values → the bytes (rows, row bytes), and their gguf type."""
 
-MAX_DIVERGENCE: Mapping[str, float] = {"f32": 0.001, "f16": 0.01, "q8_0": 0.05, "q4_0": 1.0}
-"""Nats a token that a file may be away from its parent, as the ONNX targets of as many bits."""
 FILE_TYPES: Mapping[str, str] = {
     "F32": "ALL_F32", "Q4_K": "MOSTLY_Q4_K_M", "Q5_K": "MOSTLY_Q5_K_M", "Q3_K": "MOSTLY_Q3_K_M",
 }  # fmt: skip
@@ -56,7 +55,7 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         write_gguf(model_dir, partial, plain(request["type"]), progress)
         convert({"file": str(partial), "directory": str(again)}, progress)
         compared = compare_back(model_dir, again, request["tokens"], progress)
-        limit = MAX_DIVERGENCE[request["type"]]
+        limit = GGUF_TYPES[request["type"]]
         if not compared["divergence"] <= limit:
             raise Drifted(
                 f"the {request['type']} file is {compared['divergence']:.4f} nats a token away from its parent; at most "

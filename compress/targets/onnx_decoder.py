@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +81,8 @@ def quantize(
     """All linear layers; which tokens they were made from, if from any, and which of them have 8 bits."""
     import torch
 
+    from compress.quantize.blocks import layers_in_blocks, linear_layers
     from compress.quantize.calibration import calibration_windows, seen
-    from compress.quantize.gptq import layers_in_blocks, linear_layers, quantize_model, round_model
     from compress.quantize.kv_scales import write_scales
     from compress.quantize.mapped import mapped_causal_lm
     from compress.quantize.matrices import Matrices
@@ -100,10 +101,10 @@ def quantize(
         return lambda done, total: progress(label, done / total)
 
     scratch = Path(request["scratch"])
-    looks = request["weights"] == "gptq" or request["wide_share"] or request["kv_cache"] == "int8"
-    if not looks:
+    calibrated, quantizer = request["method"]["calibrated"], import_module(request["method"]["module"])
+    if not (calibrated or request["high_precision_fraction"] or request["kv_cache"] == "int8"):
         matrices = Matrices(scratch / "rounded")
-        round_model(model, matrices, shown("rounding"), bits=bits)
+        quantizer.quantize_model(model, None, matrices, shown("rounding"), bits=bits)
         return matrices, {}
     chosen = Calibration.model_validate(request["calibration"])
     windows = calibration_windows(chosen, model_dir / "tokenizer.json")
@@ -111,19 +112,17 @@ def quantize(
     matrices = Matrices(scratch / made["calibration_seen"]["sha256"][:12])
     if request["kv_cache"] == "int8":
         write_scales(scales_file(request), model, ids, shown("measuring keys and values"))
-    if request["wide_share"]:
+    if request["high_precision_fraction"]:
         groups = stacked([name for name in layers_in_blocks(model).values() if name != head])
         found = matrices.folder / "wide.json"
         if not found.exists():
             label = shown("measuring each layer")
-            wide = hurt_most(model, ids, groups, weights_in_int4, request["wide_share"], label)
+            wide = hurt_most(model, ids, groups, weights_in_int4, request["high_precision_fraction"], label)
             write_file(found, json.dumps(wide).encode())
         made["wide"] = json.loads(found.read_bytes())
         bits |= {name: 8 for group in made["wide"] for name in groups[group]}
-    if request["weights"] == "gptq":
-        quantize_model(model, ids, matrices, shown("quantizing"), bits=bits)
-    else:
-        round_model(model, matrices, shown("rounding"), bits=bits)
+    label = "quantizing" if calibrated else "rounding"
+    quantizer.quantize_model(model, ids if calibrated else None, matrices, shown(label), bits=bits)
     return matrices, made
 
 

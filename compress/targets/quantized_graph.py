@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from compress.quantize.gptq import BLOCK
+from compress.quantize.blocks import BLOCK
 from compress.quantize.mapped import give_back
 from compress.quantize.matrices import Matrices, unpacked
 from compress.quantize.sensitivity import STACKS

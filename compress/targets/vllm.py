@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from compress.measure.parent_divergence import held_windows, measure
 from compress.measure.parity import SAME_GRAPH, apart, carried_logits, refuse_another
+from compress.quantize import gptq, rtn
+from compress.quantize.blocks import linear_layers, refuse_odd_widths
 from compress.quantize.calibration import calibration_windows, seen
-from compress.quantize.gptq import linear_layers, refuse_odd_widths
 from compress.quantize.sensitivity import all_in_int8, hurt_most, stacked
 from compress.recipe import Calibration
 from compress.targets.architectures import architecture_of
@@ -41,8 +43,6 @@ INT8_ENOUGH = 0.0035
 """Nats a token that the layers may cost together, each measured alone: then the whole comes as near as ``int8-onnx``."""
 PARTS = (".weight_packed", ".weight_scale", ".weight_shape")
 """What compressed-tensors has for a matrix besides or instead of its ``weight``."""
-AUTOROUND_STEPS = 200
-"""Of each layer, each on :data:`BATCH` windows."""
 INSTALL = "{} is made by llmcompressor, which is not installed here: pip install 'everlearn[compress]'"
 
 
@@ -73,10 +73,10 @@ def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     elif model.config.model_type in SMOOTHED:
         progress("dividing outliers out", None)
         one_shot(model, ids, [smoothing()])
-    if request["wide_share"]:
+    if request["high_precision_fraction"]:
         groups = stacked(list(layers.values()))
         made["wide"] = hurt_most(
-            model, ids, groups, all_in_int8, request["wide_share"],
+            model, ids, groups, all_in_int8, request["high_precision_fraction"],
             lambda done, total: progress("measuring each layer", done / total), INT8_ENOUGH,
         )  # fmt: skip
         kept += [name for group in made["wide"] for name in groups[group]]
@@ -156,31 +156,15 @@ def smoothing() -> Any:
 
 def modifiers(request: Mapping[str, Any], model_type: str, kept: list[str]) -> list[Any]:
     """llmcompressor's recipe for a target, the way its weights are rounded, and the group size; ``kept`` stay."""
-    import torch
     from compressed_tensors.quantization import QuantizationScheme, preset_name_to_scheme
-    from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
 
     scheme: QuantizationScheme = preset_name_to_scheme(request["to"], ["Linear"])
     assert scheme.weights
     how = {"config_groups": {"group_0": scheme}, "ignore": kept}
     if request["to"] == "w8a8":
-        return [QuantizationModifier(**how) if model_type in SMOOTHED else GPTQModifier(**how)]
+        return (rtn if model_type in SMOOTHED else gptq).modifiers(how)
     scheme.weights.group_size = request["group_size"]
-    if request["weights"] == "gptq":
-        return [GPTQModifier(**how)]
-    if request["weights"] == "awq":
-        from llmcompressor.modifiers.transform.awq import AWQModifier
-        from llmcompressor.pipelines.cache import IntermediatesCache
-
-        if not torch.accelerator.is_available():
-            # llmcompressor 0.13 pins what it cached for a device, which torch refuses where there is none.
-            IntermediatesCache.pin_memory = lambda *_: None
-        return [AWQModifier(), QuantizationModifier(**how)]
-    if request["weights"] == "autoround":
-        from llmcompressor.modifiers.autoround import AutoRoundModifier
-
-        return [AutoRoundModifier(**how, iters=AUTOROUND_STEPS, batch_size=BATCH, enable_torch_compile=False)]
-    return [QuantizationModifier(**how)]
+    return import_module(request["method"]["module"]).modifiers(how)
 
 
 if __name__ == "__main__":

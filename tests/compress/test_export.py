@@ -140,8 +140,8 @@ def test_a_bundle_keeps_its_parent_when_it_is_brought_to_another_home(
 def test_an_export_that_drifts_is_not_registered(
     tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    strict = replace(export.PRECISIONS["int4-onnx"], max_divergence=1e-6)
-    monkeypatch.setattr(export, "PRECISIONS", {"int4-onnx": strict})
+    strict = replace(export.TARGETS["int4-onnx"], max_divergence=1e-6)
+    monkeypatch.setattr(export, "TARGETS", {"int4-onnx": strict})
     before = len(Registry(tiny_settings).versions("tiny"))
     with pytest.raises(Drifted, match="nats a token away"):
         export_onnx(tiny_settings, "tiny", "int4-onnx")
@@ -151,7 +151,7 @@ def test_an_export_that_drifts_is_not_registered(
 @pytest.mark.parametrize("divergence", [float("nan"), float("inf"), 1.01])
 def test_the_gate_refuses_what_is_not_a_small_number(divergence: float) -> None:
     with pytest.raises(Drifted):
-        export.refuse_drift(divergence, export.PRECISIONS["int4-onnx"])
+        export.refuse_drift(divergence, export.TARGETS["int4-onnx"])
 
 
 def test_a_model_that_reads_fewer_tokens_at_once_is_calibrated_and_measured_on_shorter_rows(
@@ -193,7 +193,7 @@ def test_an_architecture_the_builder_does_not_know_is_told_as_such(
 
 @pytest.mark.parametrize("to", ["fp32-onnx", "int8-onnx"])
 def test_an_encoder_gives_unit_vectors_that_do_not_depend_on_the_batch(
-    tiny_settings: Settings, to: export.Target
+    tiny_settings: Settings, to: str
 ) -> None:
     version = export_onnx(tiny_settings, "encoder", to)
     directory = Registry(tiny_settings).path(version)

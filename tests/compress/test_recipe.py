@@ -39,9 +39,12 @@ def test_one_calibration_set_serves_every_target(tmp_path: Path) -> None:
         ),
         ("targets:\n  - {to: int3-onnx}\n", "int4-onnx"),
         ("targets: [{to: int8-onnx, weights: gptq}]\n", "gptq makes int4-onnx"),
-        ("targets:\n  - {to: w4a16, wide_share: 0.1}\n", "wide_share is of int4-onnx and w8a8"),
+        (
+            "targets:\n  - {to: w4a16, high_precision_fraction: 0.1}\n",
+            "high_precision_fraction is of int4-onnx and w8a8",
+        ),
         ("targets:\n  - {to: w8a8, kv_cache: int8}\n", "kv_cache: int8 is of int4-onnx and int8-onnx"),
-        ("targets:\n  - {to: w8a8, wide_share: 1}\n", "nothing to round"),
+        ("targets:\n  - {to: w8a8, high_precision_fraction: 1}\n", "nothing to round"),
         ("targets: []\n", "targets"),
         ("calibration: {text: a, store: b}\ntargets: [{}]\n", "not both"),
     ],
@@ -59,7 +62,10 @@ def test_bundles_of_the_first_release_are_understood() -> None:
         "builder": "onnxruntime-genai 0.18.0",
     }
     assert recipe_from(export) == CompressRecipe(to="int4-onnx", weights="rtn", head_bits=4)
-    assert (recipe_from({"to": "w8a8"}).wide_share, CompressRecipe(to="w8a8").wide_share) == (0, 0.25)
+    assert (
+        recipe_from({"to": "w8a8"}).high_precision_fraction,
+        CompressRecipe(to="w8a8").high_precision_fraction,
+    ) == (0, 0.25)
 
 
 def test_gptq_is_for_int4_alone() -> None:

@@ -40,7 +40,7 @@ def test_the_matrices_are_counted(shape: Shape) -> None:
 
 def test_the_more_room_the_more_bits(shape: Shape) -> None:
     everything = without_pruning(shape, 10**9)
-    assert everything[0].wide_share == 1.0 and everything[-1] == SMALLEST
+    assert everything[0].high_precision_fraction == 1.0 and everything[-1] == SMALLEST
     sizes = [shape.int4_bytes(one) for one in everything]
     assert sizes == sorted(sizes, reverse=True)
     assert without_pruning(shape, sizes[-1]) == [SMALLEST]
@@ -70,12 +70,12 @@ def test_the_pruning_that_changes_least_is_taken_with_its_layers_named() -> None
 def test_what_is_predicted_is_what_is_written_and_the_last_version_obeys(
     tiny_settings: Settings, shape: Shape
 ) -> None:
-    expected = shape.int4_bytes(PlannedTarget(weights="gptq", wide_share=0.5))
+    expected = shape.int4_bytes(PlannedTarget(weights="gptq", high_precision_fraction=0.5))
     plan = CompressPlan(target=f"size<={(expected + 500) / 1000}kB")
     *_, version = follow(tiny_settings, "tiny@1", plan)
     assert version.manifest.size_bytes <= expected + 500
-    share = version.manifest.recipe["export"]["wide_share"]
-    predicted = shape.int4_bytes(PlannedTarget(weights="gptq", wide_share=share))
+    share = version.manifest.recipe["export"]["high_precision_fraction"]
+    predicted = shape.int4_bytes(PlannedTarget(weights="gptq", high_precision_fraction=share))
     assert version.manifest.size_bytes == pytest.approx(predicted, rel=0.1)
     assert [one.ref for one in follow(tiny_settings, "tiny@1", plan)][-1] == version.ref
 

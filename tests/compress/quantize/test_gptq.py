@@ -13,8 +13,9 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 from compress.export import build, recipe_of, write_export
+from compress.quantize.blocks import Quantized, round_to_nearest
 from compress.quantize.calibration import calibration_windows
-from compress.quantize.gptq import DAMPING, Quantized, gptq, quantize_model, round_to_nearest
+from compress.quantize.gptq import DAMPING, gptq, quantize_model
 from compress.quantize.matrices import packed, unpacked
 from compress.quantize.sensitivity import most_sensitive, stacked
 from compress.recipe import Calibration, CompressRecipe
@@ -23,7 +24,9 @@ from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from train.models.load import load_causal_lm
 
-RECIPE = CompressRecipe(to="int4-onnx", weights="gptq", wide_share=0, calibration=Calibration(tokens=4096))
+RECIPE = CompressRecipe(
+    to="int4-onnx", weights="gptq", high_precision_fraction=0, calibration=Calibration(tokens=4096)
+)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +161,7 @@ def test_the_layers_that_4_bits_hurt_most_keep_8(parent: Path, tmp_path: Path) -
     metrics, made = {}, {}
     for share in (0.0, 0.3):
         (directory := tmp_path / f"made-{share}").mkdir()
-        recipe = CompressRecipe(to="int4-onnx", weights="rtn", wide_share=share)
+        recipe = CompressRecipe(to="int4-onnx", weights="rtn", high_precision_fraction=share)
         made, metrics[share] = build(parent, directory, "generate", recipe)
     nodes = [node for node in onnx.load(directory / "model.onnx").graph.node if node.op_type == "MatMulNBits"]
     wide = {

@@ -73,7 +73,7 @@ print("MOST", json.dumps(most))
 
 @pytest.mark.slow
 def test_a_model_is_built_in_a_third_of_the_memory_of_its_weights(parent: Path, tmp_path: Path) -> None:
-    from compress.export import PRECISIONS, decoder_options
+    from compress.export import decoder_request
     from compress.recipe import CompressRecipe
 
     config = LlamaConfig(
@@ -84,13 +84,9 @@ def test_a_model_is_built_in_a_third_of_the_memory_of_its_weights(parent: Path, 
     keep_tokenizer(parent, tmp_path / "model")
     size = sum(file.stat().st_size for file in (tmp_path / "model").glob("*.safetensors"))
     (tmp_path / "made").mkdir()
-    request = {
-        "model_dir": str(tmp_path / "model"), "directory": str(tmp_path / "made"), "tied": True,
-        "cache_dir": str(tmp_path / "cache"), "scratch": str(tmp_path / "scratch"), "precision": "int4",
-        "options": decoder_options(tmp_path / "model", PRECISIONS["int4-onnx"]), "tokens": 512,
-        "reference": str(tmp_path / "reference.npy"), "carried": str(tmp_path / "carried.npy"), "far": str(tmp_path / "far.npz"),
-        **CompressRecipe().model_dump(mode="json", include={"weights", "head_bits", "wide_share", "kv_cache", "calibration"}),
-    }  # fmt: skip
+    recipe = CompressRecipe()
+    request = decoder_request(tmp_path / "model", tmp_path / "made", recipe, tmp_path / "scratch")
+    request |= {"tokens": 512}
     said = subprocess.run(
         [sys.executable, "-c", MEMORY, json.dumps(request)], capture_output=True, text=True, check=False
     )

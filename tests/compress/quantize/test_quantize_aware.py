@@ -12,7 +12,8 @@ from transformers import LlamaForCausalLM
 
 from compress.distill.decoder_objective import Distillation
 from compress.plan import follow
-from compress.quantize.gptq import Quantized, round_model
+from compress.quantize import rtn
+from compress.quantize.blocks import Quantized
 from compress.quantize.quantize_aware import keep_rounded, round_in_training
 from compress.recipe import CompressPlan
 from everlearn.registry.registry import Registry
@@ -27,7 +28,7 @@ from train.models.load import load_causal_lm
 def round_in_place(model: LlamaForCausalLM, head_bits: int) -> None:
     """To what the export makes of the weights."""
     matrices: dict[str, Quantized] = {}
-    round_model(model, matrices, bits={"lm_head": head_bits})
+    rtn.quantize_model(model, None, matrices, bits={"lm_head": head_bits})
     with torch.no_grad():
         for name, matrix in matrices.items():
             model.get_submodule(name).weight.copy_(matrix.weight())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from compress.targets.architectures import Made, architecture_of, refuse_architecture, rope_types
+from compress.targets.architectures import architecture_of, refuse_architecture, rope_types
 from everlearn.errors import Unsupported
 
 LACKING = (
@@ -20,7 +20,7 @@ LACKING = (
 
 @pytest.mark.parametrize("name", LACKING)
 @pytest.mark.parametrize("to", ["int4-onnx", "int8-onnx", "fp32-onnx", "gguf"])
-def test_what_is_not_built_is_refused_by_name_with_what_can_be_done(name: str, to: Made) -> None:
+def test_what_is_not_built_is_refused_by_name_with_what_can_be_done(name: str, to: str) -> None:
     with pytest.raises(Unsupported) as refused:
         refuse_architecture({"architectures": [name], "model_type": "x"}, "generate", to)
     said = refused.value.message
@@ -42,14 +42,14 @@ def test_what_is_not_built_is_refused_by_name_with_what_can_be_done(name: str, t
     ],
 )
 def test_what_llmcompressor_would_leave_as_it_is_is_refused(
-    to: Made, values: dict[str, Any], why: str
+    to: str, values: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(Unsupported, match=f"{values['architectures'][0]} cannot be made into {to}: .*{why}"):
         refuse_architecture({"model_type": "x", **values}, "generate", to)
 
 
 @pytest.mark.parametrize("to", ["int4-onnx", "int8-onnx", "fp32-onnx", "gguf", "w8a8", "w4a16"])
-def test_llama_is_refused_nothing(to: Made) -> None:
+def test_llama_is_refused_nothing(to: str) -> None:
     refuse_architecture({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "generate", to)
 
 
@@ -77,7 +77,7 @@ def test_refusing_needs_no_torch() -> None:
 
 
 @pytest.mark.parametrize("to", ["int4-onnx", "w8a8", "w4a16"])
-def test_an_encoder_is_told_what_it_can_be_made_into(to: Made) -> None:
+def test_an_encoder_is_told_what_it_can_be_made_into(to: str) -> None:
     with pytest.raises(Unsupported, match="int8-onnx or fp32-onnx"):
         refuse_architecture({"architectures": ["BertModel"], "model_type": "bert"}, "embed", to)
 

@@ -22,12 +22,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from compress.export import PRECISIONS, build, decoder_options, keep_tokenizer
-from compress.quantize.gptq import Quantized, round_to_nearest
+from compress.export import build, decoder_options, decoder_request, keep_tokenizer
+from compress.quantize.blocks import Quantized, round_to_nearest
 from compress.quantize.matrices import Matrices
 from compress.recipe import Calibration, CompressRecipe
 from compress.targets import onnx_decoder as build_decoder
 from compress.targets.quantized_graph import halved, quantize_graph
+from compress.targets.table import TARGETS
 from everlearn.errors import Unsupported
 from tests.support.tiny_models import TINY
 from train.evaluate.logits import onnx_logits
@@ -41,7 +42,7 @@ def plain(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
     directory = tmp_path_factory.mktemp("plain")
-    options = decoder_options(parent, PRECISIONS["int4-onnx"])
+    options = decoder_options(parent, TARGETS["int4-onnx"])
     options = [one for one in options if "shared" not in one] + ["shared_embeddings=true"]
     where = ("", str(parent), str(directory), "int4", "cpu", str(directory / "cache"))
     create_model(*where, **parse_extra_options(*where, options))
@@ -147,7 +148,7 @@ def test_an_interrupted_quantization_goes_on_where_it_was(
 ) -> None:
     """The second run solves for nothing that the first one had, and makes the same bytes."""
     recipe = CompressRecipe(
-        to="int4-onnx", weights="gptq", wide_share=0.1, calibration=Calibration(tokens=1024)
+        to="int4-onnx", weights="gptq", high_precision_fraction=0.1, calibration=Calibration(tokens=1024)
     )
     kept = Matrices.__setitem__
     solved: list[str] = []
@@ -158,10 +159,7 @@ def test_an_interrupted_quantization_goes_on_where_it_was(
         solved.append(name)
         kept(self, name, matrix)
 
-    request = {
-        "model_dir": str(parent), "scratch": str(tmp_path / "scratch"), "precision": "int4",
-        **recipe.model_dump(mode="json", include={"weights", "head_bits", "wide_share", "kv_cache", "calibration"}),
-    }  # fmt: skip
+    request = decoder_request(parent, tmp_path, recipe, tmp_path / "scratch")
     monkeypatch.setattr(Matrices, "__setitem__", stops)
     with pytest.raises(KeyboardInterrupt):
         build_decoder.quantize(parent, request, lambda *_: None)

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from compress.export import build, export, keep_tokenizer, recipe_of
 from compress.measure.parent_divergence import held_windows
 from compress.measure.parity import Drifted
-from compress.quantize.gptq import linear_layers
+from compress.quantize import autoround
+from compress.quantize.blocks import linear_layers
 from compress.quantize.sensitivity import all_in_int8, sensitivities, stacked
 from compress.recipe import Calibration, CompressRecipe
 from compress.targets import vllm as build_vllm
@@ -28,7 +29,7 @@ from everlearn.settings import Settings
 from tests.support.tiny_models import tiny_config
 from train.models.load import load_causal_lm
 
-RECIPE = CompressRecipe(to="w8a8", wide_share=0, calibration=Calibration(tokens=2048))
+RECIPE = CompressRecipe(to="w8a8", high_precision_fraction=0, calibration=Calibration(tokens=2048))
 
 
 def test_without_llmcompressor_the_error_says_what_to_install(
@@ -182,10 +183,12 @@ def test_the_layers_that_8_bits_hurt_most_stay_bfloat16(
     monkeypatch.setattr(build_vllm, "SMOOTHED", ())
     all_rounded = made_of(outliers, tmp_path / "all", RECIPE)
     monkeypatch.setattr(build_vllm, "INT8_ENOUGH", all_rounded["compared"]["divergence"])
-    enough = made_of(outliers, tmp_path / "enough", RECIPE.model_copy(update={"wide_share": 0.25}))
+    enough = made_of(
+        outliers, tmp_path / "enough", RECIPE.model_copy(update={"high_precision_fraction": 0.25})
+    )
     assert len(enough["made"]["wide"]) < 2, "what others cost together is little"
     monkeypatch.setattr(build_vllm, "INT8_ENOUGH", 0)
-    made = made_of(outliers, tmp_path / "most", RECIPE.model_copy(update={"wide_share": 0.25}))
+    made = made_of(outliers, tmp_path / "most", RECIPE.model_copy(update={"high_precision_fraction": 0.25}))
     with safe_open(tmp_path / "most" / "model.safetensors", "pt") as tensors:
         kinds = {
             name.removesuffix(".weight"): str(tensors.get_tensor(name).dtype)
@@ -237,7 +240,7 @@ def test_gptq_is_nearer_than_rounding_and_awq_is_another_thing(int4: dict[str, V
 def test_autoround_learns_which_way_to_round(
     parent: Path, int4: dict[str, Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_vllm, "AUTOROUND_STEPS", 40)
+    monkeypatch.setattr(autoround, "STEPS", 40)
     recipe = CompressRecipe(
         to="w4a16", weights="autoround", group_size=32, calibration=Calibration(tokens=2048)
     )

@@ -20,6 +20,7 @@ from sqlalchemy import select
 
 from compress.export import build, recipe_of, write_export
 from continual.learn.best import Scored
+from continual.learn.earlier import take_up
 from continual.learn.examine import GateName, GateRefused, Measured, held_examples, score, verdict
 from continual.learn.plan import Plan, is_current, make_plan
 from continual.learn.promote import ChampionMoved, Weighed, promote
@@ -134,6 +135,8 @@ class Pipeline:
 
     def plan(self) -> Plan:
         """Pinned when the job first runs; made anew where the champion has changed since."""
+        if take_up(self.steps):
+            self.event("an earlier version of everlearn began this job; it goes on from there")
         if (found := self.steps.find("plan")) and not is_current(self.registry, Plan(**found.result)):
             self.event("the champion has changed since this job began; starting over", level="warn")
             self.steps.clear()

@@ -26,6 +26,7 @@ from everlearn.progress import Progress, silent
 from train import errors as failures
 from train.recipe import TrainRecipe
 from train.runs.claim import WAIT_S, claimed, refuse_foreign, wait_for_ranks
+from train.runs.earlier import made_of
 from train.runs.full_disk import full_disk_told
 from train.runs.identity import Contents, base_digest, contents_of, refuse_changed, run_diff
 
@@ -123,8 +124,14 @@ def open_run(
 
 
 def begun(run_dir: Path) -> dict[str, Any] | None:
-    """What run.json says; None where no run was begun. Raises Corrupt."""
-    return read_written(run_dir / RUN)
+    """What run.json says, or would say today of a run that an earlier version began; None where none was begun.
+
+    Raises Corrupt.
+    """
+    before = read_written(run_dir / RUN)
+    if before is not None and "contents" not in before:
+        before |= made_of(run_dir, before) or {}
+    return before
 
 
 def read_written(file: Path) -> dict[str, Any] | None:

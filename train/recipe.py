@@ -316,13 +316,28 @@ def deciding(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recipe_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines ``key: old → new`` for what would change the result of a run; see :func:`deciding`."""
-    before, after = deciding(old), deciding(new)
+    """Lines ``key: old → new`` for what would change the result of a run; see :func:`deciding`.
+
+    ``old`` may have been written by an earlier version.
+    """
+    before, after = _deciding_then(old), deciding(new)
     return [
         f"{key}: {before.get(key)!r} → {after.get(key)!r}"
         for key in before | after
         if before.get(key) != after.get(key)
     ]
+
+
+def _deciding_then(old: Mapping[str, Any]) -> dict[str, Any]:
+    """As :func:`deciding`, in today's keys: those that had one value alone are gone, and what was always so is said."""
+    said = deciding(old)
+    if said.pop("schedule.decay", None) is None:
+        return said
+    said.pop("objective", None)
+    if "data.min_chars" not in said:
+        return said
+    cleaned = not old["data"].get("store")
+    return {"data.min_held": 0, "data.normalize": cleaned, "data.strip": cleaned} | said
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -25,7 +25,9 @@ SAME_GRAPH = 0.001
 KERNELS = 0.1
 """Nats a token that kernels may add which round what they multiply, too, of a graph that is right in float32: onnxruntime's
 add 0.004 to SmolLM2 on x86 and, by token instead of block, 0.04 on arm64."""
-ANOTHER_TARGET = "Another target, or vLLM with the float weights, may serve it: docs/architectures.md"
+ANOTHER_TARGET = (
+    "Another target, or vLLM with the float weights, may serve it: docs/supported-architectures.md"
+)
 
 
 class Drifted(EverlearnError):

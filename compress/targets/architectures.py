@@ -1,6 +1,6 @@
 """What can be made of which architecture, told by its name before any work begins.
 
-Names are those of ``architectures`` in config.json. docs/architectures.md is this table with the figures that prove it;
+Names are those of ``architectures`` in config.json. docs/supported-architectures.md is this table with the figures that prove it;
 the test that writes it fails where the two differ.
 """
 
@@ -14,7 +14,7 @@ from everlearn.bundles.bundle import Task
 from everlearn.errors import Unsupported
 from everlearn.importing.gguf_models import BY_ARCHITECTURE
 
-TABLE = "docs/architectures.md"
+TABLE = "docs/supported-architectures.md"
 
 ONNX_DECODERS = frozenset({
     "Ernie4_5ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GraniteForCausalLM",

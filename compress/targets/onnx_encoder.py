@@ -125,7 +125,7 @@ def refuse_another_graph(graph: Path, model_dir: Path) -> None:
     if not least >= SAME_GRAPH:
         raise Drifted(
             f"an embedding of the graph in float32 has cosine {least:.4f} with torch's; at least {SAME_GRAPH} is asked, so "
-            "it is not this model. Nothing was registered; docs/architectures.md lists what works"
+            "it is not this model. Nothing was registered; docs/supported-architectures.md lists what works"
         )
 
 

@@ -35,7 +35,7 @@ def refuse_unfit(model: Any) -> None:
     if fault:
         raise Unsupported(
             f"{type(model).__name__} {fault}: it cannot be trained here. It can still be imported, compressed and "
-            "served where its architecture allows (docs/architectures.md)",
+            "served where its architecture allows (docs/supported-architectures.md)",
             param="base",
         )
 

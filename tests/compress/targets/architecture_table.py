@@ -1,4 +1,4 @@
-"""docs/architectures.md, from what was measured: ``python -m tests.compress.targets.architecture_table`` writes it anew."""
+"""docs/supported-architectures.md, from what was measured: ``python -m tests.compress.targets.architecture_table`` writes it anew."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from train.evaluate.held_out_text import WINDOW, held_out_text, token_windows
 from train.evaluate.logits import torch_logits
 from train.models.load import load_causal_lm
 
-PAGE = Path(__file__).parents[3] / "docs" / "architectures.md"
+PAGE = Path(__file__).parents[3] / "docs" / "supported-architectures.md"
 BEGIN, END = "<!-- table: measured -->", "<!-- end -->"
 CHUNKS = (0, 90, 160, 220)
 """Where the engine's prompts are cut; what follows is decoded token by token, beside another text."""

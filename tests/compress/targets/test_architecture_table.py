@@ -1,4 +1,4 @@
-"""Every architecture of docs/architectures.md: its graph is torch's model, the engine runs it, and the page says so."""
+"""Every architecture of docs/supported-architectures.md: its graph is torch's model, the engine runs it, and the page says so."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def test_what_is_not_built_is_refused_by_name_with_what_can_be_done(name: str, t
     with pytest.raises(Unsupported) as refused:
         refuse_architecture({"architectures": [name], "model_type": "x"}, "generate", to)
     said = refused.value.message
-    assert name in said and to in said and "vLLM" in said and "docs/architectures.md" in said
+    assert name in said and to in said and "vLLM" in said and "docs/supported-architectures.md" in said
 
 
 @pytest.mark.parametrize("to", ["w8a8", "w4a16"])

@@ -1,4 +1,4 @@
-"""docs/architecture.svg, from the sources: ``python -m tests.setup.architecture_picture`` draws it anew.
+"""docs/architecture.svg, from the sources: ``python -m tests.setup.architecture_picture`` redraws it.
 
 Each room is a box with its folders and their lines of Python. An arrow points from a room to one that it imports, with
 the number of modules imported, counted once per importing file; imports inside functions count as well.
@@ -28,7 +28,7 @@ ROLES = {
     KERNEL: ("the kernel: what every room uses. It imports none of them.",),
 }
 """The rooms, as they stand from left to right: each imports what is left of it, and the kernel."""
-LEGEND = "1.0k: lines of Python · arrow: imports, and of how many modules"
+LEGEND = "1.0k: lines of Python · arrows: modules imported"
 ROW = [room for room in ROLES if room != KERNEL]
 
 # Pixels.

@@ -41,7 +41,6 @@ KUBERNETES = re.compile(r"EVERLEARN_(SERVICE_(HOST|PORT)|PORT(_\d+_(TCP|UDP)))")
 Folder = Literal["run", "store", "tmp", "cache", "files", "jobs"]
 FOLDERS: tuple[Folder, ...] = get_args(Folder)
 LogLevel = Literal["debug", "info", "warning", "error"]
-EngineChoice = Literal["auto", "onnx", "vllm"]
 
 
 class Remote(BaseModel):
@@ -70,13 +69,14 @@ class Fallback(BaseModel):
 
 
 class ServeSettings(BaseModel):
-    """The gateways and the supervisor. ``batch_requests``: of batches, at once; 0 takes none.
-    ``key_requests_in_flight``: of a key, at once, where it has no limit of its own.
+    """The gateways and the supervisor.
 
-    ``keep_previous`` auto: the version that served before stays loaded where the memory allows, so that going back
-    takes a moment. ``gateways``: processes that share the port. ``vllm_models``: those that vLLM serves, whatever
-    ``engine`` is. ``cors_origins``: pages of these origins, as in ``https://app.example.com``, may use the API; ``*``
-    are all, and those need a key.
+    ``engine``: ``auto``, or the name of an engine; ``everlearn serve`` checks it. ``vllm_models``: those that vLLM
+    serves, whatever ``engine`` is. ``batch_requests``: of batches, at once; 0 takes none. ``key_requests_in_flight``:
+    of a key, at once, where it has no limit of its own. ``keep_previous`` auto: the version that served before stays
+    loaded where the memory allows, so that going back takes a moment. ``gateways``: processes that share the port.
+    ``cors_origins``: pages of these origins, as in ``https://app.example.com``, may use the API; ``*`` are all, and
+    those need a key.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -86,7 +86,7 @@ class ServeSettings(BaseModel):
     root_path: str = ""
     cors_origins: list[Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s?#@A-Z]+)$")]] = []
     gateways: int = Field(default=1, ge=1, le=64)
-    engine: EngineChoice = "auto"
+    engine: str = "auto"
     vllm_models: list[str] = []
     max_body_bytes: int = Field(default=8 * 1024**2, ge=1024)
     body_timeout_s: float = Field(default=30, gt=0)
@@ -103,8 +103,8 @@ class ServeSettings(BaseModel):
     batch_requests: int = Field(default=16, ge=0, le=1024)
     keys_cache_ttl_s: float = Field(default=2, ge=0)
 
-    def engine_of(self, model: str) -> EngineChoice:
-        """Which kind of engine shall serve a model."""
+    def engine_of(self, model: str) -> str:
+        """What ``engine`` is for a model."""
         return "vllm" if model in self.vllm_models else self.engine
 
 

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from everlearn.cli.arguments import Json, Ref, complete_ref, open_registry, open_settings
+from serve.engines.programs import CHOICES
 
 if TYPE_CHECKING:
     from everlearn.registry.records import Trial
     from everlearn.registry.tables import ReplicaRow
+
+    Engine = str
+else:
+    Engine = Literal[CHOICES]
 
 commands = typer.Typer()
 
@@ -32,7 +37,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.", min=0, max=65535)] = None,
     engine: Annotated[
-        Literal["auto", "onnx", "vllm"] | None,
+        Engine | None,
         typer.Option(help="What serves a model's tensors; auto compresses them to ONNX."),
     ] = None,
 ) -> None:

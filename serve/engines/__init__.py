@@ -1,3 +1,22 @@
+"""Engines: programs that each serve one version of a model, by OpenAI's HTTP on a unix socket.
+
+The supervisor starts an engine as ``python -m MODULE --bundle DIR --model NAME --version N --uds PATH``. The engine
+
+- answers ``GET /health`` with 200 once it can serve; its body's ``context`` is how many tokens a request may hold;
+- answers the routes of its task: ``/v1/chat/completions``, ``/v1/completions``, ``/tokenize`` and ``/detokenize``, or
+  ``/v1/embeddings``. The gateway has checked keys and limits, the engine checks fields and raises ``everlearn.errors``;
+- may tell more by the headers and paths below, and by the header of :mod:`serve.told`;
+- ends its running answers after SIGTERM, and ends at once when its standard input ends (:mod:`serve.engines.parent`).
+
+:mod:`serve.engines.programs` is the table of engines. A chat request's path through one:
+
+1. ``chat_template`` and ``tokenizer`` make it tokens, after ``context_bound`` has refused what cannot fit;
+2. ``grammar`` writes down what the answer must follow: ``schemas`` has what can be enforced of JSON schemas, ``trial``
+   compiles in a process of its own what may take too long;
+3. ``onnx`` or ``vllm`` generates tokens that keep to it;
+4. ``calls`` reads the text as it comes: text, calls of tools, stop strings.
+"""
+
 FAILED = 70
 """The exit code of an engine whose thread that computes has failed."""
 

@@ -5,14 +5,11 @@ The work runs in child processes, so that the supervisor itself never loads torc
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from everlearn.bundles.bundle import SERVABLE
 from everlearn.bundles.reference import parse_reference
 from everlearn.errors import Conflict, EverlearnError, InvalidInput, NotFound, Unsupported
 from everlearn.importing.catalogue import CATALOGUE
 from everlearn.registry.registry import Registry, Version
-from serve.engines.programs import VLLM_FORMATS, program
-
-RECIPE = {"generate": "int4-onnx", "embed": "int8-onnx"}
+from serve.engines.programs import BY_DEFAULT, compresses_for, named_engine, program
 
 Run = Callable[[Sequence[str]], Awaitable[None]]
 """Runs `everlearn ARGUMENTS…` to its end, showing its progress; raises when it fails."""
@@ -77,35 +74,41 @@ async def servable(registry: Registry, ref: str, run: Run) -> Version:
         return ready
     if child := compressed(registry, version):
         return child
-    await run(["compress", version.ref, "--to", RECIPE[version.task]])
+    recipe = compresses_for(version, registry.settings).compress_to[version.task]
+    await run(["compress", version.ref, "--to", recipe])
     if child := compressed(registry, version):
         return child
     raise NotFound(f"compressing {version.ref} left no servable version behind", param="model")
 
 
 def as_it_is(registry: Registry, version: Version) -> Version | None:
-    """What serves for `version` without work: itself, or where vLLM shall serve it what it was compressed from.
+    """What serves for `version` without work: itself, or what it was compressed from, where the settings name an engine
+    that nothing is compressed for.
 
-    Raises Unsupported where the setting asks for an engine that cannot serve it. Encoders stay with ONNX.
+    Raises Unsupported where the settings name an engine that cannot serve it, or its engine is not installed.
     """
     settings = registry.settings
-    if settings.serve.engine_of(version.model) == "vllm" and version.task == "generate":
+    named = named_engine(version, settings)
+    if named and not named.compress_to:
         for ancestor in registry.lineage(version.ref):
-            if ancestor.format in VLLM_FORMATS:
+            if ancestor.format in named.formats:
                 program(ancestor, settings)
                 return ancestor
-        raise Unsupported(f"{version.ref} was not made from a version that vLLM reads", param="model")
-    if version.format == "compressed-tensors":
+        raise Unsupported(
+            f"{version.ref} was not made from a version that {named.title} reads", param="model"
+        )
+    if version.format in BY_DEFAULT:
         program(version, settings)
         return version
-    return version if version.format in SERVABLE else None
+    return None
 
 
 def compressed(registry: Registry, parent: Version) -> Version | None:
-    """The newest servable version that was made from `parent`."""
+    """The newest version that was made from `parent` for the engine that it is compressed for."""
+    engine = compresses_for(parent, registry.settings)
     made = [
         version
         for version in registry.versions(parent.model)
-        if version.parent_digest == parent.digest and version.format in SERVABLE
+        if version.parent_digest == parent.digest and version.format in engine.formats
     ]
     return max(made, key=lambda version: version.version, default=None)

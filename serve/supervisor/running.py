@@ -23,7 +23,7 @@ from everlearn.settings import ERROR_FILE, Settings
 from serve import replicas
 from serve.child import Child, python
 from serve.engines import HAND_OVER, TAKE_OVER
-from serve.engines.programs import kind_of
+from serve.engines.programs import engine_for
 from serve.supervisor.prepare import servable
 from serve.supervisor.warmup import warm_up
 from serve.supervisor.watched import Patience, Watched
@@ -87,7 +87,7 @@ class Workshop:
             version = self.registry.resolve(f"{model}@{number}") if number else None
             replicas.announce(
                 self.db, id=id, model=model[:MAX_MODEL_CHARS], version=number,
-                digest=version.digest if version else "", kind=kind_of(version) if version else "",
+                digest=version.digest if version else "", kind=engine_for(version, self.settings).name if version else "",
                 task=version.task if version else "", url="", pid=None, state="failed", error=reason, role=role,
             )  # fmt: skip
 
@@ -210,11 +210,9 @@ class Running:
         await self._write(partial(self._become, "standby"))
 
     def may_stand_by(self) -> bool:
-        """Whether there is memory for another engine beside this one and whoever took over.
-
-        vLLM takes what a GPU has, and would leave nothing for the next.
-        """
-        if self._workshop.settings.serve.keep_previous == "off" or kind_of(self.version) != "onnx":
+        """Whether there is memory for another engine beside this one and whoever took over."""
+        settings = self._workshop.settings
+        if settings.serve.keep_previous == "off" or not engine_for(self.version, settings).keeps_previous:
             return False
         return 2 * self.watched.resident_bytes() < psutil.virtual_memory().available
 
@@ -239,7 +237,7 @@ class Running:
         version = self.version
         replicas.announce(
             self._db, id=self.id, model=version.model, version=version.version, digest=version.digest,
-            kind=kind_of(version), task=version.task, url=replicas.unix_url(self._socket), pid=self._pid,
+            kind=engine_for(version, self._workshop.settings).name, task=version.task, url=replicas.unix_url(self._socket), pid=self._pid,
             state=self._state or "stopped", error=self._error, role=self._role,
         )  # fmt: skip
 

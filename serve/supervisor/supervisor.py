@@ -34,6 +34,7 @@ from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from serve import replicas
 from serve.child import python
+from serve.engines.programs import check_choice
 from serve.engines.programs import program as engine_program
 from serve.gateway.http.metrics import TOGETHER
 from serve.gateway.limits.origin import is_loopback
@@ -62,6 +63,7 @@ def serve(
     A bare name, or `name@champion`, follows the alias champion as it moves; `name@3` stays.
     Raises EverlearnError when it cannot start, and when the gateway or every model has been given up.
     """
+    check_choice(settings)
     with (
         claims.home(settings),
         claims.sockets(settings) as sockets,

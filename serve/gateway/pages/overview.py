@@ -9,12 +9,13 @@ from typing import Any
 from prometheus_client import Metric
 from sqlalchemy import Connection, Engine, func, select
 
-from everlearn.bundles.bundle import SERVABLE, BundleManifest
+from everlearn.bundles.bundle import BundleManifest
 from everlearn.registry.audit import list_acts
 from everlearn.registry.database import read
 from everlearn.registry.keys import is_active
 from everlearn.registry.records import replica_state
 from everlearn.registry.tables import AliasRow, ApiKey, BatchRow, JobRow, ReplicaRow, VersionRow
+from serve.engines.programs import BY_DEFAULT
 from serve.gateway.http.metrics import Metrics
 from serve.gateway.routing.replica import Replica
 from serve.gateway.routing.router import Router
@@ -27,8 +28,6 @@ MAX_JOBS = 50
 MAX_BATCHES = 50
 MAX_ACTS = 20
 MAX_TEXT_CHARS = 2000
-BESIDE_SERVABLE = frozenset({"compressed-tensors"})
-
 
 ENGINE = ("id", "model", "version", "kind", "task", "role", "pid", "context", "started_at")
 
@@ -71,7 +70,7 @@ class Overview:
         shown = [
             row._asdict()
             | self._facts[row.digest]
-            | {"parent": parents.get(row.parent_digest), "servable": row.format in SERVABLE | BESIDE_SERVABLE}
+            | {"parent": parents.get(row.parent_digest), "servable": row.format in BY_DEFAULT}
             for row in rows
         ]
         return _table(connection, VersionRow, shown)

@@ -19,6 +19,7 @@ from yarl import URL
 
 from everlearn.settings import Remote
 from serve.engines import USED
+from serve.engines.programs import ENGINES
 from serve.gateway.routing.prefixes import Prefixes
 from serve.replicas import ReadyReplica, unix_path
 
@@ -120,7 +121,8 @@ class Replica:
 
     async def used(self, number: str) -> dict[str, Any] | None:
         """What a request has used that was broken off, as the engine counted it; None where it does not tell."""
-        if self.row.kind != "onnx":
+        engine = ENGINES.get(self.row.kind)
+        if engine is None or not engine.reports_usage:
             return None
         try:
             timeout = ClientTimeout(total=USED_TIMEOUT_S)

@@ -58,30 +58,37 @@ def eventually(ask: Callable[[], T], *, within_s: float = 30.0) -> T:
 
 
 class Supervised:
-    """A running supervisor, its children, and what it has printed so far."""
+    """A running supervisor of the sources in ``root``, its children, and what it has printed so far."""
 
     def __init__(
-        self, home: Path, *refs: str, command: list[str] = FAKE, port: int | None = None, **env: str
+        self,
+        home: Path,
+        *refs: str,
+        command: list[str] = FAKE,
+        port: int | None = None,
+        root: Path = REPOSITORY,
+        **env: str,
     ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = home.parent / f"supervisor-{self.port}.log"
         self._output = self.log.open("w")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("EVERLEARN_")}
+        self.environment = {
+            **inherited,
+            "PYTHONPATH": str(root),
+            "COLUMNS": "200",
+            "EVERLEARN_HOME": str(home),
+            "EVERLEARN_SERVE__PORT": str(self.port),
+            "EVERLEARN_CONTINUAL__WORKER": "off",
+            **env,
+        }
         self.process = subprocess.Popen(
             [*command, *refs],
             stdout=self._output,
             stderr=subprocess.STDOUT,
-            cwd=REPOSITORY,
-            env={
-                **inherited,
-                "PYTHONPATH": str(REPOSITORY),
-                "COLUMNS": "200",
-                "EVERLEARN_HOME": str(home),
-                "EVERLEARN_SERVE__PORT": str(self.port),
-                "EVERLEARN_CONTINUAL__WORKER": "off",
-                **env,
-            },
+            cwd=root,
+            env=self.environment,
         )
         self.family = psutil.Process(self.process.pid)
 

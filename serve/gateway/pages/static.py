@@ -7,7 +7,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 PAGES = {"/": "playground.html", "/console": "console.html", "/docs": "docs.html"}
-PARTS = ("playground.css", "playground.js", "console.css", "console.js", "docs.css", "docs.js")
+PARTS = (
+    "playground.css", "playground.js", "console.css", "console.js", "console_elements.js", "docs.css", "docs.js",
+)  # fmt: skip
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

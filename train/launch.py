@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 from everlearn import errors
 from everlearn.bundles.durable import write_file
 from everlearn.errors import ConfigError, Conflict, Corrupt, Unavailable
 from everlearn.processes.child import ALL_MEMORY, Limits, run_child
+from everlearn.processes.program import QUIET, describe_death, environment, python
 from everlearn.progress import Progress, silent
 from train import errors as failures
 from train.recipe import TrainRecipe
@@ -33,7 +34,6 @@ from train.runs.identity import Contents, base_digest, contents_of, refuse_chang
 RUN = "run.json"
 """A run's request: the folder that has it is a run's."""
 
-LOG_TAIL_CHARS = 1500
 STOP_POLL_S = 0.5
 TELL_EVERY_S = 2.0
 
@@ -182,25 +182,22 @@ def _prepare(recipe: TrainRecipe, run_dir: Path, contents: Contents, progress: P
 
 def command(recipe: TrainRecipe, run_dir: Path, nice: int) -> list[str]:
     """What is run: one process, or torchrun."""
-    module = ["-m", "train", str(run_dir), "--follow", "--nice", str(nice)]
+    run = ["train", str(run_dir), "--follow", "--nice", str(nice)]
     if recipe.parallel == "none":
-        return [sys.executable, "-P", *module]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    return [sys.executable, "-P", *torchrun, f"--nproc-per-node={recipe.ranks}", *module]
+        return python(*run)
+    torchrun = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    return python(*torchrun, f"--nproc-per-node={recipe.ranks}", "-m", *run)
 
 
-def environment(recipe: TrainRecipe, threads: int) -> dict[str, str]:
-    paths = os.pathsep.join(path for path in sys.path if path and os.path.isdir(path))
+def variables(recipe: TrainRecipe, threads: int) -> dict[str, str]:
+    """What the environment of each rank has besides."""
     added = {
-        "PYTHONPATH": paths,
         "OMP_NUM_THREADS": str(max(1, threads // recipe.ranks)),
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what cuBLAS asks for to be deterministic
     }
     if recipe.parallel != "none" and sys.platform == "linux":
         added["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
-    return os.environ | added
+    return QUIET | added
 
 
 def _train(
@@ -219,7 +216,7 @@ def _train(
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=environment(recipe, threads),
+            env=environment(**variables(recipe, threads)),
             start_new_session=True,  # Ctrl-C at a terminal reaches the parent alone
         )
         over = threading.Event()
@@ -264,7 +261,7 @@ def _converse(
         elif message.get("done"):
             done = True
     if not done:
-        _raise_dead(child, log)
+        raise Unavailable(describe_death("training", child.wait(), log))
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -283,12 +280,3 @@ def _stop_when_asked(
         if should_stop():
             child.terminate()
             return
-
-
-def _raise_dead(child: subprocess.Popen[str], log: IO[bytes]) -> NoReturn:
-    code = child.wait()
-    log.seek(0)
-    tail = log.read().decode("utf-8", "replace").replace("\r", "\n").strip()[-LOG_TAIL_CHARS:]
-    how = f"was ended by signal {-code}" if code < 0 else f"failed with exit {code}"
-    hint = " (out of memory?)" if code == -9 else ""
-    raise Unavailable(f"training {how}{hint}; its last words:\n{tail}")

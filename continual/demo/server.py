@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from typing import Any
 import httpx
 
 from everlearn.errors import Unavailable
+from everlearn.processes.program import describe_death, environment, log_tail, python
 from everlearn.progress import Progress
 from everlearn.settings import Settings
 
@@ -94,8 +93,8 @@ def serving(settings: Settings, model: str, progress: Progress) -> Generator[Ser
     log = settings.home / "serve.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "everlearn", "serve", model, "--port", str(port)],
-            env={**os.environ, **settings.environment()},
+            python("everlearn", "serve", model, "--port", str(port)),
+            env=environment(**settings.environment()),
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -117,16 +116,14 @@ def _wait_ready(server: Server, process: subprocess.Popen[bytes], progress: Prog
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         progress("starting the server", None)
-        if process.poll() is not None:
-            raise Unavailable(f"the server ended: {_tail(server.log)}")
+        if (code := process.poll()) is not None:
+            with server.log.open("rb") as log:
+                raise Unavailable(describe_death("the server", code, log))
         try:
             if server.http.get("/ready").status_code == 200:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.5)
-    raise Unavailable(f"the server was not ready in {START_S} s: {_tail(server.log)}")
-
-
-def _tail(log: Path) -> str:
-    return log.read_text(errors="replace")[-1500:]
+    with server.log.open("rb") as log:
+        raise Unavailable(f"the server was not ready in {START_S} s; the end of its log:\n{log_tail(log)}")

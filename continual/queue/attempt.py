@@ -12,13 +12,10 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, Any, cast
 
 import structlog
@@ -27,13 +24,13 @@ from continual.queue.child import LEASH
 from continual.queue.jobs import Jobs, Lease, LeaseLost, State
 from continual.queue.owner import this_process
 from everlearn.errors import Unavailable
+from everlearn.processes.program import QUIET, describe_death, environment, python
 
 PIPELINE = "continual.pipeline"
 POLL_S = 0.2
 WORTH_ANOTHER = frozenset({"Unavailable", "EverlearnError"})
 """What a child may fail of and do better next time; any other error of ours would come again."""
 NO_SPACE = os.strerror(errno.ENOSPC)
-LOG_TAIL_CHARS = 1200
 
 log = structlog.stdlib.get_logger("continual.queue")
 
@@ -106,18 +103,17 @@ class Attempt:
     def _start(self, module: str) -> tuple[subprocess.Popen[str], int]:
         settings = self.jobs.settings
         reads, writes = os.pipe()
-        paths = os.pathsep.join(path for path in sys.path if path and os.path.isdir(path))
-        environment = os.environ | settings.environment() | {
-            "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1", LEASH: f"{reads},{self._until_s},{self._limits.nice}",
+        added = settings.environment() | QUIET | {
+            "PYTHONUNBUFFERED": "1",
+            LEASH: f"{reads},{self._until_s},{self._limits.nice}",
         }  # fmt: skip
         if self._limits.threads:
-            environment["OMP_NUM_THREADS"] = str(self._limits.threads)
+            added["OMP_NUM_THREADS"] = str(self._limits.threads)
         with self._log_path.open("ab") as written:
             child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "continual.queue.child", module],
+                python("continual.queue.child", module),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=written, text=True,
-                env=environment, pass_fds=[reads], start_new_session=True,
+                env=environment(**added), pass_fds=[reads], start_new_session=True,
             )  # fmt: skip
         os.close(reads)
         stdin = cast("IO[str]", child.stdin)
@@ -174,7 +170,7 @@ class Attempt:
             return "queued" if self.jobs.release(self.lease) else None
         if message and "error" in message and message["error"] not in WORTH_ANOTHER:
             return self._fail(message)
-        reason = str(message["message"]) if message and "error" in message else self._obituary(message)
+        reason = str(message["message"]) if message and "error" in message else self._describe_death(message)
         if NO_SPACE in reason:
             return self._fail({"code": "disk_full", "message": reason})
         return self.jobs.retry(self.lease, reason)
@@ -191,20 +187,11 @@ class Attempt:
             return None
         return "failed"
 
-    def _obituary(self, message: Mapping[str, Any] | None) -> str:
+    def _describe_death(self, message: Mapping[str, Any] | None) -> str:
         if message is not None:
             return "the child returned and left the job unfinished"
-        code = self._child.returncode
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-        tail = "".join(deque(_lines(self._log_path), maxlen=12)).strip()[-LOG_TAIL_CHARS:]
-        return f"the child {how}{hint}" + (f"; its last words:\n{tail}" if tail else "")
-
-
-def _lines(path: Path) -> list[str]:
-    with path.open("rb") as stream:
-        stream.seek(max(0, path.stat().st_size - 16_384))
-        return stream.read().decode("utf-8", "replace").replace("\r", "\n").splitlines(keepends=True)
+        with self._log_path.open("rb") as written:
+            return describe_death("the child", self._child.returncode, written)
 
 
 def _snake(name: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 from filelock import FileLock, Timeout
 
-from continual.queue.process import Kept
+from continual.queue.restarted_process import RestartedProcess
 from everlearn.errors import Unavailable
 from everlearn.redis_address import own_socket, redis_url
 from everlearn.settings import Settings
@@ -36,7 +36,9 @@ class EmbeddedValkey:
     def __init__(self, settings: Settings) -> None:
         self.socket = own_socket(settings)
         self._lock = FileLock(settings.directory("run") / "valkey.lock", thread_local=False)
-        self._kept = Kept("valkey", _command(self.socket, settings.directory("run")), dict(os.environ))
+        self._server = RestartedProcess(
+            "valkey", _command(self.socket, settings.directory("run")), dict(os.environ)
+        )
 
     async def run(self) -> None:
         """Keeps the server running until cancelled."""
@@ -48,13 +50,13 @@ class EmbeddedValkey:
                 await asyncio.sleep(0.5)
         try:
             await _end_orphan(self.socket)
-            await self._kept.run()
+            await self._server.run()
         finally:
             self._lock.release()
 
     async def stop(self) -> None:
         """Ends the server, where it is ours."""
-        await self._kept.stop(grace_s=2)
+        await self._server.stop(grace_s=2)
         self._lock.release()
 
 

@@ -22,16 +22,17 @@ from continual.queue.broker import EmbeddedValkey
 from continual.queue.consumer import Publisher
 from continual.queue.files import Files
 from continual.queue.jobs import Jobs
-from continual.queue.process import Kept
 from continual.queue.reconciler import Reconciler
+from continual.queue.restarted_process import RestartedProcess
 from everlearn.errors import EverlearnError, Unavailable
 from everlearn.logs import configure_logging
 from everlearn.privacy import keep_private
+from everlearn.processes.program import environment, python
 from everlearn.processes.watched_process import answering_health, told_to_stop
 from everlearn.registry.database import START_PATIENCE_S, open_database
 from everlearn.settings import Settings, load_settings
 
-CONSUMER = (sys.executable, "-P", "-m", "continual.queue.consumer")
+CONSUMER = python("continual.queue.consumer")
 STALLED_S = 12.0
 """So long may jobs wait for an idle consumer, until it counts as deaf and is started anew; then twice as long, so
 that a slow machine's consumer has time to start."""
@@ -58,10 +59,7 @@ class Worker:
         self.files = Files(settings, self.jobs.database)
         self.reconciler = Reconciler(self.jobs, Publisher(settings))
         self.valkey = None if settings.redis_url else EmbeddedValkey(settings)
-        root = str(Path(__file__).resolve().parents[2])
-        paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        environment = os.environ | settings.environment() | {"PYTHONPATH": paths}
-        self.consumer = Kept("consumer", consumer, environment)
+        self.consumer = RestartedProcess("consumer", consumer, environment(**settings.environment()))
         self.reconciled_s = time.monotonic()
         self._waiting_since_s: float | None = None
         self._patience_s = STALLED_S

@@ -1,27 +1,23 @@
-"""A child process that cannot outlive this one, and whose last lines are kept for the day it fails."""
+"""A child process in an asyncio program: it cannot outlive its parent, and its last lines are kept for when it fails."""
+
+from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from everlearn.processes.parent_death import die_with_parent
+from everlearn.processes.program import describe_exit
 
 KEPT_LINES = 20
 MAX_LINE_BYTES = 1024**2
 
 
-def python(module: str, *arguments: str) -> list[str]:
-    """The command line that runs a module of this program under this interpreter."""
-    return [sys.executable, "-P", "-m", module, *arguments]
-
-
-class Child:
+class AsyncChild:
     """A running process: in a session of its own, so that Ctrl-C in a terminal reaches only its parent."""
 
     def __init__(self, process: Process, on_line: Callable[[str], None] | None) -> None:
@@ -34,13 +30,11 @@ class Child:
     async def start(
         cls, argv: Sequence[str], env: Mapping[str, str], on_line: Callable[[str], None] | None = None,
         pass_fds: Sequence[int] = (),
-    ) -> "Child":  # fmt: skip
+    ) -> AsyncChild:  # fmt: skip
         """Start `argv`. Its output goes line by line to `on_line`, or straight to our stderr without one."""
-        root = str(Path(__file__).resolve().parent.parent)
-        path = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
         process = await asyncio.create_subprocess_exec(
             *argv,
-            env={**env, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            env={**env, "PYTHONUNBUFFERED": "1"},
             stdin=PIPE,
             stdout=PIPE if on_line else sys.stderr.fileno(),
             stderr=STDOUT if on_line else None,
@@ -93,11 +87,6 @@ class Child:
     def kill(self) -> None:
         self.send(signal.SIGKILL)
 
-    def obituary(self, code: int) -> str:
-        """Why it ended, in one paragraph for a person: the exit and the last lines it wrote."""
-        if code < 0:
-            name = signal.Signals(-code).name
-            cause = f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-        else:
-            cause = f"exited with code {code}"
-        return "\n  ".join([cause, *list(self.last_lines)[-5:]])
+    def describe_death(self, code: int) -> str:
+        """How it ended, and the last lines that it wrote, in one paragraph for a person."""
+        return "\n  ".join([describe_exit(code), *list(self.last_lines)[-5:]])

@@ -22,10 +22,10 @@ from typing import IO, Any, NoReturn
 from everlearn import errors
 from everlearn.memory import physical_bytes
 from everlearn.processes.parent_death import die_with_parent
+from everlearn.processes.program import QUIET, describe_death, describe_exit, environment, log_tail, python
 from everlearn.progress import Progress
 
 Work = Callable[[dict[str, Any], Progress], Mapping[str, Any]]
-LOG_TAIL_CHARS = 1200
 OUT_OF_MEMORY = "out_of_memory"
 ALL_MEMORY = 2**62
 MACHINE_SHARE = 0.75
@@ -76,17 +76,14 @@ def run_child(
     Raises the child's EverlearnError as itself, and Unavailable with the end of its log where it died; with
     ``limits`` InvalidInput, since then the file that it read is to blame.
     """
-    command = [sys.executable, "-P", "-m", module]
-    paths = os.pathsep.join(path for path in sys.path if path and os.path.isdir(path))
-    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": paths}
     with tempfile.TemporaryFile() as log:
         child = subprocess.Popen(
-            command,
+            python(module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=os.environ | quiet,
+            env=environment(**QUIET),
         )
         late = threading.Event()
         timer = threading.Timer((limits and limits.wall_s) or 0, _end_late, (child, late))
@@ -123,14 +120,10 @@ class _Fate:
         limits = self.limits
         if limits and self.late.is_set():
             raise limits.refusal(limits.took_too_long)
-        self.log.seek(0)
-        tail = self.log.read().decode("utf-8", "replace").replace("\r", "\n").strip()[-LOG_TAIL_CHARS:]
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit {code}"
         if limits and code != -signal.SIGKILL:  # the system kills whoever is there when memory is out
-            last = tail.splitlines()[-1] if tail else "nothing"
-            raise limits.refusal(f"broke its reader, which {how} and said: {last}")
-        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-        raise errors.Unavailable(f"{self.module} {how}{hint}; its last words:\n{tail}")
+            last = (log_tail(self.log) or "nothing").splitlines()[-1]
+            raise limits.refusal(f"broke its reader, which {describe_exit(code)} and said: {last}")
+        raise errors.Unavailable(describe_death(self.module, code, self.log))
 
 
 def _converse(

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from everlearn.errors import ConfigError, Unsupported
+from everlearn.processes.program import python
 
 if TYPE_CHECKING:
     from everlearn.bundles.bundle import Format, Task
@@ -58,8 +59,6 @@ class EngineProgram:
 
     def command(self) -> list[str]:
         """Its command line, which the options of one bundle follow."""
-        from serve.child import python
-
         return python(self.module)
 
     @property

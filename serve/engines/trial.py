@@ -21,7 +21,7 @@ import orjson
 import psutil
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from serve.child import python
+from everlearn.processes.program import environment, python
 
 LIMIT_S = 2.0
 """For one grammar; schemas and grammars of the size that a request may have take at most half a second."""
@@ -69,7 +69,8 @@ class Trial:
     def _running(self) -> subprocess.Popen[bytes]:
         if self.process is None or self.process.poll() is not None:
             command = python("serve.engines.trial")
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            pipe = subprocess.PIPE
+            self.process = subprocess.Popen(command, env=environment(), stdin=pipe, stdout=pipe)
             if not self._line(self.process, START_S):
                 self.process.kill()
                 raise RuntimeError("the process that tries grammars did not start")

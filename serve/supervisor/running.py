@@ -18,10 +18,11 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from everlearn.errors import EverlearnError
+from everlearn.processes.async_child import AsyncChild
+from everlearn.processes.program import python
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import ERROR_FILE, Settings
 from serve import replicas
-from serve.child import Child, python
 from serve.engines import HAND_OVER, TAKE_OVER
 from serve.engines.programs import engine_for
 from serve.supervisor.prepare import servable
@@ -50,7 +51,7 @@ class Workshop:
     db: Engine
     registry: Registry
     env: Mapping[str, str]
-    child: Child | None = None
+    child: AsyncChild | None = None
     """The `everlearn` command that runs now, if one does."""
     writing: threading.Lock = field(default_factory=threading.Lock)
     """Held while a row is written, so that a late heartbeat never undoes a hand-over."""
@@ -66,7 +67,7 @@ class Workshop:
         async with self._one_at_a_time:
             with NamedTemporaryFile(dir=folder, prefix="reason-") as told:
                 command = python("everlearn", *arguments)
-                self.child = child = await Child.start(command, {**self.env, ERROR_FILE: told.name})
+                self.child = child = await AsyncChild.start(command, {**self.env, ERROR_FILE: told.name})
                 try:
                     code = await child.wait()
                 finally:
@@ -76,7 +77,7 @@ class Workshop:
                 reason = told.read().decode(errors="replace")
         if code:
             raise EverlearnError(
-                f"`everlearn {' '.join(arguments)}` failed: {reason or child.obituary(code)}"
+                f"`everlearn {' '.join(arguments)}` failed: {reason or child.describe_death(code)}"
             )
 
     async def write_down(self, model: str, number: int, role: str, reason: str) -> str:

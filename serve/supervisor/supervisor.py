@@ -27,13 +27,13 @@ from sqlalchemy import Engine
 from continual.queue.jobs import why_no_worker
 from everlearn.bundles.reference import parse_reference
 from everlearn.errors import EverlearnError, InvalidInput, Unavailable
+from everlearn.processes.program import environment, python
 from everlearn.registry.database import START_PATIENCE_S, open_database
 from everlearn.registry.keys import any_active_key, keys_required
 from everlearn.registry.records import CHAMPION, TRIALS
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from serve import replicas
-from serve.child import python
 from serve.engines.programs import check_choice
 from serve.engines.programs import program as engine_program
 from serve.gateway.http.metrics import TOGETHER
@@ -89,7 +89,7 @@ class House:
         self.doors = doors
         self.db = open_database(settings, START_PATIENCE_S)
         self.registry = Registry(settings)
-        self.env = {**os.environ, **settings.environment()}
+        self.env = environment(**settings.environment())
         self.workshop = Workshop(settings, program, patience, sockets, self.db, self.registry, self.env)
         self.models: list[Served] = []
         self.trials: list[Served] = []

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import aiohttp
 import psutil
 
-from serve.child import Child
+from everlearn.processes.async_child import AsyncChild
 from serve.engines import NO_MEMORY
 from serve.supervisor.warmup import Unfit
 
@@ -96,7 +96,7 @@ class Watched:
         self.reason = ""
         self.settled = asyncio.Event()
         """Set once the process was ready, or its watch has ended."""
-        self._child: Child | None = None
+        self._child: AsyncChild | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -160,7 +160,7 @@ class Watched:
 
     async def _live(self) -> Life:
         self.at.unlink(missing_ok=True)
-        self._child = child = await Child.start(self.argv, self.env, self.on_line, self.pass_fds)
+        self._child = child = await AsyncChild.start(self.argv, self.env, self.on_line, self.pass_fds)
         await self.observer.started(child.pid)
         death = asyncio.create_task(child.wait())
         ready_at: float | None = None
@@ -194,7 +194,7 @@ class Watched:
         misconfigured = code == WRONG_USAGE and not ready_at
         if code == NO_MEMORY and ready_at:
             return Life(ready_s, "found no memory left and ended", excused=True)
-        return Life(ready_s, child.obituary(code), misconfigured)
+        return Life(ready_s, child.describe_death(code), misconfigured)
 
     async def _warmed_up(self, session: aiohttp.ClientSession) -> bool:
         """False when the process went away meanwhile: its end will tell more. Raises Unfit."""

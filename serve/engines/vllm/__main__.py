@@ -3,7 +3,7 @@
 import os
 import sys
 
-from serve.child import python
+from everlearn.processes.program import python
 
 # `server` must be the program itself: processes that it starts import the program first, but never a `__main__.py`.
 command = python("serve.engines.vllm.server", *sys.argv[1:])

@@ -15,7 +15,7 @@ from typing import Any
 import jiter
 
 from everlearn.errors import EverlearnError
-from serve.child import python
+from everlearn.processes.program import environment, python
 from serve.protocol.chat import ChatRequest, JsonSchemaFormat
 from serve.protocol.sampling import SamplingFields
 
@@ -58,7 +58,9 @@ class SchemaChecks:
             async with asyncio.timeout(limit_s), self._places:
                 process = self._idle.pop() if self._idle else None
                 if process is None or process.returncode is not None:
-                    process = await asyncio.create_subprocess_exec(*COMMAND, stdin=PIPE, stdout=PIPE)
+                    process = await asyncio.create_subprocess_exec(
+                        *COMMAND, env=environment(), stdin=PIPE, stdout=PIPE
+                    )
                 assert process.stdin and process.stdout
                 process.stdin.write(json.dumps([schema, text]).encode() + b"\n")
                 await process.stdin.drain()

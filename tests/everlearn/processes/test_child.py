@@ -32,8 +32,8 @@ def test_an_error_of_the_childs_own_keeps_its_code_message_and_param() -> None:
             {"do": "eat", "bytes": 2**30},
             r"^x\.bin takes more than 0\.5 GiB of memory to read: it is refused$",
         ),
-        ({"do": "abort"}, r"^x\.bin broke its reader, which was ended by SIGABRT"),
-        ({"do": "raise"}, r"^x\.bin broke its reader, which failed with exit 1 and said: KeyError: 'x'"),
+        ({"do": "abort"}, r"^x\.bin broke its reader, which was killed by SIGABRT"),
+        ({"do": "raise"}, r"^x\.bin broke its reader, which exited with code 1 and said: KeyError: 'x'"),
     ],
 )
 def test_a_limited_child_that_fails_is_the_fault_of_the_file_it_read(request_: dict, said: str) -> None:
@@ -53,7 +53,7 @@ def test_a_limited_child_that_does_not_end_is_ended(do: str) -> None:
 
 def test_within_its_limits_a_child_answers_and_without_limits_its_death_is_nobodys_fault() -> None:
     assert run_child(HUNGRY, {"do": "eat", "bytes": 2**27}, silent, LIMITS) == {"bytes": 2**27}
-    with pytest.raises(Unavailable, match="hungry_child was ended by SIGABRT"):
+    with pytest.raises(Unavailable, match="hungry_child was killed by SIGABRT"):
         run_child(HUNGRY, {"do": "abort"}, silent)
 
 

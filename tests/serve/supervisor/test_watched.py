@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from everlearn.processes.program import environment
 from serve.supervisor.watched import Patience, Watched
 
 ENGINE = Path(__file__).with_name("fake_engine.py")
@@ -38,7 +38,7 @@ def watched(folder: Path, ends: Ends) -> Watched:
     at = folder / "engine.sock"
     argv = [sys.executable, str(ENGINE), "--bundle", str(folder), "--model", "tiny"]
     return Watched(
-        [*argv, "--version", "1", "--uds", str(at)], dict(os.environ), at=at, observer=ends, patience=IMPATIENT,
+        [*argv, "--version", "1", "--uds", str(at)], environment(), at=at, observer=ends, patience=IMPATIENT,
         on_line=lambda line: None,
     )  # fmt: skip
 

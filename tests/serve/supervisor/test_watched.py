@@ -12,7 +12,7 @@ import pytest
 from everlearn.processes.program import environment
 from serve.supervisor.watched import Patience, Watched
 
-ENGINE = Path(__file__).with_name("fake_engine.py")
+ENGINE = Path(__file__).parents[2] / "support" / "serve" / "fake_engine.py"
 IMPATIENT = Patience(hung_s=0.6, poll_s=0.05, settled_s=60, quick_crashes=2, backoff_s=0.05)
 
 

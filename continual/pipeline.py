@@ -39,8 +39,9 @@ from continual.learn.teach import (
     train_candidate,
     write_down_base,
 )
-from continual.queue.jobs import Jobs, Lease, LeaseLost, Level
+from continual.queue.jobs import Jobs
 from continual.queue.small_files import is_one_text
+from continual.queue.states import Lease, LeaseLost, Level
 from continual.queue.steps import Step, Steps
 from continual.recipe import BASE, ContinualRecipe, domain_of
 from everlearn.bundles.bundle import file_entry, read_manifest

@@ -13,7 +13,8 @@ from everlearn.cli.arguments import Json, complete_ref, open_settings
 from everlearn.errors import ConfigError
 
 if TYPE_CHECKING:
-    from continual.queue.jobs import Event, Job, Jobs
+    from continual.queue.jobs import Jobs
+    from continual.queue.states import Event, Job
     from continual.recipe import ContinualRecipe
 
 POLL_S = 0.5

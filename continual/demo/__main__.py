@@ -28,7 +28,8 @@ from continual.learn.measure import general_examples, pieces
 from continual.learn.plan import make_plan
 from continual.learn.replay import read_buffer
 from continual.learn.teach import Upload, prepare_data
-from continual.queue.jobs import Job, Jobs
+from continual.queue.jobs import Jobs
+from continual.queue.states import Job
 from continual.queue.steps import Steps
 from continual.recipe import ContinualRecipe
 from everlearn.errors import Conflict, EverlearnError

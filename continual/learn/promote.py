@@ -17,7 +17,8 @@ from sqlalchemy import Connection
 from continual.learn.best import Scored, remember
 from continual.learn.plan import Plan
 from continual.learn.replay import Arrival, insert_examples, sizes
-from continual.queue.jobs import Lease, check_lease, finish_within
+from continual.queue.jobs import check_lease, finish_within
+from continual.queue.states import Lease
 from everlearn.bundles.bundle import read_manifest
 from everlearn.bundles.reference import Reference
 from everlearn.errors import Conflict

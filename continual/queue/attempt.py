@@ -21,8 +21,9 @@ from typing import IO, Any, cast
 import structlog
 
 from continual.queue.child import LEASH
-from continual.queue.jobs import Jobs, Lease, LeaseLost, State
+from continual.queue.jobs import Jobs
 from continual.queue.owner import this_process
+from continual.queue.states import Lease, LeaseLost, State
 from everlearn.errors import Unavailable
 from everlearn.processes.program import QUIET, describe_death, environment, python
 

@@ -1,7 +1,6 @@
-"""Continual-training jobs: the table is the truth, and every change of state is one conditional update.
+"""What may be done to continual-training jobs: the table is the truth, a change of state one conditional update.
 
-A job is ``queued``, then ``running`` under a lease, then ``succeeded``, ``failed`` or ``cancelled`` for good.
-A claim raises the job's fence. Whoever works on a job passes its :class:`Lease` with every write; once the job
+``states`` says what a job is, ``cancel`` what happens when one is cancelled. A claim raises the job's fence. Whoever works on a job passes its :class:`Lease` with every write; once the job
 was cancelled, or recovered and claimed by another, that lease is stale, and nothing it writes is taken.
 
 The gateway imports this: nothing heavy here.
@@ -13,96 +12,41 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Engine, and_, insert, or_, select, update
+from sqlalchemy import Connection, Engine, and_, insert, or_, select, update
 
+from continual.queue.cancel import cancel_job, end_without_key
 from continual.queue.files import PURPOSE, Client, owned, require_file
 from continual.queue.small_files import why_too_few
+from continual.queue.states import (
+    TERMINAL,
+    Event,
+    Job,
+    Lease,
+    LeaseLost,
+    Level,
+    State,
+    Verdict,
+    add_event,
+    find_job,
+    is_held_by,
+    is_unfinished,
+    require_job,
+    to_job,
+)
 from continual.recipe import ContinualRecipe
 from everlearn.bundles.reference import parse_reference
-from everlearn.errors import EverlearnError, InvalidInput, NotFound
-from everlearn.registry.audit import record
+from everlearn.errors import InvalidInput
 from everlearn.registry.database import open_database, read, write
 from everlearn.registry.keys import why_ended
 from everlearn.registry.records import CHAMPION, aliases_of, find_version
 from everlearn.registry.tables import JobEventRow, JobRow
 from everlearn.settings import Settings
 
-State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-Level = Literal["info", "warn", "error"]
-Verdict = Literal["go", "cancel", "lost"]
-TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
-KEY_ENDED = "key_not_valid"
-"""The code of a job's error whose key was revoked, or expired, before the job was over."""
-
 log = structlog.stdlib.get_logger("continual.jobs")
-
-
-class LeaseLost(EverlearnError):
-    """The job was cancelled, or is another worker's by now: what this one writes is not taken."""
-
-    code = "lease_lost"
-    status = 409
-
-
-@dataclass(frozen=True)
-class Lease:
-    """The right to work on a job until it is recovered. ``Lease(**request)`` in the process that does the work."""
-
-    job_id: str
-    fence: int
-    owner: str
-
-
-@dataclass(frozen=True)
-class Job:
-    """A row of the table. ``recipe`` is a resolved ContinualRecipe, ``request`` what the client said besides."""
-
-    id: str
-    key_id: str | None
-    model: str
-    state: State
-    attempt: int
-    lease_owner: str | None
-    lease_until: float | None
-    beats: int
-    fence: int
-    recipe: dict[str, Any]
-    training_file: str
-    validation_file: str | None
-    suffix: str | None
-    seed: int
-    request: dict[str, Any]
-    idempotency_key: str | None
-    cancel_requested_at: float | None
-    progress: dict[str, Any]
-    error: dict[str, Any] | None
-    report: dict[str, Any] | None
-    result_model: str | None
-    trained_tokens: int | None
-    created_at: float
-    started_at: float | None
-    finished_at: float | None
-
-    @property
-    def is_over(self) -> bool:
-        return self.state in TERMINAL
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to a job; ``id`` grows."""
-
-    id: int
-    job_id: str
-    at: float
-    level: Level
-    message: str
-    data: dict[str, Any]
 
 
 def why_no_worker(settings: Settings) -> str | None:
@@ -158,7 +102,7 @@ class Jobs:
         token = _idempotency_token(key_id, idempotency_key)
         few = why_too_few(self.database, self.settings.directory("files"), training_file, validation_file)
         with write(self.database) as connection:
-            if token and (known := _find(connection, JobRow.idempotency_key == token)):
+            if token and (known := find_job(connection, JobRow.idempotency_key == token)):
                 same = all(getattr(known, name) == value for name, value in values.items())
                 if not same or known.model != parse_reference(model).model:
                     raise InvalidInput(
@@ -167,39 +111,28 @@ class Jobs:
                     )
                 return known
             values |= {"model": _trainable(connection, model), "key_id": key_id, "idempotency_key": token}
-            shas: dict[str, str] = {}
-            for param in ("training_file", "validation_file"):
-                if values[param] is not None:
-                    file = require_file(connection, values[param], client, param)
-                    if file.purpose != PURPOSE:
-                        raise InvalidInput(f"{file.id} is for {file.purpose!r}, not {PURPOSE!r}", param=param)
-                    shas[param] = file.sha256
-            if len(shas) == 2 and len({*shas.values()}) == 1:
-                raise InvalidInput(
-                    "the validation file holds the same bytes as the training file: what is measured must not "
-                    "be what was learnt. Leave validation_file out, and some of the training file is held out",
-                    param="validation_file",
-                )
+            _check_files(connection, training_file, validation_file, client)
             if few:
                 raise few
             job_id = f"ftjob-{secrets.token_hex(12)}"
             values |= {"id": job_id, "state": "queued", "progress": {}, "created_at": time.time()}
             connection.execute(insert(JobRow).values(values))
-            _tell(connection, job_id, f"Created fine-tuning job: {job_id}")
-            job = _require(connection, job_id)
+            add_event(connection, job_id, f"Created fine-tuning job: {job_id}")
+            job = require_job(connection, job_id)
         log.info("job created", job=job_id, model=job.model)
         return job
 
     def get(self, job_id: str, *, client: Client | None = None) -> Job:
         """Raises NotFound, also where the job is another client's."""
         with read(self.database) as connection:
-            return _require(connection, job_id, client)
+            return require_job(connection, job_id, client)
 
     def made(self, ref: str, *, client: Client) -> bool:
         """Whether a job of the client's made the version ``ref``."""
         with read(self.database) as connection:
             return (
-                _find(connection, and_(JobRow.result_model == ref, owned(JobRow.key_id, client))) is not None
+                find_job(connection, and_(JobRow.result_model == ref, owned(JobRow.key_id, client)))
+                is not None
             )
 
     def list(
@@ -216,29 +149,22 @@ class Jobs:
             for name, value in (metadata or {}).items():
                 query = query.where(JobRow.request["metadata"][name].as_string() == value)
             if after is not None:
-                last = _require(connection, after, client)
+                last = require_job(connection, after, client)
                 same = and_(JobRow.created_at == last.created_at, JobRow.id < last.id)
                 query = query.where(or_(JobRow.created_at < last.created_at, same))
             query = query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
-            return [_job(row) for row in connection.execute(query)]
+            return [to_job(row) for row in connection.execute(query)]
 
     def cancel(self, job_id: str, *, client: Client | None = None, actor: str | None = None) -> Job:
-        """Ends a job that is not over, at once and for good; who works on it hears of it at the next heartbeat.
+        """Ends a job that is not over, at once and for good; ``continual.queue.cancel`` says what happens then.
 
-        ``actor``: who does it where it is not ``client``, as :func:`everlearn.registry.audit.record` takes it. Cancelling twice is the same as once. Raises NotFound, and InvalidInput where the job ended otherwise.
+        ``actor``: who does it where it is not ``client``. Raises NotFound, and InvalidInput where the job ended
+        otherwise; cancelling twice is the same as once.
         """
-        now = time.time()
         with write(self.database) as connection:
-            job = _require(connection, job_id, client)
-            if job.state in ("succeeded", "failed"):
-                raise InvalidInput(f"{job_id} has {job.state} already and cannot be cancelled", param="job")
-            if job.state != "cancelled":
-                ended = {"state": "cancelled", "cancel_requested_at": now, "finished_at": now}
-                connection.execute(update(JobRow).where(JobRow.id == job_id).values(ended))
-                _tell(connection, job_id, "Fine-tuning job cancelled")
-                record(connection, actor or (client and client.actor), "job.cancel", job_id, was=job.state)
-                log.info("job cancelled", job=job_id, was=job.state)
-            return _require(connection, job_id)
+            job = require_job(connection, job_id, client)
+            cancel_job(connection, job, actor or (client and client.actor))
+            return require_job(connection, job_id)
 
     def events(
         self, job_id: str, *, after: int | None = None, limit: int = 1000, newest_first: bool = False
@@ -258,7 +184,7 @@ class Jobs:
         """The lease on a queued job; None where it is not queued (any more): another took it, or it is over."""
         now = time.time()
         with write(self.database) as connection:
-            if _end_without_key(connection, JobRow.id == job_id):
+            if end_without_key(connection, JobRow.id == job_id):
                 return None
             claimed = connection.execute(
                 update(JobRow)
@@ -274,11 +200,11 @@ class Jobs:
             )
             if not claimed.rowcount:
                 return None
-            job = _require(connection, job_id)
+            job = require_job(connection, job_id)
             if job.started_at is None:
                 connection.execute(update(JobRow).where(JobRow.id == job_id).values(started_at=now))
             again = f" (attempt {job.attempt})" if job.attempt > 1 else ""
-            _tell(connection, job_id, f"Fine-tuning job started{again}", {"attempt": job.attempt})
+            add_event(connection, job_id, f"Fine-tuning job started{again}", {"attempt": job.attempt})
         log.info("job claimed", job=job_id, fence=job.fence, attempt=job.attempt, owner=owner)
         return Lease(job_id, job.fence, owner)
 
@@ -291,9 +217,9 @@ class Jobs:
         if progress is not None:
             values["progress"] = dict(progress)
         with write(self.database) as connection:
-            if connection.execute(update(JobRow).where(_held(lease)).values(values)).rowcount:
+            if connection.execute(update(JobRow).where(is_held_by(lease)).values(values)).rowcount:
                 return "go"
-            job = _find(connection, JobRow.id == lease.job_id)
+            job = find_job(connection, JobRow.id == lease.job_id)
             ours = job is not None and job.fence == lease.fence and job.state == "cancelled"
             return "cancel" if ours else "lost"
 
@@ -303,7 +229,7 @@ class Jobs:
         """Tells whoever follows the job. ``data`` is plain JSON, finite numbers. Raises LeaseLost."""
         with write(self.database) as connection:
             check_lease(connection, lease)
-            _tell(connection, lease.job_id, message, data, level)
+            add_event(connection, lease.job_id, message, data, level)
 
     def finish(
         self,
@@ -333,9 +259,9 @@ class Jobs:
         """Gives an unfinished job back to the queue as if this attempt had not been; False where it was not ours."""
         with write(self.database) as connection:
             values = {"state": "queued", "attempt": JobRow.attempt - 1}
-            back = connection.execute(update(JobRow).where(_held(lease)).values(values)).rowcount > 0
+            back = connection.execute(update(JobRow).where(is_held_by(lease)).values(values)).rowcount > 0
             if back:
-                _tell(connection, lease.job_id, "The worker stops; the job waits for the next one")
+                add_event(connection, lease.job_id, "The worker stops; the job waits for the next one")
         return back
 
     def retry(self, lease: Lease, reason: str, *, seen_beats: int | None = None) -> State | None:
@@ -346,7 +272,7 @@ class Jobs:
         """
         limit = self.settings.continual.max_attempts
         with write(self.database) as connection:
-            job = _find(connection, _held(lease))
+            job = find_job(connection, is_held_by(lease))
             if job is None or seen_beats not in (None, job.beats):
                 return None
             if job.attempt >= limit:
@@ -355,9 +281,9 @@ class Jobs:
                     connection, lease, "failed", error={"code": "attempts_exhausted", "message": message}
                 )
                 return "failed"
-            connection.execute(update(JobRow).where(_held(lease)).values(state="queued"))
+            connection.execute(update(JobRow).where(is_held_by(lease)).values(state="queued"))
             message = f"Attempt {job.attempt} of {limit} ended: {reason}"
-            _tell(connection, lease.job_id, message, {"attempt": job.attempt}, "warn")
+            add_event(connection, lease.job_id, message, {"attempt": job.attempt}, "warn")
         log.warning("job goes back to the queue", job=lease.job_id, attempt=job.attempt, reason=reason)
         return "queued"
 
@@ -373,11 +299,11 @@ class Jobs:
         """Ends the jobs whose key is not valid any more, with that as their error; who works on one loses its lease."""
         waiting = JobRow.key_id.is_not(None)
         with read(self.database) as connection:
-            keys = set(connection.scalars(select(JobRow.key_id).where(_unfinished(), waiting)))
+            keys = set(connection.scalars(select(JobRow.key_id).where(is_unfinished(), waiting)))
             if not any(why_ended(connection, key_id) for key_id in keys):
                 return ()
         with write(self.database) as connection:
-            return _end_without_key(connection, waiting)
+            return end_without_key(connection, waiting)
 
     def over(self, before: float) -> Sequence[str]:
         """The ids of the jobs that ended before a moment, in seconds since 1970."""
@@ -389,7 +315,7 @@ class Jobs:
         """The jobs that someone holds a lease on."""
         with read(self.database) as connection:
             query = select(JobRow.__table__).where(JobRow.state == "running")
-            return [_job(row) for row in connection.execute(query)]
+            return [to_job(row) for row in connection.execute(query)]
 
 
 def check_lease(connection: Connection, lease: Lease) -> Job:
@@ -397,7 +323,7 @@ def check_lease(connection: Connection, lease: Lease) -> Job:
 
     Raises LeaseLost, also where the key that made the job is not valid any more: its end is written elsewhere.
     """
-    job = _find(connection, _held(lease))
+    job = find_job(connection, is_held_by(lease))
     if job is None or why_ended(connection, job.key_id):
         raise LeaseLost(f"the lease {lease.fence} on {lease.job_id} is not valid any more")
     return job
@@ -426,68 +352,30 @@ def finish_within(
     connection.execute(update(JobRow).where(JobRow.id == lease.job_id).values(ended))
     if state == "succeeded":
         if result_model:
-            _tell(connection, lease.job_id, f"New fine-tuned model created: {result_model}")
-        _tell(connection, lease.job_id, "The job has successfully completed")
+            add_event(connection, lease.job_id, f"New fine-tuned model created: {result_model}")
+        add_event(connection, lease.job_id, "The job has successfully completed")
     else:
         message = str((error or {}).get("message", "The job failed"))
-        _tell(connection, lease.job_id, message, {"code": (error or {}).get("code")}, "error")
+        add_event(connection, lease.job_id, message, {"code": (error or {}).get("code")}, "error")
 
 
-def _end_without_key(connection: Connection, which: ColumnElement[bool]) -> list[str]:
-    """Of ``which``, the unfinished ones whose key has ended; returns their ids."""
-    ended: list[str] = []
-    for job_id, key_id in connection.execute(
-        select(JobRow.id, JobRow.key_id).where(_unfinished(), which)
-    ).all():
-        if why := why_ended(connection, key_id):
-            error = {"code": KEY_ENDED, "message": f"the job was ended, since {why}", "param": None}
-            values = {"state": "failed", "error": error, "finished_at": time.time()}
-            connection.execute(update(JobRow).where(JobRow.id == job_id).values(values))
-            _tell(connection, job_id, error["message"], {"code": KEY_ENDED}, "error")
-            log.warning("job ended", job=job_id, reason=why)
-            ended.append(job_id)
-    return ended
-
-
-def _unfinished() -> ColumnElement[bool]:
-    return JobRow.state.in_(("queued", "running"))
-
-
-def _held(lease: Lease) -> ColumnElement[bool]:
-    return and_(JobRow.id == lease.job_id, JobRow.fence == lease.fence, JobRow.state == "running")
-
-
-def _find(connection: Connection, where: ColumnElement[bool]) -> Job | None:
-    row = connection.execute(select(JobRow.__table__).where(where)).first()
-    return _job(row) if row else None
-
-
-def _require(connection: Connection, job_id: str, client: Client | None = None) -> Job:
-    job = _find(connection, and_(JobRow.id == job_id, owned(JobRow.key_id, client)))
-    if job is None:
-        raise NotFound(f"there is no fine-tuning job {job_id[:80]!r}", param="fine_tuning_job_id")
-    return job
-
-
-def _job(row: Any) -> Job:
-    return Job(**cast("Mapping[str, Any]", row._mapping))
-
-
-def _tell(
-    connection: Connection,
-    job_id: str,
-    message: str,
-    data: Mapping[str, Any] | None = None,
-    level: Level = "info",
+def _check_files(
+    connection: Connection, training_file: str, validation_file: str | None, client: Client | None
 ) -> None:
-    values = {
-        "job_id": job_id,
-        "at": time.time(),
-        "level": level,
-        "message": message.replace("\0", "\N{REPLACEMENT CHARACTER}"),  # a child's last words may hold any
-        "data": dict(data or {}),
-    }
-    connection.execute(insert(JobEventRow).values(values))
+    """Raises NotFound, and InvalidInput where a file is for something else, or both are the same."""
+    hashes: list[str] = []
+    for param, file_id in (("training_file", training_file), ("validation_file", validation_file)):
+        if file_id is not None:
+            file = require_file(connection, file_id, client, param)
+            if file.purpose != PURPOSE:
+                raise InvalidInput(f"{file.id} is for {file.purpose!r}, not {PURPOSE!r}", param=param)
+            hashes.append(file.sha256)
+    if len(hashes) > len(set(hashes)):
+        raise InvalidInput(
+            "the validation file holds the same bytes as the training file: what is measured must not "
+            "be what was learnt. Leave validation_file out, and some of the training file is held out",
+            param="validation_file",
+        )
 
 
 def _trainable(connection: Connection, model: str) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import structlog
 
 from continual.queue.consumer import Publisher
-from continual.queue.jobs import Jobs, Lease
+from continual.queue.jobs import Jobs
 from continual.queue.owner import SignsOfLife, is_gone
+from continual.queue.states import Lease
 from everlearn.errors import Unavailable
 
 PUBLISHED_AT_ONCE = 100

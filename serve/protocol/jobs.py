@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from continual.queue.files import File
-from continual.queue.jobs import Event, Job
+from continual.queue.states import Event, Job
 from continual.recipe import ContinualRecipe, domain_of, parse_recipe
 from everlearn.errors import ConfigError
 from everlearn.names import plain_name

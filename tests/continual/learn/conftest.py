@@ -17,7 +17,8 @@ import torch
 from sqlalchemy import insert
 
 from compress.export import export_onnx
-from continual.queue.jobs import Job, Jobs, Lease
+from continual.queue.jobs import Jobs
+from continual.queue.states import Job, Lease
 from continual.recipe import ContinualRecipe
 from everlearn.importing.sources import import_model
 from everlearn.registry.database import read, write

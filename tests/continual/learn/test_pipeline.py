@@ -24,7 +24,7 @@ from sqlalchemy import update
 from continual.learn.best import recall, summary
 from continual.learn.replay import read_buffer
 from continual.pipeline import Pipeline
-from continual.queue.jobs import Job, Lease
+from continual.queue.states import Job, Lease
 from everlearn.errors import InvalidInput
 from everlearn.importing.sources import import_model
 from everlearn.processes.child import run_child

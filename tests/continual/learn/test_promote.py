@@ -18,7 +18,7 @@ from continual.learn.best import Best, Scored, recall
 from continual.learn.plan import Plan, make_plan
 from continual.learn.promote import ChampionMoved, Weighed, promote
 from continual.learn.replay import Arrival
-from continual.queue.jobs import Lease, LeaseLost
+from continual.queue.states import Lease, LeaseLost
 from everlearn.bundles.bundle import read_manifest, write_bundle
 from everlearn.registry.audit import list_acts
 from everlearn.registry.database import read
@@ -155,7 +155,7 @@ def test_weights_that_a_killed_promotion_registered_are_not_registered_twice(
         "import continual.learn.promote as p\n"
         "from everlearn.settings import Settings\n"
         "from everlearn.registry.registry import Registry\n"
-        "from continual.queue.jobs import Lease\n"
+        "from continual.queue.states import Lease\n"
         "from continual.learn.plan import Plan\n"
         "said = json.loads(sys.argv[1])\n"
         "p.move_champion = lambda *_: os.kill(os.getpid(), 9)\n"

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from continual.queue.files import Files
-from continual.queue.jobs import Job, Jobs
+from continual.queue.jobs import Jobs
+from continual.queue.states import Job
 from continual.recipe import ContinualRecipe
 from everlearn.bundles.bundle import write_bundle
 from everlearn.redis_address import own_socket

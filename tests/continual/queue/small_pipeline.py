@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from continual.queue.jobs import Jobs, Lease, LeaseLost
+from continual.queue.jobs import Jobs
+from continual.queue.states import Lease, LeaseLost
 from everlearn.errors import Conflict, InvalidInput
 from everlearn.processes.child import answer
 from everlearn.progress import Progress

@@ -192,7 +192,7 @@ def check_template(source: str) -> None:
     from jinja2 import TemplateError, TemplateSyntaxError, nodes
     from jinja2.exceptions import SecurityError
 
-    from everlearn.chat.bounded_jinja import TooMuch
+    from everlearn.chat.budget import TooMuch
     from everlearn.chat.template import sandbox
 
     environment = sandbox()

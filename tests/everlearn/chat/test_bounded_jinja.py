@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from everlearn.chat import bounded_jinja
-from everlearn.chat.bounded_jinja import TooMuch
+from everlearn.chat import budget
+from everlearn.chat.budget import TooMuch
 from everlearn.chat.template import sandbox
 from everlearn.errors import InvalidInput, Unsupported
 from train.data.examples import Chat
@@ -94,7 +94,7 @@ HOSTILE = {
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded_jinja, "CPU_LIMIT_S", 0.2)
+    monkeypatch.setattr(budget, "CPU_LIMIT_S", 0.2)
 
 
 @pytest.mark.usefixtures("hurried")
@@ -110,7 +110,7 @@ def test_all_of_them_together_stay_in_little_memory() -> None:
     """In a process of its own that may have 1 GiB."""
     program = (
         "import resource; resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30))\n"
-        "from everlearn import bounded_jinja; bounded_jinja.CPU_LIMIT_S = 0.1\n"
+        "from everlearn.chat import budget; budget.CPU_LIMIT_S = 0.1\n"
         "from everlearn.chat.template import sandbox; from jinja2 import TemplateError\n"
         "import json, sys\n"
         "for source in json.load(sys.stdin):\n"

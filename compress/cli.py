@@ -100,7 +100,7 @@ def compress(
         plan = with_target(recipe, target)
         with shown() as progress:
             versions = list(follow(settings, ref, plan, progress))
-    print_prices(versions, as_json)
+    print_versions(versions, as_json)
 
 
 def with_target(recipe: Path | None, target: str | None) -> CompressPlan:
@@ -113,7 +113,7 @@ def with_target(recipe: Path | None, target: str | None) -> CompressPlan:
     return read_plan(recipe, target)
 
 
-def print_prices(versions: list[Version], as_json: bool) -> None:
+def print_versions(versions: list[Version], as_json: bool) -> None:
     """Each version's size, what it was made of and what it lost against that."""
     from everlearn.cli.models import describe
     from everlearn.printing import print_json, size

@@ -57,7 +57,7 @@ def export(settings: Settings, ref: str, recipe: CompressRecipe, progress: Progr
     refuse_full_disk(settings.directory("store"), needed)
     started = time.monotonic()
     with scratch_of(settings, parent, recipe) as scratch, registry.staging() as staging:
-        made, metrics = build(parent_dir, staging, parent.task, recipe, progress, scratch=scratch)
+        made, metrics = build_export(parent_dir, staging, parent.task, recipe, progress, scratch=scratch)
         metrics["seconds"] = round(time.monotonic() - started, 1)
         progress("checking and hashing", None)
         write_export(staging, parent, made, metrics)
@@ -112,8 +112,8 @@ def export_gguf(
             "scratch": str(staging),
             "tokens": HELD_OUT_TOKENS,
         }
-        answer = run_child(GGUF_CHILD, request, progress)
-    return {"size_bytes": file.stat().st_size, **price(answer["compared"])}
+        result = run_child(GGUF_CHILD, request, progress)
+    return {"size_bytes": file.stat().st_size, **quality_metrics(result["compared"])}
 
 
 def refuse_full_disk(folder: Path, needed_bytes: int) -> None:
@@ -144,7 +144,7 @@ def recipe_of(version: Version) -> CompressRecipe:
     return recipe_from(version.manifest.recipe["export"])
 
 
-def build(
+def build_export(
     parent_dir: Path,
     staging: Path,
     task: Task,
@@ -190,7 +190,7 @@ def export_decoder(
     what = f"{architecture_of(config_of(parent_dir))}: the {target.precision} graph"
     refuse_another(compared["graph"], SAME_GRAPH, f"{what} in float32")
     refuse_another(compared["kernels"], KERNELS, f"{what} as it is served")
-    metrics = priced(compared, target)
+    metrics = gated_metrics(compared, target)
     metrics["same_weights"] = {name: round(max(0.0, compared[name]), 6) for name in ("graph", "kernels")}
     return {"precision": target.precision, "options": request["options"], **made}, metrics
 
@@ -237,17 +237,17 @@ def export_vllm(
     result = run_child(target.decoder_child, request, progress)
     keep_tokenizer(parent_dir, staging)
     write_generation_config(staging)
-    metrics = priced(result["compared"], target)
+    metrics = gated_metrics(result["compared"], target)
     return {"precision": target.precision, **result["made"]}, metrics
 
 
-def priced(compared: Mapping[str, Any], target: Target) -> dict[str, Any]:
-    """:func:`price` of a precision. Raises Drifted."""
+def gated_metrics(compared: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    """:func:`quality_metrics` of a precision. Raises Drifted."""
     refuse_drift(compared["divergence"], target)
-    return price(compared)
+    return quality_metrics(compared)
 
 
-def price(compared: Mapping[str, Any]) -> dict[str, Any]:
+def quality_metrics(compared: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics of a bundle, from the fields of ``train.evaluate.comparison.Comparison``."""
     text = held_out_text()
     return {

@@ -1,4 +1,4 @@
-"""``everlearn compress MODEL --recipe plan.yaml``: prune, heal, then every target, each a version with its price.
+"""``everlearn compress MODEL --recipe plan.yaml``: prune, heal, then every target, each a version with what it cost.
 
 A step that an interrupted run of the same plan finished is not done again: its version is known by its parent and
 its recipe.
@@ -16,7 +16,7 @@ from compress.export import (
     config_of,
     export,
     keep_beside_weights,
-    price,
+    quality_metrics,
     recipe_of,
     refuse_full_disk,
 )
@@ -208,7 +208,7 @@ def prune(
             "tokens": HELD_OUT_TOKENS,
         }
         child = "compress.prune.prune_decoder" if decoder else "compress.prune.prune_encoder"
-        answer = run_child(child, request, progress)
+        result = run_child(child, request, progress)
         keep_beside_weights(parent_dir, staging)
         if decoder:
             write_generation_config(staging)
@@ -220,8 +220,8 @@ def prune(
             architecture=parent.manifest.architecture,
             parameters=count_parameters(staging),
             parent=parent.digest,
-            recipe={"prune": {**recipe, **answer["made"]}},
-            metrics=price(answer["compared"]) if decoder else answer["compared"],
+            recipe={"prune": {**recipe, **result["made"]}},
+            metrics=quality_metrics(result["compared"]) if decoder else result["compared"],
         )
         return registry.add(staging, parent.model)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from compress.export import build, recipe_of, write_export
+from compress.export import build_export, recipe_of, write_export
 from continual.learn.best import Scored
 from continual.learn.earlier import take_up
 from continual.learn.examine import GateName, GateRefused, Measured, held_examples, score, verdict
@@ -268,7 +268,7 @@ class Pipeline:
         def make(directory: Path) -> Mapping[str, Any]:
             target = directory / "bundle"
             target.mkdir()
-            made, metrics = build(bundle, target, "generate", recipe_of(champion), progress)
+            made, metrics = build_export(bundle, target, "generate", recipe_of(champion), progress)
             parent = Version(plan.model, 0, manifest, manifest.created_at)
             return {"digest": write_export(target, parent, made, metrics).digest}
 

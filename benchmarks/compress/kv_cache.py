@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.texts import held
-from compress.export import build
+from compress.export import build_export
 from compress.measure.quality import windows_of
 from compress.recipe import CompressRecipe
 from everlearn.progress import shown
@@ -42,7 +42,7 @@ def main() -> None:
             (directory := Path(folder) / kept).mkdir()
             with shown() as progress:
                 recipe = CompressRecipe.model_validate({"to": chosen.to, "kv_cache": kept})
-                build(chosen.model_dir, directory, "generate", recipe, progress)
+                build_export(chosen.model_dir, directory, "generate", recipe, progress)
             bundles[kept] = directory
         quality(bundles, np.concatenate(list(windows.values())), chosen.threads)
         speed(bundles, chosen.threads)

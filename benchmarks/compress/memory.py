@@ -146,7 +146,7 @@ def build_in(request: dict[str, Any], cgroup: str) -> None:
     enter(cgroup)
     from compress.export import decoder_request
     from compress.recipe import Calibration, CompressRecipe
-    from compress.targets.onnx_decoder import build
+    from compress.targets.onnx_decoder import build_onnx_decoder
 
     work, model_dir = Path(request["work"]), Path(request["model_dir"])
     recipe = CompressRecipe(
@@ -161,7 +161,7 @@ def build_in(request: dict[str, Any], cgroup: str) -> None:
         "carried": str(work / "carried.npy"), "far": str(work / "far.npz"),
     }  # fmt: skip
     step = watched()
-    build(asked, step)
+    build_onnx_decoder(asked, step)
     step("end")
 
 

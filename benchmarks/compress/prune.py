@@ -184,8 +184,8 @@ def learn(
         name = "healed by distillation"
         if rows := chosen.reconstruct // SEQUENCE:
             batch = {key: torch.as_tensor(one) for key, one in packer.batch(0, rows).items()}
-            apart = reconstruct(teacher, student, kept, batch)
-            print(f"distance on held-out tokens, before and after: {json.dumps(apart)}")
+            distances = reconstruct(teacher, student, kept, batch)
+            print(f"distance on held-out tokens, before and after: {json.dumps(distances)}")
             tell(0)
         pairs = counterparts(kept, len(kept), teacher.config.num_hidden_layers)
         states = HiddenStates(teacher, student, pairs, chosen.hidden) if chosen.hidden else None

@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.compress.llamacpp_quantize import encoder
 from benchmarks.texts import held
-from compress.export import build, keep_tokenizer
+from compress.export import build_export, keep_tokenizer
 from compress.measure.compare import keep_logits, logits_of, speed_of
 from compress.measure.quality import Quality, qualities, windows_of, word_starts
 from compress.recipe import CompressRecipe
@@ -80,7 +80,7 @@ def written(model_dir: Path, folder: Path, dtype: str) -> dict[str, Any]:
 
 def compressed(model_dir: Path, folder: Path, recipe: CompressRecipe, progress: Progress) -> dict[str, Any]:
     """By a recipe of everlearn."""
-    build(model_dir, folder, "generate", recipe, progress)
+    build_export(model_dir, folder, "generate", recipe, progress)
     format = "onnx-genai" if recipe.to.endswith("onnx") else "compressed-tensors"
     return {"directory": str(folder), "format": format, "size": size_of(folder)}
 

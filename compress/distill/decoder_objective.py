@@ -20,7 +20,7 @@ from train.objectives.logits import before_logits, logits_at
 Divergence = Literal["forward", "reverse", "jensen-shannon"]
 
 
-def apart(teacher: Tensor, student: Tensor, kind: Divergence) -> tuple[Tensor, Tensor]:
+def divergence_and_grad(teacher: Tensor, student: Tensor, kind: Divergence) -> tuple[Tensor, Tensor]:
     """Summed over the rows of log-probabilities (n, vocab), in nats; and its derivative by the student's logits.
 
     ``forward``: KL(teacher || student), which covers all that the teacher finds likely. ``reverse``: KL(student ||
@@ -49,10 +49,10 @@ def with_text(
     The teacher's part counts times the temperature's square, so that its gradient keeps its size whatever that is.
     logits: (n, vocab); targets: int64 (n,). Ids beyond those of ``soft`` are the text's alone.
     """
-    hard_loss, slope = cross_entropies(targets)(slice(None), logits)
-    soft_loss, soft_slope = soft
-    slope.mul_(1 - weight)[:, : soft_slope.shape[-1]].add_(soft_slope, alpha=weight * temperature)
-    return weight * temperature**2 * soft_loss + (1 - weight) * hard_loss, slope
+    hard_loss, grad = cross_entropies(targets)(slice(None), logits)
+    soft_loss, soft_grad = soft
+    grad.mul_(1 - weight)[:, : soft_grad.shape[-1]].add_(soft_grad, alpha=weight * temperature)
+    return weight * temperature**2 * soft_loss + (1 - weight) * hard_loss, grad
 
 
 def counterparts(kept: Sequence[int] | None, student: int, teacher: int) -> list[tuple[int, int]]:
@@ -109,7 +109,7 @@ class HiddenStates:
         if hasattr(student, "hidden_maps"):
             del student.hidden_maps
 
-    def apart(
+    def distance(
         self, student: Any, ours: Mapping[int, Tensor], theirs: Mapping[int, Tensor], rows: Tensor
     ) -> Tensor:
         """Summed over ``rows`` of the flattened batch, ``weight`` of the mean of all pairs."""
@@ -125,7 +125,7 @@ class HiddenStates:
 class Distillation:
     """``weight`` of the divergence from the teacher, the rest cross-entropy of the text; an objective of the loop.
 
-    The divergence (see :func:`apart`) is that of distributions softened by ``temperature`` T, times T squared, so
+    The divergence (see :func:`divergence_and_grad`) is that of distributions softened by ``temperature`` T, times T squared, so
     that its gradient keeps its size whatever T is. What the ``states`` say is added. Where one of the two has more
     ids, they are padding beyond the tokenizer's: the divergence is over those that both have.
     """
@@ -153,15 +153,15 @@ class Distillation:
         with outputs_of(model, [pair[0] for pair in pairs]) as our_states:
             now = before_logits(model, batch)
         loss = linear_loss(
-            *now, rows, lambda chunk, logits: self.slopes(theirs(chunk), logits, targets[chunk])
+            *now, rows, lambda chunk, logits: self.loss_and_grad(theirs(chunk), logits, targets[chunk])
         )
         if self.states:
-            loss = loss + self.states.apart(model, our_states, their_states, rows)
+            loss = loss + self.states.distance(model, our_states, their_states, rows)
         return loss, torch.tensor(len(rows), dtype=torch.float32, device=loss.device)
 
-    def slopes(self, soft: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_and_grad(self, soft: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of the losses, and its derivative by logits (n, vocab). soft: the teacher's (n, vocab)."""
         both = min(soft.shape[-1], logits.shape[-1])
         teacher, student = (torch.log_softmax(one[:, :both] / self.temperature, -1) for one in (soft, logits))
-        found = apart(teacher, student, self.kind)
+        found = divergence_and_grad(teacher, student, self.kind)
         return with_text(found, self.temperature, self.weight, logits, targets)

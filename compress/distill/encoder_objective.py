@@ -84,6 +84,6 @@ class EmbeddingDistillation:
         ours = model(**given).last_hidden_state  # (texts, seq, dim)
         loss = (1 - (self.teacher.pooled(ours, mask) * self.teacher.pooled(theirs, mask)).sum(-1)).sum()
         if self.hidden:
-            apart = (ours - theirs)[mask].square().sum(-1) / theirs[mask].square().sum(-1)
-            loss = loss + self.hidden * len(mask) * apart.mean()
+            distance = (ours - theirs)[mask].square().sum(-1) / theirs[mask].square().sum(-1)
+            loss = loss + self.hidden * len(mask) * distance.mean()
         return loss, torch.tensor(len(mask), dtype=torch.float32, device=loss.device)

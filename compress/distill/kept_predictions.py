@@ -182,17 +182,17 @@ class KeptDistillation:
         loss = linear_loss(
             *before_logits(model, batch),
             places,
-            lambda chunk, logits: self.slopes(logits, ids[chunk], log_probs[chunk], targets[chunk]),
+            lambda chunk, logits: self.loss_and_grad(logits, ids[chunk], log_probs[chunk], targets[chunk]),
         )
         loss = loss - self.weight * self.temperature**2 * entropy.sum()
         return loss, torch.tensor(len(places), dtype=torch.float32, device=loss.device)
 
-    def slopes(
+    def loss_and_grad(
         self, logits: Tensor, ids: Tensor, log_probs: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Sum of the cross-entropies, and its derivative by logits (n, vocab). ids, log_probs: (n, kept)."""
         theirs = torch.softmax(log_probs, -1)  # what float16 rounded adds up to one again
         ours = torch.log_softmax(logits[:, : self.vocab] / self.temperature, -1)
         loss = -(theirs * ours.gather(-1, ids)).sum()
-        slope = ours.exp_().scatter_add_(-1, ids, -theirs)
-        return with_text((loss, slope), self.temperature, self.weight, logits, targets)
+        grad = ours.exp_().scatter_add_(-1, ids, -theirs)
+        return with_text((loss, grad), self.temperature, self.weight, logits, targets)

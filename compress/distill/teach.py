@@ -238,7 +238,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     refuse_unfit(teacher)
     refuse_unfit(student)
     packer = Packer(stores[0], recipe.sequence_tokens, recipe.seed)
-    apart = solved_once(
+    distances = solved_once(
         recipe, run_dir, lambda: reconstructed(recipe, teacher, student, kept, packer, progress)
     )
     rounded = round_in_training(student, recipe.head_bits) if recipe.quantize_to else []
@@ -284,7 +284,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     student.to(dtype).save_pretrained(model_dir)
     keep_tokenizer(teacher_dir, model_dir)
     write_generation_config(model_dir)
-    return metrics_of(result) | {"reconstructed": apart}
+    return metrics_of(result) | {"reconstructed": distances}
 
 
 def reconstructed(

@@ -41,7 +41,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     teacher = load_encoder(teacher_dir)
     body, kept = student_of(recipe, request, teacher)
     student = Encoder(body, teacher.pooling)
-    apart = solved_once(
+    distances = solved_once(
         recipe,
         run_dir,
         lambda: solved(recipe, teacher, student, kept, stores[0], teacher_dir, progress),
@@ -90,7 +90,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         "tokens": result.tokens,
         "seconds": round(result.seconds, 2),
         "peak_memory_bytes": result.peak_memory_bytes,
-        "reconstructed": apart,
+        "reconstructed": distances,
     }
 
 

@@ -1,4 +1,4 @@
-"""``everlearn compare A B…``: the price of each beside the first, on the same texts, on the engines that run them."""
+"""``everlearn compare A B…``: what each costs beside the first, on the same texts, on the engines that run them."""
 
 from __future__ import annotations
 
@@ -158,14 +158,14 @@ def read_texts(paths: Sequence[Path]) -> dict[str, str]:
 
 
 def refuse_other_tokens(versions: Sequence[Version], places: Sequence[Path]) -> None:
-    """Figures a token say nothing of two models that mean different tokens. Raises InvalidInput."""
+    """Per-token metrics cannot be compared between models that split text into different tokens. Raises InvalidInput."""
     from tokenizers import Tokenizer
 
     first = Tokenizer.from_file(str(places[0] / "tokenizer.json")).get_vocab()
     for version, place in zip(versions[1:], places[1:], strict=True):
         if Tokenizer.from_file(str(place / "tokenizer.json")).get_vocab() != first:
             raise InvalidInput(
-                f"{version.ref} and {versions[0].ref} have different tokenizers: figures a token cannot be compared",
+                f"{version.ref} and {versions[0].ref} have different tokenizers: per-token metrics cannot be compared",
                 param="ref",
             )
 

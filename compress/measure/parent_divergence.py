@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.measure.parity import apart
+from compress.measure.parity import mean_divergence
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
 from train.evaluate.comparison import compare
@@ -92,7 +92,7 @@ def keep_far(model: Any, parent: Path, file: Path) -> None:
         np.savez(file, windows=windows, logits=logits[-BEYOND:])
 
 
-def far_apart(export: Path, file: Path) -> float:
+def far_divergence(export: Path, file: Path) -> float:
     """How far ``export`` in float32 is from what :func:`keep_far` kept, nats a token; 0 where it kept nothing."""
     import numpy as np
 
@@ -100,14 +100,14 @@ def far_apart(export: Path, file: Path) -> float:
         return 0.0
     kept = np.load(file)
     (logits,) = onnx_logits(export, kept["windows"], in_float32(export))
-    return apart(iter([kept["logits"]]), iter([logits[-BEYOND:]]), kept["windows"][:, -BEYOND:])
+    return mean_divergence(iter([kept["logits"]]), iter([logits[-BEYOND:]]), kept["windows"][:, -BEYOND:])
 
 
 def measure_export(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """The child: the fields of ``train.evaluate.comparison.Comparison`` of an export in onnxruntime, beside the kept reference.
 
     Of the first window, beside torch with the same weights: ``graph``, in float32 and where it is more that of
-    :func:`far_apart`, and ``kernels``, as it is served; mean KL in nats a token. onnxruntime takes one and a half times the export's size. In a process of its own that is
+    :func:`far_divergence`, and ``kernels``, as it is served; mean KL in nats a token. onnxruntime takes one and a half times the export's size. In a process of its own that is
     all there is.
     """
     import numpy as np
@@ -117,14 +117,14 @@ def measure_export(request: Mapping[str, Any], progress: Progress) -> dict[str, 
     reference = np.load(request["reference"], mmap_mode="r")
     carried = np.load(request["carried"], mmap_mode="r")[:1]
     progress("checking the graph", None)
-    graph = apart(iter(carried), onnx_logits(export, windows[:1], in_float32(export)), windows[:1])
-    far = far_apart(export, Path(request["far"]))
+    graph = mean_divergence(iter(carried), onnx_logits(export, windows[:1], in_float32(export)), windows[:1])
+    far = far_divergence(export, Path(request["far"]))
     kernels: list[float] = []
 
     def served() -> Iterator[np.ndarray]:
         for logits in onnx_logits(export, windows):
             if not kernels:
-                kernels.append(apart(iter(carried), iter([logits]), windows[:1]))
+                kernels.append(mean_divergence(iter(carried), iter([logits]), windows[:1]))
             yield logits
 
     compared = asdict(compare(iter(reference), counted("measuring", served(), windows, progress), windows))

@@ -45,7 +45,9 @@ def refuse_another(divergence: float, limit: float, what: str, instead: str = AN
         )
 
 
-def apart(reference_logits: Iterator[np.ndarray], logits: Iterator[np.ndarray], windows: np.ndarray) -> float:
+def mean_divergence(
+    reference_logits: Iterator[np.ndarray], logits: Iterator[np.ndarray], windows: np.ndarray
+) -> float:
     """Mean KL in nats a token between two models of the same weights; logits float32 (window, vocab) of each window."""
     return compare(reference_logits, logits, windows).divergence
 

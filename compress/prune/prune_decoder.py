@@ -19,7 +19,7 @@ from train.models.save import saved_dtype
 BATCH = 4
 
 
-def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+def build_pruned_decoder(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Prunes ``model_dir`` into ``directory``: how it was ``made``, and how it ``compared`` with its parent.
 
     Raises InvalidInput, and Unsupported where llmcompressor is needed and not installed.
@@ -81,14 +81,14 @@ def pruned(model: Any, wanted: Prune, ids: Any, progress: Progress) -> tuple[Any
         model = narrow_attention(
             model, wanted.kv_heads, ids[:BATCH], lambda done, total: progress("weighing heads", done / total)
         )
-    apart = reconstruct(
+    distances = reconstruct(
         whole,
         model,
         kept,
         batch_of(ids),
         lambda done: progress("solving for what was taken out", done),
     )
-    return model, made | {"reconstructed": rounded(apart)}
+    return model, made | {"reconstructed": rounded(distances)}
 
 
 def set_zeros(model: Any, wanted: Prune, ids: Any, progress: Progress) -> None:
@@ -115,4 +115,4 @@ def set_zeros(model: Any, wanted: Prune, ids: Any, progress: Progress) -> None:
 
 
 if __name__ == "__main__":
-    answer(build)
+    answer(build_pruned_decoder)

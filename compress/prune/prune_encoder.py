@@ -19,7 +19,7 @@ from compress.distill.decoder_objective import outputs_of
 from compress.prune.pruning import cheapest, chosen_layers, layers_of, with_layers
 from compress.prune.reconstruct import changed, least_squares, rounded
 from compress.quantize.calibration import calibration_windows, seen
-from compress.quantize.capture import listening
+from compress.quantize.capture import capture_inputs
 from compress.recipe import Calibration, Prune
 from compress.sentence_encoder import Encoder, load_encoder, nearness, save_encoder, texts_of, whole_texts
 from everlearn.errors import Unsupported
@@ -31,7 +31,7 @@ TRIAL_TEXTS = 16
 """Of each length."""
 
 
-def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+def build_pruned_encoder(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Prunes ``model_dir`` into ``directory``: how it was ``made``, and how it ``compared`` with its parent.
 
     Raises InvalidInput, and Unsupported for what is no layer.
@@ -75,10 +75,10 @@ def pruned(
     )
     kept = [at for at in range(depth) if at not in gone]
     smaller = Encoder(with_layers(whole.body, kept), whole.pooling).eval()
-    apart = take_over(
+    distances = take_over(
         whole, smaller, kept, texts, lambda done: progress("solving for what was taken out", done)
     )
-    return smaller, {"dropped": gone, "reconstructed": rounded(apart)}
+    return smaller, {"dropped": gone, "reconstructed": rounded(distances)}
 
 
 def away_from(encoder: Encoder, texts: Sequence[Tensor]) -> Callable[[], float]:
@@ -111,7 +111,7 @@ def take_over(
         for pair in changed(whole.body, smaller.body, kept)
         if is_solvable(smaller, pair[0], texts[0][:2])
     ]
-    apart: dict[int, tuple[float, float]] = {}
+    distances: dict[int, tuple[float, float]] = {}
     for number, (at, owed) in enumerate(pairs):
         layer, missing = ours[at].output, theirs[owed].output
         inputs, targets, weights = [], [], []
@@ -124,15 +124,15 @@ def take_over(
             if on_part:
                 on_part((number + done / len(texts)) / len(pairs))
         mixed = torch.randperm(sum(map(len, inputs)), generator=torch.Generator().manual_seed(0))
-        change, *distances = least_squares(
+        change, before, after = least_squares(
             *(torch.cat(parts)[mixed] for parts in (inputs, targets, weights))
         )  # the last tokens, which choose the ridge, are of all lengths
-        if distances[1] < distances[0]:
+        if after < before:
             layer.dense.weight += change[:-1].T
             layer.dense.bias += change[-1]
             layer.LayerNorm.load_state_dict(missing.LayerNorm.state_dict())
-        apart[at] = (distances[0], distances[1])
-    return apart
+        distances[at] = (before, after)
+    return distances
 
 
 def scaled_like(given: Tensor, wanted: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def read_by(modules: Sequence[nn.Module], encoder: Encoder, texts: Tensor) -> li
     def keep(module: nn.Module, given: Tensor) -> None:
         got[module] = given.flatten(0, 1)
 
-    with listening(modules, keep):
+    with capture_inputs(modules, keep):
         encoder.body(input_ids=texts, attention_mask=torch.ones_like(texts))
     return [got[module] for module in modules]
 
@@ -166,4 +166,4 @@ def is_solvable(encoder: Encoder, at: int, texts: Tensor) -> bool:
 
 
 if __name__ == "__main__":
-    answer(build)
+    answer(build_pruned_encoder)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.quantize.capture import listening
+from compress.quantize.capture import capture_inputs
 from compress.quantize.sensitivity import TRIAL_TOKENS, divergence, log_probabilities
 from compress.recipe import Prune
 from everlearn.errors import InvalidInput, Unsupported
@@ -233,7 +233,7 @@ def importance(
         if on_part:
             on_part(len(found), len(readers))
 
-    with listening(readers, weigh):
+    with capture_inputs(readers, weigh):
         model.get_decoder()(input_ids=ids, use_cache=False)
     return found
 

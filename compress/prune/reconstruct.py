@@ -69,7 +69,7 @@ def reconstruct(
             outputs.append(given[theirs].flatten(0, 1))
         if on_part:
             on_part(at / len(ids) / 2)
-    apart: dict[int, tuple[float, float]] = {}
+    distances: dict[int, tuple[float, float]] = {}
     layers, hooks, residuals = layers_of(student), [], dict[int, Tensor]()
     for ours, theirs in pairs:
 
@@ -83,9 +83,9 @@ def reconstruct(
             weights = 1 / target[seen].square().sum(-1, keepdim=True).clamp_min(1e-12)
             change, before, after = least_squares(inputs[0].flatten(0, 1)[seen], missing, weights)
             module.weight += change.T
-            apart[ours] = (before, after)
+            distances[ours] = (before, after)
             if on_part:
-                on_part(0.5 + len(apart) / len(pairs) / 2)
+                on_part(0.5 + len(distances) / len(pairs) / 2)
 
         norm = layers[ours].post_attention_layernorm
         hooks.append(norm.register_forward_pre_hook(partial(_keep_input, residuals, ours)))  # type: ignore[union-attr]
@@ -96,7 +96,7 @@ def reconstruct(
     finally:
         for one in hooks:
             one.remove()
-    return apart
+    return distances
 
 
 def batch_of(ids: Tensor) -> dict[str, Tensor]:
@@ -105,9 +105,9 @@ def batch_of(ids: Tensor) -> dict[str, Tensor]:
     return {"input_ids": ids, "position_ids": positions, "document_ids": torch.zeros_like(ids)}
 
 
-def rounded(apart: Mapping[int, tuple[float, float]]) -> dict[str, list[float]]:
+def rounded(distances: Mapping[int, tuple[float, float]]) -> dict[str, list[float]]:
     """As a bundle keeps it: by the layer's number."""
-    return {str(at): [round(one, 6) for one in pair] for at, pair in apart.items()}
+    return {str(at): [round(one, 6) for one in pair] for at, pair in distances.items()}
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def listening(modules: Iterable[nn.Module], heard: Callable[[Any, Tensor], None]) -> Iterator[None]:
-    """While it lasts, ``heard`` gets each of ``modules`` that is called, and its first input."""
+def capture_inputs(modules: Iterable[nn.Module], receive: Callable[[Any, Tensor], None]) -> Iterator[None]:
+    """While it lasts, ``receive`` gets each of ``modules`` that is called, and its first input."""
     hooks = [
-        one.register_forward_pre_hook(lambda module, inputs: heard(module, inputs[0])) for one in modules
+        one.register_forward_pre_hook(lambda module, inputs: receive(module, inputs[0])) for one in modules
     ]
     try:
         yield

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.quantize.capture import listening
+from compress.quantize.capture import capture_inputs
 from compress.quantize.sensitivity import in_int8
 from compress.sentence_encoder import Encoder, whole_texts
 
@@ -109,7 +109,7 @@ def reads(encoder: Encoder, texts: Sequence[Tensor]) -> list[Read]:
     """What linear layers read. Without those that are called more than once: their inputs are several tensors."""
     names = {one: name for name, one in encoder.body.named_modules() if isinstance(one, nn.Linear)}
     calls: list[tuple[nn.Linear, Tensor]] = []
-    with listening(names, lambda linear, given: calls.append((linear, given))):
+    with capture_inputs(names, lambda linear, given: calls.append((linear, given))):
         encoder.embed(whole_texts(texts[0][:1]))
     times = Counter(linear for linear, _ in calls)
     together: defaultdict[Any, list[nn.Linear]] = defaultdict(list)
@@ -129,7 +129,7 @@ def reads(encoder: Encoder, texts: Sequence[Tensor]) -> list[Read]:
             rows = torch.cat([before.rows, rows])
         found[linear] = Read(groups[linear], low, high, rows)
 
-    with listening(groups, look):
+    with capture_inputs(groups, look):
         for some in texts:
             encoder.embed(whole_texts(some))
     return list(found.values())
@@ -153,8 +153,8 @@ def lost(read: Read, weight: Tensor, factor: Tensor, by_token: bool) -> float:
         low, high = rows.min(), rows.max()
     weight = weight / factor
     wanted = rows @ weight.T
-    apart = rounded_together(rows, low, high) @ in_int8(weight, STEPS).T - wanted
-    return float((apart.square().sum(-1) / wanted.square().sum(-1).clamp(min=TINY)).mean())
+    error = rounded_together(rows, low, high) @ in_int8(weight, STEPS).T - wanted
+    return float((error.square().sum(-1) / wanted.square().sum(-1).clamp(min=TINY)).mean())
 
 
 def rounded_together(rows: Tensor, low: Tensor, high: Tensor) -> Tensor:

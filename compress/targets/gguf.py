@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.measure.parent_divergence import held_windows, measure
-from compress.measure.parity import SAME_GRAPH, Drifted, apart, carried_logits, refuse_another
+from compress.measure.parity import SAME_GRAPH, Drifted, carried_logits, mean_divergence, refuse_another
 from compress.targets.architectures import architecture_of
 from compress.targets.gguf_vocabulary import vocabulary_of
 from compress.targets.table import GGUF_TYPES
@@ -44,7 +44,7 @@ ODD_TEXTS = (
 )
 
 
-def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+def build_gguf_file(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Writes ``file`` from ``model_dir`` with ``type`` (f32, f16, q8_0 or q4_0), once it is read back and is the same.
 
     Raises Unsupported before any work where llama.cpp would compute another model, Drifted where the file is another.
@@ -80,7 +80,7 @@ def compare_back(model_dir: Path, again: Path, tokens: int, progress: Progress) 
     held = held_windows(model_dir, tokens)
     model = load_causal_lm(again)
     carried = carried_logits(model_dir, model.state_dict(), held[:1])
-    divergence = apart(carried, torch_logits(model, held[:1]), held[:1])
+    divergence = mean_divergence(carried, torch_logits(model, held[:1]), held[:1])
     what = f"{architecture_of(model.config.to_dict())}: the GGUF file"
     refuse_another(divergence, SAME_GRAPH, what, "Bring the model to vLLM as it is.")
     return measure(model_dir, held, torch_logits(model, held), progress)
@@ -195,4 +195,4 @@ def add(writer: Any, key: str, value: bool | float | str) -> None:
 
 
 if __name__ == "__main__":
-    answer(build)
+    answer(build_gguf_file)

@@ -99,7 +99,7 @@ def tokenizer_fields(model_dir: Path) -> dict[str, Any]:
     by_id = {at: token for token, at in said["model"]["vocab"].items()}
     by_id |= {at: one["content"] for at, one in added.items()}
     if sorted(by_id) != list(range(len(by_id))):
-        raise Unsupported("the tokenizer's ids have gaps, which GGUF does not")
+        raise Unsupported("the tokenizer's ids are not contiguous: GGUF requires contiguous token ids")
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
     types = [
         NORMAL if at not in added else CONTROL if added[at]["special"] else USER_DEFINED

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 BITS = {"int4": 4, "int8": 8}
 
 
-def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+def build_onnx_decoder(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Exports ``model_dir`` to ``directory``: how it was ``made``. In ``reference`` is what the export is measured by.
 
     Raises Unsupported where the builder, or GPTQ, does not take the model.
@@ -207,4 +207,4 @@ def builder_between(load: Callable[[], Any], write: Callable[[Any], None]) -> It
 
 
 if __name__ == "__main__":
-    answer(build)
+    answer(build_onnx_decoder)

@@ -38,7 +38,7 @@ SAME_GRAPH = 0.9999
 """Least cosine of embeddings of one model in float32; 0.999999 is seen."""
 
 
-def export(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+def build_onnx_encoder(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Writes model.onnx, tokenizer.json and config.json; returns how, and the metrics."""
     model_dir, directory = Path(request["model_dir"]), Path(request["directory"])
     longest = write_config(model_dir, directory)
@@ -162,4 +162,4 @@ def session_embed(graph: Path, threads: int = 0) -> Embed:
 
 
 if __name__ == "__main__":
-    answer(export)
+    answer(build_onnx_encoder)

@@ -99,10 +99,10 @@ def refuse_another(node: ir.Node, codes: torch.Tensor, scales: torch.Tensor) -> 
     assert node.inputs[1] is not None and node.inputs[1].const_value is not None
     theirs = node.inputs[1].const_value.numpy()[:, :COMPARED_ROWS].T
     ours = unpacked(codes[: len(theirs)], scales[: len(theirs)]).weight().numpy()[:, : theirs.shape[1]]
-    apart = np.linalg.norm(ours - theirs) / max(float(np.linalg.norm(theirs)), 1e-12)
+    difference = np.linalg.norm(ours - theirs) / max(float(np.linalg.norm(theirs)), 1e-12)
     del theirs
     give_back()
-    if not apart < NEAR:
+    if not difference < NEAR:
         raise Unsupported(f"{node.name} of this graph is not with the layer of that name")
 
 
@@ -137,8 +137,8 @@ def halved(scales: np.ndarray) -> np.ndarray | None:
     with np.errstate(over="ignore"):
         half = scales.astype(np.float16)
     largest = np.abs(scales).max(initial=0)
-    apart = np.abs(half.astype(np.float32) - scales)
-    return half if (apart <= ROUNDING * np.abs(scales) + BESIDE_LARGEST * largest).all() else None
+    difference = np.abs(half.astype(np.float32) - scales)
+    return half if (difference <= ROUNDING * np.abs(scales) + BESIDE_LARGEST * largest).all() else None
 
 
 def share_embedding(graph: ir.Graph) -> bool:

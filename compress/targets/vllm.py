@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.measure.parent_divergence import held_windows, measure
-from compress.measure.parity import SAME_GRAPH, apart, carried_logits, refuse_another
+from compress.measure.parity import SAME_GRAPH, carried_logits, mean_divergence, refuse_another
 from compress.quantize import gptq, rtn
 from compress.quantize.blocks import linear_layers, refuse_odd_widths
 from compress.quantize.calibration import calibration_windows, seen
@@ -46,7 +46,7 @@ PARTS = (".weight_packed", ".weight_scale", ".weight_shape")
 INSTALL = "{} is made by llmcompressor, which is not installed here: pip install 'everlearn[compress]'"
 
 
-def build(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+def build_vllm_checkpoint(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Quantizes ``model_dir`` into ``directory``: how it was ``made``, and how it ``compared`` with its parent.
 
     Raises Unsupported where llmcompressor is not installed.
@@ -109,7 +109,7 @@ def refuse_other_weights(model_dir: Path, directory: Path, windows: Any) -> None
         if scheme := getattr(module, "quantization_scheme", None):
             scheme.input_activations = None
     carried = carried_logits(model_dir, dense_weights(directory), windows)
-    divergence = apart(carried, torch_logits(model, windows), windows)
+    divergence = mean_divergence(carried, torch_logits(model, windows), windows)
     what = f"{architecture_of(model.config.to_dict())}: the checkpoint"
     refuse_another(divergence, SAME_GRAPH, what, "vLLM serves its float weights as they are.")
 
@@ -168,4 +168,4 @@ def modifiers(request: Mapping[str, Any], model_type: str, kept: list[str]) -> l
 
 
 if __name__ == "__main__":
-    answer(build)
+    answer(build_vllm_checkpoint)

@@ -30,7 +30,7 @@ from transformers import (
 
 from compress.measure.parity import Drifted
 from compress.sentence_encoder import load_encoder
-from compress.targets import onnx_encoder as export_encoder
+from compress.targets import onnx_encoder
 from compress.targets.architectures import ONNX_ENCODERS
 from compress.targets.onnx_encoder import refuse_another_graph, session_embed, trace
 from tests.compress.targets.architecture_table import PAGE
@@ -112,7 +112,7 @@ def test_a_graph_of_another_encoder_is_refused_before_it_is_rounded(
         "calibration": {"tokens": 1024},
     }
     other = load_encoder(tmp_path / "other")
-    monkeypatch.setattr(export_encoder, "trace", lambda _, graph: trace(other, graph))
-    monkeypatch.setattr(export_encoder, "quantize", lambda _: pytest.fail("it was rounded"))
+    monkeypatch.setattr(onnx_encoder, "trace", lambda _, graph: trace(other, graph))
+    monkeypatch.setattr(onnx_encoder, "quantize", lambda _: pytest.fail("it was rounded"))
     with pytest.raises(Drifted, match="graph in float32 has cosine"):
-        export_encoder.export(request, lambda *_: None)
+        onnx_encoder.build_onnx_encoder(request, lambda *_: None)

@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from compress import export
-from compress.export import Drifted, build, export_onnx
+from compress.export import Drifted, build_export, export_onnx
 from compress.measure.parent_divergence import held_windows
 from compress.quantize.calibration import calibration_windows
 from compress.recipe import Calibration, CompressRecipe
@@ -167,7 +167,7 @@ def test_a_model_that_reads_fewer_tokens_at_once_is_calibrated_and_measured_on_s
     assert measured.shape[1] == 96
     assert not {tuple(row) for row in windows} & {tuple(row) for row in measured}
     (made := tmp_path / "made").mkdir()
-    _, metrics = build(short, made, "generate", recipe)
+    _, metrics = build_export(short, made, "generate", recipe)
     assert 0 < metrics["divergence"] < 0.2 and metrics["tokens"] > 3000
 
 

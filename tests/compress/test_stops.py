@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from gguf import GGUFReader
 
-from compress.export import build
+from compress.export import build_export
 from compress.recipe import CompressRecipe
 from compress.targets.gguf import plain, write_gguf
 from everlearn.bundles.bundle import write_bundle
@@ -44,7 +44,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exported(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("exported")
-    made, metrics = build(base, directory, "generate", CompressRecipe(to="fp32-onnx"))
+    made, metrics = build_export(base, directory, "generate", CompressRecipe(to="fp32-onnx"))
     write_bundle(
         directory,
         name="tiny",

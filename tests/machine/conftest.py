@@ -18,8 +18,7 @@ import pytest
 
 from compress.export import decoder_request
 from compress.recipe import Calibration, CompressRecipe
-from compress.targets import onnx_decoder as build_decoder
-from compress.targets import onnx_encoder as export_encoder
+from compress.targets import onnx_decoder, onnx_encoder
 from everlearn.progress import silent
 from tests.conftest import REPOSITORY, TEST_HOME
 from tests.machine.arm64 import CPUINFO, NotFetched, arm64_root
@@ -146,7 +145,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "int8-kv": CompressRecipe(to="int8-onnx", kv_cache="int8", calibration=calibration),
     }.items():
         made[name] = tmp_path_factory.mktemp(name)
-        build_decoder.build(decoder_request(parents["decoder"], made[name], recipe, None), silent)
+        onnx_decoder.build_onnx_decoder(decoder_request(parents["decoder"], made[name], recipe, None), silent)
     for name, precision in {"encoder-int8": "int8", "encoder-fp32": "fp32"}.items():
         made[name] = tmp_path_factory.mktemp(name)
         request = {
@@ -155,5 +154,5 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "precision": precision,
             "calibration": calibration.model_dump(mode="json"),
         }
-        export_encoder.export(request, silent)
+        onnx_encoder.build_onnx_encoder(request, silent)
     return made

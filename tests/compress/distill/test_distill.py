@@ -17,8 +17,8 @@ from compress.distill.decoder_objective import (
     Distillation,
     Divergence,
     HiddenStates,
-    apart,
     counterparts,
+    divergence_and_grad,
     outputs_of,
 )
 from compress.distill.teach import DistillRecipe, Student, distill
@@ -103,9 +103,9 @@ def test_divergences_and_their_slopes_are_what_torch_says_they_are() -> None:
     assert expected["jensen-shannon"] / 5 < math.log(2)
     for kind, loss in expected.items():
         (slope,) = torch.autograd.grad(loss, logits, retain_graph=True)
-        found, its_slope = apart(teacher, logits.detach().log_softmax(-1), kind)
+        found, its_grad = divergence_and_grad(teacher, logits.detach().log_softmax(-1), kind)
         torch.testing.assert_close(found, loss.detach(), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(its_slope, slope, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(its_grad, slope, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["forward", "reverse", "jensen-shannon"])
@@ -161,10 +161,10 @@ def test_the_objective_is_cross_entropy_without_a_teacher_and_nothing_for_the_te
     with torch.no_grad():
         alone, count = Distillation(teacher, 2.0, 0.0)(teacher, batch)
         plain, plain_count = CausalLM()(teacher, batch)
-        apart, _ = Distillation(teacher, 2.0, 1.0)(teacher, batch)
+        loss, _ = Distillation(teacher, 2.0, 1.0)(teacher, batch)
     assert count == plain_count > 0
     assert alone.item() == pytest.approx(plain.item(), rel=1e-5)
-    assert apart.item() / count.item() == pytest.approx(0, abs=1e-6)
+    assert loss.item() / count.item() == pytest.approx(0, abs=1e-6)
 
 
 def test_layers_have_their_counterparts_before_the_next_kept_one_or_at_their_depth() -> None:

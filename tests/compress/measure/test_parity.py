@@ -12,13 +12,13 @@ from transformers import GPTNeoXConfig, LlamaConfig
 from compress import export
 from compress.export import export_onnx
 from compress.measure.parent_divergence import held_windows
-from compress.measure.parity import SAME_GRAPH, Drifted, apart, carried_logits, refuse_another
+from compress.measure.parity import SAME_GRAPH, Drifted, carried_logits, mean_divergence, refuse_another
 from compress.targets import attention_graph
 from compress.targets.vllm import dense_weights
 from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from tests.compress.targets.architecture_table import build
+from tests.compress.targets.architecture_table import build_and_measure
 from tests.support.architecture_rows import SHAPE, rope, write
 from train.evaluate.held_out_text import tokens_at_once
 from train.evaluate.logits import torch_logits
@@ -41,9 +41,13 @@ def test_another_model_with_the_same_weights_is_seen(parent: Path, tmp_path: Pat
     weights = load_causal_lm(parent).state_dict()
     theirs = load_causal_lm(other)
     assert (
-        apart(carried_logits(parent, weights, windows), torch_logits(theirs, windows), windows) > SAME_GRAPH
+        mean_divergence(carried_logits(parent, weights, windows), torch_logits(theirs, windows), windows)
+        > SAME_GRAPH
     )
-    assert apart(carried_logits(other, weights, windows), torch_logits(theirs, windows), windows) < 1e-6
+    assert (
+        mean_divergence(carried_logits(other, weights, windows), torch_logits(theirs, windows), windows)
+        < 1e-6
+    )
 
 
 def test_a_tensor_that_is_not_there_is_named(parent: Path) -> None:
@@ -59,9 +63,9 @@ def test_a_graph_that_drops_scaled_positions_is_seen_under_the_loss_of_rounding(
 ) -> None:
     """As onnxruntime-genai's builder makes it of Llama with YaRN."""
     write(LlamaConfig(**SHAPE, rope_parameters=rope("yarn")), tmp_path / "model")
-    assert build(tmp_path / "model", tmp_path / "right", to)["graph"] < SAME_GRAPH
+    assert build_and_measure(tmp_path / "model", tmp_path / "right", to)["graph"] < SAME_GRAPH
     monkeypatch.setattr(attention_graph, "write_attention", lambda *_: None)
-    assert build(tmp_path / "model", tmp_path / "wrong", to)["graph"] > 1000 * SAME_GRAPH
+    assert build_and_measure(tmp_path / "model", tmp_path / "wrong", to)["graph"] > 1000 * SAME_GRAPH
 
 
 def test_a_graph_is_not_registered_where_it_is_another_model(
@@ -116,7 +120,7 @@ def test_gpt_neox_is_held_to_torch_though_its_output_layer_is_stored_by_another_
     weights = dense_weights(tmp_path / "model")
     windows = held_windows(parent, 512)
     theirs = torch_logits(load_causal_lm(tmp_path / "model"), windows)
-    assert apart(carried_logits(tmp_path / "model", weights, windows), theirs, windows) < 1e-6
+    assert mean_divergence(carried_logits(tmp_path / "model", weights, windows), theirs, windows) < 1e-6
 
 
 def test_what_transformers_makes_longrope_of_phi3s_yarn_is_read_as_such() -> None:

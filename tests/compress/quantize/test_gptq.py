@@ -12,7 +12,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from compress.export import build, recipe_of, write_export
+from compress.export import build_export, recipe_of, write_export
 from compress.quantize.blocks import Quantized, round_to_nearest
 from compress.quantize.calibration import calibration_windows
 from compress.quantize.gptq import DAMPING, gptq, quantize_model
@@ -40,7 +40,7 @@ def layer() -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def built(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, dict]:
     directory = tmp_path_factory.mktemp("gptq")
-    return directory, *build(parent, directory, "generate", RECIPE)
+    return directory, *build_export(parent, directory, "generate", RECIPE)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_the_layers_that_4_bits_hurt_most_keep_8(parent: Path, tmp_path: Path) -
     for share in (0.0, 0.3):
         (directory := tmp_path / f"made-{share}").mkdir()
         recipe = CompressRecipe(to="int4-onnx", weights="rtn", high_precision_fraction=share)
-        made, metrics[share] = build(parent, directory, "generate", recipe)
+        made, metrics[share] = build_export(parent, directory, "generate", recipe)
     nodes = [node for node in onnx.load(directory / "model.onnx").graph.node if node.op_type == "MatMulNBits"]
     wide = {
         node.name.partition("/MatMul")[0].strip("/").replace("/", ".").replace(".attn.", ".self_attn.")
@@ -190,12 +190,12 @@ def test_the_most_sensitive_fit_into_their_share() -> None:
 def test_it_is_nearer_to_the_parent_than_rounding(
     built: tuple[Path, dict, dict], parent: Path, tmp_path: Path
 ) -> None:
-    _, metrics = build(parent, tmp_path, "generate", CompressRecipe(to="int4-onnx", weights="rtn"))
+    _, metrics = build_export(parent, tmp_path, "generate", CompressRecipe(to="int4-onnx", weights="rtn"))
     assert built[2]["divergence"] < metrics["divergence"]
 
 
 def test_two_builds_are_the_same_bytes(built: tuple[Path, dict, dict], parent: Path, tmp_path: Path) -> None:
-    made, metrics = build(parent, tmp_path, "generate", RECIPE)
+    made, metrics = build_export(parent, tmp_path, "generate", RECIPE)
     assert (made, metrics) == built[1:]
     names = {file.name for file in tmp_path.iterdir()}
     assert names == {file.name for file in built[0].iterdir()} and "model.onnx.data" in names

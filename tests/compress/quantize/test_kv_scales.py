@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress.export import build
+from compress.export import build_export
 from compress.quantize.kv_scales import QMAX, write_scales
 from compress.recipe import Calibration, CompressRecipe
 from serve.engines.onnx.decoding.decoder import Decoder
@@ -25,7 +25,7 @@ def decoders(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     for kept in ("float32", "int8"):
         directory = tmp_path_factory.mktemp(kept)
         recipe = CompressRecipe(to="int8-onnx", kv_cache=kept, calibration=SEEN)
-        _, metrics = build(parent, directory, "generate", recipe)
+        _, metrics = build_export(parent, directory, "generate", recipe)
         assert metrics["divergence"] < 0.001
         made[kept] = Decoder(directory, rows=3, threads=2, drafts=3)
     return made

@@ -53,7 +53,7 @@ def test_other_weights_hold_within_and_the_model_stays_as_it_is(saved: Path) -> 
 MEMORY = """
 import json, sys, torch
 from pathlib import Path
-from compress.targets.onnx_decoder import build
+from compress.targets.onnx_decoder import build_onnx_decoder
 
 def anonymous():
     said = dict(line.split(":", 1) for line in open("/proc/self/status"))
@@ -66,7 +66,7 @@ before = anonymous()
 most = {"": 0}
 def watch(step, done=None):
     most[step] = max(most.get(step, 0), anonymous() - before)
-build(request, watch)
+build_onnx_decoder(request, watch)
 print("MOST", json.dumps(most))
 """
 

@@ -18,9 +18,9 @@ from transformers import LlamaConfig
 
 from compress.export import decoder_request
 from compress.measure.parent_divergence import measure_export
-from compress.measure.parity import apart
+from compress.measure.parity import mean_divergence
 from compress.recipe import CompressRecipe
-from compress.targets import onnx_decoder as build_decoder
+from compress.targets import onnx_decoder
 from compress.targets.architectures import VLLM, refuse_architecture
 from everlearn.errors import Unsupported
 from everlearn.importing.gguf_models import BY_ARCHITECTURE, write_config
@@ -58,14 +58,14 @@ REFUSED: dict[str, dict[str, Any]] = {
 """What is refused, by architecture and variant: its config.json."""
 
 
-def build(model_dir: Path, made: Path, to: Any = "fp32-onnx") -> dict[str, float]:
+def build_and_measure(model_dir: Path, made: Path, to: Any = "fp32-onnx") -> dict[str, float]:
     """Fills ``made`` from ``model_dir``; what ``compress.measure.parent_divergence`` says of it, on one window."""
     refuse_architecture(load_causal_lm(model_dir).config.to_dict(), "generate", to)
     made.mkdir()
     request = decoder_request(model_dir, made, CompressRecipe(to=to), None) | {"tokens": WINDOW}
     measured = {name: request[name] for name in ("tokens", "reference", "carried", "far")}
     with contextlib.redirect_stdout(io.StringIO()):
-        build_decoder.build(request, lambda *_: None)
+        onnx_decoder.build_onnx_decoder(request, lambda *_: None)
     return measure_export({**measured, "parent": str(model_dir), "export": str(made)}, lambda *_: None)
 
 
@@ -81,7 +81,7 @@ def served(model_dir: Path, made: Path) -> float:
         tokens, lengths = np.array([ids[at], ids[step]]), np.array([at + 1, step + 1])
         parts.append(engine.decode(tokens, lengths)[:1])
     answers = np.concatenate(parts)
-    return apart(torch_logits(load_causal_lm(model_dir), ids[None]), iter([answers]), ids[None])
+    return mean_divergence(torch_logits(load_causal_lm(model_dir), ids[None]), iter([answers]), ids[None])
 
 
 def figure(row: Row) -> float:
@@ -89,7 +89,7 @@ def figure(row: Row) -> float:
     with tempfile.TemporaryDirectory() as folder:
         model_dir = Path(folder) / "model"
         write(row.config, model_dir)
-        return max(0.0, build(model_dir, Path(folder) / "made")["graph"])
+        return max(0.0, build_and_measure(model_dir, Path(folder) / "made")["graph"])
 
 
 def reason(name: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedConfig
 
-from compress.measure.parity import KERNELS, SAME_GRAPH, apart
+from compress.measure.parity import KERNELS, SAME_GRAPH, mean_divergence
 from compress.targets.architectures import GGUF, ONNX_DECODERS, VLLM
 from tests.compress.targets import architecture_table as table
 from tests.support.architecture_rows import FAMILIES, working, write
@@ -24,7 +24,7 @@ UPDATE = "run python -m tests.compress.targets.architecture_table"
 def test_a_row_that_works_is_torchs_model_in_float32_and_as_it_is_served(name: str, tmp_path: Path) -> None:
     row, model_dir, made = ROWS[name], tmp_path / "model", tmp_path / "made"
     write(row.config, model_dir)
-    found = table.build(model_dir, made)
+    found = table.build_and_measure(model_dir, made)
     assert found["graph"] < SAME_GRAPH
     assert table.served(model_dir, made) < SAME_GRAPH
     (written,) = table.figures([one for one in table.written() if table.is_of(one, name)]) or [1.0]
@@ -47,7 +47,7 @@ def test_what_a_variant_changes_shows_in_its_row(name: str, tmp_path: Path) -> N
     write(row.plain, tmp_path / "plain")
     window = token_windows(tmp_path / "model" / "tokenizer.json", held_out_text().text, 256, 256)
     one, other = (torch_logits(load_causal_lm(tmp_path / each), window) for each in ("model", "plain"))
-    assert apart(one, other, window) > 0.1
+    assert mean_divergence(one, other, window) > 0.1
 
 
 @pytest.mark.parametrize("name", table.REFUSED)
@@ -71,5 +71,5 @@ def test_vllm_serves_what_the_table_says() -> None:
 def test_every_family_is_quantized_layer_by_layer(kind: type[PreTrainedConfig], tmp_path: Path) -> None:
     """Torch with the same rounded weights gives the same predictions, so no matrix stands in another's place."""
     write(kind(**FAMILIES[kind]), tmp_path / "model")
-    found = table.build(tmp_path / "model", tmp_path / "made", "int8-onnx")
+    found = table.build_and_measure(tmp_path / "model", tmp_path / "made", "int8-onnx")
     assert found["graph"] < SAME_GRAPH and 0 < found["kernels"] < KERNELS

@@ -184,14 +184,14 @@ def lossy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_that_is_another_model_is_refused_whatever_rounding_costs(
     kind: str, values: Mapping[str, Any], tmp_path: Path
 ) -> None:
-    from compress.targets.gguf import build
+    from compress.targets.gguf import build_gguf_file
 
     model_dir = write_family("mistral", tmp_path / "model", **{"sliding_window": None, **values})
     (tmp_path / "again").mkdir()
     file = tmp_path / "x.gguf"
     request = {"model_dir": str(model_dir), "file": str(file), "type": kind, "tokens": 1024}
     with pytest.raises(Drifted, match="nats a token away from torch with the same weights"):
-        build({**request, "scratch": str(tmp_path / "again")}, silent)
+        build_gguf_file({**request, "scratch": str(tmp_path / "again")}, silent)
     assert not list(tmp_path.glob("*gguf*"))
 
 

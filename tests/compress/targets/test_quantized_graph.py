@@ -22,11 +22,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from compress.export import build, decoder_options, decoder_request, keep_tokenizer
+from compress.export import build_export, decoder_options, decoder_request, keep_tokenizer
 from compress.quantize.blocks import Quantized, round_to_nearest
 from compress.quantize.matrices import Matrices
 from compress.recipe import Calibration, CompressRecipe
-from compress.targets import onnx_decoder as build_decoder
+from compress.targets import onnx_decoder
 from compress.targets.quantized_graph import halved, quantize_graph
 from compress.targets.table import TARGETS
 from everlearn.errors import Unsupported
@@ -52,7 +52,7 @@ def plain(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ours(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("ours")
-    build(parent, directory, "generate", INT4)
+    build_export(parent, directory, "generate", INT4)
     return directory
 
 
@@ -112,7 +112,9 @@ def test_every_family_is_its_parent_at_8_bits(family: str, parent: Path, tmp_pat
     model.to(torch.bfloat16).save_pretrained(tmp_path / "model")
     keep_tokenizer(parent, tmp_path / "model")
     (tmp_path / "made").mkdir()
-    _, metrics = build(tmp_path / "model", tmp_path / "made", "generate", CompressRecipe(to="int8-onnx"))
+    _, metrics = build_export(
+        tmp_path / "model", tmp_path / "made", "generate", CompressRecipe(to="int8-onnx")
+    )
     assert metrics["divergence"] < 0.01
     assert metrics["agreement"] > 0.9
     graph = onnx.load(tmp_path / "made" / "model.onnx", load_external_data=False).graph
@@ -162,13 +164,13 @@ def test_an_interrupted_quantization_goes_on_where_it_was(
     request = decoder_request(parent, tmp_path, recipe, tmp_path / "scratch")
     monkeypatch.setattr(Matrices, "__setitem__", stops)
     with pytest.raises(KeyboardInterrupt):
-        build_decoder.quantize(parent, request, lambda *_: None)
+        onnx_decoder.quantize(parent, request, lambda *_: None)
     monkeypatch.setattr(Matrices, "__setitem__", kept)
     first = set(solved)
     measured = []
-    matrices, _ = build_decoder.quantize(parent, request, lambda step, _done=None: measured.append(step))
+    matrices, _ = onnx_decoder.quantize(parent, request, lambda step, _done=None: measured.append(step))
     assert len(first) == 6 and "measuring each layer" not in measured
-    whole, _ = build_decoder.quantize(parent, {**request, "scratch": str(tmp_path / "anew")}, lambda *_: None)
+    whole, _ = onnx_decoder.quantize(parent, {**request, "scratch": str(tmp_path / "anew")}, lambda *_: None)
     assert set(matrices) == set(whole) > first
     for name in whole:
         assert whole.file(name).read_bytes() == matrices.file(name).read_bytes(), name

@@ -15,14 +15,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from compress.export import build, export, keep_tokenizer, recipe_of
+from compress.export import build_export, export, keep_tokenizer, recipe_of
 from compress.measure.parent_divergence import held_windows
 from compress.measure.parity import Drifted
 from compress.quantize import autoround
 from compress.quantize.blocks import linear_layers
 from compress.quantize.sensitivity import all_in_int8, sensitivities, stacked
 from compress.recipe import Calibration, CompressRecipe
-from compress.targets import vllm as build_vllm
+from compress.targets import vllm as vllm_target
 from everlearn.errors import Unsupported
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
@@ -42,9 +42,9 @@ def test_without_llmcompressor_the_error_says_what_to_install(
         "import importlib.util as u, sys, json\n"
         "find = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'llmcompressor' else find(name, *rest)\n"
-        "from compress.targets.vllm import build\n"
+        "from compress.targets.vllm import build_vllm_checkpoint\n"
         "from everlearn.errors import Unsupported\n"
-        "try: build(json.loads(sys.argv[1]), print)\n"
+        "try: build_vllm_checkpoint(json.loads(sys.argv[1]), print)\n"
         "except Unsupported as error: print(error)\n"
     )
     said = subprocess.run(
@@ -103,13 +103,13 @@ def test_it_is_held_to_torch_with_the_weights_that_lie_there(
 ) -> None:
     made = Registry(tiny_settings).path(w8a8)
     windows = held_windows(parent, 512)
-    build_vllm.refuse_other_weights(parent, made, windows)
+    vllm_target.refuse_other_weights(parent, made, windows)
     other = shutil.copytree(made, tmp_path / "other")
     config = json.loads((made / "config.json").read_text())
     rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
     (other / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
     with pytest.raises(Drifted, match="nats a token away from torch with the same weights"):
-        build_vllm.refuse_other_weights(parent, other, windows)
+        vllm_target.refuse_other_weights(parent, other, windows)
     tensors = load_file(made / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"] = tensors.pop("model.layers.0.mlp.up_proj.weight")[
         :90
@@ -120,12 +120,12 @@ def test_it_is_held_to_torch_with_the_weights_that_lie_there(
     save_file(tensors, other / "model.safetensors")
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(Exception, match="up_proj"):
-        build_vllm.refuse_other_weights(parent, other, windows)
+        vllm_target.refuse_other_weights(parent, other, windows)
 
 
 def test_two_builds_are_the_same_bytes(tiny_settings: Settings, w8a8: Version, tmp_path: Path) -> None:
     registry = Registry(tiny_settings)
-    build(registry.path(registry.resolve("tiny@1")), tmp_path, "generate", RECIPE)
+    build_export(registry.path(registry.resolve("tiny@1")), tmp_path, "generate", RECIPE)
     files = {path: entry.sha256 for path, entry in w8a8.manifest.files.items()}
     assert {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in tmp_path.iterdir()} == files
 
@@ -151,7 +151,7 @@ def outliers(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made_of(model_dir: Path, directory: Path, recipe: CompressRecipe) -> dict[str, Any]:
     """What the child says, in this process."""
     request = {"model_dir": str(model_dir), "directory": str(directory), "tokens": 512}
-    return build_vllm.build(recipe.model_dump(mode="json") | request, lambda *_: None)
+    return vllm_target.build_vllm_checkpoint(recipe.model_dump(mode="json") | request, lambda *_: None)
 
 
 def test_outliers_of_the_activations_are_divided_out(
@@ -160,7 +160,7 @@ def test_outliers_of_the_activations_are_divided_out(
     price: dict[bool, float] = {}
     for smoothed in (True, False):
         if not smoothed:
-            monkeypatch.setattr(build_vllm, "SMOOTHED", ())
+            monkeypatch.setattr(vllm_target, "SMOOTHED", ())
         price[smoothed] = made_of(outliers, tmp_path / str(smoothed), RECIPE)["compared"]["divergence"]
     assert price[True] < price[False] / 5
 
@@ -169,7 +169,7 @@ def test_measuring_layers_leaves_a_model_with_divided_outliers_as_it_is(outliers
     import torch
 
     model, ids = load_causal_lm(outliers), torch.arange(64)[None]
-    build_vllm.one_shot(model, ids, [build_vllm.smoothing()])
+    vllm_target.one_shot(model, ids, [vllm_target.smoothing()])
     before = {name: values.clone() for name, values in model.state_dict().items()}
     groups = stacked([name for name in linear_layers(model).values() if name != "lm_head"])
     costs = sensitivities(model, ids, groups, all_in_int8)
@@ -180,14 +180,14 @@ def test_measuring_layers_leaves_a_model_with_divided_outliers_as_it_is(outliers
 def test_the_layers_that_8_bits_hurt_most_stay_bfloat16(
     outliers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_vllm, "SMOOTHED", ())
+    monkeypatch.setattr(vllm_target, "SMOOTHED", ())
     all_rounded = made_of(outliers, tmp_path / "all", RECIPE)
-    monkeypatch.setattr(build_vllm, "INT8_ENOUGH", all_rounded["compared"]["divergence"])
+    monkeypatch.setattr(vllm_target, "INT8_ENOUGH", all_rounded["compared"]["divergence"])
     enough = made_of(
         outliers, tmp_path / "enough", RECIPE.model_copy(update={"high_precision_fraction": 0.25})
     )
     assert len(enough["made"]["wide"]) < 2, "what others cost together is little"
-    monkeypatch.setattr(build_vllm, "INT8_ENOUGH", 0)
+    monkeypatch.setattr(vllm_target, "INT8_ENOUGH", 0)
     made = made_of(outliers, tmp_path / "most", RECIPE.model_copy(update={"high_precision_fraction": 0.25}))
     with safe_open(tmp_path / "most" / "model.safetensors", "pt") as tensors:
         kinds = {
@@ -292,7 +292,7 @@ def test_vllm_finds_what_torch_finds_with_int4(parent: Path, tmp_path: Path) -> 
     keep_tokenizer(parent, tmp_path / "wider")
     (directory := tmp_path / "int4").mkdir()
     recipe = CompressRecipe(to="w4a16", weights="gptq", group_size=32, calibration=Calibration(tokens=2048))
-    build(tmp_path / "wider", directory, "generate", recipe)
+    build_export(tmp_path / "wider", directory, "generate", recipe)
     able = torch.cpu.get_capabilities()
     dtype, apart = ("bfloat16", 0.1) if able.get("avx512_f") else ("float32", 1e-3)
     prompts = [[5, 70, 333, 12, 480, 3, 3, 250], list(range(40, 70))]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from compress.export import build
+from compress.export import build_export
 from compress.recipe import CompressRecipe
 from continual.learn.measure import general_examples, pieces, score_examples, score_whole
 from tests.support.tiny_models import write_llama
@@ -48,7 +48,7 @@ def test_the_score_is_torchs_own_cross_entropy_over_the_targets(model_dir: Path,
 
 @pytest.mark.slow
 def test_an_fp32_export_scores_as_its_parent(model_dir: Path, held: list[Example], tmp_path: Path) -> None:
-    build(model_dir, tmp_path, "generate", CompressRecipe(to="fp32-onnx"))
+    build_export(model_dir, tmp_path, "generate", CompressRecipe(to="fp32-onnx"))
     parent = score_examples(model_dir, "safetensors", held, lambda done: None)
     export = score_examples(tmp_path, "onnx-genai", held, lambda done: None)
     assert export.tokens == parent.tokens

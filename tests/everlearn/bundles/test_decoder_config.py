@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GemmaConfig
 
 from compress.search import Shape
 from everlearn.bundles.decoder_config import BY_LAYER, IN_ALL_LAYERS, is_tied
-from tests.compress.targets.architecture_table import build
+from tests.compress.targets.architecture_table import build_and_measure
 from tests.support.architecture_rows import SHAPE, working, write
 
 TYPES = sorted({row.config.model_type for row in working()})
@@ -40,7 +40,7 @@ def test_gemma_as_published_is_tied(tmp_path: Path) -> None:
     config.pop("tie_word_embeddings", None)
     file.write_text(json.dumps(config))
     assert Shape.read(tmp_path / "model").tied
-    build(tmp_path / "model", tmp_path / "made", "int8-onnx")
+    build_and_measure(tmp_path / "model", tmp_path / "made", "int8-onnx")
     graph = onnx.load(tmp_path / "made" / "model.onnx", load_external_data=False).graph
     assert [node.op_type for node in graph.node if node.op_type.startswith("Gather")].count(
         "GatherBlockQuantized"

@@ -149,15 +149,15 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Train a smaller student by a model's predictions; it becomes a model of its own."""
-    from compress.distill.teach import distill as teach
-    from compress.distill.teach import read_distill_recipe
+    from compress.distill import run
+    from compress.distill.recipe import read_distill_recipe
     from everlearn.cli.models import print_added
     from everlearn.progress import shown
 
     wanted = read_distill_recipe(recipe)
     settings = open_settings()
     with shown() as progress:
-        version = teach(settings, wanted, run_dir, progress)
+        version = run.distill(settings, wanted, run_dir, progress)
     print_added(version, as_json)
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compress.distill.teach import DistillRecipe, Student, described, distill
+from compress.distill.recipe import DistillRecipe, Student
+from compress.distill.run import described, distill
 from compress.export import (
     config_of,
     export,

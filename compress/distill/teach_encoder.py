@@ -10,7 +10,14 @@ from typing import Any
 import torch
 
 from compress.distill.encoder_objective import EmbeddingDistillation, Spans
-from compress.distill.teach import DistillRecipe, refuse_other_tokenizer, solved_once, texts_to_learn
+from compress.distill.preparation import (
+    identity_of,
+    kept_layers,
+    refuse_other_tokenizer,
+    solved_once,
+    texts_to_learn,
+)
+from compress.distill.recipe import DistillRecipe
 from compress.export import keep_beside_weights
 from compress.prune.prune_encoder import take_over
 from compress.prune.pruning import evenly_spaced, layers_of, with_layers
@@ -25,10 +32,9 @@ from train.loop import Held, fit
 from train.models.save import saved_dtype
 from train.parallel.wrap import Group
 from train.recipe import validate_recipe
-from train.run import base_digest
 
 
-def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+def teach_encoder(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Writes the student to ``run_dir/model`` and returns the metrics.
 
     Only its layers learn: the embeddings of tokens that the text does not have would stay behind those that it has.
@@ -66,12 +72,7 @@ def teach(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             group=group,
             validate=held and Held(held, EmbeddingDistillation(teacher, 0)),
             on_step=lambda at: progress(f"teaching, loss {at.loss:.4f}", at.step / at.steps),
-            identity={
-                "data": [store.card.sha256 for store in stores if store],
-                "teacher": base_digest(teacher_dir),
-                "start": request["student_dir"] and base_digest(Path(request["student_dir"])),
-                **recipe.model_dump(mode="json", include={"student", "hidden", "reconstruct_tokens"}),
-            },
+            identity=identity_of(request, recipe, stores, ("student", "hidden", "reconstruct_tokens")),
         )
     except Diverged as error:
         raise InvalidInput(error.message, param="optimizer.lr") from None
@@ -98,13 +99,12 @@ def student_of(
     recipe: DistillRecipe, request: Mapping[str, Any], teacher: Encoder
 ) -> tuple[Any, list[int] | None]:
     """Who learns, without pooling, and which of the teacher's layers it has, where it is made of those."""
-    depth, kept = teacher.body.config.num_hidden_layers, None
+    depth = teacher.body.config.num_hidden_layers
     if request["student_dir"]:
         student_dir = Path(request["student_dir"])
         refuse_other_tokenizer(Path(request["teacher_dir"]), student_dir)
         body = load_encoder(student_dir).body
-        if request["dropped"] is not None:
-            kept = [at for at in range(depth) if at not in request["dropped"]]
+        kept = kept_layers(request, depth)
     else:
         assert recipe.student.layers is not None
         kept = evenly_spaced(recipe.student.layers, depth)
@@ -143,4 +143,4 @@ def solved(
 
 
 if __name__ == "__main__":
-    answer(teach)
+    answer(teach_encoder)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from compress.distill.encoder_objective import SHORTEST, EmbeddingDistillation, Spans
-from compress.distill.teach import DistillRecipe, Student, distill
+from compress.distill.recipe import DistillRecipe, Student
+from compress.distill.run import distill
 from compress.plan import follow
 from compress.prune.prune_encoder import pruned, take_over
 from compress.prune.pruning import with_layers

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from compress.distill.teach import read_distill_recipe
+from compress.distill.recipe import read_distill_recipe
 from compress.quantize.calibration import calibration_windows
 from compress.recipe import Calibration, CompressRecipe, read_plan, recipe_from
 from everlearn.errors import ConfigError, InvalidInput, NotFound

@@ -21,7 +21,8 @@ from compress.distill.decoder_objective import (
     divergence_and_grad,
     outputs_of,
 )
-from compress.distill.teach import DistillRecipe, Student, distill
+from compress.distill.recipe import DistillRecipe, Student
+from compress.distill.run import distill
 from compress.prune.pruning import evenly_spaced, with_layers
 from everlearn.errors import Conflict, InvalidInput
 from everlearn.registry.registry import Registry

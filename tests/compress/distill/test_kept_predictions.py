@@ -18,7 +18,8 @@ from transformers import LlamaForCausalLM
 
 from compress.distill.decoder_objective import Distillation
 from compress.distill.kept_predictions import KeptDistillation, KeptPredictions, thinned
-from compress.distill.teach import DistillRecipe, Student, distill
+from compress.distill.recipe import DistillRecipe, Student
+from compress.distill.run import distill
 from everlearn.errors import InvalidInput, Unavailable
 from everlearn.progress import silent
 from everlearn.settings import Settings

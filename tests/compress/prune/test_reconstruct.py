@@ -10,7 +10,9 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 
 from compress.distill.decoder_objective import Distillation
-from compress.distill.teach import DistillRecipe, Student, reconstructed, solved_once
+from compress.distill.preparation import solved_once
+from compress.distill.recipe import DistillRecipe, Student
+from compress.distill.teach_decoder import reconstructed
 from compress.prune.pruning import narrow_ffn, with_layers
 from compress.prune.reconstruct import changed, least_squares, reconstruct, solvable
 from everlearn.progress import silent

@@ -144,8 +144,8 @@ def try_prunings(request: Mapping[str, Any], progress: Progress) -> dict[str, An
     """The child: divergence of each pruning, unhealed, on a window that it did not see, and which layers it dropped."""
     import torch
 
+    from compress.prune.layers import least_missed
     from compress.prune.prune_decoder import pruned
-    from compress.prune.pruning import least_missed
     from compress.quantize.calibration import calibration_windows
     from compress.quantize.sensitivity import divergence, log_probabilities
     from train.models.load import load_causal_lm

@@ -23,8 +23,8 @@ from benchmarks.texts import held, write_readable
 from compress.distill.decoder_objective import Distillation, HiddenStates, counterparts
 from compress.distill.kept_predictions import KeptDistillation, KeptPredictions
 from compress.measure.quality import windows_of
+from compress.prune.layers import block_influence, evenly_spaced, least_missed, with_layers
 from compress.prune.prune_decoder import pruned
-from compress.prune.pruning import block_influence, evenly_spaced, least_missed, with_layers
 from compress.prune.reconstruct import reconstruct
 from compress.quantize.calibration import calibration_windows
 from compress.recipe import Calibration, Prune

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from compress.prune.pruning import layers_of
+from compress.prune.layers import layers_of
 from train.objectives.causal import predicted
 from train.objectives.keep import divergence
 from train.objectives.linear_loss import cross_entropies, linear_loss

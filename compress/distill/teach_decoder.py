@@ -22,7 +22,7 @@ from compress.distill.preparation import (
 )
 from compress.distill.recipe import OF_TEACHING, DistillRecipe
 from compress.export import keep_tokenizer
-from compress.prune.pruning import evenly_spaced, with_layers
+from compress.prune.layers import evenly_spaced, with_layers
 from compress.prune.reconstruct import reconstruct
 from compress.quantize.quantize_aware import keep_rounded, round_in_training
 from everlearn.chat.stops import write_generation_config

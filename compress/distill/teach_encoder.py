@@ -19,8 +19,8 @@ from compress.distill.preparation import (
 )
 from compress.distill.recipe import DistillRecipe
 from compress.export import keep_beside_weights
+from compress.prune.layers import evenly_spaced, layers_of, with_layers
 from compress.prune.prune_encoder import take_over
-from compress.prune.pruning import evenly_spaced, layers_of, with_layers
 from compress.sentence_encoder import Encoder, load_encoder, max_length, nearness, save_encoder, texts_of
 from everlearn.errors import InvalidInput
 from everlearn.processes.child import answer

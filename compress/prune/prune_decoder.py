@@ -47,16 +47,10 @@ def pruned(model: Any, wanted: Prune, ids: Any, progress: Progress) -> tuple[Any
 
     ids: int64 (windows, seq) of the calibration set.
     """
-    from compress.prune.pruning import (
-        chosen_layers,
-        layers_of,
-        least_missed,
-        narrow_attention,
-        narrow_ffn,
-        share_of_zeros,
-        with_layers,
-    )
+    from compress.prune.layers import chosen_layers, layers_of, least_missed, with_layers
     from compress.prune.reconstruct import batch_of, reconstruct, rounded
+    from compress.prune.sparsity import share_of_zeros
+    from compress.prune.width import narrow_attention, narrow_ffn
 
     if wanted.sparsity is not None:
         set_zeros(model, wanted, ids, progress)
@@ -93,7 +87,7 @@ def pruned(model: Any, wanted: Prune, ids: Any, progress: Progress) -> tuple[Any
 
 def set_zeros(model: Any, wanted: Prune, ids: Any, progress: Progress) -> None:
     """Zeros in place: magnitude by hand, Wanda (arXiv 2306.11695) and SparseGPT (2301.00774) by llmcompressor."""
-    from compress.prune.pruning import zero_smallest
+    from compress.prune.sparsity import zero_smallest
 
     assert wanted.sparsity is not None
     progress(f"setting weights to zero by {wanted.method}", None)

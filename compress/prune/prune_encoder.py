@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.distill.decoder_objective import outputs_of
-from compress.prune.pruning import cheapest, chosen_layers, layers_of, with_layers
+from compress.prune.layers import cheapest, chosen_layers, layers_of, with_layers
 from compress.prune.reconstruct import changed, least_squares, rounded
 from compress.quantize.calibration import calibration_windows, seen
 from compress.quantize.capture import capture_inputs

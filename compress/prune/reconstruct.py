@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.distill.decoder_objective import counterparts, outputs_of
-from compress.prune.pruning import layers_of
+from compress.prune.layers import layers_of
 
 RIDGES = tuple(10 ** (half / 2) for half in range(-4, 3))
 """Tried, relative to each activation's own energy."""

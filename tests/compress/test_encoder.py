@@ -13,8 +13,8 @@ from compress.distill.encoder_objective import SHORTEST, EmbeddingDistillation, 
 from compress.distill.recipe import DistillRecipe, Student
 from compress.distill.run import distill
 from compress.plan import follow
+from compress.prune.layers import with_layers
 from compress.prune.prune_encoder import pruned, take_over
-from compress.prune.pruning import with_layers
 from compress.recipe import CompressPlan, Prune
 from compress.sentence_encoder import Encoder, load_encoder, nearness, texts_of
 from everlearn.errors import EverlearnError, InvalidInput, Unsupported

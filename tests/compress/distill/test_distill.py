@@ -23,7 +23,7 @@ from compress.distill.decoder_objective import (
 )
 from compress.distill.recipe import DistillRecipe, Student
 from compress.distill.run import distill
-from compress.prune.pruning import evenly_spaced, with_layers
+from compress.prune.layers import evenly_spaced, with_layers
 from everlearn.errors import Conflict, InvalidInput
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings

@@ -10,16 +10,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from compress.prune.layers import block_influence, least_missed, with_layers
 from compress.prune.prune_decoder import pruned
-from compress.prune.pruning import (
-    block_influence,
-    least_missed,
-    narrow_attention,
-    narrow_ffn,
-    share_of_zeros,
-    with_layers,
-    zero_smallest,
-)
+from compress.prune.sparsity import share_of_zeros, zero_smallest
+from compress.prune.width import narrow_attention, narrow_ffn
 from compress.quantize.calibration import calibration_windows
 from compress.recipe import Calibration, Prune
 from everlearn.errors import InvalidInput

@@ -13,8 +13,9 @@ from compress.distill.decoder_objective import Distillation
 from compress.distill.preparation import solved_once
 from compress.distill.recipe import DistillRecipe, Student
 from compress.distill.teach_decoder import reconstructed
-from compress.prune.pruning import narrow_ffn, with_layers
+from compress.prune.layers import with_layers
 from compress.prune.reconstruct import changed, least_squares, reconstruct, solvable
+from compress.prune.width import narrow_ffn
 from everlearn.progress import silent
 from tests.compress.distill.test_distill import options, packers, trained
 from tests.support.tiny_models import tiny_config

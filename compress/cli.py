@@ -241,7 +241,7 @@ def export_gguf(
     as_json: Json = False,
 ) -> None:
     """Write a model as a GGUF file for llama.cpp, read it back, and say what it cost."""
-    from compress.export import export_gguf as write
+    from compress.export_gguf import export_gguf as write
     from everlearn.printing import print_json, size
     from everlearn.privacy import share
     from everlearn.progress import shown

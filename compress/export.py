@@ -8,7 +8,6 @@ not registered.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -19,11 +18,20 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from compress.measure.parity import KERNELS, SAME_GRAPH, Drifted, refuse_another
+from compress.measure.parent_divergence import quality_metrics
+from compress.measure.parity import (
+    KERNELS,
+    SAME_GRAPH,
+    Drifted,
+    refuse_another,
+    refuse_distant_embeddings,
+    refuse_drift,
+)
+from compress.parent_files import config_of, keep_tokenizer
 from compress.quantize.methods import METHODS
 from compress.recipe import CompressRecipe, recipe_from
 from compress.targets.architectures import architecture_of, refuse_architecture
-from compress.targets.table import FOR_ENCODERS, GGUF_CHILD, TARGETS, Target
+from compress.targets.table import FOR_ENCODERS, TARGETS, Target
 from everlearn.bundles.bundle import BundleManifest, Task, write_bundle
 from everlearn.bundles.decoder_config import is_tied
 from everlearn.chat.stops import write_genai_config, write_generation_config
@@ -32,15 +40,7 @@ from everlearn.processes.child import run_child
 from everlearn.progress import Progress, silent
 from everlearn.registry.registry import Registry, Version
 from everlearn.settings import Settings
-from train.evaluate.held_out_text import HELD_OUT_TOKENS, held_out_text
-
-PARENTS_OWN = ("bundle.json", "model.safetensors.index.json")
-"""What describes the parent's weights, and no others."""
-
-
-def export_onnx(settings: Settings, ref: str, to: str, progress: Progress = silent) -> Version:
-    """Adds ``ref`` made into ``to`` by the default recipe; see :func:`export`."""
-    return export(settings, ref, CompressRecipe(to=to), progress)
+from train.evaluate.held_out_text import HELD_OUT_TOKENS
 
 
 def export(settings: Settings, ref: str, recipe: CompressRecipe, progress: Progress = silent) -> Version:
@@ -62,86 +62,6 @@ def export(settings: Settings, ref: str, recipe: CompressRecipe, progress: Progr
         progress("checking and hashing", None)
         write_export(staging, parent, made, metrics)
         return registry.add(staging, parent.model)
-
-
-@contextmanager
-def scratch_of(settings: Settings, parent: Version, recipe: CompressRecipe) -> Iterator[Path]:
-    """Where quantized layers are kept until the version is there; the same export finds them again.
-
-    They go, too, where it is refused: it would be refused again. An interruption, or a full disk, leaves them.
-    Raises Conflict where another process makes the same.
-    """
-    key = hashlib.sha256(f"{parent.digest} {recipe.model_dump_json()}".encode()).hexdigest()[:12]
-    scratch = settings.home / "runs" / f"quantize-{key}"
-    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = FileLock(scratch / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise Conflict(f"{parent.ref} is being made into {recipe.to} by this recipe already") from None
-    try:
-        yield scratch
-        shutil.rmtree(scratch)
-    except (Drifted, Unsupported, InvalidInput):
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    finally:
-        lock.release()
-
-
-def export_gguf(
-    settings: Settings, ref: str, file: Path, kind: str, progress: Progress = silent
-) -> dict[str, Any]:
-    """Writes ``ref`` as ``file``, its matrices as ``kind``; returns what it cost, measured on the file read back.
-
-    Raises InvalidInput, Unsupported where llama.cpp has no such model or tokenizer, Unavailable for a full disk.
-    """
-    registry = Registry(settings)
-    parent = registry.weights(ref)
-    if parent.task != "generate":
-        raise InvalidInput(f"{parent.ref} is an encoder; decoders are written as GGUF", param="ref")
-    if not file.absolute().parent.is_dir():
-        raise InvalidInput(f"{file.absolute().parent} is no folder", param="file")
-    refuse_full_disk(settings.directory("store"), 2 * parent.manifest.size_bytes)
-    refuse_architecture(config_of(registry.path(parent)), parent.task, "gguf")
-    with registry.staging() as staging:
-        request = {
-            "model_dir": str(registry.path(parent)),
-            "file": str(file.absolute()),
-            "type": kind,
-            "scratch": str(staging),
-            "tokens": HELD_OUT_TOKENS,
-        }
-        result = run_child(GGUF_CHILD, request, progress)
-    return {"size_bytes": file.stat().st_size, **quality_metrics(result["compared"])}
-
-
-def refuse_full_disk(folder: Path, needed_bytes: int) -> None:
-    """Raises Unavailable where the disk of ``folder`` has less room."""
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        raise Unavailable(
-            f"{free / 1e9:.1f} GB are free under {folder}; about {needed_bytes / 1e9:.1f} GB are needed. "
-            "Nothing was begun"
-        )
-
-
-def logits_bytes(parent_dir: Path, task: Task) -> int:
-    """What the parent predicts for the held text waits on disk for its export, in float32."""
-    if task == "embed":
-        return 0
-    config = config_of(parent_dir)
-    vocab = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 0)
-    return 4 * HELD_OUT_TOKENS * vocab
-
-
-def recipe_of(version: Version) -> CompressRecipe:
-    """The recipe that made ``version``. Raises InvalidInput where no compression made it."""
-    if "export" not in version.manifest.recipe:
-        raise InvalidInput(
-            f"{version.ref} was not made by everlearn compress: its bundle has no export recipe"
-        )
-    return recipe_from(version.manifest.recipe["export"])
 
 
 def build_export(
@@ -190,7 +110,8 @@ def export_decoder(
     what = f"{architecture_of(config_of(parent_dir))}: the {target.precision} graph"
     refuse_another(compared["graph"], SAME_GRAPH, f"{what} in float32")
     refuse_another(compared["kernels"], KERNELS, f"{what} as it is served")
-    metrics = gated_metrics(compared, target)
+    refuse_drift(compared["divergence"], target)
+    metrics = quality_metrics(compared)
     metrics["same_weights"] = {name: round(max(0.0, compared[name]), 6) for name in ("graph", "kernels")}
     return {"precision": target.precision, "options": request["options"], **made}, metrics
 
@@ -220,6 +141,16 @@ def decoder_request(
     }
 
 
+def decoder_options(model_dir: Path, target: Target) -> list[str]:
+    """The builder's options. Of quantized models :mod:`compress.targets.quantized_graph` ties embedding and output layer.
+
+    Layers that look back a window of tokens have whole caches as the others do: one kind of cache is served.
+    """
+    shared = is_tied(config_of(model_dir)) and target.precision == "fp32"
+    said = {"shared_embeddings": shared, "fuse_mlp_gate_up": True, "windowed_kv_cache": False}
+    return [*target.builder_options, *(f"{key}={str(value).lower()}" for key, value in said.items())]
+
+
 def export_vllm(
     parent_dir: Path, staging: Path, recipe: CompressRecipe, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -237,69 +168,8 @@ def export_vllm(
     result = run_child(target.decoder_child, request, progress)
     keep_tokenizer(parent_dir, staging)
     write_generation_config(staging)
-    metrics = gated_metrics(result["compared"], target)
-    return {"precision": target.precision, **result["made"]}, metrics
-
-
-def gated_metrics(compared: Mapping[str, Any], target: Target) -> dict[str, Any]:
-    """:func:`quality_metrics` of a precision. Raises Drifted."""
-    refuse_drift(compared["divergence"], target)
-    return quality_metrics(compared)
-
-
-def quality_metrics(compared: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of a bundle, from the fields of ``train.evaluate.comparison.Comparison``."""
-    text = held_out_text()
-    return {
-        "perplexity": round(compared["perplexity"], 3),
-        "parent_perplexity": round(compared["reference_perplexity"], 3),
-        "perplexity_ratio": round(compared["perplexity"] / compared["reference_perplexity"], 4),
-        "divergence": round(compared["divergence"], 5),
-        "agreement": round(compared["agreement"], 4),
-        "tokens": compared["tokens"],
-        "held_text": {"name": text.name, "sha256": text.sha256},
-    }
-
-
-def decoder_options(model_dir: Path, target: Target) -> list[str]:
-    """The builder's options. Of quantized models :mod:`compress.targets.quantized_graph` ties embedding and output layer.
-
-    Layers that look back a window of tokens have whole caches as the others do: one kind of cache is served.
-    """
-    shared = is_tied(config_of(model_dir)) and target.precision == "fp32"
-    said = {"shared_embeddings": shared, "fuse_mlp_gate_up": True, "windowed_kv_cache": False}
-    return [*target.builder_options, *(f"{key}={str(value).lower()}" for key, value in said.items())]
-
-
-def config_of(model_dir: Path) -> dict[str, Any]:
-    """What its config.json says."""
-    return json.loads((model_dir / "config.json").read_bytes())
-
-
-def keep_tokenizer(parent_dir: Path, staging: Path) -> None:
-    """The parent's own tokenizer files over the ones the builder rewrote: same tokens, fewer bytes."""
-    for pattern in ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.*"):
-        for file in parent_dir.glob(pattern):
-            shutil.copyfile(file, staging / file.name)
-
-
-def keep_beside_weights(parent_dir: Path, made: Path) -> None:
-    """All that a Hugging Face directory has beside its weights, where ``made`` has no such file of its own."""
-    for file in sorted(parent_dir.rglob("*")):
-        target = made / file.relative_to(parent_dir)
-        of_the_weights = file.suffix == ".safetensors" or file.name in PARENTS_OWN
-        if file.is_file() and not of_the_weights and not target.exists():
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, target)
-
-
-def refuse_drift(divergence: float, target: Target) -> None:
-    """The parity gate. Raises Drifted."""
-    if not divergence <= target.max_divergence:
-        raise Drifted(
-            f"the {target.precision} export is {divergence:.4f} nats a token away from its parent; at most "
-            f"{target.max_divergence} is accepted. Nothing was registered: try a higher precision"
-        )
+    refuse_drift(result["compared"]["divergence"], target)
+    return {"precision": target.precision, **result["made"]}, quality_metrics(result["compared"])
 
 
 def export_encoder(
@@ -317,11 +187,7 @@ def export_encoder(
     }
     made = run_child(target.encoder_child, request, progress)
     metrics = made.pop("metrics")
-    if not metrics["cosine_min"] >= target.min_cosine:
-        raise Drifted(
-            f"an embedding of the {target.precision} export has cosine {metrics['cosine_min']:.4f} with its "
-            f"parent's; at least {target.min_cosine} is asked. Nothing was registered"
-        )
+    refuse_distant_embeddings(metrics["cosine_min"], target)
     return {"precision": target.precision, **made}, metrics
 
 
@@ -342,3 +208,61 @@ def write_export(
         recipe=made,
         metrics={"size_bytes": total, **metrics},
     )
+
+
+def recipe_of(version: Version) -> CompressRecipe:
+    """The recipe that made ``version``. Raises InvalidInput where no compression made it."""
+    if "export" not in version.manifest.recipe:
+        raise InvalidInput(
+            f"{version.ref} was not made by everlearn compress: its bundle has no export recipe"
+        )
+    return recipe_from(version.manifest.recipe["export"])
+
+
+@contextmanager
+def scratch_of(settings: Settings, parent: Version, recipe: CompressRecipe) -> Iterator[Path]:
+    """Where quantized layers are kept until the version is there; the same export finds them again.
+
+    They go, too, where it is refused: it would be refused again. An interruption, or a full disk, leaves them.
+    Raises Conflict where another process makes the same.
+    """
+    key = hashlib.sha256(f"{parent.digest} {recipe.model_dump_json()}".encode()).hexdigest()[:12]
+    scratch = settings.home / "runs" / f"quantize-{key}"
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = FileLock(scratch / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise Conflict(f"{parent.ref} is being made into {recipe.to} by this recipe already") from None
+    try:
+        yield scratch
+        shutil.rmtree(scratch)
+    except (Drifted, Unsupported, InvalidInput):
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    finally:
+        lock.release()
+
+
+def refuse_full_disk(folder: Path, needed_bytes: int) -> None:
+    """Raises Unavailable where the disk of ``folder`` has less room."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise Unavailable(
+            f"{free / 1e9:.1f} GB are free under {folder}; about {needed_bytes / 1e9:.1f} GB are needed. "
+            "Nothing was begun"
+        )
+
+
+def logits_bytes(parent_dir: Path, task: Task) -> int:
+    """What the parent predicts for the held text waits on disk for its export, in float32."""
+    if task == "embed":
+        return 0
+    config = config_of(parent_dir)
+    vocab = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 0)
+    return 4 * HELD_OUT_TOKENS * vocab
+
+
+def export_onnx(settings: Settings, ref: str, to: str, progress: Progress = silent) -> Version:
+    """Adds ``ref`` made into ``to`` by the default recipe; see :func:`export`."""
+    return export(settings, ref, CompressRecipe(to=to), progress)

@@ -13,15 +13,10 @@ from typing import Any
 
 from compress.distill.recipe import DistillRecipe, Student
 from compress.distill.run import described, distill
-from compress.export import (
-    config_of,
-    export,
-    keep_beside_weights,
-    quality_metrics,
-    recipe_of,
-    refuse_full_disk,
-)
+from compress.export import export, recipe_of, refuse_full_disk
 from compress.measure.compare import speed_of
+from compress.measure.parent_divergence import quality_metrics
+from compress.parent_files import config_of, keep_beside_weights
 from compress.quantize.calibration import calibration_windows, seen
 from compress.recipe import Calibration, CompressPlan, CompressRecipe, Prune
 from compress.search import (

@@ -24,9 +24,10 @@ import numpy as np
 
 from benchmarks.compress.llamacpp_quantize import encoder
 from benchmarks.texts import held
-from compress.export import build_export, keep_tokenizer
+from compress.export import build_export
 from compress.measure.compare import keep_logits, logits_of, speed_of
 from compress.measure.quality import Quality, qualities, windows_of, word_starts
+from compress.parent_files import keep_tokenizer
 from compress.recipe import CompressRecipe
 from compress.targets.gguf import write_gguf
 from everlearn.errors import EverlearnError

@@ -21,7 +21,7 @@ from compress.distill.preparation import (
     texts_to_learn,
 )
 from compress.distill.recipe import OF_TEACHING, DistillRecipe
-from compress.export import keep_tokenizer
+from compress.parent_files import keep_tokenizer
 from compress.prune.layers import evenly_spaced, with_layers
 from compress.prune.reconstruct import reconstruct
 from compress.quantize.quantize_aware import keep_rounded, round_in_training

@@ -18,7 +18,7 @@ from compress.distill.preparation import (
     texts_to_learn,
 )
 from compress.distill.recipe import DistillRecipe
-from compress.export import keep_beside_weights
+from compress.parent_files import keep_beside_weights
 from compress.prune.layers import evenly_spaced, layers_of, with_layers
 from compress.prune.prune_encoder import take_over
 from compress.sentence_encoder import Encoder, load_encoder, max_length, nearness, save_encoder, texts_of

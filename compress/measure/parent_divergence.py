@@ -190,5 +190,19 @@ def measure(
     return asdict(compare(reference, counted("measuring", logits, windows, progress), windows))
 
 
+def quality_metrics(compared: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of a bundle, from the fields of ``train.evaluate.comparison.Comparison``."""
+    text = held_out_text()
+    return {
+        "perplexity": round(compared["perplexity"], 3),
+        "parent_perplexity": round(compared["reference_perplexity"], 3),
+        "perplexity_ratio": round(compared["perplexity"] / compared["reference_perplexity"], 4),
+        "divergence": round(compared["divergence"], 5),
+        "agreement": round(compared["agreement"], 4),
+        "tokens": compared["tokens"],
+        "held_text": {"name": text.name, "sha256": text.sha256},
+    }
+
+
 if __name__ == "__main__":
     answer(measure_export)

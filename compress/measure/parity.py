@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.targets.table import Target
 from everlearn.errors import EverlearnError
 from train.evaluate.comparison import compare
 from train.evaluate.logits import torch_logits
@@ -42,6 +43,24 @@ def refuse_another(divergence: float, limit: float, what: str, instead: str = AN
         raise Drifted(
             f"{what} is {divergence:.4f} nats a token away from torch with the same weights; at most {limit:g} is "
             f"accepted, so it is not this model. Nothing was registered. {instead}"
+        )
+
+
+def refuse_drift(divergence: float, target: Target) -> None:
+    """Raises Drifted where a decoder predicts too differently from its parent: ``divergence`` in nats per token."""
+    if not divergence <= target.max_divergence:
+        raise Drifted(
+            f"the {target.precision} export is {divergence:.4f} nats a token away from its parent; at most "
+            f"{target.max_divergence} is accepted. Nothing was registered: try a higher precision"
+        )
+
+
+def refuse_distant_embeddings(cosine: float, target: Target) -> None:
+    """Raises Drifted where the least similar of an encoder's embeddings is too far from its parent's."""
+    if not cosine >= target.min_cosine:
+        raise Drifted(
+            f"an embedding of the {target.precision} export has cosine {cosine:.4f} with its "
+            f"parent's; at least {target.min_cosine} is asked. Nothing was registered"
         )
 
 

@@ -14,8 +14,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from compress import export
-from compress.export import Drifted, build_export, export_onnx
+from compress.export import build_export, export_onnx
 from compress.measure.parent_divergence import held_windows
+from compress.measure.parity import Drifted, refuse_drift
 from compress.quantize.calibration import calibration_windows
 from compress.recipe import Calibration, CompressRecipe
 from everlearn.bundles.bundle import open_bundle
@@ -151,7 +152,7 @@ def test_an_export_that_drifts_is_not_registered(
 @pytest.mark.parametrize("divergence", [float("nan"), float("inf"), 1.01])
 def test_the_gate_refuses_what_is_not_a_small_number(divergence: float) -> None:
     with pytest.raises(Drifted):
-        export.refuse_drift(divergence, export.TARGETS["int4-onnx"])
+        refuse_drift(divergence, export.TARGETS["int4-onnx"])
 
 
 def test_a_model_that_reads_fewer_tokens_at_once_is_calibrated_and_measured_on_shorter_rows(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from compress.export import keep_tokenizer
+from compress.parent_files import keep_tokenizer
 from compress.quantize.mapped import computing_with, mapped_causal_lm
 from train.models.load import load_causal_lm
 

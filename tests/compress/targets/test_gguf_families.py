@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from benchmarks.compress.llamacpp_quantize import library
-from compress.export import export_gguf
+from compress.export_gguf import export_gguf
 from compress.measure.parity import Drifted
 from compress.targets.gguf import family_named, plain, write_gguf
 from everlearn.errors import EverlearnError, Unsupported

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from compress.export import export_gguf
+from compress.export_gguf import export_gguf
 from compress.targets.gguf import plain, write_gguf
 from compress.targets.gguf_vocabulary import tokenizer_fields
 from everlearn.errors import InvalidInput, Unsupported

@@ -22,7 +22,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from compress.export import build_export, decoder_options, decoder_request, keep_tokenizer
+from compress.export import build_export, decoder_options, decoder_request
+from compress.parent_files import keep_tokenizer
 from compress.quantize.blocks import Quantized, round_to_nearest
 from compress.quantize.matrices import Matrices
 from compress.recipe import Calibration, CompressRecipe

@@ -15,9 +15,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from compress.export import build_export, export, keep_tokenizer, recipe_of
+from compress.export import build_export, export, recipe_of
 from compress.measure.parent_divergence import held_windows
 from compress.measure.parity import Drifted
+from compress.parent_files import keep_tokenizer
 from compress.quantize import autoround
 from compress.quantize.blocks import linear_layers
 from compress.quantize.sensitivity import all_in_int8, sensitivities, stacked

@@ -255,7 +255,7 @@ def refuse_full_disk(folder: Path, needed_bytes: int) -> None:
 
 
 def logits_bytes(parent_dir: Path, task: Task) -> int:
-    """What the parent predicts for the held text waits on disk for its export, in float32."""
+    """What the parent predicts for the held-out text waits on disk for its export, in float32."""
     if task == "embed":
         return 0
     config = config_of(parent_dir)

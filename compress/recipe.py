@@ -233,7 +233,7 @@ class CompressPlan(BaseModel):
         return self
 
     def recipes(self) -> list[CompressRecipe]:
-        """One recipe a target."""
+        """One recipe per target."""
         return [CompressRecipe(**one.model_dump(), calibration=self.calibration) for one in self.targets]
 
 

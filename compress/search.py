@@ -29,13 +29,13 @@ BLOCK = 32
 SCALE_BYTES = 2
 HIGH_PRECISION_FRACTIONS = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.0)
 SMALLEST = PlannedTarget(weights="gptq", high_precision_fraction=0, head_bits=4)
-GRAPH_BYTES, GRAPH_BYTES_A_LAYER = 12_000, 8_000
+GRAPH_BYTES, GRAPH_BYTES_PER_LAYER = 12_000, 8_000
 """Of the graph and the configurations, about."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked for: so many bytes at most, or so many times the parent's tokens a second at least."""
+    """What is asked for: so many bytes at most, or at least so many times the parent's tokens per second."""
 
     size_bytes: float | None = None
     speedup: float | None = None
@@ -87,7 +87,10 @@ class Shape:
             feed_forward=feed,
             head=math.prod(shapes[embedding]),
             tied=is_tied(config),
-            other_bytes=files + 4 * vectors + GRAPH_BYTES + GRAPH_BYTES_A_LAYER * config["num_hidden_layers"],
+            other_bytes=files
+            + 4 * vectors
+            + GRAPH_BYTES
+            + GRAPH_BYTES_PER_LAYER * config["num_hidden_layers"],
         )
 
     def int4_bytes(self, target: PlannedTarget, layers: int | None = None, ffn: int | None = None) -> int:
@@ -101,7 +104,7 @@ class Shape:
 
 
 def quantized_bytes(weights: int, bits: float) -> float:
-    """Codes, and a float16 scale each block."""
+    """Codes, and a float16 scale per block."""
     return weights * (bits / 8 + SCALE_BYTES / BLOCK)
 
 

@@ -136,7 +136,7 @@ def inputs_of(tokenizer: Any, texts: list[str]) -> dict[str, np.ndarray]:
 
 
 def texts_of(tokens: np.ndarray, model_dir: Path) -> list[Tensor]:
-    """Tokens, int64 (n,), as texts with their marks, short and long by turns: int64 (texts, length), a batch a length.
+    """Tokens, int64 (n,), as texts with their marks, short and long by turns: int64 (texts, length), one batch per length.
 
     An encoder reads a question otherwise than a passage, and has its own numbers for each position.
     """
@@ -165,13 +165,13 @@ def whole_texts(ids: Tensor) -> dict[str, np.ndarray]:
 
 
 def probe_texts() -> list[str]:
-    """Pieces of the held text, of several lengths."""
+    """Pieces of the held-out text, of several lengths."""
     words = held_out_text().text.split()
     return [" ".join(words[start : start + count]) for count in PROBE_WORDS for start in range(0, 4000, 500)]
 
 
 def nearness(ours: Embed, theirs: Embed, model_dir: Path) -> dict[str, Any]:
-    """Cosine similarity of both embeddings of each of the held text's pieces; padded batches, as an engine sends them."""
+    """Cosine similarity of both embeddings of each of the held-out text's pieces; padded batches, as an engine sends them."""
     tokenizer, texts = cut_and_padded(model_dir), probe_texts()
     cosines: list[float] = []
     for start in range(0, len(texts), 8):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.measure.parent_divergence import keep_logits
-from compress.measure.quality import TOKENS_A_TEXT, Quality, qualities, windows_of, word_starts
+from compress.measure.quality import TOKENS_PER_TEXT, Quality, qualities, windows_of, word_starts
 from compress.quantize.methods import targets_with_a_choice
 from everlearn.errors import InvalidInput, NotFound
 from everlearn.processes.child import answer, run_child
@@ -67,11 +67,11 @@ def compare(
     refs: Sequence[str],
     texts: Sequence[Path] = (),
     *,
-    tokens: int = TOKENS_A_TEXT,
+    tokens: int = TOKENS_PER_TEXT,
     speed: bool = True,
     progress: Progress = silent,
 ) -> list[Compared]:
-    """Each of ``refs`` beside the first one, on the shipped held text and ``texts``.
+    """Each of ``refs`` beside the first one, on the shipped held-out text and ``texts``.
 
     Raises NotFound, InvalidInput where one is no decoder, or splits text otherwise than the first.
     """

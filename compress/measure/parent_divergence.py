@@ -1,4 +1,4 @@
-"""What a compression cost: perplexity, divergence from the parent and agreement with it, on the held text."""
+"""What a compression cost: perplexity, divergence from the parent and agreement with it, on the held-out text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MOST_LOGITS = 300_000_000
 def keep_reference(
     parent: Path, tokens: int, file: Path, progress: Progress, far: Path | None = None
 ) -> None:
-    """What the parent predicts for the held text, in a file: what reads it needs no torch. ``far``: :func:`keep_far`."""
+    """What the parent predicts for the held-out text, in a file: what reads it needs no torch. ``far``: :func:`keep_far`."""
     from compress.quantize.mapped import mapped_causal_lm
 
     windows = held_windows(parent, tokens)
@@ -78,7 +78,7 @@ def keep_far(model: Any, parent: Path, file: Path) -> None:
 
     ``windows``: int64 (1, tokens); ``logits`` of its last tokens: float32 (BEYOND, vocab).
 
-    Writes nothing where the windows of the held text reach that far, and where none can be read that does: its context
+    Writes nothing where the windows of the held-out text reach that far, and where none can be read that does: its context
     ends before, or it is longer than :data:`FARTHEST` or predicts more than :data:`MOST_LOGITS`.
     """
     import numpy as np
@@ -93,7 +93,7 @@ def keep_far(model: Any, parent: Path, file: Path) -> None:
 
 
 def far_divergence(export: Path, file: Path) -> float:
-    """How far ``export`` in float32 is from what :func:`keep_far` kept, nats a token; 0 where it kept nothing."""
+    """How far ``export`` in float32 is from what :func:`keep_far` kept, nats per token; 0 where it kept nothing."""
     import numpy as np
 
     if not file.exists():
@@ -107,7 +107,7 @@ def measure_export(request: Mapping[str, Any], progress: Progress) -> dict[str, 
     """The child: the fields of ``train.evaluate.comparison.Comparison`` of an export in onnxruntime, beside the kept reference.
 
     Of the first window, beside torch with the same weights: ``graph``, in float32 and where it is more that of
-    :func:`far_divergence`, and ``kernels``, as it is served; mean KL in nats a token. onnxruntime takes one and a half times the export's size. In a process of its own that is
+    :func:`far_divergence`, and ``kernels``, as it is served; mean KL in nats per token. onnxruntime takes one and a half times the export's size. In a process of its own that is
     all there is.
     """
     import numpy as np
@@ -176,7 +176,7 @@ def keep_logits(logits: Iterator[np.ndarray], rows: int, file: Path) -> np.ndarr
 
 
 def held_windows(parent: Path, tokens: int, window: int = WINDOW) -> np.ndarray:
-    """The first ``tokens`` tokens of the held text: int64 (windows, window)."""
+    """The first ``tokens`` tokens of the held-out text: int64 (windows, window)."""
     return token_windows(parent / "tokenizer.json", held_out_text().text, tokens, window)
 
 

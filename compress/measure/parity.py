@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAME_GRAPH = 0.001
-"""Nats a token: two engines that compute one model in float32 differ by less than 0.00001."""
+"""Nats per token: two engines that compute one model in float32 differ by less than 0.00001."""
 KERNELS = 0.1
-"""Nats a token that kernels may add which round what they multiply, too, of a graph that is right in float32: onnxruntime's
+"""Nats per token that kernels may add which round what they multiply, too, of a graph that is right in float32: onnxruntime's
 add 0.004 to SmolLM2 on x86 and, by token instead of block, 0.04 on arm64."""
 ANOTHER_TARGET = (
     "Another target, or vLLM with the float weights, may serve it: docs/supported-architectures.md"
@@ -41,7 +41,7 @@ def refuse_another(divergence: float, limit: float, what: str, instead: str = AN
     """Raises Drifted where ``what`` was made is further than ``limit`` nats from torch with the same weights."""
     if not divergence <= limit:
         raise Drifted(
-            f"{what} is {divergence:.4f} nats a token away from torch with the same weights; at most {limit:g} is "
+            f"{what} is {divergence:.4f} nats per token away from torch with the same weights; at most {limit:g} is "
             f"accepted, so it is not this model. Nothing was registered. {instead}"
         )
 
@@ -50,7 +50,7 @@ def refuse_drift(divergence: float, target: Target) -> None:
     """Raises Drifted where a decoder predicts too differently from its parent: ``divergence`` in nats per token."""
     if not divergence <= target.max_divergence:
         raise Drifted(
-            f"the {target.precision} export is {divergence:.4f} nats a token away from its parent; at most "
+            f"the {target.precision} export is {divergence:.4f} nats per token away from its parent; at most "
             f"{target.max_divergence} is accepted. Nothing was registered: try a higher precision"
         )
 
@@ -67,7 +67,7 @@ def refuse_distant_embeddings(cosine: float, target: Target) -> None:
 def mean_divergence(
     reference_logits: Iterator[np.ndarray], logits: Iterator[np.ndarray], windows: np.ndarray
 ) -> float:
-    """Mean KL in nats a token between two models of the same weights; logits float32 (window, vocab) of each window."""
+    """Mean KL in nats per token between two models of the same weights; logits float32 (window, vocab) of each window."""
     return compare(reference_logits, logits, windows).divergence
 
 

@@ -18,12 +18,12 @@ from train.evaluate.held_out_text import token_windows
 if TYPE_CHECKING:
     import numpy as np
 
-TOKENS_A_TEXT = 2048
+TOKENS_PER_TEXT = 2048
 
 
 @dataclass(frozen=True)
 class Quality:
-    """On one text. ``nll`` and ``divergence`` (KL from the reference) in nats a token; ``agreement``: the same most
+    """On one text. ``nll`` and ``divergence`` (KL from the reference) in nats per token; ``agreement``: the same most
     likely token. Of ``words``, ``right`` were predicted; ``flips``: right here and wrong there, or the other way round.
     """
 
@@ -48,7 +48,7 @@ class Quality:
 
 
 def windows_of(
-    tokenizer_file: Path, texts: Mapping[str, str], tokens: int = TOKENS_A_TEXT
+    tokenizer_file: Path, texts: Mapping[str, str], tokens: int = TOKENS_PER_TEXT
 ) -> dict[str, np.ndarray]:
     """The first tokens of each text: int64 (windows, window), by name. Raises InvalidInput for a short text."""
     return {name: token_windows(tokenizer_file, text, tokens) for name, text in texts.items()}

@@ -33,7 +33,7 @@ def figures_of(one: Compared) -> dict[str, Any]:
 
 
 def print_compared(found: Sequence[Compared]) -> None:
-    """A line a version; below, where they were timed, a line each with speed and the first answer."""
+    """One line per version; below, where they were timed, one line per version with its speed and first answer."""
     texts = [f"-PPL {name}" for name in found[0].quality]
     header = ["VERSION", "MADE", "-SIZE", *texts, "-RATIO", "-KL", "-SAME TOP", "-WORDS", "-FLIPS"]
     print_table(header, [[one.ref, one.made, *quality_cells(one)] for one in found])

@@ -51,7 +51,7 @@ def sensitivities(
     rounding: Rounding,
     on_group: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
-    """Nats a token that rounding a group costs by itself; ids: int64 (1, seq)."""
+    """Nats per token that rounding a group costs by itself; ids: int64 (1, seq)."""
     expected = log_probabilities(model, ids)
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     found: dict[str, float] = {}
@@ -70,7 +70,7 @@ def weights_in_int4(layers: Sequence[nn.Linear]) -> AbstractContextManager[None]
 
 @contextmanager
 def all_in_int8(layers: Sequence[nn.Linear]) -> Iterator[None]:
-    """8 bits to nearest: of weights with a scale each output, of inputs with one each token."""
+    """8 bits to nearest: weights with a scale per output, inputs with one per token."""
     hooks = [layer.register_forward_pre_hook(lambda _, inputs: (in_int8(inputs[0]),)) for layer in layers]
     try:
         with computing_with(layers, lambda layer, _: in_int8(weight_of(layer))):
@@ -97,7 +97,7 @@ def log_probabilities(model: Any, ids: Tensor) -> Tensor:
 
 
 def divergence(expected: Tensor, model: Any, ids: Tensor) -> float:
-    """Mean KL of the model's predictions from log-probabilities (seq, vocab), in nats a token; ids: int64 (1, seq)."""
+    """Mean KL of the model's predictions from log-probabilities (seq, vocab), in nats per token; ids: int64 (1, seq)."""
     return (expected.exp() * (expected - log_probabilities(model, ids))).sum(-1).mean().item()
 
 

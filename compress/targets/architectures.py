@@ -46,7 +46,7 @@ NO_GRAPH: Mapping[str, str] = {
     "Gemma3ForConditionalGeneration": "it reads images, too, and the engine texts alone",
     "GptOssForCausalLM": "the engine has no mixture of experts",
     "GraniteMoeHybridForCausalLM": "the engine keeps no states but keys and values",
-    "HunYuanDenseV1ForCausalLM": "the graph of onnxruntime-genai's builder is off by 2.2 nats a token",
+    "HunYuanDenseV1ForCausalLM": "the graph of onnxruntime-genai's builder is off by 2.2 nats per token",
     "Lfm2ForCausalLM": "the engine keeps no states but keys and values",
     "NemotronForCausalLM": "onnxruntime-genai's builder does not know its feed-forward layers",
     "OlmoForCausalLM": "onnxruntime-genai's builder makes RMSNorm of its LayerNorm",

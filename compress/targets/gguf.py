@@ -58,7 +58,7 @@ def build_gguf_file(request: Mapping[str, Any], progress: Progress) -> dict[str,
         limit = GGUF_TYPES[request["type"]]
         if not compared["divergence"] <= limit:
             raise Drifted(
-                f"the {request['type']} file is {compared['divergence']:.4f} nats a token away from its parent; at most "
+                f"the {request['type']} file is {compared['divergence']:.4f} nats per token away from its parent; at most "
                 f"{limit} is accepted. Nothing was written: try more bits"
             )
         partial.replace(file)

@@ -75,7 +75,7 @@ def export_int8(model_dir: Path, graph: Path, calibration: Calibration, progress
 
 
 def write_config(model_dir: Path, directory: Path) -> int:
-    """The parent's config.json with ``max_length``: tokens a text is cut to."""
+    """The parent's config.json with ``max_length``: the tokens that a text is cut to."""
     config = json.loads((model_dir / "config.json").read_text())
     limit = max_length(model_dir)
     config |= {"max_length": limit, "pooling": pooling_mode(model_dir), "normalized": True}

@@ -1,9 +1,9 @@
 """A decoder in compressed-tensors for vLLM, by llmcompressor. Run as a child process.
 
-``w8a8``: INT8 weights with a scale each output channel; activations are rounded token by token as they come, so that
+``w8a8``: INT8 weights with a scale per output channel; activations are rounded token by token as they come, so that
 nothing about them is fixed by the calibration set. Their outliers are divided out beforehand, where the layers are
 those of Llama; elsewhere the weights are rounded by GPTQ. The layers that this hurts most stay bfloat16, as the output
-layer and the embedding do. ``w4a16``: INT4 weights with a scale each group.
+layer and the embedding do. ``w4a16``: INT4 weights with a scale per group.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SMOOTHINGS = [
 """Which layers' inputs are made even, and what is divided for it. Most of the loss came from the last one's."""
 SMOOTHING_STRENGTH = 0.8
 INT8_ENOUGH = 0.0035
-"""Nats a token that the layers may cost together, each measured alone: then the whole comes as near as ``int8-onnx``."""
+"""Nats per token that the layers may cost together, each measured alone: then the whole comes as near as ``int8-onnx``."""
 PARTS = (".weight_packed", ".weight_scale", ".weight_shape")
 """What compressed-tensors has for a matrix besides or instead of its ``weight``."""
 INSTALL = "{} is made by llmcompressor, which is not installed here: pip install 'everlearn[compress]'"

@@ -144,7 +144,7 @@ def test_an_export_that_drifts_is_not_registered(
     strict = replace(export.TARGETS["int4-onnx"], max_divergence=1e-6)
     monkeypatch.setattr(export, "TARGETS", {"int4-onnx": strict})
     before = len(Registry(tiny_settings).versions("tiny"))
-    with pytest.raises(Drifted, match="nats a token away"):
+    with pytest.raises(Drifted, match="nats per token away"):
         export_onnx(tiny_settings, "tiny", "int4-onnx")
     assert len(Registry(tiny_settings).versions("tiny")) == before
 

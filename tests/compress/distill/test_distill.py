@@ -63,7 +63,7 @@ def options(steps: int, lr: float) -> FitOptions:
 
 
 def trained(layers: int, folder: Path) -> LlamaForCausalLM:
-    """A tiny decoder that has read the held text a little."""
+    """A tiny decoder that has read the held-out text a little."""
     torch.manual_seed(0)
     config = tiny_config()
     config.num_hidden_layers, config.initializer_range = layers, 0.02

@@ -27,7 +27,7 @@ from train.models.load import load_causal_lm
 
 @pytest.mark.parametrize("divergence", [float("nan"), float("inf"), 0.0011])
 def test_what_is_not_a_small_number_is_refused(divergence: float) -> None:
-    with pytest.raises(Drifted, match="nats a token away from torch"):
+    with pytest.raises(Drifted, match="nats per token away from torch"):
         refuse_another(divergence, SAME_GRAPH, "the graph")
     refuse_another(0.0009, SAME_GRAPH, "the graph")
 

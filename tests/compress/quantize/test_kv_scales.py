@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Ernie4_5Config, LlamaConfig, Phi3Config, PhiConfig
 
 from compress.export import build_export
 from compress.quantize.kv_scales import QMAX, write_scales
 from compress.recipe import Calibration, CompressRecipe
 from serve.engines.onnx.decoding.decoder import Decoder
+from tests.support.architecture_rows import FAMILIES, SHAPE, rope
 from train.models.load import load_causal_lm
 
 SEEN = Calibration(tokens=1024)
@@ -75,3 +78,41 @@ def test_scales_hold_the_largest_of_each_channel_wherever_it_turns_up(parent: Pa
         keys = cache[layer].keys.abs().amax((0, 2)) / QMAX  # (kv_heads, head)
         held = torch.tensor(scales["k_scales"][layer]).view(keys.shape)
         assert torch.equal(held[:, :8], held[:, 8:]) and (held >= keys * 0.99999).all()
+
+
+PHI3 = {key: value for key, value in SHAPE.items() if key != "head_dim"} | {"hidden_size": 128}
+HALF = rope("default", partial_rotary_factor=0.5)
+TURNED = {
+    "a head's halves (Llama)": (LlamaConfig(**SHAPE), 7, 15),
+    "halves of a part of the head (Phi)": (PhiConfig(**FAMILIES[PhiConfig], rope_parameters=HALF), 7, 15),
+    "halves of a part of the head (Phi 3)": (Phi3Config(**PHI3, rope_parameters=HALF), 7, 15),
+    "neighbours (Ernie 4.5)": (Ernie4_5Config(**SHAPE, rope_parameters=rope("default")), 14, 15),
+}
+"""Which channels of a head positions turn into each other, and the pair that they turn slowest."""
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_scales_hold_keys_at_positions_that_the_calibration_set_did_not_reach(
+    name: str, tmp_path: Path
+) -> None:
+    """Of a pair of channels that turns slowly one is large; far on, the other one is."""
+    config, large, other = TURNED[name]
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    decoder, ids = model.get_decoder(), torch.arange(3, 67)[None]
+    enlarge_key(decoder.layers[0].self_attn, large)
+    write_scales(tmp_path / "scales.json", model, ids)
+    scales = torch.tensor(json.loads((tmp_path / "scales.json").read_bytes())["scales"]["k_scales"][0])
+    with torch.no_grad():
+        far = decoder(input_ids=ids, position_ids=torch.arange(4000, 4064)[None], use_cache=True)
+    keys = far.past_key_values.layers[0].keys.abs().amax((0, 2))  # (kv_heads, head)
+    assert (keys <= 2**0.5 * QMAX * scales.view(keys.shape) * 1.001).all()
+    assert keys[0, other] > 5 * keys[0].median(), "the other channel has become large"
+
+
+def enlarge_key(attention: Any, channel: int) -> None:
+    """The first head's keys are thirty times as large in this channel."""
+    joined = getattr(attention, "qkv_proj", None)
+    first = attention.o_proj.in_features if joined is not None else 0  # the queries stand before the keys
+    with torch.no_grad():
+        (joined if joined is not None else attention.k_proj).weight[first + channel] *= 30

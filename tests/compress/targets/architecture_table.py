@@ -70,7 +70,7 @@ def build_and_measure(model_dir: Path, made: Path, to: Any = "fp32-onnx") -> dic
 
 
 def served(model_dir: Path, made: Path) -> float:
-    """How far the engine's answers are from torch, in nats a token: a prompt in chunks, then decoded among others."""
+    """How far the engine's answers are from torch, in nats per token: a prompt in chunks, then decoded among others."""
     engine = Decoder(made, rows=2, threads=1)
     length = min(engine.context, 240)
     ids = token_windows(model_dir / "tokenizer.json", held_out_text().text, length, length)[0]
@@ -85,7 +85,7 @@ def served(model_dir: Path, made: Path) -> float:
 
 
 def figure(row: Row) -> float:
-    """How far the graph is from torch in float32, nats a token."""
+    """How far the graph is from torch in float32, nats per token."""
     with tempfile.TemporaryDirectory() as folder:
         model_dir = Path(folder) / "model"
         write(row.config, model_dir)
@@ -125,7 +125,7 @@ def in_gguf(architecture: str, config: Mapping[str, Any]) -> str:
 
 def lines(measure: Callable[[Row], float] = figure) -> Iterator[str]:
     """The table, measured here."""
-    yield "| architecture | variant | ONNX: off by, nats a token in float32 | vLLM | GGUF |"
+    yield "| architecture | variant | ONNX: off by, nats per token in float32 | vLLM | GGUF |"
     yield "|---|---|---|---|---|"
     for row in working():
         yield line(row.name, f"{measure(row):.7f}", row.config.to_dict())

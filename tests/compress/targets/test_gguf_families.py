@@ -190,7 +190,7 @@ def test_a_file_that_is_another_model_is_refused_whatever_rounding_costs(
     (tmp_path / "again").mkdir()
     file = tmp_path / "x.gguf"
     request = {"model_dir": str(model_dir), "file": str(file), "type": kind, "tokens": 1024}
-    with pytest.raises(Drifted, match="nats a token away from torch with the same weights"):
+    with pytest.raises(Drifted, match="nats per token away from torch with the same weights"):
         build_gguf_file({**request, "scratch": str(tmp_path / "again")}, silent)
     assert not list(tmp_path.glob("*gguf*"))
 
@@ -308,7 +308,7 @@ TEXTS = [
 
 
 def sentencepiece(prefix: bool) -> Tokenizer:
-    """A tokenizer of Gemma's (or, with ``prefix``, Llama 2's and Phi 3's) kind, from merges of the held text's words."""
+    """A tokenizer of Gemma's (or, with ``prefix``, Llama 2's and Phi 3's) kind, from merges of the held-out text's words."""
     space = "\u2581"
     words = held_out_text().text.replace("\n", " ").split()[:4000]
     tokens = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{at:02X}>" for at in range(256))]

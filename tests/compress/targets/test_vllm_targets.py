@@ -109,7 +109,7 @@ def test_it_is_held_to_torch_with_the_weights_that_lie_there(
     config = json.loads((made / "config.json").read_text())
     rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
     (other / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
-    with pytest.raises(Drifted, match="nats a token away from torch with the same weights"):
+    with pytest.raises(Drifted, match="nats per token away from torch with the same weights"):
         vllm_target.refuse_other_weights(parent, other, windows)
     tensors = load_file(made / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"] = tensors.pop("model.layers.0.mlp.up_proj.weight")[

@@ -72,7 +72,7 @@ def test_the_layer_that_adds_nothing_goes_first_and_is_not_missed(
     assert nearness(smaller.embed, whole.embed, model_dir)["cosine_min"] > 0.99999
 
 
-def test_what_layers_did_is_taken_over_by_the_one_before(model_dir: Path, texts: list[torch.Tensor]) -> None:
+def test_dropped_layers_are_made_up_for_by_the_one_before(model_dir: Path, texts: list[torch.Tensor]) -> None:
     whole = load_encoder(model_dir)
     kept = [0, 3]
     bare = Encoder(with_layers(whole.body, kept), whole.pooling).eval()
@@ -233,7 +233,7 @@ def test_a_plan_that_is_no_encoders_is_refused_before_any_work(
         ({"student": {"model": "tiny"}}, "student.model"),
     ],
 )
-def test_what_is_said_of_predictions_is_refused_of_an_encoder(
+def test_options_of_predictions_are_refused_for_an_encoder(
     tiny_settings: Settings, corpus: Path, tmp_path: Path, said: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(InvalidInput) as refused:

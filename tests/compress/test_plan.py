@@ -89,7 +89,7 @@ def test_a_plan_that_cannot_be_is_refused_with_its_reason(tmp_path: Path, text: 
         read_plan(tmp_path / "plan.yaml")
 
 
-def test_what_would_fail_after_hours_fails_at_once(
+def test_a_plan_that_would_fail_after_hours_fails_at_once(
     tiny_settings: Settings, plan_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = read_plan(plan_file)

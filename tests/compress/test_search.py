@@ -67,7 +67,7 @@ def test_the_pruning_that_changes_least_is_taken_with_its_layers_named() -> None
     assert best_of(trials, tried) == Prune(ffn=64)
 
 
-def test_what_is_predicted_is_what_is_written_and_the_last_version_obeys(
+def test_a_predicted_size_is_the_written_size_and_the_last_version_obeys(
     tiny_settings: Settings, shape: Shape
 ) -> None:
     expected = shape.int4_bytes(PlannedTarget(weights="gptq", high_precision_fraction=0.5))

@@ -138,7 +138,7 @@ def test_a_busy_or_broken_server_is_asked_again(serving: Callable[[Script], Serv
     assert found.answers == 6 and set(server.asked.values()) == {4} and server.most_at_once <= 3
 
 
-def test_what_is_no_answer_is_left_out_and_counted(
+def test_replies_without_an_answer_are_left_out_and_counted(
     serving: Callable[[Script], Server], tmp_path: Path
 ) -> None:
     def script(body: dict[str, Any], before: int) -> tuple[int, Any]:

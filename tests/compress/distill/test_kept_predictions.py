@@ -80,7 +80,7 @@ def test_where_all_is_kept_it_is_the_distillation(tmp_path: Path) -> None:
     assert some_of_it.item() == pytest.approx(whole.item(), rel=0.03)
 
 
-def test_what_is_drawn_is_on_average_the_whole_distribution() -> None:
+def test_drawn_tokens_are_on_average_the_whole_distribution() -> None:
     torch.manual_seed(0)
     log_probs = (2 * torch.randn(60)).log_softmax(-1)
     ids, kept, _ = thinned(log_probs.expand(20_000, -1), 8)
@@ -172,7 +172,7 @@ made.ask(test.model(0), 1.0, test.torch.float32, kill)
     assert other.done == 0
 
 
-def test_what_cannot_be_kept_is_said_before_the_teacher_is_asked(
+def test_predictions_that_cannot_be_kept_are_refused_before_the_teacher_is_asked(
     tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = {"name": "x", "teacher": "tiny@1", "student": {"layers": 1}, "data": {"train": ["a.txt"]}}

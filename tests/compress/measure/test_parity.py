@@ -26,7 +26,7 @@ from train.models.load import load_causal_lm
 
 
 @pytest.mark.parametrize("divergence", [float("nan"), float("inf"), 0.0011])
-def test_what_is_not_a_small_number_is_refused(divergence: float) -> None:
+def test_the_parity_gate_refuses_a_divergence_that_is_not_a_small_number(divergence: float) -> None:
     with pytest.raises(Drifted, match="nats per token away from torch"):
         refuse_another(divergence, SAME_GRAPH, "the graph")
     refuse_another(0.0009, SAME_GRAPH, "the graph")
@@ -96,7 +96,7 @@ def test_scaled_positions_make_another_graph_of_the_same_weights(settings: Setti
     assert max(figure for _, figure in found) < SAME_GRAPH
 
 
-def test_what_is_not_built_is_refused_before_anything_is_read(
+def test_an_architecture_that_is_not_built_is_refused_before_anything_is_read(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from everlearn.errors import Unsupported
@@ -123,7 +123,7 @@ def test_gpt_neox_is_held_to_torch_though_its_output_layer_is_stored_by_another_
     assert mean_divergence(carried_logits(tmp_path / "model", weights, windows), theirs, windows) < 1e-6
 
 
-def test_what_transformers_makes_longrope_of_phi3s_yarn_is_read_as_such() -> None:
+def test_phi3s_yarn_which_transformers_calls_longrope_is_read_as_longrope() -> None:
     config = {
         "max_position_embeddings": 1024, "original_max_position_embeddings": 256,
         "rope_scaling": {"type": "yarn", "short_factor": [1.0], "long_factor": [2.0]},

@@ -89,7 +89,7 @@ def test_heads_that_nothing_reads_go_first(model: LlamaForCausalLM, ids: torch.T
     assert torch.allclose(logits(narrow, ids), logits(idle, ids), atol=1e-5)
 
 
-def test_what_heads_did_is_taken_over_and_the_model_is_loaded_again(parent: Path, tmp_path: Path) -> None:
+def test_pruned_heads_are_made_up_for_and_the_model_is_loaded_again(parent: Path, tmp_path: Path) -> None:
     windows = torch.from_numpy(calibration_windows(Calibration(tokens=4096), parent / "tokenizer.json"))
     whole = load_causal_lm(parent)
     bare = narrow_attention(whole, 1, windows[:4])

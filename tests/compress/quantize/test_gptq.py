@@ -187,14 +187,16 @@ def test_the_most_sensitive_fit_into_their_share() -> None:
     assert most_sensitive(costs, sizes, 1.0, enough=sum(costs.values())) == []
 
 
-def test_it_is_nearer_to_the_parent_than_rounding(
+def test_a_gptq_export_is_nearer_to_the_parent_than_rounding(
     built: tuple[Path, dict, dict], parent: Path, tmp_path: Path
 ) -> None:
     _, metrics = build_export(parent, tmp_path, "generate", CompressRecipe(to="int4-onnx", weights="rtn"))
     assert built[2]["divergence"] < metrics["divergence"]
 
 
-def test_two_builds_are_the_same_bytes(built: tuple[Path, dict, dict], parent: Path, tmp_path: Path) -> None:
+def test_two_gptq_exports_are_the_same_bytes(
+    built: tuple[Path, dict, dict], parent: Path, tmp_path: Path
+) -> None:
     made, metrics = build_export(parent, tmp_path, "generate", RECIPE)
     assert (made, metrics) == built[1:]
     names = {file.name for file in tmp_path.iterdir()}

@@ -26,7 +26,7 @@ def saved(request: pytest.FixtureRequest, parent: Path, tmp_path_factory: pytest
     return directory
 
 
-def test_it_predicts_to_the_bit_what_the_loaded_model_predicts(saved: Path) -> None:
+def test_a_mapped_model_predicts_to_the_bit_what_the_loaded_one_does(saved: Path) -> None:
     mapped = mapped_causal_lm(saved)
     before = {name: one.data_ptr() for name, one in mapped.named_parameters()}
     expected = load_causal_lm(saved)(IDS).logits
@@ -36,7 +36,7 @@ def test_it_predicts_to_the_bit_what_the_loaded_model_predicts(saved: Path) -> N
     assert {name: one.data_ptr() for name, one in mapped.named_parameters()} == before, "weights were kept"
 
 
-def test_other_weights_hold_within_and_the_model_stays_as_it_is(saved: Path) -> None:
+def test_computing_with_other_weights_leaves_the_mapped_model_as_it_was(saved: Path) -> None:
     mapped, loaded = mapped_causal_lm(saved), load_causal_lm(saved)
     expected = mapped(IDS).logits
     layer = mapped.model.layers[0].mlp.up_proj

@@ -39,7 +39,7 @@ def test_the_page_is_what_was_measured() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.plain is not None])
-def test_what_a_variant_changes_shows_in_its_row(name: str, tmp_path: Path) -> None:
+def test_the_change_that_a_variant_makes_shows_in_its_row(name: str, tmp_path: Path) -> None:
     """A graph that left it out would be off by this much: the row could not pass."""
     row = ROWS[name]
     assert row.plain is not None
@@ -51,7 +51,7 @@ def test_what_a_variant_changes_shows_in_its_row(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", table.REFUSED)
-def test_what_is_refused_says_why(name: str) -> None:
+def test_a_refused_architecture_says_why(name: str) -> None:
     assert table.reason(name)
 
 

@@ -20,7 +20,9 @@ LACKING = (
 
 @pytest.mark.parametrize("name", LACKING)
 @pytest.mark.parametrize("to", ["int4-onnx", "int8-onnx", "fp32-onnx", "gguf"])
-def test_what_is_not_built_is_refused_by_name_with_what_can_be_done(name: str, to: str) -> None:
+def test_an_architecture_that_is_not_built_is_refused_by_name_with_what_can_be_done(
+    name: str, to: str
+) -> None:
     with pytest.raises(Unsupported) as refused:
         refuse_architecture({"architectures": [name], "model_type": "x"}, "generate", to)
     said = refused.value.message
@@ -41,7 +43,7 @@ def test_what_is_not_built_is_refused_by_name_with_what_can_be_done(name: str, t
         ({"architectures": ["FooForCausalLM"]}, "vLLM"),
     ],
 )
-def test_what_llmcompressor_would_leave_as_it_is_is_refused(
+def test_an_architecture_that_llmcompressor_would_not_round_is_refused(
     to: str, values: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(Unsupported, match=f"{values['architectures'][0]} cannot be made into {to}: .*{why}"):

@@ -121,7 +121,7 @@ LOST: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", LOST)
-def test_what_llama_cpp_would_leave_out_is_refused_by_what_it_is(what: str) -> None:
+def test_a_setting_that_llama_cpp_would_ignore_is_refused_by_its_name(what: str) -> None:
     name, values, said = LOST[what]
     config = AutoConfig.for_model(name, **{**SIZES, **values}).to_dict()
     config["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name]]
@@ -149,7 +149,7 @@ def test_a_window_that_no_layer_has_or_another_name_is_not_lost(name: str, value
 
 
 @pytest.mark.parametrize("what", ["Mistral with a window", "dynamic positions"])
-def test_it_is_refused_before_the_work_and_no_file_is_left(
+def test_a_gguf_file_is_refused_before_the_work_and_no_file_is_left(
     what: str, settings: Settings, tmp_path: Path
 ) -> None:
     name, values, said = LOST[what]

@@ -58,9 +58,7 @@ def model_dir(request: pytest.FixtureRequest, parent: Path, tmp_path: Path) -> P
     return directory
 
 
-def test_what_is_written_is_read_back_bit_for_bit(
-    model_dir: Path, settings: Settings, tmp_path: Path
-) -> None:
+def test_a_gguf_file_is_read_back_bit_for_bit(model_dir: Path, settings: Settings, tmp_path: Path) -> None:
     write_gguf(model_dir, tmp_path / "tiny.gguf", plain("f32"), silent)
     version = import_model(settings, str(tmp_path / "tiny.gguf"), name="again")
     directory = Registry(settings).path(version)

@@ -57,7 +57,7 @@ def ours(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_it_is_smaller_than_the_builders_and_predicts_the_same(plain: Path, ours: Path) -> None:
+def test_our_graph_is_smaller_than_the_builders_and_predicts_the_same(plain: Path, ours: Path) -> None:
     sizes = [(one / "model.onnx.data").stat().st_size for one in (plain, ours)]
     assert sizes[1] < 0.8 * sizes[0]
     windows = np.random.default_rng(0).integers(3, 512, (3, 200))
@@ -66,7 +66,7 @@ def test_it_is_smaller_than_the_builders_and_predicts_the_same(plain: Path, ours
         assert (before.argmax(-1) == after.argmax(-1)).mean() > 0.9
 
 
-def test_onnxruntime_folds_all_of_it_before_it_runs(ours: Path, tmp_path: Path) -> None:
+def test_onnxruntime_folds_all_that_the_graph_computes_before_it_runs(ours: Path, tmp_path: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "run.onnx")
     options.log_severity_level = 3

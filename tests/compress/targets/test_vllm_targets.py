@@ -80,7 +80,7 @@ def test_linear_layers_are_int8_and_the_rest_bfloat16(tiny_settings: Settings, w
     }
 
 
-def test_it_is_a_compressed_tensors_bundle_for_generation(tiny_settings: Settings, w8a8: Version) -> None:
+def test_w8a8_is_a_compressed_tensors_bundle_for_generation(tiny_settings: Settings, w8a8: Version) -> None:
     directory = Registry(tiny_settings).path(w8a8)
     said = json.loads((directory / "config.json").read_text())["quantization_config"]
     assert (w8a8.format, w8a8.task) == ("compressed-tensors", "generate")
@@ -92,14 +92,14 @@ def test_it_is_a_compressed_tensors_bundle_for_generation(tiny_settings: Setting
     assert w8a8.manifest.recipe["export"]["calibration_seen"]["tokens"] == 2048
 
 
-def test_its_price_is_small_and_not_nothing(w8a8: Version) -> None:
+def test_w8a8_diverges_from_its_parent_a_little(w8a8: Version) -> None:
     metrics = w8a8.manifest.metrics
     assert 0 < metrics["divergence"] < 0.01
     assert metrics["agreement"] > 0.9
     assert metrics["perplexity_ratio"] == pytest.approx(1, abs=0.02)
 
 
-def test_it_is_held_to_torch_with_the_weights_that_lie_there(
+def test_w8a8_is_compared_with_torch_carrying_the_weights_of_the_checkpoint(
     tiny_settings: Settings, parent: Path, w8a8: Version, tmp_path: Path
 ) -> None:
     made = Registry(tiny_settings).path(w8a8)

@@ -124,7 +124,7 @@ def test_w8a8_is_compared_with_torch_carrying_the_weights_of_the_checkpoint(
         vllm_target.refuse_other_weights(parent, other, windows)
 
 
-def test_two_builds_are_the_same_bytes(tiny_settings: Settings, w8a8: Version, tmp_path: Path) -> None:
+def test_two_w8a8_builds_are_the_same_bytes(tiny_settings: Settings, w8a8: Version, tmp_path: Path) -> None:
     registry = Registry(tiny_settings)
     build_export(registry.path(registry.resolve("tiny@1")), tmp_path, "generate", RECIPE)
     files = {path: entry.sha256 for path, entry in w8a8.manifest.files.items()}

@@ -10,9 +10,9 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from everlearn.errors import Conflict
 from everlearn.memory import peak_bytes
 from train.errors import Diverged
-from train.objectives.causal import CausalLM
-from train.objectives.objective import Objective
+from train.objectives.objective import Batches, HeldOut, Objective
 from train.optim import adamw, lr_at
 from train.parallel.wrap import Group, full_tensor
 from train.recipe import FitOptions, recipe_diff
@@ -30,20 +29,22 @@ from train.runs.checkpoint import Checkpoints, tensors_of
 from train.runs.step_log import StepLog
 
 
-class Batches(Protocol):
-    """Of ``train.data.packing.Packer``: numbered batches of rows, and how many rows an epoch has."""
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a run beside the next step. Once any rank is asked, all ranks do it after the same step."""
 
-    rows: int
-
-    def batch(self, step: int, micro_batch: int, rank: int = 0, ranks: int = 1) -> Any: ...
+    save: bool = False
+    stop: bool = False
 
 
 @dataclass(frozen=True)
-class Held:
-    """What a model is measured on: rows of ``packer``, as many as ``options.validation`` allows."""
+class Update:
+    """What one optimizer step did. ``loss``: nats per target; ``grad_norm``: before clipping."""
 
-    packer: Batches
-    objective: Objective = field(default_factory=CausalLM)
+    loss: float
+    grad_norm: float
+    lr: float
+    asked: Asked
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,11 @@ class FitResult:
 def fit(
     model: nn.Module,
     objective: Objective,
-    packer: Batches,
+    batches: Batches,
     options: FitOptions,
     *,
     run_dir: Path,
-    validate: Held | None = None,
+    validate: HeldOut | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     group: Group | None = None,
@@ -84,7 +85,7 @@ def fit(
     """
     group = group or Group()
     with deterministic(group.device):
-        run = _Run(model, objective, packer, options, run_dir, validate, group, identity or {})
+        run = _Run(model, objective, batches, options, run_dir, validate, group, identity or {})
         return run.go(on_step or (lambda report: None), should_stop or (lambda: False))
 
 
@@ -95,16 +96,16 @@ class _Run:
         self,
         model: nn.Module,
         objective: Objective,
-        packer: Batches,
+        batches: Batches,
         options: FitOptions,
         run_dir: Path,
-        validate: Held | None,
+        validate: HeldOut | None,
         group: Group,
         identity: Mapping[str, Any],
     ) -> None:
-        self.model, self.objective, self.packer, self.options = model, objective, packer, options
+        self.model, self.objective, self.batches, self.options = model, objective, batches, options
         self.validate, self.group = validate, group
-        self.steps = total_steps(options, packer.rows)
+        self.steps = total_steps(options, batches.rows)
         self.micro_batch, self.accumulation = divide(options, group.ranks)
         self.dtype = choose_dtype(options.dtype, group.device)
         self.identity = {"options": options.model_dump(mode="json"), **identity}
@@ -126,29 +127,39 @@ class _Run:
         losses: list[float] = []
         began, saved = time.monotonic(), time.monotonic()
         tokens_before, seconds_before = self.tokens, self.seconds
-        stopped, held = False, self.held_before
+        stopped, held_out = False, self.held_before
         while self.step < self.steps and not stopped:
-            due = self.group.is_first and time.monotonic() - saved > self.options.checkpoint.every_s
-            loss, norm, stopped, due = self.train_step(should_stop(), due)
+            time_to_save = time.monotonic() - saved > self.options.checkpoint.every_s
+            asked = Asked(save=self.group.is_first and time_to_save, stop=should_stop())
+            update = self.train_step(asked)
+            stopped = update.asked.stop
             self.seconds = seconds_before + time.monotonic() - began
-            losses.append(loss)
+            losses.append(update.loss)
             every = self.options.validation.every_steps
             measured = None
             if self.validate and every and self.step % every == 0 and self.step < self.steps:
-                measured = held = self.measure()
+                measured = held_out = self.measure()
             speed = (self.tokens - tokens_before) / (time.monotonic() - began)
             left = (self.steps - self.step) * (time.monotonic() - began) / (self.step - first)
             report = StepReport(
-                self.step, self.steps, loss, self.lr, norm, self.tokens, speed, left, measured
+                step=self.step,
+                steps=self.steps,
+                loss=update.loss,
+                lr=update.lr,
+                grad_norm=update.grad_norm,
+                tokens=self.tokens,
+                tokens_per_s=speed,
+                seconds_left=left,
+                held_nll=measured,
             )
             if self.log:
                 self.log.write(report)
             on_step(report)
-            if self.step < self.steps and (stopped or self.is_due(due)):
+            if self.step < self.steps and (stopped or update.asked.save or self.is_checkpoint_step()):
                 self.save()
                 saved = time.monotonic()
         if self.validate and self.step == self.steps and self.step > 0:
-            held = self.measure()
+            held_out = self.measure()
         if self.log:
             self.log.close()
         tail = losses[-max(1, self.steps // 10) :]
@@ -157,22 +168,22 @@ class _Run:
             steps=self.step,
             train_loss=sum(tail) / len(tail) if tail else math.nan,
             held_nll_before=self.held_before,
-            held_nll=held,
+            held_nll=held_out,
             tokens=self.tokens,
             tokens_per_s=self.tokens / self.seconds if self.seconds else 0.0,
             seconds=self.seconds,
             peak_memory_bytes=peak_memory_bytes(self.group.device),
         )
 
-    def train_step(self, stop: bool, due: bool) -> tuple[float, float, bool, bool]:
-        """One optimizer step. Returns loss, gradient norm, and whether any rank was asked to stop or to save."""
+    def train_step(self, asked: Asked) -> Update:
+        """One optimizer step. What any rank is ``asked`` travels with the sums of the loss, and comes back for all."""
         group, options = self.group, self.options
         torch.manual_seed(hash_seed(options.seed, self.step, group.rank))
         loss_sum = torch.zeros((), device=group.device)
         targets = torch.zeros((), device=group.device)
         seen = 0
         for part in range(self.accumulation):
-            batch = self.packer.batch(
+            batch = self.batches.batch(
                 self.step * self.accumulation + part, self.micro_batch, group.rank, group.ranks
             )
             seen += int((batch["document_ids"] >= 0).sum())
@@ -183,8 +194,8 @@ class _Run:
                 loss.backward()
             loss_sum += loss.detach().float()
             targets += counted
-        flags = torch.tensor([seen, stop, due], device=group.device)
-        total, count, seen_all, stops, dues = group.sum([loss_sum, targets, *flags])
+        flags = torch.tensor([seen, asked.stop, asked.save], device=group.device)
+        total, count, seen_all, stops, saves = group.sum([loss_sum, targets, *flags])
         norm = self.scale_gradients(count)
         loss_mean = total / max(count, 1)
         if not (math.isfinite(loss_mean) and math.isfinite(norm)):
@@ -192,14 +203,14 @@ class _Run:
                 f"the loss is {loss_mean} and the gradient's norm {norm} at step {self.step + 1} of {self.steps}: "
                 f"the run ended and nothing was registered. Try a smaller optimizer.lr than {options.optimizer.lr}"
             )
-        self.lr = lr_at(self.step, self.steps, options.optimizer.lr, options.schedule)
+        lr = lr_at(self.step, self.steps, options.optimizer.lr, options.schedule)
         for settings in self.optimizer.param_groups:
-            settings["lr"] = self.lr
+            settings["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.tokens += int(seen_all)
-        return loss_mean, norm, stops > 0, dues > 0
+        return Update(loss_mean, norm, lr, Asked(save=saves > 0, stop=stops > 0))
 
     def scale_gradients(self, count: float) -> float:
         """From sums (averaged over ranks by DDP and FSDP) to the clipped mean per target; returns its norm."""
@@ -213,18 +224,20 @@ class _Run:
 
     @torch.no_grad()
     def measure(self) -> float:
-        """Mean loss per target over the held rows, each counted once however many ranks share them."""
-        held, group = self.validate, self.group
-        assert held
-        rows = min(held.packer.rows, max(1, self.options.validation.tokens // self.options.sequence_tokens))
+        """Mean loss per target over the held-out rows, each counted once however many ranks share them."""
+        held_out, group = self.validate, self.group
+        assert held_out
+        rows = min(
+            held_out.batches.rows, max(1, self.options.validation.tokens // self.options.sequence_tokens)
+        )
         sums = [torch.zeros((), device=group.device), torch.zeros((), device=group.device)]
         self.model.eval()
         for step in range(math.ceil(rows / (self.micro_batch * group.ranks))):
-            batch = held.packer.batch(step, self.micro_batch, group.rank, group.ranks)
+            batch = held_out.batches.batch(step, self.micro_batch, group.rank, group.ranks)
             mine = rows - (step * group.ranks + group.rank) * self.micro_batch
             batch["labels"][max(0, mine) :] = -100
             with self.precision():
-                loss, counted = self.loss_module(held.objective, self.to_device(batch))
+                loss, counted = self.loss_module(held_out.objective, self.to_device(batch))
             sums[0] += loss.float()
             sums[1] += counted
         self.model.train()
@@ -243,9 +256,9 @@ class _Run:
             for key, value in batch.items()
         }
 
-    def is_due(self, due: bool) -> bool:
+    def is_checkpoint_step(self) -> bool:
         every = self.options.checkpoint.every_steps
-        return due or bool(every and self.step % every == 0)
+        return bool(every and self.step % every == 0)
 
     def save(self) -> None:
         state = {

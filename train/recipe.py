@@ -19,6 +19,7 @@ from everlearn.settings import flatten
 from everlearn.settings_file import SettingsFile, read_settings_file
 from everlearn.suggest import did_you_mean
 from train.data.card import DataOptions
+from train.objectives.table import ObjectiveSpec, find_objective, implied, refuse_inconsistent
 
 Recipe = TypeVar("Recipe", bound=BaseModel)
 
@@ -216,11 +217,15 @@ class FitOptions(_Part):
 
 
 class TrainRecipe(FitOptions):
-    """``everlearn train``. ``base`` is a model to go on from; without one, ``architecture`` starts from scratch."""
+    """``everlearn train``. ``base`` is a model to go on from; without one, ``architecture`` starts from scratch.
+
+    ``objective``: one of ``train.objectives.table``; by default what the other keys imply.
+    """
 
     name: str | None = None
     base: str | None = None
     architecture: Architecture | None = None
+    objective: str | None = None
     data: Data
     keep: Keep | None = None
     tune: Tune = Tune()
@@ -228,8 +233,19 @@ class TrainRecipe(FitOptions):
     ranks: int = Field(default=1, ge=1, le=1024)
     threads: int | None = Field(default=None, ge=1, le=4096)
 
+    @property
+    def objective_spec(self) -> ObjectiveSpec:
+        """The objective that the recipe names or implies."""
+        return find_objective(self.objective) if self.objective else implied(dict(self))
+
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        return None if value is None else find_objective(value).name
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainRecipe:
+        refuse_inconsistent(self.objective_spec, dict(self))
         if self.ranks > 1 and self.parallel == "none":
             raise ValueError(f"ranks is {self.ranks}: say how they share the work, parallel: ddp or fsdp2")
         if self.rows % self.ranks:
@@ -307,11 +323,17 @@ def recipe_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def deciding(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a recipe's own values changes the result of a run, by dotted key; see OPERATIONAL and PLACES."""
+    """What of a recipe's own values changes the result of a run, by dotted key; see OPERATIONAL and PLACES.
+
+    An objective that the recipe implies anyway is left out, as earlier recipes had no such key.
+    """
+    same_without = {"objective": (None, implied(recipe).name)}
     return {
         key: value
         for key, value in flatten(recipe)
-        if key.partition(".")[0] not in OPERATIONAL and key not in PLACES
+        if key.partition(".")[0] not in OPERATIONAL
+        and key not in PLACES
+        and value not in same_without.get(key, ())
     }
 
 

@@ -3,7 +3,7 @@
 run.json     what to do: the recipe, where base and tokenizer lie, threads
 data/        prepared stores, where the recipe names files
 checkpoints/ to go on from
-steps.jsonl  one line a step
+steps.jsonl  one line per step
 model/       the result, a Hugging Face directory
 outcome.json written last: the run is finished
 """
@@ -24,13 +24,11 @@ from train.data.packing import Packer
 from train.data.store import TokenStore, open_store
 from train.data.tokenize import Tokens
 from train.errors import Stopped
-from train.loop import Batches, FitResult, Held, choose_dtype, divide, fit, total_steps
+from train.loop import FitResult, choose_dtype, divide, fit, total_steps
 from train.models.build import build_model, refuse_misfit
-from train.models.load import load_causal_lm
 from train.models.save import write_model
-from train.objectives.causal import CausalLM
-from train.objectives.keep import Keeping, WithKept
-from train.objectives.objective import Objective
+from train.objectives.causal import next_token_validation
+from train.objectives.objective import HeldOut, RunInputs, objective_for
 from train.parallel.wrap import Group, full_tensor, joined
 from train.recipe import TrainRecipe, validate_recipe
 from train.report import StepReport
@@ -56,14 +54,15 @@ def train(
         model = build_model(recipe, base, tokenizer_dir)
         refuse_misfit(model, recipe, stores[0].card.vocab_size)
         packer = Packer(stores[0], recipe.sequence_tokens, recipe.seed)
-        objective, batches = objective_for(recipe, packer, kept, base, group)
+        held_out = held_out_packer(recipe, stores)
+        training = objective_for(RunInputs(recipe, packer, held_out, base, group.device))
         result = fit(
             model,
-            objective,
-            batches,
+            training.objective,
+            training.batches,
             recipe,
             run_dir=run_dir,
-            validate=held_of(recipe, stores),
+            validate=training.validation,
             on_step=on_step,
             should_stop=should_stop,
             group=group,
@@ -82,19 +81,6 @@ def train(
     return {}
 
 
-def objective_for(
-    recipe: TrainRecipe, packer: Packer, kept: TokenStore | None, base: Path | None, group: Group
-) -> tuple[Objective, Batches]:
-    """What to minimise, and over which rows."""
-    if not (recipe.keep and kept and base):
-        return CausalLM(), packer
-    beside = Packer(kept, recipe.sequence_tokens, recipe.seed)
-    weight = (
-        recipe.keep.weight * packer.targets / max(1, beside.targets)
-    )  # of a sum beside the new text's sum
-    return Keeping(load_causal_lm(base).to(group.device), weight), WithKept(packer, beside)
-
-
 def open_stores(recipe: TrainRecipe, run_dir: Path) -> tuple[TokenStore, TokenStore | None]:
     """What to train on, and what to measure on."""
     if recipe.data.store:
@@ -103,9 +89,15 @@ def open_stores(recipe: TrainRecipe, run_dir: Path) -> tuple[TokenStore, TokenSt
     return open_store(run_dir / "data" / "train"), open_store(run_dir / "data" / "held")
 
 
-def held_of(recipe: TrainRecipe, stores: tuple[TokenStore, TokenStore | None]) -> Held | None:
-    held = stores[1]
-    return Held(Packer(held, recipe.sequence_tokens, seed=0)) if held else None  # not of None, nor of nothing
+def held_out_packer(recipe: TrainRecipe, stores: tuple[TokenStore, TokenStore | None]) -> Packer | None:
+    """The rows to measure on; None without a store, or with an empty one."""
+    held_out = stores[1]
+    return Packer(held_out, recipe.sequence_tokens, seed=0) if held_out else None
+
+
+def held_of(recipe: TrainRecipe, stores: tuple[TokenStore, TokenStore | None]) -> HeldOut | None:
+    """Those rows, measured by the loss of the next token."""
+    return next_token_validation(held_out_packer(recipe, stores))
 
 
 def identity_of(
@@ -136,7 +128,7 @@ def refuse_foreign_tokens(stores: Sequence[TokenStore | None], sha256: str) -> N
 
 
 def gather(model: torch.nn.Module, group: Group) -> dict[str, torch.Tensor] | None:
-    """Trained tensors by name, whole, on rank 0; None where the model itself has them."""
+    """Trained tensors by name, gathered on rank 0; None where the model itself has them in full."""
     if group.kind != "fsdp2":
         return None
     state: dict[str, torch.Tensor] = {}

@@ -28,8 +28,9 @@ from everlearn.progress import Progress
 from train.data.store import TokenStore
 from train.data.tokenize import marks
 from train.errors import Diverged
-from train.loop import Held, fit
+from train.loop import fit
 from train.models.save import saved_dtype
+from train.objectives.objective import HeldOut
 from train.parallel.wrap import Group
 from train.recipe import validate_recipe
 
@@ -70,7 +71,7 @@ def teach_encoder(request: Mapping[str, Any], progress: Progress) -> dict[str, A
             recipe,
             run_dir=run_dir,
             group=group,
-            validate=held and Held(held, EmbeddingDistillation(teacher, 0)),
+            validate=held and HeldOut(held, EmbeddingDistillation(teacher, 0)),
             on_step=lambda at: progress(f"teaching, loss {at.loss:.4f}", at.step / at.steps),
             identity=identity_of(request, recipe, stores, ("student", "hidden", "reconstruct_tokens")),
         )

@@ -70,9 +70,9 @@ def fitted(
 ) -> tuple[list[float], str, float | None]:
     """Trains; returns the loss of each step, a hash of the final weights (rank 0), and the held loss."""
     from train.data.packing import Packer
-    from train.loop import Held, fit
+    from train.loop import fit
     from train.models.build import build_model
-    from train.objectives.causal import CausalLM
+    from train.objectives.causal import CausalLM, next_token_validation
     from train.parallel.wrap import joined
     from train.recipe import TrainRecipe
     from train.run import gather, open_stores
@@ -89,7 +89,7 @@ def fitted(
             Packer(train, options.sequence_tokens, options.seed),
             options,
             run_dir=run_dir,
-            validate=Held(Packer(held, options.sequence_tokens, 0)),
+            validate=next_token_validation(Packer(held, options.sequence_tokens, 0)),
             on_step=lambda report: losses.append(report.loss),
             should_stop=lambda: stop_after is not None and len(losses) + 1 >= stop_after,
             group=group,

@@ -15,8 +15,8 @@ from tests.support.tiny_models import write_llama
 from train.data.packing import Packer
 from train.data.store import Example, open_store, write_store
 from train.data.tokenize import Tokens
-from train.loop import Held, fit
-from train.objectives.causal import CausalLM
+from train.loop import fit
+from train.objectives.causal import CausalLM, next_token_validation
 from train.recipe import TrainRecipe
 from train.report import StepReport
 
@@ -85,7 +85,7 @@ def run(
         packer,
         wanted,
         run_dir=run_dir,
-        validate=Held(held),
+        validate=next_token_validation(held),
         on_step=reports.append,
         **options,
     )

@@ -24,7 +24,7 @@ from train.data.tokenize import Tokens
 from train.models.build import build_model, refuse_misfit
 from train.models.load import load_causal_lm
 from train.models.save import write_model
-from train.objectives.causal import CausalLM
+from train.objectives.causal import CausalLM, next_token_validation
 from train.optim import adamw
 from train.recipe import Optimizer, TrainRecipe, Tune
 from train.tuning.trainable import add_adapters
@@ -77,7 +77,7 @@ def step_in_group(
     recipe: dict[str, Any], base: Path, run_dir: Path
 ) -> tuple[dict[str, Any], float, float | None]:
     """One step, in a rank: how far each weight moved (rank 0); the gradient's norm; the held loss before."""
-    from train.loop import Held, fit
+    from train.loop import fit
     from train.parallel.wrap import joined
     from train.run import gather, open_stores
 
@@ -88,7 +88,7 @@ def step_in_group(
         assert held is not None
         model = build_model(options, base, base)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        packer, validate = Packer(train, WORDS, 0), Held(Packer(held, WORDS, 0))
+        packer, validate = Packer(train, WORDS, 0), next_token_validation(Packer(held, WORDS, 0))
         on_step = lambda report: norms.append(report.grad_norm)
         result = fit(
             model,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from train.objectives.linear_loss import cross_entropies, linear_loss
 from train.objectives.logits import before_logits
+from train.objectives.objective import Batches, HeldOut, RunInputs, Training
 
 IGNORED = -100
 """The label of a position that predicts nothing."""
@@ -20,10 +21,19 @@ class CausalLM:
     Packed documents do not see each other: their position ids start anew, and transformers masks by that.
     """
 
+    @classmethod
+    def for_run(cls, run: RunInputs) -> Training:
+        return Training(cls(), run.packer, next_token_validation(run.held_out))
+
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         targets, rows = predicted(batch["labels"])
         loss = linear_loss(*before_logits(model, batch), rows, cross_entropies(targets[rows]))
         return loss, torch.tensor(len(rows), dtype=torch.float32, device=loss.device)
+
+
+def next_token_validation(held_out: Batches | None) -> HeldOut | None:
+    """Measures the loss of the next token, where there are rows to measure on."""
+    return HeldOut(held_out, CausalLM()) if held_out else None
 
 
 def predicted(labels: Tensor) -> tuple[Tensor, Tensor]:

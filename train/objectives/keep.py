@@ -15,10 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from everlearn.errors import ConfigError
 from train.data.packing import Batch, Packer
-from train.objectives.causal import predicted
+from train.data.store import open_store
+from train.models.load import load_causal_lm
+from train.objectives.causal import CausalLM, next_token_validation, predicted
 from train.objectives.linear_loss import LossAndGrad, cross_entropies, linear_loss
 from train.objectives.logits import Logits, before_logits, logits_at
+from train.objectives.objective import RunInputs, Training
 
 
 class WithKept:
@@ -46,6 +50,20 @@ class Keeping:
 
     Both are sums; the number of targets is that of the new rows.
     """
+
+    @classmethod
+    def for_run(cls, run: RunInputs) -> Training:
+        """By the recipe's ``keep``; without any kept rows, what :class:`CausalLM` makes of the run."""
+        keep = run.recipe.keep
+        if keep is None or run.base is None:
+            raise ConfigError("objective: keep needs the key keep, and a base", param="keep")
+        store = open_store(keep.store)
+        if not len(store):
+            return CausalLM.for_run(run)
+        kept = Packer(store, run.recipe.sequence_tokens, run.recipe.seed)
+        weight = keep.weight * run.packer.targets / max(1, kept.targets)  # of a sum beside the new text's sum
+        objective = cls(load_causal_lm(run.base).to(run.device), weight)
+        return Training(objective, WithKept(run.packer, kept), next_token_validation(run.held_out))
 
     def __init__(self, before: nn.Module, weight: float) -> None:
         self.before = before.eval().requires_grad_(False)

@@ -121,7 +121,7 @@ def register(registry: Registry, run: Run, outcome: Outcome) -> Version:
             staging,
             name=run.model,
             format="safetensors",
-            task="generate",
+            task=run.recipe.objective_spec.task,
             architecture=next(iter(config.get("architectures") or [""])),
             parameters=count_parameters(staging),
             parent=run.base.digest if run.base else None,

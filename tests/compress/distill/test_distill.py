@@ -31,9 +31,9 @@ from tests.support.tiny_models import tiny_config, train_tokenizer
 from train.data.packing import Packer
 from train.data.store import Example
 from train.evaluate.held_out_text import held_out_text
-from train.loop import Held, fit
+from train.loop import fit
 from train.models.load import load_causal_lm
-from train.objectives.causal import CausalLM
+from train.objectives.causal import CausalLM, next_token_validation
 from train.recipe import Data, FitOptions, Optimizer
 from train.runs.claim import claimed
 
@@ -84,7 +84,14 @@ def test_a_taught_student_beats_the_same_student_alone_on_the_same_tokens(
     nll, tokens = {}, {}
     for name, objective in (("taught", Distillation(teacher, 2.0, 0.9)), ("alone", CausalLM())):
         student = with_layers(teacher, evenly_spaced(2, 3))
-        found = fit(student, objective, few, options(40, 2e-3), run_dir=tmp_path / name, validate=Held(held))
+        found = fit(
+            student,
+            objective,
+            few,
+            options(40, 2e-3),
+            run_dir=tmp_path / name,
+            validate=next_token_validation(held),
+        )
         nll[name], tokens[name] = found.held_nll, found.tokens
     assert tokens["taught"] == tokens["alone"]
     assert nll["taught"] < nll["alone"] - 0.02, nll

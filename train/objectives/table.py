@@ -1,0 +1,116 @@
+"""The training objectives, one entry each.
+
+A recipe's key ``objective`` is validated by this table, and the help of ``everlearn train`` and the table in
+docs/training.md are made from it. It imports no torch: the class is named by a string, and imported when a run starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from everlearn.bundles.bundle import Task
+from everlearn.suggest import did_you_mean
+
+TRAIN = "everlearn train"
+PACKED = ("input_ids", "labels", "position_ids", "document_ids")
+"""What a batch of ``train.data.packing.Packer`` holds: int64 (rows, seq) each."""
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """One objective.
+
+    ``implementation``: "module:Class". A class that ``everlearn train`` runs has the class method ``for_run`` (see
+    ``train.objectives.objective.Training``). ``options``: the recipe key with its settings; a recipe that has the key
+    chooses the objective. ``models``: which it fits. ``batch``: the keys of a batch. ``task``: of the bundle it makes.
+    ``command``: which runs it.
+    """
+
+    name: str
+    implementation: str
+    summary: str
+    models: str
+    batch: tuple[str, ...] = PACKED
+    task: Task = "generate"
+    options: str | None = None
+    command: str = TRAIN
+
+    def load(self) -> Any:
+        """The class. Imports torch."""
+        module, _, name = self.implementation.partition(":")
+        return getattr(import_module(module), name)
+
+
+CAUSAL_LM = ObjectiveSpec(
+    "causal_lm",
+    "train.objectives.causal:CausalLM",
+    "cross-entropy of the next token",
+    "decoders, from a base or from scratch",
+)
+
+OBJECTIVES: dict[str, ObjectiveSpec] = {
+    spec.name: spec
+    for spec in (
+        CAUSAL_LM,
+        ObjectiveSpec(
+            "keep",
+            "train.objectives.keep:Keeping",
+            "cross-entropy of the next token on new text, and KL divergence from the base on kept text",
+            "decoders with a base",
+            batch=(*PACKED, "kept_rows"),
+            options="keep",
+        ),
+    )
+}
+"""By name: those of this room, and those that other rooms add as they are imported."""
+
+
+def register_objective(spec: ObjectiveSpec) -> None:
+    """Adds the objective of a room above this one, which runs it by a command of its own. Raises ValueError if taken."""
+    if OBJECTIVES.setdefault(spec.name, spec) != spec:
+        raise ValueError(f"there already is an objective {spec.name}: {OBJECTIVES[spec.name].implementation}")
+
+
+def trainable() -> list[ObjectiveSpec]:
+    """Those that a recipe of ``everlearn train`` may name."""
+    return [spec for spec in OBJECTIVES.values() if spec.command == TRAIN]
+
+
+def implied(recipe: Mapping[str, Any]) -> ObjectiveSpec:
+    """What a recipe asks for that names no objective: by a key with an objective's settings, or the next token."""
+    return next((spec for spec in trainable() if spec.options and recipe.get(spec.options)), CAUSAL_LM)
+
+
+def find_objective(name: str) -> ObjectiveSpec:
+    """The objective of this name. Raises ValueError with those that a recipe may name."""
+    known = {spec.name: spec for spec in trainable()}
+    if name in known:
+        return known[name]
+    if name in OBJECTIVES:
+        raise ValueError(f"{name} is run by {OBJECTIVES[name].command}, not by {TRAIN}")
+    raise ValueError(f"known objectives are {', '.join(known)}{did_you_mean(name, list(known))}")
+
+
+def refuse_inconsistent(spec: ObjectiveSpec, recipe: Mapping[str, Any]) -> None:
+    """Raises ValueError if settings of another objective are in the recipe, or those of ``spec`` are missing."""
+    if (other := implied(recipe)).options and other != spec:
+        raise ValueError(f"{other.options} sets up objective: {other.name}, and objective is {spec.name}")
+    if spec.options and not recipe.get(spec.options):
+        raise ValueError(f"objective: {spec.name} needs the key {spec.options}")
+
+
+def help_line() -> str:
+    """For the command line."""
+    return "Objectives: " + "; ".join(f"{spec.name}: {spec.summary}" for spec in trainable()) + "."
+
+
+def markdown(specs: Iterable[ObjectiveSpec]) -> str:
+    """For docs/training.md."""
+    rows = ["| objective | minimizes | models | a batch holds | command |", "|---|---|---|---|---|"]
+    for spec in specs:
+        batch = ", ".join(f"`{key}`" for key in spec.batch)
+        rows.append(f"| `{spec.name}` | {spec.summary} | {spec.models} | {batch} | `{spec.command}` |")
+    return "\n".join(rows)

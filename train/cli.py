@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from everlearn.cli.arguments import Json, open_registry, open_settings
+from train.objectives.table import help_line
 
 if TYPE_CHECKING:
     from everlearn.progress import Progress
@@ -26,7 +27,7 @@ TOLD = ("data: ", "warning: ", "note: ")
 OnStep = Callable[[dict[str, Any]], None]
 
 
-@commands.command()
+@commands.command(epilog=help_line())
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train, on what, and how.")],
     overrides: Annotated[

@@ -148,6 +148,7 @@ def resolve(recipe: TrainRecipe, packer: Packer, request: Mapping[str, Any], gro
         "micro_batch": divide(recipe, group.ranks)[0],
         "dtype": dtype,
         "threads": request["threads"],
+        "objective": recipe.objective_spec.name,
         "base": (request["base"] or {}).get("ref") or recipe.base,
     }
     return recipe.model_copy(update=decided).model_dump(mode="json")

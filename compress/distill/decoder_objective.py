@@ -16,6 +16,7 @@ from train.objectives.causal import predicted
 from train.objectives.keep import divergence
 from train.objectives.linear_loss import cross_entropies, linear_loss
 from train.objectives.logits import before_logits, logits_at
+from train.objectives.table import ObjectiveSpec, register_objective
 
 Divergence = Literal["forward", "reverse", "jensen-shannon"]
 
@@ -165,3 +166,14 @@ class Distillation:
         teacher, student = (torch.log_softmax(one[:, :both] / self.temperature, -1) for one in (soft, logits))
         found = divergence_and_grad(teacher, student, self.kind)
         return with_text(found, self.temperature, self.weight, logits, targets)
+
+
+register_objective(
+    ObjectiveSpec(
+        "distillation",
+        "compress.distill.decoder_objective:Distillation",
+        "divergence from a teacher's predictions, and cross-entropy of the next token",
+        "decoders with a teacher of the same tokenizer",
+        command="everlearn distill",
+    )
+)

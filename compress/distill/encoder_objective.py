@@ -13,6 +13,7 @@ from compress.sentence_encoder import Encoder
 from everlearn.errors import InvalidInput
 from train.data.splitmix import splitmix64
 from train.data.store import TokenStore
+from train.objectives.table import ObjectiveSpec, register_objective
 
 SHORTEST = 8
 """Tokens of a span, at least, with those that mark its ends."""
@@ -87,3 +88,16 @@ class EmbeddingDistillation:
             distance = (ours - theirs)[mask].square().sum(-1) / theirs[mask].square().sum(-1)
             loss = loss + self.hidden * len(mask) * distance.mean()
         return loss, torch.tensor(len(mask), dtype=torch.float32, device=loss.device)
+
+
+register_objective(
+    ObjectiveSpec(
+        "embedding_distillation",
+        "compress.distill.encoder_objective:EmbeddingDistillation",
+        "cosine distance from a teacher's embedding of each text, and the distance of the last hidden states",
+        "sentence encoders with a teacher of the same tokenizer",
+        batch=("input_ids", "labels", "document_ids"),
+        task="embed",
+        command="everlearn distill",
+    )
+)

@@ -28,6 +28,7 @@ from train.data.packing import Packer
 from train.objectives.causal import predicted
 from train.objectives.linear_loss import chunks, linear_loss
 from train.objectives.logits import before_logits, logits_at, vocabulary
+from train.objectives.table import PACKED, ObjectiveSpec, register_objective
 
 ROWS_AT_ONCE = 8
 ROWS_BETWEEN_FLUSHES = 64
@@ -196,3 +197,15 @@ class KeptDistillation:
         loss = -(theirs * ours.gather(-1, ids)).sum()
         grad = ours.exp_().scatter_add_(-1, ids, -theirs)
         return with_text((loss, grad), self.temperature, self.weight, logits, targets)
+
+
+register_objective(
+    ObjectiveSpec(
+        "kept_distillation",
+        "compress.distill.kept_predictions:KeptDistillation",
+        "as distillation, from predictions that the teacher made once and a file keeps",
+        "decoders with a teacher of the same tokenizer",
+        batch=(*PACKED, "kept_ids", "kept_log_probs", "kept_entropy"),
+        command="everlearn distill",
+    )
+)

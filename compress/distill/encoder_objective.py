@@ -92,7 +92,7 @@ class EmbeddingDistillation:
 
 register_objective(
     ObjectiveSpec(
-        "embedding_distillation",
+        "embedding-distillation",
         "compress.distill.encoder_objective:EmbeddingDistillation",
         "cosine distance from a teacher's embedding of each text, and the distance of the last hidden states",
         "sentence encoders with a teacher of the same tokenizer",

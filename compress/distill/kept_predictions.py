@@ -201,7 +201,7 @@ class KeptDistillation:
 
 register_objective(
     ObjectiveSpec(
-        "kept_distillation",
+        "kept-distillation",
         "compress.distill.kept_predictions:KeptDistillation",
         "as distillation, from predictions that the teacher made once and a file keeps",
         "decoders with a teacher of the same tokenizer",

@@ -115,7 +115,10 @@ def test_what_does_not_change_the_result_is_no_difference() -> None:
         ("=1", "--set takes key=value"),
         ("optimizer.lr.x=1", "--set optimizer.lr.x: lr is 0.001, with no keys below it"),
         ("optimizer.rate=1", "--set optimizer.rate: unknown recipe key 'optimizer.rate'"),
-        ("objective=causal-lm", "--set objective: unknown recipe key 'objective'"),
+        (
+            "objective=causal",
+            "--set objective: known objectives are causal-lm, keep; did you mean 'causal-lm'? (got 'causal')",
+        ),
         ("schedule.decay=cosine", "unknown recipe key 'schedule.decay'"),
         ("data.train=7", "--set data.train: Input should be a valid list (got 7)"),
         ("tune.rank=0", "--set tune.rank: Input should be greater than or equal to 1 (got 0)"),

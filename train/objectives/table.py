@@ -45,7 +45,7 @@ class ObjectiveSpec:
 
 
 CAUSAL_LM = ObjectiveSpec(
-    "causal_lm",
+    "causal-lm",
     "train.objectives.causal:CausalLM",
     "cross-entropy of the next token",
     "decoders, from a base or from scratch",

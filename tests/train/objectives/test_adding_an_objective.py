@@ -44,7 +44,7 @@ def test_the_objective_that_contributing_shows_trains_by_its_name_in_a_recipe(
     monkeypatch.setitem(OBJECTIVES, spec.name, spec)
     torch.set_num_threads(1)
     losses: dict[str, list[float]] = {}
-    for objective in ("causal_lm", spec.name):
+    for objective in ("causal-lm", spec.name):
         wanted = validate_recipe(TrainRecipe, recipe | {"objective": objective})
         run_dir = tmp_path / objective
         run_dir.mkdir()
@@ -57,4 +57,4 @@ def test_the_objective_that_contributing_shows_trains_by_its_name_in_a_recipe(
         assert (run_dir / "model" / "model.safetensors").is_file()
     smoothed = losses[spec.name]
     assert len(smoothed) == 20 and smoothed[-1] < smoothed[0] - 1
-    assert smoothed[-1] > losses["causal_lm"][-1] + 0.05  # the smoothing's price
+    assert smoothed[-1] > losses["causal-lm"][-1] + 0.05  # the smoothing's price

@@ -39,8 +39,8 @@ def test_the_objective_that_a_recipe_names_or_implies_is_the_one_that_trains(
 ) -> None:
     keep = {"keep": {"store": str(stores / "held")}}
     for said, kind, name in (
-        ({}, CausalLM, "causal_lm"),
-        ({"objective": "causal_lm"}, CausalLM, "causal_lm"),
+        ({}, CausalLM, "causal-lm"),
+        ({"objective": "causal-lm"}, CausalLM, "causal-lm"),
         (keep, Keeping, "keep"),
         (keep | {"objective": "keep"}, Keeping, "keep"),
     ):
@@ -56,7 +56,7 @@ def test_the_objective_that_a_recipe_names_or_implies_is_the_one_that_trains(
 def test_an_objective_that_a_recipe_implies_anyway_makes_no_other_run(recipe: dict[str, Any]) -> None:
     """Runs and checkpoints begun before the key was there go on."""
     implied = validate_recipe(TrainRecipe, recipe).model_dump(mode="json")
-    named = validate_recipe(TrainRecipe, recipe | {"objective": "causal_lm"}).model_dump(mode="json")
+    named = validate_recipe(TrainRecipe, recipe | {"objective": "causal-lm"}).model_dump(mode="json")
     earlier = {key: value for key, value in implied.items() if key != "objective"}
     assert deciding(earlier) == deciding(implied) == deciding(named)
     assert recipe_diff(earlier, named) == []
@@ -67,15 +67,15 @@ def test_an_objective_that_a_recipe_implies_anyway_makes_no_other_run(recipe: di
     ("said", "message"),
     [
         (
-            {"objective": "causal_llm"},
-            "objective: known objectives are causal_lm, keep; did you mean 'causal_lm'?",
+            {"objective": "causal-llm"},
+            "objective: known objectives are causal-lm, keep; did you mean 'causal-lm'?",
         ),
-        ({"objective": ""}, "known objectives are causal_lm, keep"),
+        ({"objective": ""}, "known objectives are causal-lm, keep"),
         ({"objective": "distillation"}, "distillation is run by everlearn distill, not by everlearn train"),
         ({"objective": "keep"}, "objective: keep needs the key keep"),
         (
-            {"objective": "causal_lm", "keep": {"store": "x"}},
-            "keep sets up objective: keep, and objective is causal_lm",
+            {"objective": "causal-lm", "keep": {"store": "x"}},
+            "keep sets up objective: keep, and objective is causal-lm",
         ),
     ],
 )
@@ -89,11 +89,11 @@ def test_an_objective_that_a_recipe_cannot_have_is_refused(
 
 
 def test_two_objectives_cannot_have_one_name() -> None:
-    known = find_objective("causal_lm")
+    known = find_objective("causal-lm")
     register_objective(known)
-    with pytest.raises(ValueError, match="already is an objective causal_lm"):
+    with pytest.raises(ValueError, match="already is an objective causal-lm"):
         register_objective(replace(known, implementation="train.objectives.keep:Keeping"))
-    assert OBJECTIVES["causal_lm"] is known and known.batch == PACKED
+    assert OBJECTIVES["causal-lm"] is known and known.batch == PACKED
 
 
 def test_a_recipe_is_validated_and_the_help_lists_objectives_without_torch() -> None:

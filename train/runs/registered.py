@@ -10,7 +10,8 @@ import glob
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from everlearn.bundles.durable import write_file
 from everlearn.bundles.reference import parse_reference
 from everlearn.bundles.safetensors_header import count_parameters
 from everlearn.errors import ConfigError, Conflict, Corrupt, NotFound
+from everlearn.progress import Progress
 from everlearn.registry.records import Version
 from everlearn.registry.registry import Registry
-from train.launch import RUN, Outcome, begun, read_written, refuse_other_run
+from train.launch import RUN, OnStep, Outcome, begun, launch, read_written, refuse_other_run
 from train.recipe import TrainRecipe, deciding
-from train.runs.claim import refuse_inside
-from train.runs.identity import Contents, contents_read, run_diff
+from train.runs.claim import claimed, refuse_inside
+from train.runs.identity import Contents, contents_of, contents_read, run_diff
 
 REGISTERED = "registered.json"
 RUN_FILES = (
@@ -81,6 +83,44 @@ def find_run(
     said += contents_read(contents)
     key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
     return Run(run_dir or runs / f"{model}-{key}", model, base, recipe, contents, says)
+
+
+def train_registered(
+    recipe: TrainRecipe,
+    registry: Registry,
+    runs: Path,
+    run_dir: Path | None,
+    *,
+    hashing_view: Callable[[], AbstractContextManager[Progress]],
+    training_view: Callable[[], AbstractContextManager[tuple[Progress, OnStep]]],
+    say: Callable[[str], None],
+) -> Version:
+    """Trains ``recipe``, or goes on with its run, and registers the result; of a finished run, what came of it.
+
+    ``run_dir``: by default the recipe's own folder in ``runs``. The views show progress while their context lasts.
+    Raises as :func:`find_run`, :func:`already_registered` and ``train.launch.launch``.
+    """
+    with hashing_view() as progress:
+        contents = contents_of(recipe, progress)
+    run = find_run(registry, runs, recipe, contents, run_dir)
+    if run.says:
+        say(run.says)
+    with claimed(run.folder, wait_s=0):
+        if done := already_registered(registry, run):
+            say(f"This run is finished: {done.ref}. Another seed or --run-dir trains anew.")
+            return done
+        with training_view() as (progress, on_step):
+            outcome = launch(
+                recipe,
+                model_dir=registry.path(run.base) if run.base else None,
+                tokenizer_dir=None,
+                run_dir=run.folder,
+                progress=progress,
+                on_step=on_step,
+                contents=contents,
+                base_ref=run.base.ref if run.base else None,
+            )
+        return register(registry, run, outcome)
 
 
 def already_registered(registry: Registry, run: Run) -> Version | None:

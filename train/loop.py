@@ -22,7 +22,7 @@ from everlearn.memory import peak_bytes
 from train.errors import Diverged
 from train.objectives.objective import Batches, HeldOut, Objective
 from train.optim import adamw, lr_at
-from train.parallel.wrap import Group, full_tensor
+from train.parallel.group import Group, full_tensor
 from train.recipe import FitOptions, recipe_diff
 from train.report import StepReport
 from train.runs.checkpoint import Checkpoints, tensors_of

@@ -29,7 +29,7 @@ from train.models.build import build_model, refuse_misfit
 from train.models.save import write_model
 from train.objectives.causal import next_token_validation
 from train.objectives.objective import HeldOut, RunInputs, objective_for
-from train.parallel.wrap import Group, full_tensor, joined
+from train.parallel.group import Group, full_tensor, joined
 from train.recipe import TrainRecipe, validate_recipe
 from train.report import StepReport
 from train.runs.checkpoint import Checkpoints

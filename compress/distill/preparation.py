@@ -16,7 +16,7 @@ from train.data.card import DataOptions
 from train.data.prepare import prepare
 from train.data.store import TokenStore
 from train.data.tokenize import Tokens
-from train.parallel.wrap import Group
+from train.parallel.group import Group
 from train.run import base_digest, open_stores, refuse_foreign_tokens
 from train.runs.checkpoint import Checkpoints
 

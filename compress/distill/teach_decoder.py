@@ -38,7 +38,7 @@ from train.models.packed_rows import refuse_unfit
 from train.models.save import saved_dtype
 from train.objectives.logits import vocabulary
 from train.objectives.objective import Objective
-from train.parallel.wrap import Group
+from train.parallel.group import Group
 from train.recipe import validate_recipe
 from train.run import held_of, metrics_of
 

@@ -31,7 +31,7 @@ from train.errors import Diverged
 from train.loop import fit
 from train.models.save import saved_dtype
 from train.objectives.objective import HeldOut
-from train.parallel.wrap import Group
+from train.parallel.group import Group
 from train.recipe import validate_recipe
 
 

@@ -73,7 +73,7 @@ def fitted(
     from train.loop import fit
     from train.models.build import build_model
     from train.objectives.causal import CausalLM, next_token_validation
-    from train.parallel.wrap import joined
+    from train.parallel.group import joined
     from train.recipe import TrainRecipe
     from train.run import gather, open_stores
 

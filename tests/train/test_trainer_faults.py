@@ -27,7 +27,7 @@ from train.models.save import write_model
 from train.objectives.causal import CausalLM, next_token_validation
 from train.optim import adamw
 from train.recipe import Optimizer, TrainRecipe, Tune
-from train.tuning.trainable import add_adapters
+from train.tuning.lora import add_adapters
 
 WORDS = 64
 
@@ -78,7 +78,7 @@ def step_in_group(
 ) -> tuple[dict[str, Any], float, float | None]:
     """One step, in a rank: how far each weight moved (rank 0); the gradient's norm; the held loss before."""
     from train.loop import fit
-    from train.parallel.wrap import joined
+    from train.parallel.group import joined
     from train.run import gather, open_stores
 
     options = TrainRecipe.model_validate(recipe)

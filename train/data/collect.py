@@ -17,7 +17,7 @@ from everlearn.bundles.durable import move_directory, sync_tree
 from train.data.card import DataOptions
 from train.data.cleaning.clean import cleaned, why_dropped
 from train.data.examples import RawExample, parse_record
-from train.data.learnt import Learnt, learnt
+from train.data.cleaning.learned_parts import Learnt, learnt
 from train.data.reading.forms import UnknownForm
 from train.data.reading.read import Limits, read_examples
 from train.data.reading.sources import Source
@@ -49,7 +49,7 @@ class Collected:
 
 
 class Collection:
-    """Documents of one file; texts stay on disk, and what is learnt of them as shingles, see ``train.data.learnt``.
+    """Documents of one file; texts stay on disk, and what is learnt of them as shingles, see ``train.data.cleaning.learned_parts``.
 
     hashes: uint8 (documents, 32).
     """

@@ -13,7 +13,7 @@ from everlearn.memory import physical_bytes
 from train.models.load import load_causal_lm
 from train.models.packed_rows import refuse_unfit
 from train.recipe import Architecture, TrainRecipe
-from train.tuning.trainable import add_adapters
+from train.tuning.lora import add_adapters
 
 
 def build_model(recipe: TrainRecipe, model_dir: Path | None, tokenizer_dir: Path) -> nn.Module:

@@ -16,7 +16,7 @@ from everlearn.chat.stops import write_generation_config
 from everlearn.errors import Unavailable
 from train.recipe import TrainRecipe
 from train.runs.full_disk import why_not_written
-from train.tuning.trainable import merge_adapters
+from train.tuning.lora import merge_adapters
 
 COPIED = (
     "tokenizer*",

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from everlearn.bundles.bundle import file_entry
 from everlearn.bundles.durable import move_directory, sync_tree, write_file
 from everlearn.errors import Unavailable
-from train.parallel.wrap import Group
+from train.parallel.group import Group
 from train.runs.full_disk import why_not_written
 
 log = structlog.stdlib.get_logger("train.checkpoint")

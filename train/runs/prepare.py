@@ -12,7 +12,7 @@ from everlearn.processes.child import answer
 from everlearn.progress import Progress
 from train.data.card import DataOptions
 from train.data.prepare import prepare
-from train.data.tokenizer import train_tokenizer
+from train.data.train_tokenizer import train_tokenizer
 from train.recipe import TrainRecipe, validate_recipe
 
 

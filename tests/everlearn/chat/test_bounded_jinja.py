@@ -17,7 +17,7 @@ from everlearn.chat.budget import TooMuch
 from everlearn.chat.template import sandbox
 from everlearn.errors import InvalidInput, Unsupported
 from train.data.examples import Chat
-from train.data.template import ChatTemplate
+from train.data.chat_template import ChatTemplate
 
 MESSAGES = [
     {"role": "system", "content": "Be  brief.\nAlways."},

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from train.data.tokenize import Tokens
-from train.data.tokenizer import train_tokenizer
+from train.data.train_tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="session")

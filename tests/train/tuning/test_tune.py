@@ -12,7 +12,7 @@ from everlearn.errors import ConfigError
 from train.models.build import build_model
 from train.models.save import write_model
 from train.recipe import TrainRecipe, Tune
-from train.tuning.trainable import add_adapters, merge_adapters
+from train.tuning.lora import add_adapters, merge_adapters
 
 LORA = Tune(method="lora", rank=4, alpha=8)
 

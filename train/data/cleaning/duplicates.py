@@ -20,7 +20,7 @@ from train.data.cleaning.dedup import (
     same_question,
 )
 from train.data.collect import Collection
-from train.data.learnt import Learnt
+from train.data.cleaning.learned_parts import Learnt
 
 TELL_EVERY = 5000
 

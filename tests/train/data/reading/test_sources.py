@@ -12,7 +12,7 @@ from tests.train.data.cleaning.test_duplicates import chat, say
 from train.data.card import DataCard, DataOptions
 from train.data.prepare import prepare, read_card
 from train.data.reading.sources import expand, list_sources
-from train.data.tokenizer import train_tokenizer
+from train.data.train_tokenizer import train_tokenizer
 
 KEEP_ALL = DataOptions(held_fraction=0)
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from everlearn.errors import Conflict, InvalidInput
 from train.data.examples import Chat
 from train.data.tokenize import Tokens
-from train.data.tokenizer import train_tokenizer
+from train.data.train_tokenizer import train_tokenizer
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from everlearn.errors import ConfigError
 from everlearn.settings import flatten
 from everlearn.settings_file import SettingsFile, read_settings_file
 from everlearn.suggest import did_you_mean
-from train.data.card import DataOptions
+from train.data.options import DataOptions
 from train.objectives.table import ObjectiveSpec, find_objective, implied, refuse_inconsistent
 
 Recipe = TypeVar("Recipe", bound=BaseModel)

@@ -29,7 +29,7 @@ from compress.prune.reconstruct import reconstruct
 from compress.quantize.calibration import calibration_windows
 from compress.recipe import Calibration, Prune
 from everlearn.progress import Progress, shown, silent
-from train.data.card import DataOptions
+from train.data.options import DataOptions
 from train.data.packing import Packer
 from train.data.prepare import prepare
 from train.data.store import open_store

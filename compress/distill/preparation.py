@@ -12,7 +12,7 @@ from compress.prune.reconstruct import rounded
 from everlearn.bundles.durable import write_file
 from everlearn.errors import InvalidInput
 from everlearn.progress import Progress
-from train.data.card import DataOptions
+from train.data.options import DataOptions
 from train.data.prepare import prepare
 from train.data.store import TokenStore
 from train.data.tokenize import Tokens

@@ -24,7 +24,7 @@ from everlearn.progress import Progress
 from everlearn.registry.database import read
 from everlearn.registry.registry import Version
 from everlearn.settings import ContinualSettings
-from train.data.card import DataOptions
+from train.data.options import DataOptions
 from train.data.prepare import Source
 from train.data.prepare_child import prepare_limited
 from train.data.store import Example, TokenStore, open_store, write_store

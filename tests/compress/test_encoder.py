@@ -23,7 +23,7 @@ from everlearn.progress import silent
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.support.tiny_models import write_bert
-from train.data.card import DataOptions
+from train.data.options import DataOptions
 from train.data.prepare import prepare
 from train.data.store import TokenStore, open_store
 from train.data.tokenize import marks

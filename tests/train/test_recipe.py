@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from everlearn.errors import ConfigError
-from train.data.card import DataOptions
+from train.data.options import DataOptions
 from train.recipe import TrainRecipe, read_recipe, recipe_diff, recipe_keys, validate_recipe
 
 GOOD = """\

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn.bundles.durable import move_directory, sync_tree
-from train.data.card import DataOptions
 from train.data.cleaning.clean import cleaned, why_dropped
-from train.data.examples import RawExample, parse_record
 from train.data.cleaning.learned_parts import Learnt, learnt
+from train.data.examples import RawExample, parse_record
+from train.data.options import DataOptions
 from train.data.reading.forms import UnknownForm
 from train.data.reading.read import Limits, read_examples
 from train.data.reading.sources import Source

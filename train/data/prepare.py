@@ -25,10 +25,11 @@ from everlearn.bundles.bundle import FileEntry, file_entry
 from everlearn.bundles.durable import move_directory, sync_tree, write_file
 from everlearn.errors import Conflict, Corrupt, EverlearnError, InvalidInput, NotFound
 from everlearn.progress import Progress, silent
-from train.data.card import Change, DataCard, DataOptions, PartCard, SkippedCard, SourceCard
+from train.data.card import Change, DataCard, PartCard, SkippedCard, SourceCard
 from train.data.cleaning.duplicates import find_duplicates
 from train.data.collect import VERSION, Collected, Collection, collect
 from train.data.examples import Chat
+from train.data.options import DataOptions
 from train.data.reading.forms import RIGHT
 from train.data.reading.sources import Skipped, Source, expand
 from train.data.store import StoreWriter

@@ -8,7 +8,8 @@ from typing import Any
 
 from everlearn.processes.child import Limits, answer, run_child
 from everlearn.progress import Progress
-from train.data.card import DataCard, DataOptions
+from train.data.card import DataCard
+from train.data.options import DataOptions
 from train.data.prepare import Source, prepare
 
 

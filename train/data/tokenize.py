@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 from everlearn.chat.stops import stops_of
 from everlearn.chat.template import template_source, token_names
 from everlearn.errors import Corrupt, NotFound, Unsupported
+from train.data.chat_template import ChatTemplate, Segment
 from train.data.examples import RawExample, Text
 from train.data.store import Example
-from train.data.chat_template import ChatTemplate, Segment
 
 
 class Tokens:

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from everlearn.bundles.durable import move_directory, sync_tree
 from everlearn.errors import Conflict, InvalidInput
-from train.data.card import DataOptions
 from train.data.cleaning.clean import cleaned, said
+from train.data.options import DataOptions
 from train.data.reading.forms import UnknownForm
 from train.data.reading.read import Limits, read_examples
 from train.data.reading.sources import Source, expand

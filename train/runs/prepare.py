@@ -10,7 +10,7 @@ from typing import Any
 
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
-from train.data.card import DataOptions
+from train.data.options import DataOptions
 from train.data.prepare import prepare
 from train.data.train_tokenizer import train_tokenizer
 from train.recipe import TrainRecipe, validate_recipe

@@ -16,8 +16,8 @@ from everlearn.chat import budget
 from everlearn.chat.budget import TooMuch
 from everlearn.chat.template import sandbox
 from everlearn.errors import InvalidInput, Unsupported
-from train.data.examples import Chat
 from train.data.chat_template import ChatTemplate
+from train.data.examples import Chat
 
 MESSAGES = [
     {"role": "system", "content": "Be  brief.\nAlways."},

@@ -11,8 +11,8 @@ from serve.engines.tokenizer import TextCodec
 from serve.protocol.chat import UserMessage
 from tests.support.templates import CHATML_TOKENS, ENDOFTEXT, KINDS, chat, turns, write_kind, write_tokenizer
 from tests.train.data.test_tokenize import learnt
-from train.data.card import DataOptions
 from train.data.examples import Chat, Message
+from train.data.options import DataOptions
 from train.data.prepare import prepare
 from train.data.tokenize import Tokens
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from train.data.card import DataOptions
+from train.data.options import DataOptions
 from train.data.prepare import prepare
 from train.data.reading.read import SUFFIXES, read_examples
 from train.recipe import TrainRecipe, read_recipe, recipe_keys

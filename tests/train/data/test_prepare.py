@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from everlearn.errors import Conflict, Corrupt, InvalidInput, NotFound
-from train.data.card import DataOptions
+from train.data.options import DataOptions
 from train.data.prepare import Source, prepare, read_card
 from train.data.reading.read import read_examples
 from train.data.store import open_store

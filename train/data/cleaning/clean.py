@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from train.data.card import DataOptions
 from train.data.cleaning.words import ALONE, classes, code_points
 from train.data.examples import Chat, RawExample, Text
+from train.data.options import DataOptions
 
 LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029]")
 """Whatever ends a line, a page or a record becomes a line break: taken out, it would glue two words together."""

@@ -19,8 +19,8 @@ from train.data.cleaning.dedup import (
     near_duplicates,
     same_question,
 )
-from train.data.collect import Collection
 from train.data.cleaning.learned_parts import Learnt
+from train.data.collect import Collection
 
 TELL_EVERY = 5000
 

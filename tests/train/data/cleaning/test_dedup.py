@@ -8,10 +8,10 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from train.data.card import DataOptions
 from train.data.cleaning.clean import cleaned, why_dropped
 from train.data.cleaning.dedup import BANDS, PERMUTATIONS, near_duplicates, signature
 from train.data.examples import Chat, RawExample, Text
+from train.data.options import DataOptions
 
 PROSE = (resources.files("train.evaluate") / "held_out" / "jargon.txt").read_text(encoding="utf-8")
 OPTIONS = DataOptions()

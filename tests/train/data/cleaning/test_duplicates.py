@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from train.data.card import DataCard, DataOptions
+from train.data.card import DataCard
+from train.data.options import DataOptions
 from train.data.prepare import prepare
 
 RANDOM = random.Random(0)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from everlearn.errors import EverlearnError, InvalidInput
 from tests.train.data.reading.test_read import read_in_a_process
-from train.data.card import DataOptions
 from train.data.examples import Chat, Text
+from train.data.options import DataOptions
 from train.data.prepare import prepare
 from train.data.reading.read import Limits, read_examples
 

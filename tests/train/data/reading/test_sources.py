@@ -9,7 +9,8 @@ import pytest
 
 from everlearn.errors import Conflict, InvalidInput
 from tests.train.data.cleaning.test_duplicates import chat, say
-from train.data.card import DataCard, DataOptions
+from train.data.card import DataCard
+from train.data.options import DataOptions
 from train.data.prepare import prepare, read_card
 from train.data.reading.sources import expand, list_sources
 from train.data.train_tokenizer import train_tokenizer

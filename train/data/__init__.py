@@ -1,4 +1,14 @@
-"""From files to packed batches: read, clean, deduplicate, split, tokenize, store, pack.
+"""From files to packed batches.
 
-``prepare`` is the path from top to bottom; ``store`` is what it leaves on disk; ``packing`` is what training reads.
+options            how data is prepared
+prepare            the path from top to bottom; ``prepare_child`` runs it in a process with limits
+reading/           files to examples
+examples           an example: a text or a conversation
+cleaning/          what is left out, and why: broken texts, duplicates
+collect            one file's cleaned documents, with what finds their duplicates
+tokenize           examples to token ids; ``chat_template`` writes conversations, ``train_tokenizer`` makes a tokenizer
+store              tokenized examples on disk
+card               what went in, what was left out, what came out
+packing            examples to rows, rows to batches: what training reads
+splitmix           random numbers that are the same everywhere
 """

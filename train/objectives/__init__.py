@@ -1,1 +1,9 @@
-"""What is minimized: each objective maps a model and a batch to a sum of losses over a number of targets."""
+"""What is minimized. An objective maps a model and a batch to a sum of losses over a number of targets.
+
+table         one entry for each objective, without torch
+objective     the protocol, what a run gives an objective, and what it gets back
+causal        next token
+keep          next token on new text, the base's predictions on kept text
+linear_loss   losses of an output layer's logits, computed in parts
+logits        hidden states and output layer of a model
+"""

@@ -1,1 +1,4 @@
-"""Which weights learn: all of them, or adapters beside them."""
+"""Which weights are trained: all of them, or adapters beside them.
+
+lora   low-rank updates, added before training and merged after it
+"""

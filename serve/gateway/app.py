@@ -9,9 +9,9 @@ from starlette.responses import JSONResponse, Response
 
 from everlearn.errors import EverlearnError
 from everlearn.settings import Settings
-from serve.gateway.http.door import Door
 from serve.gateway.http.exchange import exchange_of
 from serve.gateway.http.failures import answer
+from serve.gateway.http.middleware import Door
 from serve.gateway.pages.openapi import document
 from serve.gateway.pages.static import add_pages
 from serve.gateway.routes.batches import add_batches
@@ -20,11 +20,11 @@ from serve.gateway.routes.console import add_console
 from serve.gateway.routes.embeddings import add_embeddings
 from serve.gateway.routes.files import add_files
 from serve.gateway.routes.fine_tuning import add_fine_tuning
+from serve.gateway.routes.head_route import Route
 from serve.gateway.routes.health import add_health
 from serve.gateway.routes.messages import add_messages
 from serve.gateway.routes.models import add_models
 from serve.gateway.routes.responses import add_responses
-from serve.gateway.routes.route import Route
 from serve.gateway.routes.tokens import add_tokens
 from serve.gateway.state import Gateway
 from serve.protocol.parsing import error_body

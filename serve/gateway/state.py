@@ -17,10 +17,10 @@ from everlearn.registry.database import START_PATIENCE_S, open_database
 from everlearn.registry.tables import ApiKey
 from everlearn.settings import Settings
 from serve.gateway.formats.schema_check import SchemaChecks
+from serve.gateway.http.answer_watcher import Guard
 from serve.gateway.http.body import read_body
 from serve.gateway.http.exchange import Exchange, exchange_of
 from serve.gateway.http.failures import Draining, Overloaded
-from serve.gateway.http.guard import Guard
 from serve.gateway.http.metrics import Metrics
 from serve.gateway.limits.auth import Doorkeeper, check_scope
 from serve.gateway.limits.cost import expected

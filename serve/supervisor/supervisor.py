@@ -40,8 +40,8 @@ from serve.gateway.http.metrics import TOGETHER
 from serve.gateway.limits.origin import is_loopback
 from serve.gateway.routing.router import POLL_S
 from serve.supervisor import claims
+from serve.supervisor.launcher import Program, Workshop, log_end, pass_on
 from serve.supervisor.prepare import champions, find, is_imported, refuse_twice
-from serve.supervisor.running import Program, Workshop, log_end, pass_on
 from serve.supervisor.swap import Served
 from serve.supervisor.watched import Patience, Watched
 from serve.supervisor.welcome import local_url, welcome

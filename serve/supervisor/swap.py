@@ -31,7 +31,7 @@ from everlearn.errors import Conflict, EverlearnError, Unavailable
 from everlearn.registry.database import read
 from everlearn.registry.records import CHAMPION, PREVIOUS
 from everlearn.registry.tables import AliasRow
-from serve.supervisor.running import Running, Workshop
+from serve.supervisor.launcher import Running, Workshop
 
 FOLLOW_S = 0.5
 """Between two looks at the aliases of a model."""

@@ -13,6 +13,7 @@ from typing import TypeVar
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from serve.answer_facts import Told
 from serve.engines import HAND_OVER, LEFT_OPEN, TAKE_OVER
 from serve.engines.grammar import header_text
 from serve.engines.onnx.answers import DONE, ChatAnswer, CompletionAnswer, join, usage
@@ -26,7 +27,6 @@ from serve.engines.onnx.sizing import Sizes
 from serve.protocol.chat import ChatRequest
 from serve.protocol.completions import CompletionRequest
 from serve.protocol.parsing import parse
-from serve.told import Told
 from serve.tracing import Span
 
 Request = TypeVar("Request", ChatRequest, CompletionRequest)

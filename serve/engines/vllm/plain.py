@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 from starlette.types import Message, Send
 
+from serve.answer_facts import Told
 from serve.protocol.parsing import error_body
-from serve.told import Told
 
 Json = dict[str, Any]
 

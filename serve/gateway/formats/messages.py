@@ -8,6 +8,7 @@ from uuid import uuid4
 import jiter
 
 from everlearn.errors import EverlearnError
+from serve.answer_facts import Told
 from serve.gateway.formats.responses import Misshapen, foreign
 from serve.gateway.http.failures import describe
 from serve.gateway.routing.relay import AsIs
@@ -24,7 +25,6 @@ from serve.protocol.messages import (
 )
 from serve.protocol.parsing import validate
 from serve.protocol.tokens import TokenizeRequest
-from serve.told import Told
 
 Json = dict[str, Any]
 

@@ -14,6 +14,7 @@ import jiter
 from pydantic import BaseModel
 
 from everlearn.errors import EverlearnError
+from serve.answer_facts import Told
 from serve.gateway.http.failures import describe
 from serve.protocol.chat import ChatRequest
 from serve.protocol.parsing import validate
@@ -24,7 +25,6 @@ from serve.protocol.responses import (
     ResponseSchemaFormat,
     ResponsesRequest,
 )
-from serve.told import Told
 
 Json = dict[str, Any]
 

@@ -8,8 +8,8 @@ from fastapi import FastAPI, Request
 from everlearn.errors import Unavailable
 from serve.batches.table import Batches
 from serve.gateway.http.exchange import exchange_of
-from serve.gateway.routes.desk import READ_ERRORS, WRITE_ERRORS, Desk
 from serve.gateway.routes.paging import PAGE, described, limit_in, listed, page
+from serve.gateway.routes.service import READ_ERRORS, WRITE_ERRORS, Desk
 from serve.gateway.state import Gateway
 from serve.protocol.batches import BatchRequest, batch_object
 from serve.protocol.parsing import parse

@@ -16,7 +16,7 @@ from everlearn.errors import Conflict, Forbidden
 from everlearn.registry.keys import revoke_key
 from serve.gateway.http.exchange import exchange_of
 from serve.gateway.pages.overview import Overview, traffic, with_load
-from serve.gateway.routes.desk import Desk
+from serve.gateway.routes.service import Desk
 from serve.gateway.state import Gateway
 from serve.protocol.body import Body
 from serve.protocol.jobs import Stored

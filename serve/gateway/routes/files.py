@@ -10,8 +10,8 @@ from continual.queue.files import PURPOSES, Files
 from everlearn.errors import Corrupt, InvalidInput
 from serve.gateway.http.file_upload import receive_file
 from serve.gateway.pages.openapi import error_responses
-from serve.gateway.routes.desk import READ_ERRORS, WRITE_ERRORS, Desk
 from serve.gateway.routes.paging import described, limit_in, listed, page, parameter
+from serve.gateway.routes.service import READ_ERRORS, WRITE_ERRORS, Desk
 from serve.gateway.state import Gateway
 from serve.protocol.jobs import file_object
 

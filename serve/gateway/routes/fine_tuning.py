@@ -14,8 +14,8 @@ from everlearn.errors import Forbidden, InvalidInput, NotFound, Unavailable
 from everlearn.registry.keys import may_train
 from serve.gateway.http.exchange import exchange_of
 from serve.gateway.limits.auth import check_scope
-from serve.gateway.routes.desk import READ_ERRORS, WRITE_ERRORS, Desk
 from serve.gateway.routes.paging import PAGE, described, limit_in, listed, page
+from serve.gateway.routes.service import READ_ERRORS, WRITE_ERRORS, Desk
 from serve.gateway.state import Gateway
 from serve.protocol.jobs import JobRequest, event_id, event_object, job_object
 from serve.protocol.parsing import parse

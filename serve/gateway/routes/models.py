@@ -13,7 +13,7 @@ from everlearn.registry.tables import ApiKey
 from serve.gateway.http.exchange import exchange_of
 from serve.gateway.http.failures import ModelNotFound
 from serve.gateway.pages.openapi import error_responses
-from serve.gateway.routes.desk import WRITE_ERRORS, Desk
+from serve.gateway.routes.service import WRITE_ERRORS, Desk
 from serve.gateway.state import Gateway
 from serve.protocol.body import plain_ref
 from serve.replicas import ReadyReplica

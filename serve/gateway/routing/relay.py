@@ -13,18 +13,18 @@ from starlette.types import Receive, Scope, Send
 
 from everlearn.errors import EverlearnError
 from everlearn.settings import ServeSettings
+from serve.answer_facts import Told
 from serve.gateway.formats.responses import Misshapen
 from serve.gateway.formats.schema_check import LIMIT_S, Promises, SchemaChecks, SchemaViolation
-from serve.gateway.http.door import CLIENT_GONE
+from serve.gateway.http.answer_watcher import Guard, Reason, Stopped
 from serve.gateway.http.exchange import Exchange
 from serve.gateway.http.failures import BackendFailed, BackendTimeout, Draining, describe
-from serve.gateway.http.guard import Guard, Reason, Stopped
 from serve.gateway.http.metrics import Metrics
+from serve.gateway.http.middleware import CLIENT_GONE
 from serve.gateway.routing.dispatch import Dispatcher
 from serve.gateway.routing.events import BrokenStream, EngineError
 from serve.gateway.routing.reply import NothingCame, Reply
 from serve.gateway.routing.work import Work
-from serve.told import Told
 
 WHOLE_ANSWER_FACTOR = 5
 """An answer that is no stream shows no first token: it may take this many times the limit for one."""

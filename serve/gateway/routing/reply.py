@@ -20,13 +20,13 @@ from aiohttp import (
 )
 
 from everlearn.errors import EverlearnError
+from serve.answer_facts import Told, told_in
 from serve.engines import LEFT_OPEN
 from serve.gateway.formats.schema_check import SchemaViolation
 from serve.gateway.http.failures import BackendFailed, BackendRefused, BrokeOff, NoBackend, Overloaded
 from serve.gateway.routing.events import BrokenStream, EngineError, EventFilter
 from serve.gateway.routing.replica import Replica
 from serve.gateway.routing.work import Work
-from serve.told import Told, told_in
 
 FINISH_S = 0.5
 MAX_ERROR_BYTES = 64 * 1024

@@ -4,8 +4,8 @@ import asyncio
 import json
 from typing import Any
 
+from serve.answer_facts import Told, told_in
 from serve.engines.vllm.plain import Plain
-from serve.told import Told, told_in
 
 SAMPLING = {"temperature": 0.2, "top_p": 0.9}
 COUNTED = {"prompt_tokens": 9, "completion_tokens": 0, "total_tokens": 9}

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from everlearn.registry.keys import create_key
-from serve.told import HEADER, Told
+from serve.answer_facts import HEADER, Told
 from tests.serve.gateway.conftest import RunningGateway, wait_until
 from tests.serve.gateway.formats.test_responses import call_two_tools
 from tests.support.serve.anthropic_events import events_of, message_of

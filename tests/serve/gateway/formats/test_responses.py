@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from openai import BadRequestError, OpenAI
 
-from serve.told import HEADER, Told
+from serve.answer_facts import HEADER, Told
 from tests.serve.gateway.conftest import RunningGateway
 from tests.support.serve import schemas
 from tests.support.serve.scripted_engine import USAGE, Connection, ScriptedEngine, chat_chunk

@@ -1,4 +1,4 @@
-"""What an engine tells of an answer before its first byte, as one header of its HTTP: nobody else knows it."""
+"""Facts about an answer that only its engine knows, sent before the first byte in a header of their own."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,10 +10,10 @@ HEADER = "x-everlearn-told"
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """How long the prompt is, how much of it was in the cache, and how tokens are sampled.
+class AnswerFacts:
+    """The length of the prompt, how much of it was in the cache, and how tokens are sampled.
 
-    None where the engine did not say: one of another make knows nothing of this.
+    None where the engine did not say; another server's engine says nothing of it.
     """
 
     prompt_tokens: int | None = None
@@ -22,16 +22,16 @@ class Told:
     top_p: float | None = None
 
     def headers(self) -> dict[str, str]:
-        """As an engine sends it."""
+        """The header that an engine sends."""
         return {HEADER: to_json(asdict(self)).decode()}
 
 
-def told_in(headers: Mapping[str, str]) -> Told:
-    """What an engine's headers tell; nothing where they are another server's."""
+def facts_in(headers: Mapping[str, str]) -> AnswerFacts:
+    """The facts in an engine's headers; empty where another server sent them."""
     try:
-        return _TOLD.validate_json(headers.get(HEADER, "{}"))
+        return _FACTS.validate_json(headers.get(HEADER, "{}"))
     except ValidationError:
-        return Told()
+        return AnswerFacts()
 
 
-_TOLD = TypeAdapter(Told)
+_FACTS = TypeAdapter(AnswerFacts)

@@ -42,7 +42,7 @@ class BatchLine(Body):
 
 
 @dataclass(frozen=True)
-class Line:
+class CheckedLine:
     """A line of the file; ``number`` counts from 1, empty lines too."""
 
     number: int
@@ -52,7 +52,7 @@ class Line:
 
 def read_lines(
     path: Path, endpoint: str, key: ApiKey | None, settings: ServeSettings
-) -> Iterator[Line | Flaw]:
+) -> Iterator[CheckedLine | Flaw]:
     """The requests of a file, and what is wrong with those that are none."""
     for number, data in _split(path, settings.max_body_bytes):
         try:
@@ -73,7 +73,7 @@ def check(
         if count > MAX_LINES:
             flaws.append(Flaw(line.number, "too_many_requests", f"a batch has at most {MAX_LINES} requests"))
             break
-        if isinstance(line, Line):
+        if isinstance(line, CheckedLine):
             first = seen.setdefault(line.custom_id, line.number)
             if first == line.number:
                 continue
@@ -111,7 +111,9 @@ def _split(path: Path, limit_bytes: int) -> Iterator[tuple[int, bytes]]:
                 yield number, data.strip()
 
 
-def _read(number: int, data: bytes, endpoint: str, key: ApiKey | None, settings: ServeSettings) -> Line:
+def _read(
+    number: int, data: bytes, endpoint: str, key: ApiKey | None, settings: ServeSettings
+) -> CheckedLine:
     try:
         if len(data) >= settings.max_body_bytes:
             raise Flaw(number, "request_too_large", f"a request has at most {settings.max_body_bytes} bytes")
@@ -120,7 +122,7 @@ def _read(number: int, data: bytes, endpoint: str, key: ApiKey | None, settings:
             raise Flaw(
                 number, "mismatched_url", f"url is {line.url!r}, and the batch is for {endpoint!r}", "url"
             )
-        return Line(number, line.custom_id, _work(line, endpoint, key, settings))
+        return CheckedLine(number, line.custom_id, _work(line, endpoint, key, settings))
     except Flaw:
         raise
     except EverlearnError as error:

@@ -25,9 +25,9 @@ from everlearn.registry.database import read
 from everlearn.registry.keys import why_ended
 from everlearn.registry.tables import ApiKey
 from everlearn.settings import Settings
-from serve.batches.lines import Flaw, Line, check, read_lines
+from serve.batches.lines import CheckedLine, Flaw, check, read_lines
 from serve.batches.table import Answer, Batch, Batches, Ending, Lease, LeaseLost, set_file
-from serve.gateway.formats.schema_check import Promises, SchemaChecks
+from serve.gateway.formats.schema_check import SchemaCheckPool, StrictAnswerCheck
 from serve.gateway.http.exchange import Exchange
 from serve.gateway.http.failures import (
     BackendFailed,
@@ -73,7 +73,7 @@ class Runner:
         self.dispatcher = dispatcher
         self.meter = meter
         self.places = asyncio.Semaphore(settings.serve.batch_requests)
-        self.checks = SchemaChecks()
+        self.checks = SchemaCheckPool()
         self.turned_s = time.monotonic()
         self._suspects = asyncio.Lock()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -217,7 +217,7 @@ class Runner:
             return "cancelled"
         return "expired" if time.time() >= batch.expires_at else "completed"
 
-    async def _ask(self, line: Line, batch: Batch, saver: Saver, halted: asyncio.Event) -> None:
+    async def _ask(self, line: CheckedLine, batch: Batch, saver: Saver, halted: asyncio.Event) -> None:
         """One answer; a busy or restarting engine is asked again, until the batch's time is over, or its key has ended."""
         exchange = Exchange(id="")
         try:
@@ -231,7 +231,7 @@ class Runner:
         self.meter.count(exchange)
         saver.add(answer)
 
-    async def _answered(self, line: Line, batch: Batch, exchange: Exchange) -> Answer:
+    async def _answered(self, line: CheckedLine, batch: Batch, exchange: Exchange) -> Answer:
         """When an engine dies, any of the requests it had may be why: they are sent again one at a time."""
         broken = turns = 0
         while time.time() < batch.expires_at:
@@ -258,7 +258,7 @@ class Runner:
             turns += 1
         return _expired(line)
 
-    async def _alone(self, line: Line, exchange: Exchange) -> Answer:
+    async def _alone(self, line: CheckedLine, exchange: Exchange) -> Answer:
         async with self._suspects:
             try:
                 return await self._whole(line, exchange)
@@ -266,7 +266,7 @@ class Runner:
                 await asyncio.sleep(DYING_S)
                 raise
 
-    async def _whole(self, line: Line, exchange: Exchange) -> Answer:
+    async def _whole(self, line: CheckedLine, exchange: Exchange) -> Answer:
         limit_s = self.settings.serve.first_token_timeout_s * WHOLE_ANSWER_FACTOR
         try:
             async with asyncio.timeout(limit_s):
@@ -277,8 +277,8 @@ class Runner:
         exchange.usage = usage_in(reply.first)
         self._missing.pop(line.work.model, None)
         if line.work.strict:
-            promises = Promises(line.work.strict, self.checks)
-            await promises.check_whole(reply.first, trusted=reply.replica.follows_grammars)
+            check = StrictAnswerCheck(line.work.strict, self.checks)
+            await check.check_whole(reply.first, trusted=reply.replica.follows_grammars)
         return _answer(line, exchange, 200, reply.first, reply.replica.name)
 
     def _key(self, batch: Batch) -> ApiKey | None:
@@ -357,7 +357,7 @@ def _told_of_batch(error: EverlearnError) -> dict[str, Any]:
     return {"code": error.code, "line": None, "message": error.message, "param": None}
 
 
-def _answer(line: Line, exchange: Exchange, status: int, body: bytes, version: str | None) -> Answer:
+def _answer(line: CheckedLine, exchange: Exchange, status: int, body: bytes, version: str | None) -> Answer:
     """``version``: an extension, which version of the model answered. Raises BackendFailed for what is no JSON."""
     try:
         said = orjson.loads(body)
@@ -367,12 +367,12 @@ def _answer(line: Line, exchange: Exchange, status: int, body: bytes, version: s
     return Answer(line.number, status != 200, _told(line.custom_id, response, None))
 
 
-def _refused(line: Line, exchange: Exchange, error: EverlearnError) -> Answer:
+def _refused(line: CheckedLine, exchange: Exchange, error: EverlearnError) -> Answer:
     status, body = describe(error)
     return _answer(line, exchange, status, orjson.dumps(body), None)
 
 
-def _expired(line: Line) -> Answer:
+def _expired(line: CheckedLine) -> Answer:
     error = {
         "code": "batch_expired",
         "message": "The batch's time was over before this request was answered.",

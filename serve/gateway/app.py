@@ -11,7 +11,7 @@ from everlearn.errors import EverlearnError
 from everlearn.settings import Settings
 from serve.gateway.http.exchange import exchange_of
 from serve.gateway.http.failures import answer
-from serve.gateway.http.middleware import Door
+from serve.gateway.http.middleware import RequestMiddleware
 from serve.gateway.pages.openapi import document
 from serve.gateway.pages.static import add_pages
 from serve.gateway.routes.batches import add_batches
@@ -20,7 +20,7 @@ from serve.gateway.routes.console import add_console
 from serve.gateway.routes.embeddings import add_embeddings
 from serve.gateway.routes.files import add_files
 from serve.gateway.routes.fine_tuning import add_fine_tuning
-from serve.gateway.routes.head_route import Route
+from serve.gateway.routes.head_route import HeadRoute
 from serve.gateway.routes.health import add_health
 from serve.gateway.routes.messages import add_messages
 from serve.gateway.routes.models import add_models
@@ -48,14 +48,14 @@ def create_app(settings: Settings) -> FastAPI:
         root_path=settings.serve.root_path,
         redirect_slashes=False,
     )
-    app.router.route_class = Route
+    app.router.route_class = HeadRoute
     app.state.gateway = gateway
     if origins := settings.serve.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=ALL, allow_headers=ALL, expose_headers=ALL,
             max_age=CORS_MAX_AGE_S,
         )  # fmt: skip
-    app.add_middleware(Door, metrics=gateway.metrics, tracer=open_tracer("gateway"))
+    app.add_middleware(RequestMiddleware, metrics=gateway.metrics, tracer=open_tracer("gateway"))
     app.add_exception_handler(EverlearnError, _everlearn_error)
     app.add_exception_handler(HTTPException, _http_error)
     add_chat(app, gateway)

@@ -16,18 +16,19 @@ from everlearn.redis_address import redis_url
 from everlearn.registry.database import START_PATIENCE_S, open_database
 from everlearn.registry.tables import ApiKey
 from everlearn.settings import Settings
-from serve.gateway.formats.schema_check import SchemaChecks
-from serve.gateway.http.answer_watcher import Guard
+from serve.gateway.formats.schema_check import SchemaCheckPool
+from serve.gateway.formats.translator import Translator
+from serve.gateway.http.answer_watcher import AnswerWatcher
 from serve.gateway.http.body import read_body
 from serve.gateway.http.exchange import Exchange, exchange_of
 from serve.gateway.http.failures import Draining, Overloaded
 from serve.gateway.http.metrics import Metrics
-from serve.gateway.limits.auth import Doorkeeper, check_scope
+from serve.gateway.limits.auth import Authenticator, check_scope
 from serve.gateway.limits.cost import expected
 from serve.gateway.limits.meter import Meter
 from serve.gateway.limits.quota import Quotas, reservable
 from serve.gateway.routing.dispatch import Dispatcher
-from serve.gateway.routing.relay import Relay, Shape
+from serve.gateway.routing.relay import Relay
 from serve.gateway.routing.router import Router
 from serve.gateway.routing.shadow import Shadows
 from serve.gateway.routing.work import Work
@@ -51,7 +52,7 @@ class Gateway:
         self.settings = settings
         self.metrics = Metrics()
         self.db = db = open_database(settings, START_PATIENCE_S)
-        self.keeper = Doorkeeper(db, settings.serve)
+        self.authenticator = Authenticator(db, settings.serve)
         self.shared = _shared(settings, self.metrics)
         self.router = Router(db, self.metrics, self.shared, settings.serve.remotes)
         self.shadows = Shadows(self.metrics)
@@ -60,8 +61,8 @@ class Gateway:
         )
         self.quotas = Quotas(self.shared)
         self.meter = Meter(db)
-        self.guards: set[Guard] = set()
-        self.checks = SchemaChecks()
+        self.watchers: set[AnswerWatcher] = set()
+        self.checks = SchemaCheckPool()
         self.in_flight = 0
         self.draining = False
 
@@ -71,16 +72,16 @@ class Gateway:
         await self.router.refresh()
         await self.meter.flush()
         metering = asyncio.create_task(self.meter.run())
-        watching = [self.router.watch(), self.keeper.watch()]
+        watching = [self.router.watch(), self.authenticator.watch()]
         if self.shared:
             watching.append(self.shared.run(lambda: (*self.router.tell(), dict(self.quotas.in_flight))))
-        watchers = [asyncio.create_task(each) for each in watching]
+        tasks = [asyncio.create_task(each) for each in watching]
         try:
             yield
         finally:
-            for watcher in watchers:
-                watcher.cancel()
-            await asyncio.gather(*watchers, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self.checks.stop()
             await self.shadows.stop()
             await self.router.close()
@@ -94,9 +95,9 @@ class Gateway:
         deadline = loop.time() + timeout_s
         while self.in_flight and loop.time() < deadline:
             await asyncio.sleep(0.05)
-        for guard in list(self.guards):
-            guard.stop("shutting_down")
-        while self.guards and loop.time() < deadline + 1:
+        for watcher in list(self.watchers):
+            watcher.stop("shutting_down")
+        while self.watchers and loop.time() < deadline + 1:
             await asyncio.sleep(0.05)
 
     async def accept(self, request: Request, model: type[Body]) -> tuple[Exchange, Body]:
@@ -104,7 +105,7 @@ class Gateway:
         exchange = exchange_of(request)
         if self.draining:
             raise Draining("The server is shutting down.", retry_after_s=5)
-        exchange.key = await self.keeper.admit(request)
+        exchange.key = await self.authenticator.admit(request)
         exchange.on_end.append(partial(self.meter.count, exchange))
         self.take_place(exchange)
         raw = await self.body(request)
@@ -129,18 +130,12 @@ class Gateway:
         settings = self.settings.serve
         return await read_body(request, limit_bytes or settings.max_body_bytes, settings.body_timeout_s)
 
-    def relay(self, exchange: Exchange, work: Work, shape: Shape) -> Relay:
+    def relay(self, exchange: Exchange, work: Work, translator: Translator) -> Relay:
         """The response that does the work."""
         return Relay(
-            work,
-            exchange,
-            self.dispatcher,
-            self.settings.serve,
-            self.metrics,
-            self.guards,
-            shape,
+            work, exchange, self.dispatcher, self.settings.serve, self.metrics, self.watchers, translator,
             self.checks,
-        )
+        )  # fmt: skip
 
     def take_place(self, exchange: Exchange) -> None:
         """For a request that takes work, within the limits of its key. Raises RateLimited, Overloaded."""

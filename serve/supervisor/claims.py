@@ -65,17 +65,17 @@ def port(settings: Settings) -> Iterator[tuple[list[socket.socket], Settings]]:
 
     with ExitStack() as stack:
         try:
-            doors = [bound(address)]
-            address = doors[0].getsockname()
+            listeners = [bound(address)]
+            address = listeners[0].getsockname()
             if serve.gateways > 1:
-                doors.pop().close()  # alone it has shown that nobody shares this port with us yet
-                doors = [bound(address, socket.SO_REUSEPORT) for _ in range(serve.gateways)]
+                listeners.pop().close()  # alone it has shown that nobody shares this port with us yet
+                listeners = [bound(address, socket.SO_REUSEPORT) for _ in range(serve.gateways)]
         except OSError as error:
             raise Conflict(
                 f"port {serve.port} of {serve.host} cannot be had: {error.strerror}; choose another with --port",
                 param="port",
             ) from None
-        yield doors, settings.model_copy(update={"serve": serve.model_copy(update={"port": address[1]})})
+        yield listeners, settings.model_copy(update={"serve": serve.model_copy(update={"port": address[1]})})
 
 
 @contextmanager

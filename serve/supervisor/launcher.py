@@ -27,7 +27,7 @@ from serve.engines import HAND_OVER, TAKE_OVER
 from serve.engines.programs import engine_for
 from serve.supervisor.prepare import servable
 from serve.supervisor.warmup import warm_up
-from serve.supervisor.watched import Patience, Watched
+from serve.supervisor.watched import Patience, WatchedProcess
 
 HAND_OVER_S = 0.5
 """From the row that says `draining` until requests are sent back: by then gateways that are well know who took over."""
@@ -41,7 +41,7 @@ log = structlog.get_logger("serve.supervisor")
 
 
 @dataclass
-class Workshop:
+class EngineLauncher:
     """Makes servable what is not yet, and starts engines."""
 
     settings: Settings
@@ -105,16 +105,16 @@ class Workshop:
         except (SQLAlchemyError, EverlearnError) as error:
             log.error("a refusal was not withdrawn", reason=str(error))
 
-    async def start(self, version: Version, stands_for: int, role: str) -> "Running":
+    async def start(self, version: Version, stands_for: int, role: str) -> "RunningEngine":
         """An engine that has begun to load. Raises EverlearnError when its program or its files are not there."""
         argv = self.program(version, self.settings)
         bundle = await asyncio.to_thread(self.registry.path, version)
-        running = Running(self, version, stands_for, role, argv, bundle)
+        running = RunningEngine(self, version, stands_for, role, argv, bundle)
         running.watched.start()
         return running
 
 
-class Running:
+class RunningEngine:
     """An engine process, kept running, and its row kept true.
 
     `stands_for` is the version that the alias names: another than `version` where that one had to be compressed.
@@ -122,26 +122,26 @@ class Running:
     """
 
     def __init__(
-        self, workshop: Workshop, version: Version, stands_for: int, role: str, argv: Sequence[str], bundle: Path,
+        self, launcher: EngineLauncher, version: Version, stands_for: int, role: str, argv: Sequence[str], bundle: Path,
     ) -> None:  # fmt: skip
         self.version = version
         self.stands_for = stands_for
         self._role = role
         self.ended_in_standby = False
         self.id = new_id()
-        self._workshop = workshop
-        self._db = workshop.db
+        self._launcher = launcher
+        self._db = launcher.db
         self._state: replicas.State | None = "starting"  # None: withdrawn
         self._pid: int | None = None
         self._error: str | None = None
         self._database_is_away = False
-        self._socket = workshop.sockets / f"{self.id}.sock"
+        self._socket = launcher.sockets / f"{self.id}.sock"
         options = {
             "--bundle": bundle, "--model": version.model, "--version": version.version, "--uds": self._socket,
         }  # fmt: skip
-        self.watched = Watched(
-            [*argv, *(str(part) for option in options.items() for part in option)], workshop.env, at=self._socket,
-            observer=self, on_line=pass_on, patience=workshop.patience,
+        self.watched = WatchedProcess(
+            [*argv, *(str(part) for option in options.items() for part in option)], launcher.env, at=self._socket,
+            observer=self, on_line=pass_on, patience=launcher.patience,
             warm_up=partial(warm_up, version=version, bundle=bundle),
         )  # fmt: skip
         self._routed = False
@@ -175,7 +175,7 @@ class Running:
 
     # What the swap asks ----------------------------------------------------------------------------------------
 
-    async def take_over(self, old: "Running | None") -> bool:
+    async def take_over(self, old: "RunningEngine | None") -> bool:
         """Let new requests come here, and none to `old` any more, at one instant. False: the database is away."""
         await self.watched.post(TAKE_OVER)
 
@@ -195,16 +195,16 @@ class Running:
         Requests that wait in the engine and have not begun are sent back, for whoever took over.
         """
         await self._write(partial(self._become, "draining"))
-        await asyncio.sleep(min(HAND_OVER_S, self._workshop.patience.notice_s))
+        await asyncio.sleep(min(HAND_OVER_S, self._launcher.patience.notice_s))
         await self.watched.post(HAND_OVER)
-        await asyncio.sleep(self._workshop.patience.notice_s)
+        await asyncio.sleep(self._launcher.patience.notice_s)
 
     async def drain(self) -> None:
         """Let the running answers end, and stop.
 
         An engine ends its running answers after SIGTERM; it is killed when they take longer than the drain time.
         """
-        await self.stop(self._workshop.settings.serve.drain_timeout_s)
+        await self.stop(self._launcher.settings.serve.drain_timeout_s)
 
     async def stand_by(self) -> None:
         """Stay loaded, without requests: the answers that run end by themselves."""
@@ -212,7 +212,7 @@ class Running:
 
     def may_stand_by(self) -> bool:
         """Whether there is memory for another engine beside this one and whoever took over."""
-        settings = self._workshop.settings
+        settings = self._launcher.settings
         if settings.serve.keep_previous == "off" or not engine_for(self.version, settings).keeps_previous:
             return False
         return 2 * self.watched.resident_bytes() < psutil.virtual_memory().available
@@ -221,7 +221,7 @@ class Running:
         """End the process, and withdraw the row."""
         if self._state not in ("draining", "failed", None):
             await self._write(partial(self._become, "draining"))
-        await self.watched.stop(drain_s + self._workshop.patience.stop_s)
+        await self.watched.stop(drain_s + self._launcher.patience.stop_s)
 
         def leave() -> None:
             self._state = None
@@ -238,7 +238,7 @@ class Running:
         version = self.version
         replicas.announce(
             self._db, id=self.id, model=version.model, version=version.version, digest=version.digest,
-            kind=engine_for(version, self._workshop.settings).name, task=version.task, url=replicas.unix_url(self._socket), pid=self._pid,
+            kind=engine_for(version, self._launcher.settings).name, task=version.task, url=replicas.unix_url(self._socket), pid=self._pid,
             state=self._state or "stopped", error=self._error, role=self._role,
         )  # fmt: skip
 
@@ -246,7 +246,7 @@ class Running:
         """Whether the database took it."""
 
         def act() -> None:
-            with self._workshop.writing:
+            with self._launcher.writing:
                 if self._state is not None:  # a late heartbeat must not write the row anew
                     action()
 

@@ -40,10 +40,10 @@ from serve.gateway.http.metrics import TOGETHER
 from serve.gateway.limits.origin import is_loopback
 from serve.gateway.routing.router import POLL_S
 from serve.supervisor import claims
-from serve.supervisor.launcher import Program, Workshop, log_end, pass_on
+from serve.supervisor.launcher import EngineLauncher, Program, log_end, pass_on
 from serve.supervisor.prepare import champions, find, is_imported, refuse_twice
-from serve.supervisor.swap import Served
-from serve.supervisor.watched import Patience, Watched
+from serve.supervisor.swap import ServedModel
+from serve.supervisor.watched import Patience, WatchedProcess
 from serve.supervisor.welcome import local_url, welcome
 
 BACKLOG = 2048
@@ -67,12 +67,12 @@ def serve(
     with (
         claims.home(settings),
         claims.sockets(settings) as sockets,
-        claims.port(settings) as (doors, bound),
+        claims.port(settings) as (listeners, bound),
     ):
-        asyncio.run(House(bound, program, patience or Patience(), sockets, doors).run(refs))
+        asyncio.run(Supervisor(bound, program, patience or Patience(), sockets, listeners).run(refs))
 
 
-class House:
+class Supervisor:
     """The running whole: a model's engines, for each model; the gateways; what works on jobs and on batches."""
 
     def __init__(
@@ -81,25 +81,25 @@ class House:
         program: Program,
         patience: Patience,
         sockets: Path,
-        doors: list[socket.socket],
+        listeners: list[socket.socket],
     ) -> None:
         self.settings = settings
         self.patience = patience
         self.sockets = sockets
-        self.doors = doors
+        self.listeners = listeners
         self.db = open_database(settings, START_PATIENCE_S)
         self.registry = Registry(settings)
         self.env = environment(**settings.environment())
-        self.workshop = Workshop(settings, program, patience, sockets, self.db, self.registry, self.env)
-        self.models: list[Served] = []
-        self.trials: list[Served] = []
+        self.launcher = EngineLauncher(settings, program, patience, sockets, self.db, self.registry, self.env)
+        self.models: list[ServedModel] = []
+        self.trials: list[ServedModel] = []
         self.unknown: dict[str, EverlearnError] = {}
         """Of what was to be served and could not be found or imported: why."""
         self.told: list[str] = []
         """The ids of the rows that say so."""
         self.keeping: list[asyncio.Task[None]] = []
-        self.gateways: list[Watched] = []
-        self.workers: list[Watched] = []
+        self.gateways: list[WatchedProcess] = []
+        self.workers: list[WatchedProcess] = []
 
     async def run(self, refs: Sequence[str]) -> None:
         """Open, watch, close. Returns after a signal; raises when there is nothing left to serve with."""
@@ -110,7 +110,7 @@ class House:
             await self._close()
 
     async def _open_and_watch(self, refs: Sequence[str]) -> None:
-        _refuse_open_door(self.settings, self.db)
+        _refuse_unprotected_address(self.settings, self.db)
         await asyncio.to_thread(replicas.clear_stale, self.db)
         refs = refs or champions(self.registry)
         refuse_twice(refs)
@@ -123,10 +123,10 @@ class House:
             self._start_gateways()  # what is ready serves while the rest is being prepared
         for ref in absent:
             await self._offer(ref)
-        self._refuse_empty_house()
+        self._raise_if_nothing_serves()
         self._start_workers()
         await asyncio.gather(*(each.settled.wait() for each in [*self.models, *self.gateways]))
-        self._refuse_empty_house()
+        self._raise_if_nothing_serves()
         await self._routed()
         serving = [model.serving.version for model in self.models if model.serving]
         needs_key, not_served = keys_required(self.db), self._not_served()
@@ -137,21 +137,23 @@ class House:
             log.warning("no_valid_key", note="every request is refused until `everlearn keys create NAME`")
         while True:
             await asyncio.sleep(0.5)
-            self._refuse_empty_house()
+            self._raise_if_nothing_serves()
 
     async def _offer(self, ref: str) -> None:
         """Serve what `ref` names from now on. Where that cannot be found or imported, it is told, and the rest serves."""
         try:
-            version = await find(self.registry, ref, self.workshop.everlearn)
+            version = await find(self.registry, ref, self.launcher.everlearn)
         except EverlearnError as error:
             log.error("not served", ref=ref, reason=error.message.splitlines()[0])
             self.unknown[ref] = error
-            self.told.append(await self.workshop.write_down(ref, 0, CHAMPION, error.message))
+            self.told.append(await self.launcher.write_down(ref, 0, CHAMPION, error.message))
             return
         pinned = parse_reference(ref).version not in (None, CHAMPION)
-        model = Served(self.workshop, version.model, version.version, pinned=pinned)
+        model = ServedModel(self.launcher, version.model, version.version, pinned=pinned)
         trials = (
-            [] if pinned else [Served(self.workshop, model.model, role=role, beside=model) for role in TRIALS]
+            []
+            if pinned
+            else [ServedModel(self.launcher, model.model, role=role, beside=model) for role in TRIALS]
         )
         self.models.append(model)
         self.trials += trials
@@ -164,8 +166,8 @@ class House:
 
     async def _close(self) -> None:
         """The gateways first, which let their running answers end; then the engines."""
-        for door in self.doors:
-            door.close()
+        for listener in self.listeners:
+            listener.close()
         for task in self.keeping:
             task.cancel()
         await asyncio.gather(*self.keeping, return_exceptions=True)
@@ -173,18 +175,18 @@ class House:
         await asyncio.gather(*(watched.stop(drain_s) for watched in self._others()))
         await asyncio.gather(*(each.close() for each in [*self.models, *self.trials]))
         for row_id in self.told:
-            await self.workshop.forget(row_id)
+            await self.launcher.forget(row_id)
 
     def _start_gateways(self) -> None:
-        figures = _empty(self.settings.directory("run") / "metrics") if len(self.doors) > 1 else None
+        figures = _empty(self.settings.directory("run") / "metrics") if len(self.listeners) > 1 else None
         env = {**self.env, TOGETHER: str(figures)} if figures else self.env
-        for number, door in enumerate(self.doors, 1):
-            door.listen(BACKLOG)
+        for number, listener in enumerate(self.listeners, 1):
+            listener.listen(BACKLOG)
             path = self.sockets / f"gateway-{number}.sock"
-            gateway = Watched(
-                python("serve.gateway", "--parent-pipe", "--fd", str(door.fileno()), "--uds", str(path)), env,
-                at=path, observer=LoggedGateway(figures, door), on_line=pass_on, patience=self.patience,
-                pass_fds=[door.fileno()],
+            gateway = WatchedProcess(
+                python("serve.gateway", "--parent-pipe", "--fd", str(listener.fileno()), "--uds", str(path)), env,
+                at=path, observer=GatewayObserver(figures, listener), on_line=pass_on, patience=self.patience,
+                pass_fds=[listener.fileno()],
             )  # fmt: skip
             gateway.start()
             self.gateways.append(gateway)
@@ -197,8 +199,8 @@ class House:
         patience = replace(self.patience, quick_crashes=sys.maxsize)
         for name, module in modules.items():
             path = self.sockets / f"{name}.sock"
-            worker = Watched(
-                python(module, "--uds", str(path)), self.env, at=path, observer=Logged(name), on_line=pass_on,
+            worker = WatchedProcess(
+                python(module, "--uds", str(path)), self.env, at=path, observer=LoggingObserver(name), on_line=pass_on,
                 patience=patience,
             )  # fmt: skip
             worker.start()
@@ -213,11 +215,11 @@ class House:
                         if response.status == 200:
                             await asyncio.sleep(2 * POLL_S if len(self.models) > 1 else 0)  # the others, too
                             return
-                self._refuse_empty_house()
+                self._raise_if_nothing_serves()
                 await asyncio.sleep(0.1)
         raise Unavailable("the gateway runs, and finds no engine that is ready")
 
-    def _refuse_empty_house(self) -> None:
+    def _raise_if_nothing_serves(self) -> None:
         """Raises when there is nothing left to serve with: whoever started the supervisor should hear of it."""
         for task in self.keeping:
             if task.done():
@@ -232,11 +234,11 @@ class House:
         if len(reasons) == len(self.models) + len(self.unknown):
             raise Unavailable("nothing can be served\n" + "\n".join(reasons.values()))
 
-    def _processes(self) -> list[Watched]:
+    def _processes(self) -> list[WatchedProcess]:
         engines = [running for each in [*self.models, *self.trials] for running in each.processes()]
         return [*(running.watched for running in engines), *self._others()]
 
-    def _others(self) -> list[Watched]:
+    def _others(self) -> list[WatchedProcess]:
         return [*self.gateways, *self.workers]
 
     def _stop_on_signals(self) -> asyncio.Event:
@@ -247,8 +249,8 @@ class House:
             if stop.is_set():
                 for watched in self._processes():
                     watched.kill()
-                if self.workshop.child:
-                    self.workshop.child.kill()
+                if self.launcher.child:
+                    self.launcher.child.kill()
                 os._exit(130)
             stop.set()
             log.info("stopping", note="running answers may end; a second signal stops at once")
@@ -259,7 +261,7 @@ class House:
         return stop
 
 
-class Logged:
+class LoggingObserver:
     """Tells the log how a process fares that has no row."""
 
     def __init__(self, what: str) -> None:
@@ -275,16 +277,16 @@ class Logged:
         log_end(self.what, reason, given_up)
 
 
-class LoggedGateway(Logged):
+class GatewayObserver(LoggingObserver):
     """Also takes what a dead gateway was busy with out of `figures`, the folder in which all count together.
 
-    Nobody shall wait at the door of a gateway that was given up.
+    Nobody shall wait at the listener of a gateway that was given up.
     """
 
-    def __init__(self, figures: Path | None, door: socket.socket) -> None:
+    def __init__(self, figures: Path | None, listener: socket.socket) -> None:
         super().__init__("gateway")
         self.figures = figures
-        self.door = door
+        self.listener = listener
         self.pid = 0
 
     async def started(self, pid: int) -> None:
@@ -293,7 +295,7 @@ class LoggedGateway(Logged):
     async def ended(self, reason: str, *, given_up: bool) -> None:
         await super().ended(reason, given_up=given_up)
         if given_up:
-            self.door.close()
+            self.listener.close()
         if self.figures:
             mark_process_dead(self.pid, str(self.figures))
 
@@ -304,7 +306,7 @@ def _empty(folder: Path) -> Path:
     return folder
 
 
-def _refuse_open_door(settings: Settings, db: Engine) -> None:
+def _refuse_unprotected_address(settings: Settings, db: Engine) -> None:
     host = settings.serve.host
     if not is_loopback(host) and not keys_required(db):
         raise InvalidInput(

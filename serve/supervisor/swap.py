@@ -1,6 +1,6 @@
 """One model as it is served: which version should be, which one is, and the way from the one to the other.
 
-`Served` compares the two again and again and takes one step at a time, so it does not matter what came between:
+`ServedModel` compares the two again and again and takes one step at a time, so it does not matter what came between:
 the alias moved on or back, an engine died, the database was away. The way from old to new:
 
     start the new engine beside the old → it loads → it passes its warm-up → in one transaction the new one takes
@@ -9,7 +9,7 @@ the alias moved on or back, an engine died, the database was away. The way from 
 Where memory allows, the version that served before stands by: loaded, without requests, so that going back to it is
 the transaction alone. It makes way before another version is started.
 
-A version on trial has a `Served` of its own, which follows the alias canary or shadow and ends with it.
+A version on trial has a `ServedModel` of its own, which follows the alias canary or shadow and ends with it.
 
 A version that does not load or fails its warm-up is refused: the old one serves on, the reason stands in the
 `replicas` table (`everlearn ps`) and in the log, and it is tried again when the alias is moved, or set anew.
@@ -31,7 +31,7 @@ from everlearn.errors import Conflict, EverlearnError, Unavailable
 from everlearn.registry.database import read
 from everlearn.registry.records import CHAMPION, PREVIOUS
 from everlearn.registry.tables import AliasRow
-from serve.supervisor.launcher import Running, Workshop
+from serve.supervisor.launcher import EngineLauncher, RunningEngine
 
 FOLLOW_S = 0.5
 """Between two looks at the aliases of a model."""
@@ -55,7 +55,7 @@ class Refusal:
     row_id: str
 
 
-class Served:
+class ServedModel:
     """One model, kept at the version that its alias `role` names; or at version `first` for ever, when it is pinned.
 
     When the champion is refused while nothing else serves, as after a restart, the `previous` one serves. A canary
@@ -63,25 +63,25 @@ class Served:
     """
 
     def __init__(
-        self, workshop: Workshop, model: str, first: int | None = None, *, pinned: bool = False,
-        role: str = CHAMPION, beside: "Served | None" = None,
+        self, launcher: EngineLauncher, model: str, first: int | None = None, *, pinned: bool = False,
+        role: str = CHAMPION, beside: "ServedModel | None" = None,
     ) -> None:  # fmt: skip
         self.model = model
         self.role = role
-        self.serving: Running | None = None
+        self.serving: RunningEngine | None = None
         self.settled = asyncio.Event()
         """Set once a version serves, or none can."""
-        self._workshop = workshop
+        self._launcher = launcher
         self._beside = beside
         """Of a trial: who serves. Before that one does, none is started."""
         self._pinned = pinned
         self._first = first
         self._standing = Standing(None, None, 0.0)
         self._refused: dict[int, Refusal] = {}
-        self._coming: Running | None = None
-        self._standby: Running | None = None
+        self._coming: RunningEngine | None = None
+        self._standby: RunningEngine | None = None
         self._waits_for = ""
-        self._leaving: dict[asyncio.Task[None], Running] = {}
+        self._leaving: dict[asyncio.Task[None], RunningEngine] = {}
 
     async def keep(self) -> None:
         """Look, take a step, wait. Runs until cancelled."""
@@ -97,7 +97,7 @@ class Served:
         for number in list(self._refused):
             await self._forgive(number)
 
-    def processes(self) -> list[Running]:
+    def processes(self) -> list[RunningEngine]:
         present = filter(None, [self.serving, self._coming, self._standby])
         return list(dict.fromkeys([*present, *self._leaving.values()]))
 
@@ -138,7 +138,7 @@ class Served:
         if self._pinned:
             return
         try:
-            standing = await asyncio.to_thread(read_standing, self._workshop.db, self.model, self.role)
+            standing = await asyncio.to_thread(read_standing, self._launcher.db, self.model, self.role)
         except (SQLAlchemyError, EverlearnError):
             return  # the last known one holds; the heartbeats tell the log
         if standing.set_at != self._standing.set_at:
@@ -188,7 +188,7 @@ class Served:
         if self._beside and not self._beside.serving:
             return
         try:
-            version = await self._workshop.servable(self.model, number)
+            version = await self._launcher.servable(self.model, number)
             await self._read_aliases()
             if version.version == self._wanted():  # the first servable version becomes champion as it is made
                 number = version.version
@@ -203,16 +203,16 @@ class Served:
             log.info(
                 "starting", ref=version.ref, role=self.role, beside=self.serving and self.serving.version.ref
             )
-            self._coming = await self._workshop.start(version, number, self.role)
+            self._coming = await self._launcher.start(version, number, self.role)
         except Unavailable as error:
             if error.message != self._waits_for:
                 log.warning("waiting", ref=f"{self.model}@{number}", reason=error.message)
             self._waits_for = error.message
         except EverlearnError as error:
-            row_id = await self._workshop.write_down(self.model, number, self.role, error.message)
+            row_id = await self._launcher.write_down(self.model, number, self.role, error.message)
             self._refuse(number, Refusal(error.message, row_id))
 
-    def _let_go(self, old: Running | None, *, keep: bool = False) -> None:
+    def _let_go(self, old: RunningEngine | None, *, keep: bool = False) -> None:
         """It serves no more: it hands over, and then stands by or stops."""
         if old and keep:
             self._dismiss_standby()
@@ -220,7 +220,7 @@ class Served:
         if old:
             self._later(self._retire(old), old)
 
-    async def _retire(self, old: Running) -> None:
+    async def _retire(self, old: RunningEngine) -> None:
         await old.hand_over()
         await (old.stand_by() if old is self._standby else old.drain())
 
@@ -229,7 +229,7 @@ class Served:
         if standby and standby not in self._leaving.values():  # one that hands over sees it by itself
             self._later(standby.drain(), standby)
 
-    def _later(self, work: Coroutine[Any, Any, None], old: Running) -> None:
+    def _later(self, work: Coroutine[Any, Any, None], old: RunningEngine) -> None:
         task = asyncio.create_task(work)
         self._leaving[task] = old
         task.add_done_callback(self._leaving.pop)
@@ -254,7 +254,7 @@ class Served:
         )  # fmt: skip
 
     async def _forgive(self, number: int) -> None:
-        await self._workshop.forget(self._refused.pop(number).row_id)
+        await self._launcher.forget(self._refused.pop(number).row_id)
 
 
 def read_standing(db: Engine, model: str, role: str) -> Standing:

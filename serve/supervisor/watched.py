@@ -66,7 +66,7 @@ class Life(NamedTuple):
     excused: bool = False
 
 
-class Watched:
+class WatchedProcess:
     """A process that answers `GET /health` on a unix socket, and is kept running.
 
     It is ready once it is healthy and has been through `warm_up`, in each of its lives anew.

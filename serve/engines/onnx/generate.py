@@ -13,7 +13,7 @@ from typing import TypeVar
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from serve.answer_facts import Told
+from serve.answer_facts import AnswerFacts
 from serve.engines import HAND_OVER, LEFT_OPEN, TAKE_OVER
 from serve.engines.grammar import header_text
 from serve.engines.onnx.answers import DONE, ChatAnswer, CompletionAnswer, join, usage
@@ -219,11 +219,11 @@ class GenerateBackend:
                 box.news.set()
 
 
-def told(generations: list[Generation], choices: int) -> Told:
+def told(generations: list[Generation], choices: int) -> AnswerFacts:
     """What is known once the prompts are read."""
     counted = usage(generations, choices)
     options = generations[0].sampler.options
-    return Told(
+    return AnswerFacts(
         prompt_tokens=counted["prompt_tokens"],
         cached_tokens=counted["prompt_tokens_details"]["cached_tokens"],
         temperature=options.temperature,

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from starlette.types import Message, Send
 
-from serve.answer_facts import Told
+from serve.answer_facts import AnswerFacts
 from serve.protocol.parsing import error_body
 
 Json = dict[str, Any]
@@ -74,7 +74,7 @@ class Plain:
 
     async def _begin(self, counted: Json, headers: list[tuple[bytes, bytes]]) -> None:
         assert self._start is not None
-        told = Told(
+        told = AnswerFacts(
             prompt_tokens=counted.get("prompt_tokens"), cached_tokens=_cached(counted), **self._sampling
         )
         more = [(name.encode(), value.encode()) for name, value in told.headers().items()]

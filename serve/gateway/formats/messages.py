@@ -8,10 +8,9 @@ from uuid import uuid4
 import jiter
 
 from everlearn.errors import EverlearnError
-from serve.answer_facts import Told
-from serve.gateway.formats.responses import Misshapen, foreign
+from serve.answer_facts import AnswerFacts
+from serve.gateway.formats.translator import MalformedAnswer, PassThrough, reading_answer
 from serve.gateway.http.failures import describe
-from serve.gateway.routing.relay import AsIs
 from serve.protocol.chat import ChatRequest
 from serve.protocol.messages import (
     AssistantTurn,
@@ -42,7 +41,7 @@ STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filte
 
 
 def describe_as_anthropic(error: EverlearnError) -> tuple[int, Json]:
-    """Status and Anthropic's error object; it has no place for the name of a field but the message."""
+    """Status and Anthropic's error object, whose message is the only place for the name of a field."""
     status, body = describe(error)
     told = body["error"]
     message, param = told["message"], told["param"]
@@ -76,7 +75,7 @@ def to_chat(request: CountTokensRequest) -> ChatRequest:
 
 
 def to_tokenize(request: CountTokensRequest) -> TokenizeRequest:
-    """The question how long the prompt of a chat is."""
+    """The request that counts the tokens of the same prompt. Raises InvalidInput."""
     chat = to_chat(request).model_dump(exclude_unset=True)
     asked = {name: chat[name] for name in ("model", "messages", "tools", "tool_choice") if name in chat}
     return validate(TokenizeRequest, asked)
@@ -97,7 +96,7 @@ def _messages(request: CountTokensRequest) -> Iterator[Json]:
 
 
 def _user(blocks: Sequence[TextBlock | ToolResultBlock]) -> Iterator[Json]:
-    """Results of tools are messages of their own, between which the user's words stay where they were."""
+    """Tool results become messages of their own; the user's text keeps its place between them."""
     if not blocks:
         yield {"role": "user", "content": ""}
     said: list[TextBlock] = []
@@ -142,7 +141,7 @@ def _text(content: str | Sequence[TextBlock]) -> str | list[Json]:
 
 
 def _failed(result: str | list[Json]) -> str | list[Json]:
-    """Chat has no mark for a tool's failure: the model reads it."""
+    """Chat has no field for a tool's failure, so the text says it."""
     mark = "Error: "
     return mark + result if isinstance(result, str) else [{"type": "text", "text": mark}, *result]
 
@@ -174,16 +173,16 @@ def _tools(request: CountTokensRequest) -> Json:
 # From chat -------------------------------------------------------------------------------------------------
 
 
-class CountShape(AsIs):
-    """Turns a count of tokens into Anthropic's."""
+class TokenCountTranslator(PassThrough):
+    """Translates a count of tokens."""
 
     def whole(self, answer: bytes) -> bytes:
-        with foreign():
+        with reading_answer():
             return json.dumps({"input_tokens": jiter.from_json(answer)["count"]}).encode()
 
 
-class MessageShape:
-    """Turns one chat answer, whole or streamed, into a message or its typed events."""
+class MessageTranslator:
+    """Translates one chat answer, whole or streamed, into a message or its typed events."""
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -195,14 +194,14 @@ class MessageShape:
         self._stop: Json = {"stop_reason": None, "stop_sequence": None}
         self._usage: Json = {}
 
-    def hear(self, told: Told) -> None:
-        """A stream's first event has the length of the prompt."""
-        details = {"cached_tokens": told.cached_tokens}
-        self._usage = {"prompt_tokens": told.prompt_tokens or 0, "prompt_tokens_details": details}
+    def start(self, facts: AnswerFacts) -> None:
+        """Keep the length of the prompt for a stream's first event."""
+        details = {"cached_tokens": facts.cached_tokens}
+        self._usage = {"prompt_tokens": facts.prompt_tokens or 0, "prompt_tokens_details": details}
 
     def whole(self, answer: bytes) -> bytes:
         """The message of a chat completion."""
-        with foreign():
+        with reading_answer():
             completion = jiter.from_json(answer)
             choice = completion["choices"][0]
             said = choice["message"]
@@ -227,7 +226,7 @@ class MessageShape:
                 out.append(_message_delta(self._stop, self._usage))
                 out.append({"type": "message_stop"})
             elif event.startswith(b"data: "):
-                with foreign():
+                with reading_answer():
                     out += self._chunk(jiter.from_json(event[len(b"data: ") :]))
         return b"".join(map(_encode, out))
 
@@ -255,7 +254,7 @@ class MessageShape:
             id = call.get("id") or f"toolu_{uuid4().hex}"
             yield from self._begin(index, _tool_block(id, function["name"], {}))
         if self._open != index:
-            raise Misshapen("a call went on after another had begun")
+            raise MalformedAnswer("a call went on after another had begun")
         if arguments := function.get("arguments"):
             yield self._delta({"type": "input_json_delta", "partial_json": arguments})
 
@@ -274,7 +273,7 @@ class MessageShape:
             self._open = None
 
     def _end(self, choice: Json) -> None:
-        """Engines of ours say which sequence stopped it; where another does not, the answer ends as a turn does."""
+        """Our engines say which stop sequence ended the answer; where another does not, it ends as a turn does."""
         finish, sequence = choice.get("finish_reason"), choice.get("stop_reason")
         reason = STOP_REASONS.get(finish, "tool_use" if self._called else "end_turn")
         if reason == "end_turn" and isinstance(sequence, str):
@@ -302,7 +301,7 @@ class MessageShape:
 
 
 def _tool_use(id: str, function: Json, cut: bool) -> Json:
-    """Of a call that was cut, the input holds what came."""
+    """The tool_use block of a call; where the answer was cut, its input holds what came."""
     arguments = (function["arguments"] or "{}").encode()
     given = jiter.from_json(arguments, partial_mode="trailing-strings" if cut else False)
     return _tool_block(id, function["name"], given)
@@ -322,7 +321,7 @@ def _message_delta(stop: Json, counted: Json) -> Json:
 
 
 def usage(counted: Json) -> Json:
-    """Anthropic counts apart what was read from the cache."""
+    """Anthropic's usage, which counts cached tokens separately."""
     cached = (counted.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     return {
         "input_tokens": counted.get("prompt_tokens", 0) - cached,

@@ -1,4 +1,4 @@
-"""POST /v1/responses, spoken to engines as chat completions.
+"""OpenAI's responses as chat completions, and back.
 
 Stateless: nothing is stored and the whole conversation comes with each request. Text and function tools.
 """
@@ -6,7 +6,6 @@ Stateless: nothing is stored and the whole conversation comes with each request.
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -14,7 +13,8 @@ import jiter
 from pydantic import BaseModel
 
 from everlearn.errors import EverlearnError
-from serve.answer_facts import Told
+from serve.answer_facts import AnswerFacts
+from serve.gateway.formats.translator import reading_answer
 from serve.gateway.http.failures import describe
 from serve.protocol.chat import ChatRequest
 from serve.protocol.parsing import validate
@@ -29,7 +29,7 @@ from serve.protocol.responses import (
 Json = dict[str, Any]
 
 FAILURES = {429: "rate_limit_exceeded"}
-"""By status; a response's error has other codes than HTTP's."""
+"""Error codes by HTTP status: the Responses API has its own."""
 
 TOOL = {"description": None, "parameters": None, "strict": False}
 
@@ -107,20 +107,8 @@ def _given(model: BaseModel, exclude: set[str] | None = None) -> Json:
     return model.model_dump(exclude_unset=True, exclude=exclude)
 
 
-class Misshapen(Exception):
-    """The engine's answer is JSON, but no chat completion."""
-
-
-@contextmanager
-def foreign() -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise Misshapen(type(error).__name__) from error
-
-
-class ResponseShape:
-    """Turns one chat answer, whole or streamed, into a response object or its typed events."""
+class ResponseTranslator:
+    """Translates one chat answer, whole or streamed, into a response object or its typed events."""
 
     def __init__(self, request: ResponsesRequest) -> None:
         self._request = request
@@ -133,15 +121,15 @@ class ResponseShape:
         self._usage: Json | None = None
         self._sequence = 0
         self._begun = False
-        self._told = Told()
+        self._facts = AnswerFacts()
 
-    def hear(self, told: Told) -> None:
-        """What the answer is sampled with, where the client left that to the model."""
-        self._told = told
+    def start(self, facts: AnswerFacts) -> None:
+        """Keep what the answer is sampled with, where the client left that to the model."""
+        self._facts = facts
 
     def whole(self, answer: bytes) -> bytes:
         """The response object of a chat completion."""
-        with foreign():
+        with reading_answer():
             self._take(jiter.from_json(answer))
         return json.dumps(self._response(self._status())).encode()
 
@@ -168,7 +156,7 @@ class ResponseShape:
             if event == b"data: [DONE]":
                 out += self._end()
             elif event.startswith(b"data: "):
-                with foreign():
+                with reading_answer():
                     out += self._chunk(jiter.from_json(event[len(b"data: ") :]))
         return b"".join(map(self._encode, out))
 
@@ -257,7 +245,7 @@ class ResponseShape:
         return f"event: {event['type']}\ndata: {data}\n\n".encode()
 
     def _status(self) -> str:
-        """Of the response, and of the item that is written: what came before was complete."""
+        """The status of the response and of its last item; earlier items are complete."""
         return "incomplete" if self._finish in ("length", "content_filter") else "completed"
 
     def _response(self, status: str) -> Json:
@@ -286,12 +274,12 @@ class ResponseShape:
             "safety_identifier": request.safety_identifier,
             "service_tier": request.service_tier if request.service_tier == "flex" else "default",
             "store": False,
-            "temperature": _first_of(request.temperature, self._told.temperature),
+            "temperature": _first_of(request.temperature, self._facts.temperature),
             "text": {"format": _format(request)},
             "tool_choice": _choice(request),
             "tools": [TOOL | _given(tool) for tool in request.tools or ()],
             "top_logprobs": 0,
-            "top_p": _first_of(request.top_p, self._told.top_p),
+            "top_p": _first_of(request.top_p, self._facts.top_p),
             "truncation": "disabled",
             "usage": _usage(self._usage) if status in ("completed", "incomplete") else None,
             "metadata": request.metadata or {},
@@ -299,7 +287,7 @@ class ResponseShape:
 
 
 def _first_of(*known: float | None) -> float:
-    """OpenAI's default where neither the client nor the engine said."""
+    """The first value given; OpenAI's default where there is none."""
     return next((value for value in known if value is not None), 1.0)
 
 

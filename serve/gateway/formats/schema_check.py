@@ -1,7 +1,7 @@
-"""Strict schemas are promises: a whole answer that breaks one is an error, whoever gave it.
+"""Checks answers against strict JSON schemas: a complete answer that violates one is an error, whichever engine gave it.
 
-Engines here follow schemas by grammars; other servers may not. The check runs in processes of its own
-(`schema_child`), within a limit of time, and beside the gateway's loop.
+Our engines enforce schemas by grammars; other servers may not. The check runs in processes of its own
+(`schema_child`), within a time limit, so that it cannot block the gateway.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from serve.protocol.sampling import SamplingFields
 Json = dict[str, Any]
 
 FOREIGN = (ValueError, LookupError, TypeError, AttributeError)
-"""What reading an answer raises that has not the shape of one."""
+"""What reading a malformed answer raises."""
 
 COMMAND = python("serve.gateway.formats.schema_child")
 LIMIT_S = 5.0
@@ -31,28 +31,28 @@ LIMIT_S = 5.0
 AT_ONCE = 4
 
 CUT = frozenset(("length", "content_filter"))
-"""How answers finish that keep to nothing."""
+"""Finish reasons of answers that are incomplete, so that no schema can hold."""
 DONE = b"data: [DONE]"
 
 
 class SchemaViolation(EverlearnError):
-    """The answer does not keep to the strict schema that the client gave."""
+    """The answer violates the client's strict schema."""
 
     status = 502
     code = "schema_violation"
     passed = b""
-    """Of a stream, the events of the last chunk that came before the one in which the answer ended."""
+    """Of a stream, the events of the last chunk before the one that ended the answer."""
 
 
-class SchemaChecks:
-    """The processes, started when they are needed."""
+class SchemaCheckPool:
+    """The checking processes, started when needed."""
 
     def __init__(self) -> None:
         self._places = asyncio.Semaphore(AT_ONCE)
         self._idle: list[Process] = []
 
     async def flaw(self, schema: Json, text: str, limit_s: float) -> str | bool | None:
-        """What is wrong with `text`; None if nothing, False if that cannot be told within the limits."""
+        """What is wrong with `text`; None if nothing, False if that cannot be determined within the limits."""
         process = None
         try:
             async with asyncio.timeout(limit_s), self._places:
@@ -88,13 +88,13 @@ def _kill(process: Process | None) -> None:
             process.kill()
 
 
-class Promises:
-    """The strict schemas of one request, and what its answer has said so far.
+class StrictAnswerCheck:
+    """Checks one answer against the strict schemas of its request, whole or as it streams.
 
     `schemas` has that of the response format under None, and those of functions under their names.
     """
 
-    def __init__(self, schemas: Mapping[str | None, Json], checks: SchemaChecks) -> None:
+    def __init__(self, schemas: Mapping[str | None, Json], checks: SchemaCheckPool) -> None:
         self._schemas = schemas
         self._checks = checks
         self._content: dict[int, str] = {}
@@ -104,7 +104,7 @@ class Promises:
         self._left_s = LIMIT_S
 
     async def check_whole(self, answer: bytes, *, trusted: bool) -> None:
-        """Raises SchemaViolation for a complete answer. One that cannot be checked passes if its engine is trusted."""
+        """Raises SchemaViolation if a complete answer violates a schema. One that cannot be checked passes if its engine is trusted."""
         try:
             for choice in jiter.from_json(answer)["choices"]:
                 index = self._add(choice, choice["message"])
@@ -113,7 +113,7 @@ class Promises:
             _refuse_unreadable(trusted)
 
     async def check_events(self, events: bytes, *, trusted: bool) -> None:
-        """Takes whole events of a stream; raises SchemaViolation when a choice has ended and breaks its promise."""
+        """Take whole events of a stream. Raises SchemaViolation if a choice has ended and violates its schema."""
         passed = 0
         for event in events.split(b"\n\n"):
             if event.startswith(b"data: "):
@@ -125,7 +125,7 @@ class Promises:
             passed += len(event) + 2
 
     async def _check_event(self, event: bytes, trusted: bool) -> None:
-        """A choice ends with its reason, or with the stream where its server gives none."""
+        """A choice ends with its finish reason, or with the stream if its server gives none."""
         try:
             if event == DONE:
                 for index in sorted(self._open):
@@ -152,7 +152,7 @@ class Promises:
         return index
 
     async def _check(self, index: int, reason: str | None, trusted: bool) -> None:
-        """An answer that was cut, or refused, keeps to nothing."""
+        """Check a choice that has ended, unless it was cut or refused."""
         self._open.discard(index)
         if reason in CUT or index in self._refused:
             return
@@ -175,7 +175,7 @@ class Promises:
 
 
 def _refuse_unreadable(trusted: bool) -> None:
-    """Of an engine that is trusted, whoever shapes the answer tells."""
+    """A trusted engine's malformed answer is reported by its translator."""
     if not trusted:
         raise SchemaViolation(
             "The model's answer cannot be read, so not held against its strict schema."
@@ -187,12 +187,12 @@ def _choices(event: bytes) -> list[Json]:
 
 
 def strict_schemas(request: SamplingFields) -> dict[str | None, Json]:
-    """The schemas that a chat request calls strict; not that of a text which the client's stop sequences may cut."""
+    """The strict schemas of a chat request; that of the text only where no stop sequence may cut it."""
     schemas: dict[str | None, Json] = {}
     if isinstance(request, ChatRequest):
-        shape = request.response_format
-        if isinstance(shape, JsonSchemaFormat) and shape.json_schema.strict and not request.stop:
-            schemas[None] = shape.json_schema.schema_
+        format = request.response_format
+        if isinstance(format, JsonSchemaFormat) and format.json_schema.strict and not request.stop:
+            schemas[None] = format.json_schema.schema_
         for tool in request.tools or ():
             if tool.function.strict and tool.function.parameters:
                 schemas[tool.function.name] = tool.function.parameters

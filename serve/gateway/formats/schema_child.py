@@ -1,7 +1,7 @@
-"""Holds JSON against schemas, in a process of its own: a schema can keep a validator busy for ever.
+"""Validates JSON against schemas in a process of its own, since a schema can keep a validator busy for ever.
 
-`python -m serve.gateway.formats.schema_child`: lines of JSON, `[schema, text]`, come in, and what is wrong with the text goes
-back: a sentence, null where it keeps to the schema, or false where that cannot be told.
+`python -m serve.gateway.formats.schema_child` reads lines of JSON, `[schema, text]`, and answers each with what is wrong
+with the text: a sentence, null where it satisfies the schema, or false where that cannot be determined.
 """
 
 import json
@@ -14,11 +14,11 @@ import jsonschema_rs
 MEMORY_BYTES = 1024**3
 MAX_BACKTRACKING = 1_000_000
 MAX_PLACE_CHARS = 500
-"""Of where a flaw is: keys may be as long as the answer."""
+"""Limit on a reported path: keys may be as long as the answer."""
 
 
 def main() -> None:
-    """Answer until the other side is gone."""
+    """Answer until standard input ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     for line in sys.stdin.buffer:
         schema, text = json.loads(line)
@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def flaw(schema: dict[str, Any], text: str) -> str | bool | None:
-    """What is wrong with `text`; False where the schema means nothing. Fetches no other document."""
+    """What is wrong with `text`; False where the schema is invalid. Fetches no other document."""
     try:
         value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):

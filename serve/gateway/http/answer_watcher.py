@@ -1,4 +1,4 @@
-"""Stops an answer from outside: when the client leaves, the engine falls silent, the reader stalls, or we close."""
+"""Stops an answer when the client disconnects, the engine falls silent, the client stops reading, or we shut down."""
 
 import asyncio
 from typing import Literal, Self
@@ -9,17 +9,17 @@ Reason = Literal["client_gone", "silent", "slow_reader", "shutting_down"]
 
 
 class Stopped(Exception):
-    """The guarded block was ended from outside."""
+    """The watched block was ended by its watcher."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason)
         self.reason: Reason = reason
 
 
-class Guard:
-    """Ends the block it guards, which then raises Stopped.
+class AnswerWatcher:
+    """Watches the block that it is the context of, and ends it: the block then raises Stopped.
 
-    `deadline` may be moved at any time at no cost: the timer looks at it only when it fires.
+    `deadline` may be moved at any time at no cost: the timer reads it only when it fires.
     """
 
     def __init__(self, receive: Receive, limit_s: float) -> None:
@@ -45,13 +45,13 @@ class Guard:
             raise Stopped(self._reason) from None
 
     def limit(self, limit_s: float) -> None:
-        """Start another limit, which may end sooner than the last."""
+        """Set another time limit from now, which may end sooner than the last."""
         self.deadline = self._loop.time() + limit_s
         self._timer.cancel()
         self._timer = self._loop.call_at(self.deadline, self._check)
 
     def stop(self, reason: Reason) -> None:
-        """End the block; the first reason counts."""
+        """End the block. Only the first reason counts."""
         if self._reason is None:
             self._reason = reason
             self._task.cancel()

@@ -1,4 +1,4 @@
-"""Reading a request body no further than allowed, and no longer."""
+"""Reads a request body within limits of size and time."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,8 +13,8 @@ LEAST_BYTES_PER_S = 64 * 1024
 async def chunks(request: Request, patience_s: float) -> AsyncIterator[bytes]:
     """The body as it comes. Raises SlowBody.
 
-    It has `patience_s` seconds, and one more for each `LEAST_BYTES_PER_S` that came; and never stands still for
-    longer than `patience_s`. So a long body may take its time, and none trickles.
+    It has `patience_s` seconds, and one more for each `LEAST_BYTES_PER_S` received; no pause may be longer than
+    `patience_s`. So a long body may take its time, and no client can hold a connection with a trickle.
     """
     clock = asyncio.get_running_loop().time
     end, came, stream = clock() + patience_s, 0, request.stream()

@@ -1,4 +1,4 @@
-"""What is known about one request while it is answered, and what remains of it in logs and metrics."""
+"""One request and its answer: what the layers know about it, and what logs and metrics keep."""
 
 import re
 import time
@@ -43,7 +43,7 @@ class Exchange:
     number: str = field(default_factory=lambda: uuid4().hex)
 
     def engine_headers(self) -> dict[str, str]:
-        """What the chosen engine is told about the request beside its body; another server learns of no key."""
+        """The headers for the chosen engine. Another server is not told the key."""
         headers = {"x-request-id": self.id}
         if self.replica and self.replica.row.kind != "remote":
             headers[NUMBER_HEADER] = self.number
@@ -56,7 +56,7 @@ class Exchange:
         return time.perf_counter() - self.started
 
     def end(self) -> None:
-        """Give back what the request held: all of it, whatever one part raises."""
+        """Release everything that the request held, even if one release raises."""
         if self.on_end:
             try:
                 self.on_end.pop()()
@@ -64,13 +64,13 @@ class Exchange:
                 self.end()
 
     def tokens(self, kind: str) -> int:
-        """The engine's count of `prompt_tokens` or `completion_tokens`; 0 where it gave none that can be."""
+        """The engine's count of `prompt_tokens` or `completion_tokens`; 0 where it gave none that is possible."""
         count = (self.usage or {}).get(kind)
         return count if isinstance(count, int) and 0 < count <= MOST_TOKENS else 0
 
 
 def request_id(sent: bytes | None) -> str:
-    """The client's id if it is harmless, else a new one."""
+    """The client's id if it is safe to log and send back, else a new one."""
     return sent.decode() if sent and SANE_ID.fullmatch(sent) else f"req_{uuid4().hex}"
 
 

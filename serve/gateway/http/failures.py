@@ -1,4 +1,4 @@
-"""What the gateway answers when it cannot answer: errors that only a door has, and their OpenAI form."""
+"""The errors that only a gateway has, and the HTTP responses that all errors become, in OpenAI's form."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -48,11 +48,11 @@ class NoBackend(Unavailable):
 
 
 class GivenUp(NoBackend):
-    """Every engine of the model died too often to be started again: there is nothing to wait for."""
+    """Every engine of the model crashed too often to be restarted: waiting is of no use."""
 
 
 class BrokeOff(NoBackend):
-    """An engine had taken the request, and died before the answer began: perhaps of this very request."""
+    """An engine took the request and died before the answer began: perhaps because of this very request."""
 
 
 class Draining(NoBackend):
@@ -68,13 +68,13 @@ class Overloaded(RateLimited):
 
 
 class BudgetSpent(RateLimited):
-    """The key's tokens of this month are used up: trying again soon is of no use."""
+    """The key's tokens of this month are used up: retrying soon is of no use."""
 
     code = "insufficient_quota"
 
 
 class BackendFailed(EverlearnError):
-    """The engine broke or spoke nonsense; what it said goes to no client."""
+    """The engine broke or sent an invalid answer; its own message goes to no client."""
 
     status = 502
     code = "backend_error"
@@ -123,7 +123,7 @@ def _headers(error: EverlearnError) -> Mapping[str, str]:
     if retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
     if isinstance(error, BudgetSpent):
-        headers["x-should-retry"] = "false"  # OpenAI's clients heed it
+        headers["x-should-retry"] = "false"  # OpenAI's clients respect it
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     if error.status == 408:

@@ -1,4 +1,4 @@
-"""Reading an uploaded file off the wire straight to disk: multipart/form-data, bounded in every part."""
+"""Streams an uploaded file to disk: multipart/form-data, with a limit on every part."""
 
 import asyncio
 import errno
@@ -17,15 +17,16 @@ from serve.gateway.http.failures import TooLarge, UnsupportedMediaType
 FIELDS = ("purpose", "file")
 MAX_FIELD_BYTES = 1024
 MAX_FRAME_BYTES = 64 * 1024
-"""All that is not the file: boundaries, headers, the other field."""
+"""Everything that is not the file: boundaries, headers, the other field."""
 
 T = TypeVar("T")
 
 
 async def receive_file(request: Request, files: Files, client: Client, checks: asyncio.Semaphore) -> File:
-    """The file of an upload; one to learn from is read first, as many at once as ``checks`` allows. Raises InvalidInput, UnsupportedMediaType, TooLarge, FileTooLarge, SlowBody, Unavailable.
+    """Store the file of an upload. A training file is checked first, as many at a time as ``checks`` allows.
 
-    Nothing remains of an upload that fails, wherever it does.
+    An upload that fails leaves nothing behind. Raises InvalidInput, UnsupportedMediaType, TooLarge, FileTooLarge,
+    SlowBody, Unavailable.
     """
     boundary = _boundary(request)
     limit_bytes = files.settings.continual.max_file_bytes + MAX_FRAME_BYTES
@@ -151,7 +152,7 @@ def _boundary(request: Request) -> bytes:
 
 
 def _on_disk(act: Callable[..., T], *arguments: Any) -> T:
-    """Runs off the event loop. A full disk is the server's trouble, and a client may come again."""
+    """Run in a thread. Raises Unavailable when the disk is full: the client may retry later."""
     try:
         return act(*arguments)
     except OSError as error:

@@ -31,7 +31,7 @@ def where(error: BaseException) -> str:
 
 
 class _Forward(logging.Handler):
-    """Hands the standard library's records (uvicorn, asyncio, aiohttp) to structlog."""
+    """Forwards the standard library's log records (uvicorn, asyncio, aiohttp) to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None

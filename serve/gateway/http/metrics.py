@@ -1,6 +1,6 @@
-"""What Prometheus reads. Labels are routes, statuses and names of models that run here, never free text.
+"""The metrics that Prometheus reads. Labels are routes, statuses and names of models that run here, never free text.
 
-Several gateways on one port count together: each writes its figures into files of its own in one folder
+Several gateways on one port count together: each writes its metrics into files of its own in one folder
 (prometheus-client's multiprocess mode), and whichever is asked answers with the sums.
 """
 
@@ -106,7 +106,7 @@ class Metrics:
         self._version_first_token.labels(row.model, row.version, row.role).observe(seconds)
 
     def gathered(self) -> CollectorRegistry:
-        """The figures of this gateway, or the sums of all that count together."""
+        """The metrics of this gateway, or the sums over all that count together."""
         self.tasks.set(len(asyncio.all_tasks()))
         if folder := os.environ.get(TOGETHER):
             MultiProcessCollector(together := CollectorRegistry(), folder)

@@ -1,4 +1,4 @@
-"""The outermost layer: ids and headers of every answer, its log line and its numbers, and the last catch."""
+"""The outermost layer: every request's id, headers, log line, metrics and trace, and the last error handler."""
 
 from typing import Literal
 
@@ -20,13 +20,13 @@ log = structlog.get_logger()
 
 
 class Internal(EverlearnError):
-    """A flaw of this program; the log has its place."""
+    """A bug of this program; the log says where."""
 
     code = "internal_error"
 
 
-class Door:
-    """ASGI middleware around the whole app."""
+class RequestMiddleware:
+    """ASGI middleware around the whole application."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Tracer | None = None) -> None:
         self.app = app
@@ -55,7 +55,7 @@ class Door:
             await self.app(scope, receive, with_headers)
         except ClientDisconnect:
             exchange.status = CLIENT_GONE
-        except Exception as error:  # noqa: BLE001 - the last catch; nothing above would answer in JSON
+        except Exception as error:  # noqa: BLE001 - the last handler; nothing above would answer in JSON
             log.error("internal_error", request_id=exchange.id, place=where(error))
             if exchange.status:
                 raise RuntimeError("the answer broke off") from None
@@ -97,14 +97,14 @@ class Door:
 
 
 def _outcome(exchange: Exchange) -> Literal["answered", "failed"] | None:
-    """How an engine did; None where it lay with the client."""
+    """Whether the engine answered or failed; None where the client was the cause."""
     if exchange.status >= 500 or (exchange.status == 200 and exchange.error not in (None, "slow_reader")):
         return "failed"
     return "answered" if exchange.status == 200 and not exchange.error else None
 
 
 def _trace(span: Span, exchange: Exchange, route: str) -> None:
-    """End the request's span with what is in its log line."""
+    """End the request's span with the fields of its log line."""
     if exchange.first_token_s is not None:
         span.event("first token", exchange.elapsed_s() - exchange.first_token_s)
     span.rename(route)

@@ -84,7 +84,7 @@ def build_server(app: FastAPI, settings: ServeSettings) -> DrainingServer:
 async def serve(
     server: DrainingServer, parent_pipe: bool = False, fd: int | None = None, uds: Path | None = None
 ) -> None:
-    """Serve until told to stop: on a socket of its own, or on the inherited `fd`."""
+    """Serve until a shutdown signal: on a socket of its own, or on the inherited `fd`."""
     if parent_pipe:
         server.stop_with_parent()
     log.info("listening", host=server.config.host, port=server.config.port)

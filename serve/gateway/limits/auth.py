@@ -1,4 +1,4 @@
-"""Who may ask for what: API keys, cached for a moment, looked up off the event loop."""
+"""Authentication by API keys, which are cached briefly and looked up in a thread."""
 
 import asyncio
 import hashlib
@@ -21,8 +21,8 @@ MAX_CACHED = 4096
 log = structlog.get_logger()
 
 
-class Doorkeeper:
-    """Decides about each request. Open without keys on loopback until the first key exists; then never by itself."""
+class Authenticator:
+    """Admits requests. Until the first key exists, a server on loopback needs none; it never becomes open again by itself."""
 
     def __init__(self, db: Engine, settings: ServeSettings) -> None:
         self._db = db
@@ -40,7 +40,7 @@ class Doorkeeper:
             )
 
     async def watch(self) -> None:
-        """Notice the first key soon after it was made, and a door that was opened again. Runs until cancelled."""
+        """Notice the first key soon after it was made, and `everlearn keys` making the server open again. Runs until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(max(0.1, self._ttl_s))
@@ -62,7 +62,7 @@ class Doorkeeper:
         return key
 
     async def admit_reader(self, request: Request) -> None:
-        """For figures, which on this machine need no key, but for other sites' pages. Raises as `admit`."""
+        """Admit a reader of metrics, which need no key on this machine, except for pages of other sites. Raises as `admit`."""
         here = self.loopback and names_this_machine(request)
         if not here or is_of_another_page(request, self._trusted):
             await self.admit(request)
@@ -92,7 +92,7 @@ def check_scope(key: ApiKey | None, model: str) -> None:
 
 
 def _secret(request: Request) -> str:
-    """As OpenAI's clients send it (`Authorization: Bearer`), or Anthropic's (`x-api-key`)."""
+    """The key as OpenAI's clients send it (`Authorization: Bearer`), or Anthropic's (`x-api-key`). Raises AuthError."""
     bearer, bare = (request.headers.getlist(name) for name in ("authorization", "x-api-key"))
     if len(bearer) > 1 or len(bare) > 1:
         raise AuthError("More than one header of the same name brought an API key.")

@@ -1,4 +1,4 @@
-"""What a request may cost, before its engine has counted: tokens are known only there, bytes are known here."""
+"""An estimate of a request's tokens from its bytes and limits, before its engine has counted them."""
 
 from typing import NamedTuple
 
@@ -10,18 +10,18 @@ from serve.protocol.messages import MessagesRequest
 from serve.protocol.responses import ResponsesRequest
 
 BYTES_PER_TOKEN = 4
-"""Of an English request; others have fewer bytes in a token, which the engine's count makes good."""
+"""For English text. Other languages have fewer bytes per token; the engine's count corrects the estimate."""
 UNNAMED_ANSWER_TOKENS = 1024
-"""So many are reserved for an answer whose request names no limit."""
+"""Reserved for an answer whose request gives no limit."""
 UNNAMED_COMPLETION_TOKENS = 16
-"""The limit of a completion that names none, as OpenAI has it."""
+"""OpenAI's default limit of a completion."""
 
 LARGEST_CONTEXT_TOKENS = 128 * 1024
-"""Of a model that does not tell its own."""
+"""For a model that does not tell its own."""
 
 
 class Cost(NamedTuple):
-    """Tokens of the prompt, as its bytes let expect, and of each of the answers, at most."""
+    """Estimated tokens of the prompt, and the most tokens of each of the answers."""
 
     prompt: int = 0
     longest: int = 0
@@ -32,7 +32,7 @@ class Cost(NamedTuple):
         return self.prompt + self.answer(None)
 
     def answer(self, context: int | None) -> int:
-        """Of all answers together, by a model of so large a context (None: unknown): a request may name any limit."""
+        """The most tokens of all answers together, where the model holds ``context`` tokens (None: unknown)."""
         return self.answers * min(self.longest, context or LARGEST_CONTEXT_TOKENS)
 
 
@@ -40,7 +40,7 @@ NOTHING = Cost()
 
 
 def expected(body: ModelRequest, size_bytes: int) -> Cost:
-    """Nothing for what is only counted, and no answer for what is only embedded."""
+    """The estimate for a body. Embeddings cost their prompt alone; counting tokens costs nothing."""
     prompt = -(-size_bytes // BYTES_PER_TOKEN)
     if isinstance(body, EmbeddingRequest):
         return Cost(prompt)

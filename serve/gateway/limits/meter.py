@@ -1,7 +1,7 @@
-"""What keys use, counted in memory and added to the database every few seconds; and the budgets that follow from it.
+"""Counts the usage of keys in memory, adds it to the database every few seconds, and enforces monthly budgets.
 
-A process that is killed loses what it had not added yet, at most FLUSH_S seconds of it. While the database is away,
-counts wait and budgets go by the last known sums.
+A process that is killed loses at most FLUSH_S seconds of counts. While the database is unavailable, counts wait in
+memory and budgets are checked against the last known sums.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 
 class Meter:
-    """One for each process that asks engines; all of them add to the same rows."""
+    """One per process that sends requests to engines; all of them add to the same rows."""
 
     def __init__(self, db: Engine, clock: Callable[[], float] = time.time) -> None:
         self._db = db
@@ -40,7 +40,7 @@ class Meter:
         self._stopping = asyncio.Event()
 
     def count(self, exchange: Exchange) -> None:
-        """A finished request: for the model that answered it, where that was another than the one asked for."""
+        """Count a finished request, for the model that answered it, which may differ from the one requested."""
         model = exchange.replica.row.model if exchange.replica else exchange.model
         spot = Spot(day_of(self._clock()), exchange.key.id if exchange.key else "", model)
         failed = bool(exchange.error) or exchange.status >= 400
@@ -48,7 +48,7 @@ class Meter:
         self._fresh.setdefault(spot, Count()).add(Count(1, int(failed), *tokens))
 
     def admit(self, key: ApiKey | None) -> None:
-        """Raises BudgetSpent when the key's tokens of this month, as far as they are known here, reach its budget."""
+        """Raises BudgetSpent if the key's tokens of this month, as far as they are known here, reach its budget."""
         if key is None or key.tokens_per_month is None:
             return
         now = self._clock()
@@ -61,18 +61,18 @@ class Meter:
             )
 
     async def run(self) -> None:
-        """Add to the database now and then until stopped, and a last time after that."""
+        """Add to the database every FLUSH_S seconds until stopped, and once more at the end."""
         while not self._stopping.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), FLUSH_S)
             await self.flush()
 
     def stop(self) -> None:
-        """Nothing more will be counted."""
+        """Let `run` end: nothing more will be counted."""
         self._stopping.set()
 
     async def flush(self) -> None:
-        """Add what was counted, and learn what others counted. What cannot be added waits for the next time."""
+        """Add the counts, and read the sums of all processes. What cannot be added is kept for the next time."""
         for spot, count in self._fresh.items():
             self._leaving.setdefault(spot, Count()).add(count)
         self._fresh = {}

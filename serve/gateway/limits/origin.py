@@ -1,4 +1,4 @@
-"""While there is no key: who asks must be on this machine, and no page of another site may act through its browser."""
+"""Protection of a server without keys: only this machine may use it, and no page of another site through a browser here."""
 
 import ipaddress
 import re
@@ -22,14 +22,14 @@ def is_loopback(host: str) -> bool:
 
 
 def names_this_machine(request: Request) -> bool:
-    """Whether the name that the client used is loopback's: another one may be a web page's, made to resolve to it."""
+    """Whether the Host header names loopback. Another name may be a web page's that resolves to loopback (DNS rebinding)."""
     hosts = request.headers.getlist("host")
     found = [HOST.fullmatch(host.strip()) for host in hosts if host.strip()]
     return len(hosts) < 2 and all(match and is_loopback(match["name"]) for match in found)
 
 
 def is_of_another_page(request: Request, trusted: Collection[str]) -> bool:
-    """Whether a browser says that a script of another origin asks, whom it may let read the answer."""
+    """Whether a browser says that the request comes from a script of another origin."""
     host, origin = request.headers.get("host"), request.headers.get("origin")
     if origin is None or origin in trusted:
         return False
@@ -37,10 +37,10 @@ def is_of_another_page(request: Request, trusted: Collection[str]) -> bool:
 
 
 def refuse_foreign(request: Request, trusted: Collection[str]) -> None:
-    """Raises Forbidden for a foreign host name, for a script of another origin, and for what its page would change.
+    """Raises Forbidden for a foreign host name, for a script of another origin, and for writes by a page of another site.
 
-    A browser tells all of it in headers that a page cannot forge; other clients send none. ``trusted``: origins that
-    may act, too.
+    Browsers send the headers that tell, and pages cannot forge them; other clients send none. ``trusted``: further
+    origins that are allowed.
     """
     if not names_this_machine(request):
         raise Forbidden(

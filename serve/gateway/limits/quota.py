@@ -1,10 +1,10 @@
-"""Requests and tokens per minute of each key.
+"""Limits per key: requests per minute, tokens per minute, and requests in flight.
 
 A bucket per key and kind refills continuously and may go below zero. A request reserves the tokens that it may cost,
-at most a whole bucket, and what it did cost takes the reservation's place at its end: requests that run at once cannot
-spend the same tokens, and a key pays its debt before its next request. A bucket is one number, the time at which it will be full again
-(the generic cell rate algorithm, ATM Forum 1996). Several gateways keep them in Redis; each keeps its own as well,
-for the time that Redis is away.
+at most a whole bucket; at its end the actual cost replaces the reservation. So concurrent requests cannot spend the
+same tokens, and a key pays its debt before its next request. A bucket is one number: the time at which it will be full
+again (the generic cell rate algorithm, ATM Forum 1996). Several gateways keep the buckets in Redis; each also keeps
+its own, for when Redis is unavailable.
 """
 
 import asyncio
@@ -41,14 +41,14 @@ for i, key in ipairs(KEYS) do
 end
 return told
 """
-"""KEYS: buckets. ARGV for each: units per minute, units to take (negative: to give back), 1 to take them whatever is left.
+"""KEYS: buckets. ARGV per bucket: units per minute, units to take (negative: give back), 1 to take them even if none are left.
 
 All or nothing; returns whether it took, and for each bucket the seconds until it is full.
 """
 
 
 class Spending(NamedTuple):
-    """So many `units` from a key's bucket of `kind`; `forced`: also below zero."""
+    """Take `units` from a key's bucket of `kind`; `forced`: even below zero."""
 
     key: str
     kind: str
@@ -80,10 +80,10 @@ class Quotas:
         self._full_at: dict[str, float] = {}
         self._charging: set[asyncio.Task[object]] = set()
         self.in_flight: Counter[str] = Counter()
-        """Of this gateway, by key; others tell theirs a few times a second."""
+        """Requests at this gateway by key; other gateways report theirs four times per second."""
 
     def enter(self, key: ApiKey, most: int) -> None:
-        """One more request of the key is in flight. Raises RateLimited when it has as many as it may."""
+        """Count a request of the key in. Raises RateLimited if the key has as many in flight as it may."""
         most = key.requests_in_flight or most
         elsewhere = self._shared.in_flight(key.id) if self._shared else 0
         if self.in_flight[key.id] + elsewhere >= most:
@@ -94,14 +94,15 @@ class Quotas:
         self.in_flight[key.id] += 1
 
     def leave(self, key: ApiKey) -> None:
-        """A request of the key has ended."""
+        """Count a request of the key out."""
         self.in_flight[key.id] -= 1
         if not self.in_flight[key.id]:
             del self.in_flight[key.id]
 
     async def admit(self, key: ApiKey, tokens: int = 0) -> list[tuple[bytes, bytes]]:
-        """Count one request, reserve what `reservable` allows of the `tokens` that it may cost, and return the
-        `x-ratelimit-*` headers, which tell what the others have left. Raises RateLimited when a limit is spent.
+        """Count one request and reserve what `reservable` allows of the `tokens` that it may cost.
+
+        Returns the `x-ratelimit-*` headers. Raises RateLimited if a limit is spent.
         """
         spendings = [
             Spending(key.id, kind, per_minute, units)
@@ -129,7 +130,7 @@ class Quotas:
         return [header for pair in zip(spendings, behind_s, strict=True) for header in _headers(*pair)]
 
     def charge(self, key: ApiKey, tokens: int) -> None:
-        """Take the tokens of a finished answer beyond those it had reserved; a negative number gives some back."""
+        """Take the tokens of a finished answer beyond those reserved; a negative number gives some back."""
         if key.tokens_per_minute is None or not tokens:
             return
         spendings = [Spending(key.id, "tokens", key.tokens_per_minute, tokens, forced=True)]
@@ -141,7 +142,7 @@ class Quotas:
         charging.add_done_callback(self._charging.discard)
 
     async def _take(self, spendings: Sequence[Spending]) -> tuple[bool, list[float]]:
-        """Whether it was there, and for each bucket the seconds until it is full."""
+        """Whether all units could be taken, and for each bucket the seconds until it is full."""
         here = self._take_here(spendings)
         if not (self._shared and self._script):
             return here
@@ -164,7 +165,7 @@ class Quotas:
 
 
 def reservable(key: ApiKey, tokens: int) -> int:
-    """At most a bucket: should a gateway die, its requests' reservations keep the key out for no longer than a minute."""
+    """At most a full bucket, so that the reservations of a gateway that dies block the key for no longer than a minute."""
     return min(tokens, key.tokens_per_minute or 0)
 
 

@@ -1,8 +1,8 @@
-"""What the gateways of one installation know together, through Redis or Valkey.
+"""State that the gateways of one installation share through Redis or Valkey.
 
-Each tells the others a few times a second how many requests it has at which engine and which engines it has excluded;
-and the limits of keys are counted there. Nothing of it has to survive. Without Redis each gateway goes by what it
-knows itself, says so in its log and in `everlearn_limits_shared`, and joins the others again by itself.
+Four times per second each publishes how many requests it has at each engine and which engines it has excluded; and
+the limits of keys are counted there. None of it has to survive a restart. Without Redis each gateway uses what it
+knows itself, says so in its log and in `everlearn_limits_shared`, and reconnects by itself.
 """
 
 import asyncio
@@ -33,8 +33,8 @@ Answer = TypeVar("Answer")
 
 
 class Report(BaseModel):
-    """What one gateway tells: its requests at each engine, for how many seconds it keeps away from which, and how many
-    requests of each key it has."""
+    """What one gateway publishes: its requests at each engine, the engines it excludes and for how many seconds, and its
+    requests of each key."""
 
     id: str
     loads: dict[str, int]
@@ -44,7 +44,7 @@ class Report(BaseModel):
 
 @dataclass
 class Peer:
-    """Another gateway, as it was when it was last heard."""
+    """Another gateway's last report."""
 
     report: Report
     heard_at: float = field(default_factory=time.monotonic)
@@ -55,7 +55,7 @@ class Peer:
 
 
 class Shared:
-    """The connection, and what the other gateways have told."""
+    """The connection, and the reports of the other gateways."""
 
     def __init__(self, url: str, metrics: Metrics) -> None:
         # One retry, because the first use of a connection that Redis has dropped meanwhile fails.
@@ -69,7 +69,7 @@ class Shared:
         self._said: bool | None = None
 
     async def run(self, tell: Callable[[], tuple[dict[str, int], dict[str, float], dict[str, int]]]) -> None:
-        """Tell and listen, until cancelled. `tell` gives the loads, the exclusions and the keys of this gateway."""
+        """Publish and subscribe until cancelled. `tell` returns the loads, the exclusions and the keys of this gateway."""
         listening = asyncio.create_task(self._listen())
         try:
             while True:
@@ -84,7 +84,7 @@ class Shared:
             await self.redis.aclose()
 
     async def ask(self, command: Callable[[], Awaitable[Answer]]) -> Answer | None:
-        """The answer of Redis, which is never None; None, at once, while Redis is known to be away."""
+        """The answer of Redis, which is never None; None, at once, while Redis is known to be unavailable."""
         return await self._answered(command()) if self.here else None
 
     def load(self, replica: str) -> int:
@@ -121,7 +121,7 @@ class Shared:
             with suppress(RedisError, OSError, TimeoutError):
                 async with self.redis.pubsub() as heard:
                     await heard.subscribe(CHANNEL)
-                    # One's own voice is heard as well: silence means a connection that is no more.
+                    # Our own reports arrive as well: silence means that the connection is dead.
                     while message := await heard.get_message(timeout=STALE_S):
                         self._hear(message)
             await asyncio.sleep(TELL_S)

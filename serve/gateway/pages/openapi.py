@@ -1,4 +1,4 @@
-"""The OpenAPI document: bodies from the protocol's models, since the routes read bytes themselves."""
+"""The OpenAPI document. Bodies come from the protocol's models, since the routes read bytes themselves."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from serve.gateway.pages.reference import REFERENCE, SERVER, Told
+from serve.gateway.pages.reference import REFERENCE, SERVER, RouteDescription
 from serve.protocol.batches import BatchRequest
 from serve.protocol.chat import ChatRequest
 from serve.protocol.completions import CompletionRequest
@@ -95,7 +95,7 @@ POST_ERRORS = error_responses(400, 401, 403, 404, 408, 413, 415, 429, 500, 502, 
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """Built once and kept on the app."""
+    """The document, built once and kept on the application."""
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
@@ -118,13 +118,13 @@ def document(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def _describe(operation: dict[str, Any], told: Told | None) -> None:
-    """The page for people is made of this."""
-    operation["tags"] = [told.group if told else SERVER]
-    if told:
-        operation["description"] = told.description
-        if told.example:
-            operation["requestBody"]["content"]["application/json"]["example"] = told.example
+def _describe(operation: dict[str, Any], route: RouteDescription | None) -> None:
+    """Add the group, description and example that the page at /docs shows."""
+    operation["tags"] = [route.group if route else SERVER]
+    if route:
+        operation["description"] = route.description
+        if route.example:
+            operation["requestBody"]["content"]["application/json"]["example"] = route.example
 
 
 def _complete(operation: dict[str, Any], model: type[BaseModel], stream: bool) -> None:

@@ -1,6 +1,6 @@
-"""What the console shows: one state of the database, bounded, and the gateways' own counts.
+"""What the console shows: a bounded view of the database, and the gateways' metrics.
 
-Nothing here is a secret: of a key its name and its first letters, of a request nothing at all.
+Nothing here is secret: of a key its name and its first letters, of a request nothing at all.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""The pages for people, playground, console and the API's reference: static files without data, so they are open to all."""
+"""The web pages (playground, console, API reference): static files without data, so no key is needed."""
 
 from importlib.resources import files
 
@@ -21,7 +21,7 @@ TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
 
 def add_pages(app: FastAPI) -> None:
-    """The pages, what they are made of, and the document of the API."""
+    """Add the pages, their scripts and styles, and the OpenAPI document."""
     package = files("serve.gateway.pages")
     routes = PAGES | {f"/{name}": name for name in PARTS}
 

@@ -3,8 +3,8 @@
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from serve.gateway.formats.translator import PassThrough
 from serve.gateway.pages.openapi import POST_ERRORS
-from serve.gateway.routing.relay import AsIs
 from serve.gateway.routing.work import generation
 from serve.gateway.state import Gateway
 from serve.protocol.chat import ChatRequest
@@ -17,9 +17,9 @@ def add_chat(app: FastAPI, gateway: Gateway) -> None:
     @app.post("/v1/chat/completions", responses=POST_ERRORS, response_class=Response)
     async def chat_completions(request: Request) -> Response:
         exchange, chat = await gateway.accept(request, ChatRequest)
-        return gateway.relay(exchange, generation("/v1/chat/completions", chat), AsIs())
+        return gateway.relay(exchange, generation("/v1/chat/completions", chat), PassThrough())
 
     @app.post("/v1/completions", responses=POST_ERRORS, response_class=Response)
     async def completions(request: Request) -> Response:
         exchange, completion = await gateway.accept(request, CompletionRequest)
-        return gateway.relay(exchange, generation("/v1/completions", completion), AsIs())
+        return gateway.relay(exchange, generation("/v1/completions", completion), PassThrough())

@@ -1,6 +1,6 @@
-"""`/console`: what an administrator sees of this installation, and the few acts that are one click away.
+"""`/console/…`: the state of this installation for administrators, and the few actions that the page offers.
 
-Each act is a function of the kernel that writes its row of the audit log in its own transaction.
+Each action is a function of the kernel, which writes its audit row in the same transaction.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from everlearn.errors import Conflict, Forbidden
 from everlearn.registry.keys import revoke_key
 from serve.gateway.http.exchange import exchange_of
 from serve.gateway.pages.overview import Overview, traffic, with_load
-from serve.gateway.routes.service import Desk
+from serve.gateway.routes.service import ResourceService
 from serve.gateway.state import Gateway
 from serve.protocol.body import Body
 from serve.protocol.jobs import Stored
@@ -33,8 +33,8 @@ class Act(Body):
     subject: Annotated[str, Field(min_length=1, max_length=128), Stored]
 
 
-class Console(Desk):
-    """Where administrators look and act."""
+class ConsoleService(ResourceService):
+    """Serves administrators."""
 
     def __init__(self, gateway: Gateway) -> None:
         super().__init__(gateway)
@@ -43,15 +43,15 @@ class Console(Desk):
         self.jobs = Jobs(gateway.settings, gateway.db)
 
     async def administrator(self, request: Request, *, acts: bool = False) -> Client:
-        """Whose key it is; anyone on this machine while there is no key. Raises AuthError, Forbidden, and as `writer`."""
-        client = await (self.writer if acts else self.client)(request)
+        """Admit an administrator's key, or anyone on this machine while there is no key. Raises as `reader` or `writer`."""
+        client = await (self.writer if acts else self.reader)(request)
         key = exchange_of(request).key
         if key and not key.admin:
             raise Forbidden(NOT_ADMIN)
         return client
 
     async def state(self, client: Client) -> dict[str, Any]:
-        """All that the page shows."""
+        """Everything that the page shows."""
         state = await asyncio.to_thread(self.overview.read)
         engines = state["engines"]
         return state | {
@@ -66,9 +66,7 @@ class Console(Desk):
         """Raises NotFound, InvalidInput, Conflict, Unavailable."""
         match act.act:
             case "promote":
-                from everlearn.registry.registry import (
-                    Registry,  # with the stores behind it: not before it is needed
-                )
+                from everlearn.registry.registry import Registry  # heavy: it imports the blob store
 
                 Registry(self.settings).promote(act.subject, actor=client.actor)
             case "revoke":
@@ -80,8 +78,8 @@ class Console(Desk):
 
 
 def add_console(app: FastAPI, gateway: Gateway) -> None:
-    """The routes behind the page; they are no part of the API."""
-    console = Console(gateway)
+    """Add the routes behind the page, which are not part of the API."""
+    console = ConsoleService(gateway)
 
     @app.get("/console/state", include_in_schema=False)
     async def state(request: Request) -> dict[str, Any]:
@@ -89,7 +87,7 @@ def add_console(app: FastAPI, gateway: Gateway) -> None:
 
     @app.post("/console/acts", include_in_schema=False)
     async def act(request: Request) -> dict[str, str]:
-        """A body of JSON, which a page from elsewhere cannot send here."""
+        """Takes JSON, which a page of another origin cannot send here."""
         client = await console.administrator(request, acts=True)
         wanted = parse(Act, await gateway.body(request, MAX_ACT_BYTES))
         await asyncio.to_thread(console.do, wanted, client)

@@ -3,8 +3,8 @@
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from serve.gateway.formats.translator import PassThrough
 from serve.gateway.pages.openapi import POST_ERRORS
-from serve.gateway.routing.relay import AsIs
 from serve.gateway.routing.work import Work
 from serve.gateway.state import Gateway
 from serve.protocol.embeddings import EmbeddingRequest
@@ -18,4 +18,4 @@ def add_embeddings(app: FastAPI, gateway: Gateway) -> None:
     async def embeddings(request: Request) -> Response:
         exchange, embedding = await gateway.accept(request, EmbeddingRequest)
         work = Work("/v1/embeddings", encode(embedding), embedding.model, "embed", stream=False)
-        return gateway.relay(exchange, work, AsIs())
+        return gateway.relay(exchange, work, PassThrough())

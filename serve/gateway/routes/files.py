@@ -11,7 +11,7 @@ from everlearn.errors import Corrupt, InvalidInput
 from serve.gateway.http.file_upload import receive_file
 from serve.gateway.pages.openapi import error_responses
 from serve.gateway.routes.paging import described, limit_in, listed, page, parameter
-from serve.gateway.routes.service import READ_ERRORS, WRITE_ERRORS, Desk
+from serve.gateway.routes.service import READ_ERRORS, WRITE_ERRORS, ResourceService
 from serve.gateway.state import Gateway
 from serve.protocol.jobs import file_object
 
@@ -22,17 +22,17 @@ CHECKS_AT_ONCE = 2
 
 def add_files(app: FastAPI, gateway: Gateway) -> None:
     """Add the routes."""
-    desk, files = Desk(gateway), Files(gateway.settings, gateway.db)
+    service, files = ResourceService(gateway), Files(gateway.settings, gateway.db)
     checks = asyncio.Semaphore(CHECKS_AT_ONCE)
 
     @app.post("/v1/files", responses=WRITE_ERRORS, openapi_extra=UPLOAD)
     async def upload_file(request: Request) -> dict[str, Any]:
-        client = await desk.writer(request)
+        client = await service.writer(request)
         return file_object(await receive_file(request, files, client, checks))
 
     @app.get("/v1/files", responses=READ_ERRORS, openapi_extra=described(*FILE_PAGE))
     async def list_files(request: Request) -> dict[str, Any]:
-        client = await desk.client(request)
+        client = await service.reader(request)
         query = request.query_params
         limit = limit_in(query, MAX_FILES, MAX_FILES)
         if (order := query.get("order", "desc")) not in ("asc", "desc"):
@@ -45,18 +45,18 @@ def add_files(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/files/{file_id}", responses=READ_ERRORS)
     async def get_file(request: Request, file_id: str) -> dict[str, Any]:
-        client = await desk.client(request)
+        client = await service.reader(request)
         return file_object(await asyncio.to_thread(files.get, file_id, client=client))
 
     @app.delete("/v1/files/{file_id}", responses=READ_ERRORS | error_responses(409))
     async def delete_file(request: Request, file_id: str) -> dict[str, Any]:
-        client = await desk.client(request)
+        client = await service.reader(request)
         gone = await asyncio.to_thread(files.delete, file_id, client=client)
         return {"id": gone.id, "object": "file", "deleted": True}
 
     @app.get("/v1/files/{file_id}/content", responses=READ_ERRORS, response_class=Response)
     async def get_content(request: Request, file_id: str) -> Response:
-        client = await desk.client(request)
+        client = await service.reader(request)
         file = await asyncio.to_thread(files.get, file_id, client=client)
         path = files.path(file)
         if not path.is_file():

@@ -1,6 +1,6 @@
 """`/v1/fine_tuning/jobs`: OpenAI's API over the table of jobs.
 
-The gateway writes rows and reads them; a worker's reconciler takes it from there. Each key sees only its own.
+The gateway writes and reads rows; a worker takes the jobs from there. Each key sees only its own.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from everlearn.registry.keys import may_train
 from serve.gateway.http.exchange import exchange_of
 from serve.gateway.limits.auth import check_scope
 from serve.gateway.routes.paging import PAGE, described, limit_in, listed, page
-from serve.gateway.routes.service import READ_ERRORS, WRITE_ERRORS, Desk
+from serve.gateway.routes.service import READ_ERRORS, WRITE_ERRORS, ResourceService
 from serve.gateway.state import Gateway
 from serve.protocol.jobs import JobRequest, event_id, event_object, job_object
 from serve.protocol.parsing import parse
@@ -27,8 +27,8 @@ NO_TRAINER = (
 )
 
 
-class JobsDesk(Desk):
-    """Where jobs are made."""
+class JobService(ResourceService):
+    """Creates jobs."""
 
     def __init__(self, gateway: Gateway) -> None:
         super().__init__(gateway)
@@ -37,7 +37,7 @@ class JobsDesk(Desk):
         self.why_closed = why_no_worker(gateway.settings)
 
     async def create_job(self, request: Request) -> dict[str, Any]:
-        """Raises Forbidden, Unavailable where nobody trains, and what is wrong with the request."""
+        """Create the job of a request. Raises Forbidden, Unavailable where no worker trains, InvalidInput, NotFound."""
         client = await self.writer(request)
         exchange = exchange_of(request)
         if exchange.key and not may_train(exchange.key):
@@ -71,16 +71,16 @@ class JobsDesk(Desk):
 
 def add_fine_tuning(app: FastAPI, gateway: Gateway) -> None:
     """Add the routes."""
-    desk = JobsDesk(gateway)
+    service = JobService(gateway)
     path = "/v1/fine_tuning/jobs"
 
     @app.post(path, responses=WRITE_ERRORS)
     async def create_job(request: Request) -> dict[str, Any]:
-        return await desk.create_job(request)
+        return await service.create_job(request)
 
     @app.get(path, responses=READ_ERRORS, openapi_extra=described(*PAGE))
     async def list_jobs(request: Request) -> dict[str, Any]:
-        client = await desk.client(request)
+        client = await service.reader(request)
         query = request.query_params
         limit = limit_in(query, 20)
         metadata = {
@@ -88,34 +88,36 @@ def add_fine_tuning(app: FastAPI, gateway: Gateway) -> None:
             for name, value in query.items()
             if name.startswith("metadata[") and name.endswith("]")
         }
-        found = await page(limit, desk.jobs.list, after=query.get("after"), metadata=metadata, client=client)
+        found = await page(
+            limit, service.jobs.list, after=query.get("after"), metadata=metadata, client=client
+        )
         return listed([job_object(job) for job in found], limit)
 
     @app.get(path + "/{job_id}", responses=READ_ERRORS)
     async def get_job(request: Request, job_id: str) -> dict[str, Any]:
-        client = await desk.client(request)
-        return job_object(await asyncio.to_thread(desk.jobs.get, job_id, client=client))
+        client = await service.reader(request)
+        return job_object(await asyncio.to_thread(service.jobs.get, job_id, client=client))
 
     @app.post(path + "/{job_id}/cancel", responses=READ_ERRORS)
     async def cancel_job(request: Request, job_id: str) -> dict[str, Any]:
-        client = await desk.client(request)
-        return job_object(await asyncio.to_thread(desk.jobs.cancel, job_id, client=client))
+        client = await service.reader(request)
+        return job_object(await asyncio.to_thread(service.jobs.cancel, job_id, client=client))
 
     @app.get(path + "/{job_id}/events", responses=READ_ERRORS, openapi_extra=described(*PAGE))
     async def list_events(request: Request, job_id: str) -> dict[str, Any]:
         """The newest first."""
-        client = await desk.client(request)
-        await asyncio.to_thread(desk.jobs.get, job_id, client=client)
+        client = await service.reader(request)
+        await asyncio.to_thread(service.jobs.get, job_id, client=client)
         limit = limit_in(request.query_params, 20)
         after = _event_number(request.query_params.get("after"))
-        found = await page(limit, desk.jobs.events, job_id, after=after, newest_first=True)
+        found = await page(limit, service.jobs.events, job_id, after=after, newest_first=True)
         return listed([event_object(event) for event in found], limit)
 
     @app.get(path + "/{job_id}/checkpoints", responses=READ_ERRORS)
     async def list_checkpoints(request: Request, job_id: str) -> dict[str, Any]:
         """Checkpoints are not models here: always empty."""
-        client = await desk.client(request)
-        await asyncio.to_thread(desk.jobs.get, job_id, client=client)
+        client = await service.reader(request)
+        await asyncio.to_thread(service.jobs.get, job_id, client=client)
         return listed([], 1)
 
 

@@ -1,12 +1,12 @@
-"""Routes as HTTP wants them: what answers GET answers HEAD, with the same headers and no body."""
+"""HEAD for every route that answers GET, with the same headers and no body, as HTTP requires."""
 
 from fastapi.routing import APIRoute
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 
-class Route(APIRoute):
-    """The server leaves out the body of an answer to HEAD; the document does not name it."""
+class HeadRoute(APIRoute):
+    """Answers HEAD as GET: the server leaves out the body. The OpenAPI document does not list HEAD."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         return super().matches({**scope, "method": "GET"} if self._is_head(scope) else scope)

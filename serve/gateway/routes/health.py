@@ -14,12 +14,12 @@ def add_health(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """The process answers."""
+        """The process is running."""
         return {"status": "ok"}
 
     @app.get("/ready", responses=error_responses(503))
     async def ready() -> Response:
-        """Requests can be taken: not shutting down, and at least one engine is there. It tells which models failed."""
+        """Whether requests are accepted: at least one engine is ready, and the server is not shutting down. Lists failed models."""
         if gateway.draining:
             return JSONResponse(
                 error_body("The server is shutting down.", "server_error", None, "draining"), 503
@@ -31,6 +31,6 @@ def add_health(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/metrics", responses=error_responses(401, 403, 503), response_class=Response)
     async def metrics(request: Request) -> Response:
         """For Prometheus; needs a key unless the server is bound to loopback."""
-        await gateway.keeper.admit_reader(request)
+        await gateway.authenticator.admit_reader(request)
         gateway.router.count()
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -4,8 +4,8 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from serve.gateway.formats.messages import (
-    CountShape,
-    MessageShape,
+    MessageTranslator,
+    TokenCountTranslator,
     describe_as_anthropic,
     to_chat,
     to_tokenize,
@@ -28,14 +28,14 @@ def add_messages(app: FastAPI, gateway: Gateway) -> None:
         _speak_anthropic(request)
         exchange, wanted = await gateway.accept(request, MessagesRequest)
         work = generation("/v1/chat/completions", to_chat(wanted), keep_usage=True)
-        return gateway.relay(exchange, work, MessageShape(wanted.model))
+        return gateway.relay(exchange, work, MessageTranslator(wanted.model))
 
     @app.post("/v1/messages/count_tokens", responses=ERRORS, response_class=Response)
     async def count_tokens(request: Request) -> Response:
         _speak_anthropic(request)
         exchange, wanted = await gateway.accept(request, CountTokensRequest)
         work = Work("/tokenize", encode(to_tokenize(wanted)), wanted.model, "generate", stream=False)
-        return gateway.relay(exchange, work, CountShape())
+        return gateway.relay(exchange, work, TokenCountTranslator())
 
 
 def _speak_anthropic(request: Request) -> None:

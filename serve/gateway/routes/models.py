@@ -13,7 +13,7 @@ from everlearn.registry.tables import ApiKey
 from serve.gateway.http.exchange import exchange_of
 from serve.gateway.http.failures import ModelNotFound
 from serve.gateway.pages.openapi import error_responses
-from serve.gateway.routes.service import WRITE_ERRORS, Desk
+from serve.gateway.routes.service import WRITE_ERRORS, ResourceService
 from serve.gateway.state import Gateway
 from serve.protocol.body import plain_ref
 from serve.replicas import ReadyReplica
@@ -23,16 +23,16 @@ NO_TRAINER = "This API key may not delete models: it takes one made by `everlear
 
 def add_models(app: FastAPI, gateway: Gateway) -> None:
     """Add the routes."""
-    desk, jobs = Desk(gateway), Jobs(gateway.settings, gateway.db)
+    service, jobs = ResourceService(gateway), Jobs(gateway.settings, gateway.db)
     errors = error_responses(401, 403, 404, 500, 503)
 
     @app.get("/v1/models", responses=errors)
     async def list_models(request: Request) -> dict[str, Any]:
-        return {"object": "list", "data": visible(gateway, await gateway.keeper.admit(request))}
+        return {"object": "list", "data": visible(gateway, await gateway.authenticator.admit(request))}
 
     @app.get("/v1/models/{model:path}", responses=errors)
     async def get_model(request: Request, model: str) -> dict[str, Any]:
-        key = await gateway.keeper.admit(request)
+        key = await gateway.authenticator.admit(request)
         for offered in visible(gateway, key):
             if plain_ref(model) in (offered["id"], f"{offered['id']}@{offered['version']}"):
                 return offered
@@ -40,8 +40,8 @@ def add_models(app: FastAPI, gateway: Gateway) -> None:
 
     @app.delete("/v1/models/{model:path}", responses=WRITE_ERRORS)
     async def delete_model(request: Request, model: str) -> dict[str, Any]:
-        """A key deletes what its own jobs made; an administrator's, and nobody's while there are no keys, any version."""
-        client = await desk.writer(request)
+        """A key may delete what its own jobs made; an administrator, or anyone while there are no keys, any version."""
+        client = await service.writer(request)
         key, ref = exchange_of(request).key, plain_ref(model)
         if key and not may_train(key):
             raise Forbidden(NO_TRAINER)
@@ -60,9 +60,7 @@ def add_models(app: FastAPI, gateway: Gateway) -> None:
             )
 
         def delete() -> None:
-            from everlearn.registry.registry import (
-                Registry,  # with the stores behind it: not before it is needed
-            )
+            from everlearn.registry.registry import Registry  # heavy: it imports the blob store
 
             if key and not (
                 key.admin or (covers(key, str(reference)) and jobs.made(str(reference), client=client))

@@ -1,4 +1,4 @@
-"""Lists, a page at a time, as OpenAI's clients ask for them."""
+"""Lists in pages, as OpenAI's clients request them."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 async def page(limit: int, find: Callable[..., T], *arguments: Any, **named: Any) -> T:
-    """One more than the limit, so that it shows whether there are more; off the event loop."""
+    """Find one more than the limit, so that it shows whether there are more; in a thread."""
     return await asyncio.to_thread(find, *arguments, limit=limit + 1, **named)
 
 
 def listed(objects: list[dict[str, Any]], limit: int) -> dict[str, Any]:
-    """What :func:`page` found, as OpenAI's list."""
+    """OpenAI's list of what :func:`page` found."""
     shown = objects[:limit]
     return {
         "object": "list",

@@ -3,7 +3,7 @@
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from serve.gateway.formats.responses import ResponseShape, to_chat
+from serve.gateway.formats.responses import ResponseTranslator, to_chat
 from serve.gateway.pages.openapi import POST_ERRORS
 from serve.gateway.routing.work import generation
 from serve.gateway.state import Gateway
@@ -17,4 +17,4 @@ def add_responses(app: FastAPI, gateway: Gateway) -> None:
     async def responses(request: Request) -> Response:
         exchange, wanted = await gateway.accept(request, ResponsesRequest)
         work = generation("/v1/chat/completions", to_chat(wanted), keep_usage=True)
-        return gateway.relay(exchange, work, ResponseShape(wanted))
+        return gateway.relay(exchange, work, ResponseTranslator(wanted))

@@ -19,7 +19,7 @@ from serve.gateway.http.exchange import Exchange
 from serve.gateway.http.failures import BackendFailed, ModelNotFound, NoBackend, Overloaded
 from serve.gateway.http.metrics import Metrics
 from serve.gateway.routing.replica import Replica
-from serve.gateway.routing.reply import NothingCame, Reply
+from serve.gateway.routing.reply import AttemptFailed, Reply
 from serve.gateway.routing.router import Router
 from serve.gateway.routing.shadow import Shadows
 from serve.gateway.routing.work import Work
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 
 class Dispatcher:
-    """Opens replies. A request waits up to `wait_s` seconds for an engine that starts, or starts again."""
+    """Opens replies. A request waits up to `wait_s` seconds for an engine that is starting or restarting."""
 
     def __init__(
         self, router: Router, metrics: Metrics, wait_s: float = 0.0, fallbacks: Sequence[Fallback] = (),
@@ -50,7 +50,7 @@ class Dispatcher:
         return reply
 
     async def _first_able(self, work: Work, exchange: Exchange) -> Reply:
-        """Of the model itself, or of those that may answer instead."""
+        """A reply of the model itself, or of the first fallback that can answer."""
         self._router.budget.earn()
         others = [
             model
@@ -75,7 +75,7 @@ class Dispatcher:
             exchange.replica = replica
             try:
                 await reply.begin(exchange.engine_headers())
-            except NothingCame as attempt:
+            except AttemptFailed as attempt:
                 reply.close()
                 once_more = tried is None and self._router.budget.spend()
                 if not once_more and not _may_wait(attempt.error, deadline):
@@ -110,5 +110,5 @@ class Dispatcher:
 
 
 def _may_wait(error: EverlearnError, deadline: float) -> bool:
-    """Whether no engine has seen the request, so that another attempt can do no harm, and there is time."""
+    """Whether there is time for another attempt, and no engine has seen the request, so that it is safe."""
     return type(error) is NoBackend and time.monotonic() + LOOK_S < deadline

@@ -1,8 +1,8 @@
-"""The server-sent events of an engine: split, checked and passed on as the bytes they are.
+"""The server-sent events of an engine: split, checked, and passed on unchanged.
 
-The common case touches no event: a chunk that begins and ends at event borders, holds neither usage nor an
-error, and is UTF-8, is handed on whole. The words can only be found as keys, since a quote inside a JSON string
-is escaped.
+In the common case no event is parsed: a chunk that begins and ends at event boundaries, contains neither "usage" nor
+"error", and is valid UTF-8, is passed on whole. Those words can only match keys, since quotes inside JSON strings are
+escaped.
 """
 
 import json
@@ -27,7 +27,7 @@ class EngineError(Exception):
 
 
 class EventFilter:
-    """Takes an engine's bytes as they come and gives back whole events, ready to send.
+    """Takes an engine's bytes as they arrive and returns whole events, ready to send.
 
     After `feed` raised, `passed` holds the good events before the bad one.
     """
@@ -41,7 +41,7 @@ class EventFilter:
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> bytes:
-        """Whole events in, so far. Raises BrokenStream and EngineError."""
+        """The whole events that `data` completes. Raises BrokenStream, EngineError."""
         whole = self._whole(data)
         if not whole:
             return b""
@@ -57,7 +57,7 @@ class EventFilter:
         return self._each(whole)
 
     def _whole(self, data: bytes) -> bytes:
-        """The bytes up to the last border between events; what follows it is kept for later."""
+        """The bytes up to the last event boundary; the rest is kept for later."""
         if not self._rest and data.endswith(END):
             return data
         self._rest += data

@@ -1,8 +1,8 @@
-"""Which engine has read the beginning of a prompt before, and so need not read it again.
+"""Which engine has the beginning of a prompt in its prefix cache.
 
 A prompt is cut into blocks, each known by a hash over itself and all before it, so that equal hashes mean equal
 beginnings. Engines keep what they have computed for a while (vLLM's prefix cache, the ONNX engine's slots); a gateway
-remembers what it has sent to which. After Srivatsa et al. 2024, "Preble": a request goes where its unread prompt and the
+remembers which blocks it has sent to which. After Srivatsa et al. 2024, "Preble": a request goes where its unread prompt and the
 work already waiting there cost least together.
 """
 
@@ -24,20 +24,20 @@ def blocks(body: bytes) -> list[int]:
 
 
 class Prefixes:
-    """The blocks that one engine has read lately, the most recent `REMEMBERED` of them."""
+    """The `REMEMBERED` blocks that one engine has read most recently."""
 
     def __init__(self) -> None:
         self._read: OrderedDict[int, None] = OrderedDict()
 
     def unread(self, prompt: list[int]) -> int:
-        """How many blocks of `prompt` follow its known beginning."""
+        """The number of blocks of `prompt` after its known beginning."""
         for known, block in enumerate(prompt):
             if block not in self._read:
                 return len(prompt) - known
         return 0
 
     def add(self, prompt: list[int]) -> None:
-        """The engine reads `prompt` now."""
+        """Remember that the engine has read `prompt`."""
         for block in prompt:
             self._read[block] = None
             self._read.move_to_end(block)

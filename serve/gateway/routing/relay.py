@@ -1,11 +1,11 @@
-"""The answer to a request that an engine works on: the hot path, which hands bytes on as they come.
+"""The response that passes on an engine's answer: the hot path.
 
-A plain ASGI response, so that nothing stands between the engine's socket and the client's per chunk.
+It is a plain ASGI response, so that per chunk nothing runs between the engine's socket and the client's.
 """
 
 import asyncio
 import json
-from typing import Any, Protocol
+from typing import Any
 
 from aiohttp import ClientError, ClientPayloadError
 from starlette.responses import Response
@@ -13,21 +13,20 @@ from starlette.types import Receive, Scope, Send
 
 from everlearn.errors import EverlearnError
 from everlearn.settings import ServeSettings
-from serve.answer_facts import Told
-from serve.gateway.formats.responses import Misshapen
-from serve.gateway.formats.schema_check import LIMIT_S, Promises, SchemaChecks, SchemaViolation
-from serve.gateway.http.answer_watcher import Guard, Reason, Stopped
+from serve.gateway.formats.schema_check import LIMIT_S, SchemaCheckPool, SchemaViolation, StrictAnswerCheck
+from serve.gateway.formats.translator import MalformedAnswer, Translator
+from serve.gateway.http.answer_watcher import AnswerWatcher, Reason, Stopped
 from serve.gateway.http.exchange import Exchange
-from serve.gateway.http.failures import BackendFailed, BackendTimeout, Draining, describe
+from serve.gateway.http.failures import BackendFailed, BackendTimeout, Draining
 from serve.gateway.http.metrics import Metrics
 from serve.gateway.http.middleware import CLIENT_GONE
 from serve.gateway.routing.dispatch import Dispatcher
 from serve.gateway.routing.events import BrokenStream, EngineError
-from serve.gateway.routing.reply import NothingCame, Reply
+from serve.gateway.routing.reply import AttemptFailed, Reply
 from serve.gateway.routing.work import Work
 
 WHOLE_ANSWER_FACTOR = 5
-"""An answer that is no stream shows no first token: it may take this many times the limit for one."""
+"""An answer that is not streamed has no visible first token: it may take this many times the limit for one."""
 
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -39,47 +38,12 @@ MAX_USAGE_BYTES = 4096
 SPARE_S = 1.0
 
 
-class Shape(Protocol):
-    """How an engine's chat answer looks to the client."""
-
-    def hear(self, told: Told) -> None:
-        """What the engine tells before the answer."""
-        ...
-
-    def whole(self, answer: bytes) -> bytes:
-        """A complete answer."""
-        ...
-
-    def events(self, events: bytes) -> bytes:
-        """Whole events of a stream."""
-        ...
-
-    def failure(self, error: EverlearnError) -> bytes:
-        """The last event of a stream that breaks."""
-        ...
-
-
-class AsIs:
-    """The client speaks what the engine speaks."""
-
-    def hear(self, told: Told) -> None: ...
-
-    def whole(self, answer: bytes) -> bytes:
-        return answer
-
-    def events(self, events: bytes) -> bytes:
-        return events
-
-    def failure(self, error: EverlearnError) -> bytes:
-        return b"data: " + json.dumps(describe(error)[1]).encode() + b"\n\n"
-
-
 class Relay(Response):
-    """Dispatches the work when it is sent, and keeps to the time limits."""
+    """Dispatches its work when the server sends it, and enforces the time limits."""
 
     def __init__(
         self, work: Work, exchange: Exchange, dispatcher: Dispatcher, settings: ServeSettings, metrics: Metrics,
-        guards: set[Guard], shape: Shape, checks: SchemaChecks,
+        watchers: set[AnswerWatcher], translator: Translator, checks: SchemaCheckPool,
     ) -> None:  # fmt: skip
         self.background = None
         self.status_code = 200
@@ -88,9 +52,9 @@ class Relay(Response):
         self._dispatcher = dispatcher
         self._first_token_timeout_s = settings.first_token_timeout_s
         self._inter_token_timeout_s = settings.inter_token_timeout_s
-        self._guards = guards
-        self._shape = shape
-        self._promises = Promises(work.strict, checks) if work.strict else None
+        self._watchers = watchers
+        self._translator = translator
+        self._strict = StrictAnswerCheck(work.strict, checks) if work.strict else None
         self._uncounted = False
         self._waiting = metrics.waiting.labels(exchange.model)
         self._metrics = metrics
@@ -99,56 +63,56 @@ class Relay(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit_s = self._first_token_timeout_s * (1 if self._work.stream else WHOLE_ANSWER_FACTOR)
-        guard = Guard(receive, limit_s)
-        self._guards.add(guard)
+        watcher = AnswerWatcher(receive, limit_s)
+        self._watchers.add(watcher)
         try:
-            async with guard:
-                await self._answer(guard, send)
+            async with watcher:
+                await self._answer(watcher, send)
         except Stopped as stopped:
             await self._stopped(stopped.reason, scope, send)
         finally:
-            self._guards.discard(guard)
+            self._watchers.discard(watcher)
             if self._uncounted:
                 await self._count_what_was_done()
 
-    async def _answer(self, guard: Guard, send: Send) -> None:
+    async def _answer(self, watcher: AnswerWatcher, send: Send) -> None:
         with self._waiting.track_inprogress():
             reply = await self._dispatcher.open(self._work, self._exchange)
-        self._shape.hear(reply.told)
+        self._translator.start(reply.facts)
         try:
-            await (self._stream if self._work.stream else self._whole)(reply, guard, send)
+            await (self._stream if self._work.stream else self._whole)(reply, watcher, send)
         finally:
             reply.close()
 
-    async def _whole(self, reply: Reply, guard: Guard, send: Send) -> None:
+    async def _whole(self, reply: Reply, watcher: AnswerWatcher, send: Send) -> None:
         self._exchange.usage = usage_in(reply.first)
         self._uncounted = self._exchange.usage is None and self._exchange.cost.tokens > 0
-        if self._promises:
-            guard.limit(LIMIT_S + SPARE_S)
-            await self._promises.check_whole(reply.first, trusted=reply.replica.follows_grammars)
+        if self._strict:
+            watcher.limit(LIMIT_S + SPARE_S)
+            await self._strict.check_whole(reply.first, trusted=reply.replica.follows_grammars)
         try:
-            body = self._shape.whole(reply.first)
-        except Misshapen:
+            body = self._translator.whole(reply.first)
+        except MalformedAnswer:
             raise BackendFailed("The model's engine sent no valid answer.") from None
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        guard.sending = True
-        guard.limit(self._inter_token_timeout_s)
+        watcher.sending = True
+        watcher.limit(self._inter_token_timeout_s)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _stream(self, reply: Reply, guard: Guard, send: Send) -> None:
+    async def _stream(self, reply: Reply, watcher: AnswerWatcher, send: Send) -> None:
         self._exchange.first_token_s = self._exchange.elapsed_s()
         self._first_token.observe(self._exchange.first_token_s)
         self._metrics.first_token_of(reply.replica, self._exchange.first_token_s)
         await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
         try:
-            await self._pass_on(reply, guard, send)
+            await self._pass_on(reply, watcher, send)
         except EngineError as event:
             error = reply.refusal(event.error)
             await self._break(
-                send, error.error if isinstance(error, NothingCame) else error, reply.events.passed
+                send, error.error if isinstance(error, AttemptFailed) else error, reply.events.passed
             )
-        except (BrokenStream, Misshapen):
+        except (BrokenStream, MalformedAnswer):
             reply.replica.failed()
             await self._break(
                 send, BackendFailed("The model's engine sent a broken stream."), reply.events.passed
@@ -160,25 +124,25 @@ class Relay(Response):
             await self._break(send, BackendFailed("The model's engine stopped in the middle of the answer."))
         finally:
             events = reply.events
-            left = {"prompt_tokens": reply.told.prompt_tokens, "completion_tokens": events.events}
+            left = {"prompt_tokens": reply.facts.prompt_tokens, "completion_tokens": events.events}
             self._exchange.usage = events.usage or left
             self._uncounted = events.usage is None
 
-    async def _pass_on(self, reply: Reply, guard: Guard, send: Send) -> None:
-        """The hot loop: per chunk one read, one look, one write."""
-        events, shape, observe = reply.events, self._shape.events, self._inter_token.observe
+    async def _pass_on(self, reply: Reply, watcher: AnswerWatcher, send: Send) -> None:
+        """The hot loop: per chunk one read, one check, one write."""
+        events, translate, observe = reply.events, self._translator.events, self._inter_token.observe
         timeout_s = self._inter_token_timeout_s
         clock = asyncio.get_running_loop().time
-        guard.limit(timeout_s)
+        watcher.limit(timeout_s)
         whole, last, count = reply.first, clock(), events.events
         while True:
             if whole:
-                if self._promises:
-                    guard.deadline += LIMIT_S + SPARE_S
-                    await self._promises.check_events(whole, trusted=reply.replica.follows_grammars)
-                guard.sending = True
-                await send({"type": "http.response.body", "body": shape(whole), "more_body": True})
-                guard.sending = False
+                if self._strict:
+                    watcher.deadline += LIMIT_S + SPARE_S
+                    await self._strict.check_events(whole, trusted=reply.replica.follows_grammars)
+                watcher.sending = True
+                await send({"type": "http.response.body", "body": translate(whole), "more_body": True})
+                watcher.sending = False
             if events.done:
                 break
             data = await reply.read()
@@ -186,7 +150,7 @@ class Relay(Response):
                 raise ClientPayloadError
             whole = events.feed(data)
             now = clock()
-            guard.deadline = now + timeout_s
+            watcher.deadline = now + timeout_s
             if events.events > count:
                 observe((now - last) / (events.events - count))
                 last, count = now, events.events
@@ -194,14 +158,14 @@ class Relay(Response):
         await send({"type": "http.response.body", "body": b""})
 
     async def _break(self, send: Send, error: EverlearnError, passed: bytes = b"") -> None:
-        """End a stream that has begun with one error event and no [DONE]."""
+        """End a stream that has begun by one error event, without [DONE]."""
         self._exchange.error = error.code
-        body = (self._shape.events(passed) if passed else b"") + self._shape.failure(error)
+        body = (self._translator.events(passed) if passed else b"") + self._translator.failure(error)
         await send({"type": "http.response.body", "body": body})
 
     async def _stopped(self, reason: Reason, scope: Scope, send: Send) -> None:
         self._exchange.error = reason
-        # Of a whole answer that the server itself gave up nothing came: that is nobody's to pay.
+        # Where the server gave up before an answer that is not streamed came, nothing is charged.
         left = reason in ("client_gone", "slow_reader")
         self._uncounted |= left and self._exchange.replica is not None and self._exchange.usage is None
         if reason == "client_gone":
@@ -226,7 +190,7 @@ class Relay(Response):
             _abort(scope)
 
     async def _count_what_was_done(self) -> None:
-        """What broke off costs what was read and generated: as its engine counts it, else as far as it is known here."""
+        """A cancelled answer costs what was read and generated: as its engine counts it, else as estimated here."""
         exchange = self._exchange
         assert exchange.replica is not None
         known = exchange.usage or {"completion_tokens": exchange.cost.answer(exchange.replica.row.context)}
@@ -236,7 +200,7 @@ class Relay(Response):
 
 
 def _abort(scope: Scope) -> None:
-    """Drop the client's connection with what is buffered for it; `server.BoundedHttp` offers this."""
+    """Drop the client's connection and what is buffered for it: `serve.bounded_http` puts the function there."""
     scope["everlearn.abort"]()
 
 

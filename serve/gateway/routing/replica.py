@@ -1,4 +1,4 @@
-"""One engine as a gateway sees it: how to reach it, how it has behaved, and what it has read."""
+"""One engine as a gateway sees it: its address and connections, its recent failures, and its cached prefixes."""
 
 import os
 import time
@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 
 class Replica:
-    """One engine, its connections, and how it has behaved."""
+    """One engine, its connections, and its recent failures."""
 
     def __init__(
         self, row: ReadyReplica, base: URL, connector: BaseConnector, *, name: str = "", serves_as: str = "",
@@ -48,7 +48,7 @@ class Replica:
         self.prefixes = Prefixes()
         self._base = base
         self.serves_as = serves_as
-        """The name that another server knows the model by; empty for engines of this installation, which take any."""
+        """The model's name at a remote server; empty for engines of this installation, which accept any name."""
         self._failures = 0
         self._ejections = 0
         self._ejected_until = 0.0
@@ -75,7 +75,7 @@ class Replica:
 
     @classmethod
     def remote(cls, remote: Remote) -> "Replica":
-        """Another server's model; it is not `here` before the first good `probe`."""
+        """A model of a remote server, which is not `here` before the first successful `probe`."""
         base = URL(remote.url.rstrip("/").removesuffix("/v1"))
         key = os.environ.get(remote.key_variable, "") if remote.key_variable else ""
         row = ReadyReplica(
@@ -92,12 +92,12 @@ class Replica:
 
     @property
     def follows_grammars(self) -> bool:
-        """Engines of this installation cannot write what a schema forbids."""
+        """Whether the engine cannot generate what a schema forbids: true for those of this installation."""
         return self.row.kind != "remote"
 
     @property
     def here(self) -> bool:
-        """Reachable when it was last probed; engines of this installation have a row instead."""
+        """Whether the last probe succeeded; engines of this installation are not probed, but have a row."""
         return not self._away
 
     @property
@@ -106,7 +106,7 @@ class Replica:
         return self._away
 
     async def probe(self) -> None:
-        """Ask a remote server for its models, and so whether it is there and takes our key."""
+        """Ask a remote server for its models, to see whether it is reachable and accepts our key."""
         reason = ""
         try:
             timeout = ClientTimeout(total=PROBE_TIMEOUT_S)
@@ -120,7 +120,7 @@ class Replica:
         self._away = reason
 
     async def used(self, number: str) -> dict[str, Any] | None:
-        """What a request has used that was broken off, as the engine counted it; None where it does not tell."""
+        """The usage of a cancelled request, as the engine counted it; None where it does not tell."""
         engine = ENGINES.get(self.row.kind)
         if engine is None or not engine.reports_usage:
             return None
@@ -143,7 +143,7 @@ class Replica:
 
     @property
     def ejected(self) -> bool:
-        """Failed too often lately and not yet proved well again."""
+        """Whether it failed too often and no request has succeeded since."""
         return self._ejected_until > 0
 
     @property
@@ -152,7 +152,7 @@ class Replica:
         return max(0.0, self._ejected_until - time.monotonic())
 
     def takes_requests(self) -> bool:
-        """Healthy, or ejected long enough ago that one request may probe it."""
+        """Whether it is healthy, or was ejected long enough ago that one request may probe it."""
         return not self.ejected or (self.ejected_for_s == 0 and not self._probing)
 
     def start(self) -> None:
@@ -167,18 +167,18 @@ class Replica:
         self._probing = False
 
     def began(self) -> None:
-        """An answer has begun, so that requests may come again; whether it ends is still open."""
+        """An answer has begun: requests may come again, although that answer may still fail."""
         self._ejected_until = 0.0
 
     def succeeded(self) -> None:
-        """An answer is complete: whatever was held against the engine is forgotten."""
+        """An answer is complete: reset the count of failures."""
         self._failures = self._ejections = 0
         self._ejected_until = 0.0
 
     def failed(self, at_once: bool = False) -> None:
         """The engine broke, refused the connection (`at_once`) or fell silent.
 
-        What was under way when it was ejected, and breaks as well, says nothing new.
+        Requests that were in flight when it was ejected do not count again.
         """
         if self.ejected_for_s > 0 and not self._probing:
             return

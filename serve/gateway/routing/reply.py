@@ -20,7 +20,7 @@ from aiohttp import (
 )
 
 from everlearn.errors import EverlearnError
-from serve.answer_facts import Told, told_in
+from serve.answer_facts import AnswerFacts, facts_in
 from serve.engines import LEFT_OPEN
 from serve.gateway.formats.schema_check import SchemaViolation
 from serve.gateway.http.failures import BackendFailed, BackendRefused, BrokeOff, NoBackend, Overloaded
@@ -35,10 +35,10 @@ AT_CAPACITY = "The model is at capacity. Try again shortly."
 NEVER_STARTED = "The model's engine stopped before it answered. Try again shortly."
 
 
-class NothingCame(Exception):
-    """The attempt ended before the answer's first byte; `error` is what the client hears if no other helps.
+class AttemptFailed(Exception):
+    """An attempt that ended before the answer's first byte; `error` is for the client if no other attempt succeeds.
 
-    `broke`: the engine died of it or was not there, rather than having no room or being about to leave.
+    `broke`: the engine crashed or was gone, rather than full or about to leave.
     """
 
     def __init__(self, error: EverlearnError, *, broke: bool = False) -> None:
@@ -54,25 +54,25 @@ class Reply:
         self.replica = replica
         self.events = EventFilter(work.strip_usage)
         self.first = b""
-        self.told = Told()
+        self.facts = AnswerFacts()
         self._work = work
         self._response: ClientResponse | None = None
         replica.start()
 
     async def begin(self, headers: Mapping[str, str]) -> None:
-        """Send the request and read the beginning. Raises NothingCame or the error for the client."""
+        """Send the request and read the beginning. Raises AttemptFailed or the error for the client."""
         try:
             await self._send(headers)
             await self._check_status()
             self.first = await (self._first_events() if self._work.stream else self._whole())
         except ClientConnectorError as error:
             if error.errno == EAGAIN:  # a unix socket whose queue is full
-                raise NothingCame(Overloaded(AT_CAPACITY, retry_after_s=1)) from None
+                raise AttemptFailed(Overloaded(AT_CAPACITY, retry_after_s=1)) from None
             self.replica.failed(at_once=True)
-            raise NothingCame(NoBackend(NEVER_STARTED), broke=True) from None
+            raise AttemptFailed(NoBackend(NEVER_STARTED), broke=True) from None
         except (ClientPayloadError, ClientConnectionError):
             self.replica.failed()
-            raise NothingCame(BrokeOff(NEVER_STARTED), broke=True) from None
+            raise AttemptFailed(BrokeOff(NEVER_STARTED), broke=True) from None
         except ClientError:
             self.replica.failed()
             raise BackendFailed("The model's engine broke the protocol.") from None
@@ -89,12 +89,12 @@ class Reply:
         return await self._response.content.readany()
 
     def left_open(self) -> bytes:
-        """What of the request's schemas the engine says that it does not enforce."""
+        """The parts of the request's schemas that the engine says it does not enforce."""
         assert self._response is not None
         return self._response.headers.get(LEFT_OPEN, "").encode("ascii", "replace")
 
     async def finish(self) -> None:
-        """After the last event: let the engine end its answer, so that it sees no hang-up and the connection lives."""
+        """After the last event: let the engine end its response, so that the connection can be reused."""
         self.replica.succeeded()
         with suppress(TimeoutError, ClientError):
             async with asyncio.timeout(FINISH_S):
@@ -102,7 +102,7 @@ class Reply:
                     pass
 
     def close(self) -> None:
-        """Give up the connection at once; the engine sees it close. Harmless after a complete answer."""
+        """Close the connection at once, which the engine notices. No effect after a complete answer."""
         if self._response is not None:
             self._response.close()
         self.replica.finish()
@@ -119,18 +119,18 @@ class Reply:
         assert self._response is not None
         status = self._response.status
         if status == 200:
-            self.told = told_in(self._response.headers)
+            self.facts = facts_in(self._response.headers)
             return
         error = _error_object(await self._bounded(MAX_ERROR_BYTES))
         raise self.refusal(error, status)
 
     def refusal(self, error: dict[str, Any], status: int | None = None) -> Exception:
-        """What an engine's error means: try elsewhere, the client's own fault, or the engine's."""
+        """The exception for an engine's error: AttemptFailed (try another), the client's own fault, or the engine's."""
         status = status or _status(error)
         if status == 429:
-            return NothingCame(Overloaded(AT_CAPACITY, retry_after_s=1))
+            return AttemptFailed(Overloaded(AT_CAPACITY, retry_after_s=1))
         if status == 503:
-            return NothingCame(NoBackend("The model's engine is not ready. Try again shortly."))
+            return AttemptFailed(NoBackend("The model's engine is not ready. Try again shortly."))
         if error.get("code") == SchemaViolation.code:
             return SchemaViolation(_text(error.get("message")) or "The answer breaks its strict schema.")
         if 400 <= status < 500:

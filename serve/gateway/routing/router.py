@@ -1,6 +1,6 @@
-"""Which engine takes a request: of a model's healthy replicas the one where it will cost least.
+"""Chooses the replica for a request: of a model's healthy replicas, the one where the request costs least.
 
-Each request that a replica works on counts as much as `LOAD_BLOCKS` blocks of a prompt that it has not read.
+Each request in flight at a replica counts as much as `LOAD_BLOCKS` prompt blocks that it has not cached.
 """
 
 import asyncio
@@ -37,13 +37,13 @@ log = structlog.get_logger()
 
 
 class RetryBudget:
-    """Second attempts are at most a tenth of the traffic, so that failures cannot multiply themselves."""
+    """Limits retries to a tenth of the traffic, so that failures cannot multiply the load."""
 
     def __init__(self) -> None:
         self._left = RETRY_RESERVE
 
     def earn(self) -> None:
-        """A request came."""
+        """Count a request, which earns a tenth of a retry."""
         self._left = min(RETRY_RESERVE, self._left + RETRY_SHARE)
 
     def spend(self) -> bool:
@@ -55,7 +55,7 @@ class RetryBudget:
 
 
 class Router:
-    """Keeps the ready replicas by polling their table, and probes remote ones."""
+    """Follows the ready replicas by polling their table, and probes remote servers."""
 
     def __init__(
         self, db: Engine, metrics: Metrics, shared: "Shared | None" = None, remotes: Sequence[Remote] = ()
@@ -90,7 +90,7 @@ class Router:
             await asyncio.sleep(PROBE_S)
 
     async def refresh(self) -> None:
-        """Read the table once; while the database is away, the last known replicas stay."""
+        """Read the table once; while the database is unavailable, the last known replicas stay."""
         loop = asyncio.get_running_loop()
         try:
             rows = await loop.run_in_executor(self._threads, ready_replicas, self._db)
@@ -114,7 +114,7 @@ class Router:
         await self._close(replica for replica in list(self._leaving) if replica.in_flight == 0)
 
     async def close(self) -> None:
-        """Drop every connection."""
+        """Close every connection."""
         await self._close([*self._replicas.values(), *self._leaving, *self._remotes])
         self._threads.shutdown(wait=False)
 
@@ -124,13 +124,13 @@ class Router:
             await replica.session.close()
 
     def tell(self) -> tuple[dict[str, int], dict[str, float]]:
-        """What other gateways should know: requests at each engine, and for how many seconds which is excluded."""
+        """For other gateways: requests at each engine, and the excluded engines with the seconds that remain."""
         replicas = [*self._present(), *self._leaving]
         loads = {r.row.id: r.in_flight for r in replicas if r.in_flight}
         return loads, {r.row.id: r.ejected_for_s for r in replicas if r.ejected_for_s}
 
     def count(self) -> None:
-        """Bring the gauge of replicas up to date."""
+        """Update the gauge of replicas."""
         ejected = self.ejected()
         states = Counter(
             (r.row.model, "ejected" if r.row.id in ejected else "ready")
@@ -145,22 +145,22 @@ class Router:
         return sorted(rows, key=lambda row: (row.started_at, row.id))
 
     def failed(self) -> list[str]:
-        """The models that were to be served and are not, for good."""
+        """The models that should be served and whose engines have been given up."""
         serving = {row.model for row in self.rows()}
         return sorted(
             model for model, state in self._absent.items() if state == "failed" and model not in serving
         )
 
     def loads(self) -> dict[str, int]:
-        """Requests at each replica, by its id, of all gateways."""
+        """Requests of all gateways at each replica, by its id."""
         return {replica.row.id: self._load(replica) for replica in self._present()}
 
     def ejected(self) -> set[str]:
-        """The ids of the replicas that get no requests just now, for they failed too often."""
+        """The ids of the replicas that get no requests now because they failed too often."""
         return {r.row.id for r in self._present() if r.ejected or not self._takes_requests(r)}
 
     def remotes(self) -> Sequence[Replica]:
-        """Other servers' models, whether they can be reached or not."""
+        """Remote servers' models, reachable or not."""
         return self._remotes
 
     def known_model(self, ref: str) -> str | None:
@@ -196,11 +196,11 @@ class Router:
         return [*self._replicas.values(), *(remote for remote in self._remotes if remote.here)]
 
     def shadow_of(self, work: Work) -> Replica | None:
-        """Which engine shall get a copy of the work, if one shall."""
+        """The engine that gets a copy of the work, if any."""
         return next(iter(self._drawn(work, SHADOW)), None)
 
     def _drawn(self, work: Work, role: str) -> list[Replica]:
-        """The engines of the model's version on trial, where the lot falls on this request."""
+        """The engines of the model's version on trial, if this request is drawn for it."""
         found = [
             r
             for r in self._present()
@@ -213,7 +213,7 @@ class Router:
         return replica.takes_requests() and not (self._shared and self._shared.excludes(replica.row.id))
 
     def _load(self, replica: Replica) -> int:
-        """Requests that the replica works on, of all gateways."""
+        """Requests of all gateways in flight at the replica."""
         return replica.in_flight + (self._shared.load(replica.row.id) if self._shared else 0)
 
     def _matching(self, ref: str) -> list[Replica]:
@@ -222,7 +222,7 @@ class Router:
         return named or [r for r in replicas if r.name == ref]
 
     def _missing(self, ref: str) -> EverlearnError:
-        """Why no engine is there for a model or version."""
+        """The error that says why a model or version has no engine."""
         model = ref.partition("@")[0]
         state = self._absent.get(model)
         if state == "starting" or any(remote.row.model == model for remote in self._remotes):

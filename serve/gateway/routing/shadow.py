@@ -1,7 +1,7 @@
-"""Copies of requests for a version on trial, whose answers nobody sees: only how it fares is counted.
+"""Copies of requests for a shadow version. Nobody sees its answers; only successes, failures and latencies are counted.
 
-A copy never costs its request anything but the processor's time: it is sent beside it, at the lowest priority, and
-dropped where too many are under way.
+A copy costs the original request nothing but processor time: it is sent in the background at the lowest priority, and
+dropped if too many are in flight.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from everlearn.errors import EverlearnError
 from serve.gateway.http.metrics import Metrics
 from serve.gateway.routing.events import BrokenStream, EngineError
 from serve.gateway.routing.replica import Replica
-from serve.gateway.routing.reply import NothingCame, Reply
+from serve.gateway.routing.reply import AttemptFailed, Reply
 from serve.gateway.routing.work import Work
 
 AT_ONCE = 16
@@ -27,14 +27,14 @@ log = structlog.get_logger()
 
 
 class Shadows:
-    """The copies under way."""
+    """The copies in flight."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._running: set[asyncio.Task[None]] = set()
 
     def copy(self, work: Work, replica: Replica, request_id: str) -> None:
-        """Send `work` to `replica` as well, and come back at once."""
+        """Send `work` to `replica` in the background."""
         if len(self._running) >= AT_ONCE:
             self._metrics.count_version(replica, "dropped")
             return
@@ -43,7 +43,7 @@ class Shadows:
         task.add_done_callback(self._running.discard)
 
     async def stop(self) -> None:
-        """Break off what runs."""
+        """Cancel the copies in flight."""
         for task in (running := list(self._running)):
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -66,7 +66,7 @@ class Shadows:
                     reply.events.feed(data)
                 await reply.finish()
             outcome = "answered"
-        except (NothingCame, EverlearnError, EngineError, BrokenStream, ClientError, TimeoutError) as error:
+        except (AttemptFailed, EverlearnError, EngineError, BrokenStream, ClientError, TimeoutError) as error:
             log.warning(
                 "shadow_failed", replica=replica.name, error=type(error).__name__, request_id=request_id
             )

@@ -1,4 +1,4 @@
-"""What to ask an engine for."""
+"""A request as it is sent to an engine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from serve.protocol.sampling import SamplingFields
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What to ask an engine for."""
+    """One request for an engine, whichever takes it."""
 
     path: str
     body: bytes
@@ -23,17 +23,17 @@ class Work:
     stream: bool
     strip_usage: bool = False
     strict: Mapping[str | None, dict[str, Any]] = field(default_factory=dict)
-    """Schemas that the answer must keep to: of its text under None, of calls under the functions' names."""
+    """JSON schemas that the answer must satisfy: of its text under None, of tool calls under the functions' names."""
 
     def to(self, model: str) -> "Work":
-        """The same for another model, or under another name."""
+        """The same request for another model, or for the same under another name."""
         if model == self.model:
             return self
         return replace(self, model=model, body=to_json(jiter.from_json(self.body) | {"model": model}))
 
 
 def generation(path: str, request: SamplingFields, keep_usage: bool = False) -> Work:
-    """Engines are always asked for usage; clients see it only if they asked."""
+    """The work of a generation. Engines are always asked for usage; clients see it only if they asked."""
     stream = bool(request.stream)
     changes: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
     strip_usage = not (keep_usage or request.include_usage)

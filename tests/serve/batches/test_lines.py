@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from everlearn.registry.tables import ApiKey
 from everlearn.settings import ServeSettings
-from serve.batches.lines import MAX_FLAWS, Line, check, read_lines
+from serve.batches.lines import MAX_FLAWS, CheckedLine, check, read_lines
 
 CHAT = "/v1/chat/completions"
 SETTINGS = ServeSettings(max_body_bytes=4096, max_n=2)
@@ -41,7 +41,7 @@ def flaws(path: Path, key: ApiKey | None = None) -> list[tuple[int, str, str | N
 def test_a_good_file_is_counted_and_becomes_patient_requests(written: Any) -> None:
     path = written(line("a"), b"", line("b", temperature=0), b"  ")
     assert check(path, CHAT, None, SETTINGS) == 2
-    first, second = (one for one in read_lines(path, CHAT, None, SETTINGS) if isinstance(one, Line))
+    first, second = (one for one in read_lines(path, CHAT, None, SETTINGS) if isinstance(one, CheckedLine))
     assert (first.number, first.custom_id, second.number) == (1, "a", 3)
     assert json.loads(second.work.body) == line("b", temperature=0)["body"] | {"service_tier": "flex"}
     assert not second.work.stream

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from everlearn.processes.program import environment
-from serve.supervisor.watched import Patience, Watched
+from serve.supervisor.watched import Patience, WatchedProcess
 
 ENGINE = Path(__file__).parents[2] / "support" / "serve" / "fake_engine.py"
 IMPATIENT = Patience(hung_s=0.6, poll_s=0.05, settled_s=60, quick_crashes=2, backoff_s=0.05)
@@ -33,11 +33,11 @@ class Ends:
         self.reasons.append((reason, given_up))
 
 
-def watched(folder: Path, ends: Ends) -> Watched:
+def watched(folder: Path, ends: Ends) -> WatchedProcess:
     (folder / "bundle.json").write_text(json.dumps({"architecture": "fake"}))
     at = folder / "engine.sock"
     argv = [sys.executable, str(ENGINE), "--bundle", str(folder), "--model", "tiny"]
-    return Watched(
+    return WatchedProcess(
         [*argv, "--version", "1", "--uds", str(at)], environment(), at=at, observer=ends, patience=IMPATIENT,
         on_line=lambda line: None,
     )  # fmt: skip

@@ -4,14 +4,14 @@ import asyncio
 import json
 from typing import Any
 
-from serve.answer_facts import Told, told_in
+from serve.answer_facts import AnswerFacts, facts_in
 from serve.engines.vllm.plain import Plain
 
 SAMPLING = {"temperature": 0.2, "top_p": 0.9}
 COUNTED = {"prompt_tokens": 9, "completion_tokens": 0, "total_tokens": 9}
 
 
-def passed(kind: str, *parts: bytes, status: int = 200) -> tuple[Told, int, list[bytes]]:
+def passed(kind: str, *parts: bytes, status: int = 200) -> tuple[AnswerFacts, int, list[bytes]]:
     """What the head tells, its length if it has one, and the bodies sent."""
     sent: list[Any] = []
 
@@ -29,7 +29,7 @@ def passed(kind: str, *parts: bytes, status: int = 200) -> tuple[Told, int, list
 
     asyncio.run(go())
     headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return told_in(headers), int(headers.get("content-length", 0)), [message["body"] for message in sent[1:]]
+    return facts_in(headers), int(headers.get("content-length", 0)), [message["body"] for message in sent[1:]]
 
 
 def event(value: Any) -> bytes:
@@ -51,7 +51,7 @@ def test_a_whole_answer_has_openais_fields_alone() -> None:
     answer = {"id": "c", "choices": [choice | {"message": message}], "usage": counted, "metrics": None}
     data = json.dumps(answer).encode()
     told, length, (body,) = passed("application/json", data[:20], data[20:])
-    assert (told, length) == (Told(9, 4, **SAMPLING), len(body))
+    assert (told, length) == (AnswerFacts(9, 4, **SAMPLING), len(body))
     assert json.loads(body) == {
         "id": "c",
         "choices": [
@@ -72,7 +72,7 @@ def test_a_stream_counts_in_its_head_and_at_its_end() -> None:
     told, _, bodies = passed(
         "text/event-stream; charset=utf-8", event(first), event(second), event(last) + b"data: [DONE]\n\n"
     )
-    assert told == Told(9, 0, **SAMPLING)
+    assert told == AnswerFacts(9, 0, **SAMPLING)
     events = b"".join(bodies).split(b"\n\n")
     assert [json.loads(one[6:]) for one in events[:3]] == [
         {"choices": first["choices"]},

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from everlearn.registry.keys import create_key
-from serve.answer_facts import HEADER, Told
+from serve.answer_facts import HEADER, AnswerFacts
 from tests.serve.gateway.conftest import RunningGateway, wait_until
 from tests.serve.gateway.formats.test_responses import call_two_tools
 from tests.support.serve.anthropic_events import events_of, message_of
@@ -51,7 +51,9 @@ def test_a_stream_begins_with_the_length_of_its_prompt(
     gateway: RunningGateway, engine: ScriptedEngine
 ) -> None:
     async def tell(connection: Connection) -> None:
-        await connection.head(x_everlearn_told=Told(prompt_tokens=9, cached_tokens=5).headers()[HEADER])
+        await connection.head(
+            x_everlearn_told=AnswerFacts(prompt_tokens=9, cached_tokens=5).headers()[HEADER]
+        )
         await connection.delta("x", "stop")
         await connection.finish()
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from openai import BadRequestError, OpenAI
 
-from serve.answer_facts import HEADER, Told
+from serve.answer_facts import HEADER, AnswerFacts
 from tests.serve.gateway.conftest import RunningGateway
 from tests.support.serve import schemas
 from tests.support.serve.scripted_engine import USAGE, Connection, ScriptedEngine, chat_chunk
@@ -170,7 +170,7 @@ def test_a_response_says_what_it_was_sampled_with(
         return response.temperature, response.top_p
 
     async def tell(connection: Connection) -> None:
-        told = Told(temperature=0.2, top_p=0.9).headers()[HEADER]
+        told = AnswerFacts(temperature=0.2, top_p=0.9).headers()[HEADER]
         if connection.request.body.get("stream"):
             await connection.head(x_everlearn_told=told)
             await connection.delta("x", "stop")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serve.gateway.formats.schema_check import Promises, SchemaChecks, SchemaViolation
+from serve.gateway.formats.schema_check import SchemaCheckPool, SchemaViolation, StrictAnswerCheck
 from serve.gateway.formats.schema_child import flaw
 from tests.serve.gateway.conftest import RunningGateway, chat_body, sse, wait_until
 from tests.support.serve.scripted_engine import USAGE, Connection, ScriptedEngine, chat_chunk
@@ -126,9 +126,9 @@ def test_a_remote_model_that_answers_wrongly_is_an_error(
 def test_an_answer_that_cannot_be_checked_passes_only_if_its_engine_follows_grammars(trusted: bool) -> None:
     async def check() -> None:
         choice = {"index": 0, "message": {"content": "5"}, "finish_reason": "stop"}
-        checks = SchemaChecks()
+        checks = SchemaCheckPool()
         try:
-            await Promises({None: {"type": 5}}, checks).check_whole(
+            await StrictAnswerCheck({None: {"type": 5}}, checks).check_whole(
                 json.dumps({"choices": [choice]}).encode(), trusted=trusted
             )
         finally:
@@ -155,10 +155,10 @@ def test_an_answer_of_another_shape_passes_only_where_it_can_be_held_against_its
     choices: Any, kept: bool
 ) -> None:
     async def check() -> None:
-        checks = SchemaChecks()
+        checks = SchemaCheckPool()
         try:
             answer = json.dumps({"choices": choices}).encode()
-            await Promises({None: CITY}, checks).check_whole(answer, trusted=False)
+            await StrictAnswerCheck({None: CITY}, checks).check_whole(answer, trusted=False)
         finally:
             await checks.stop()
 
@@ -194,7 +194,7 @@ def test_nothing_of_the_folder_that_the_server_is_started_in_is_run(
     monkeypatch.chdir(tmp_path)
 
     async def check() -> str | bool | None:
-        checks = SchemaChecks()
+        checks = SchemaCheckPool()
         try:
             return await checks.flaw(CITY, RIGHT, 20)
         finally:

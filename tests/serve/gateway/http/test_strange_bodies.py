@@ -60,7 +60,7 @@ def completion(body: bytes) -> Work:
 
 def response(body: bytes) -> Work:
     wanted = parse(ResponsesRequest, body)
-    json.dumps(responses.ResponseShape(wanted)._response("completed"))
+    json.dumps(responses.ResponseTranslator(wanted)._response("completed"))
     return generation("/v1/chat/completions", responses.to_chat(wanted))
 
 

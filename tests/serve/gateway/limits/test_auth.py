@@ -21,7 +21,7 @@ from everlearn.errors import AuthError
 from everlearn.registry.database import open_database
 from everlearn.registry.keys import create_key, revoke_key
 from everlearn.settings import Settings
-from serve.gateway.limits.auth import Doorkeeper
+from serve.gateway.limits.auth import Authenticator
 from tests.serve.gateway.conftest import RunningGateway, chat_body, wait_until
 from tests.support.serve.scripted_engine import Connection, ScriptedEngine, chat_chunk
 
@@ -261,7 +261,7 @@ def test_unknown_known_and_similar_keys_take_the_same_way(tmp_path: Path) -> Non
     def _(connection: object, cursor: object, statement: str, parameters: object, *_: object) -> None:
         asked.append((statement, parameters, threading.current_thread().name.rstrip("_0123456789")))
 
-    keeper = Doorkeeper(db, Settings(home=tmp_path).serve)
+    keeper = Authenticator(db, Settings(home=tmp_path).serve)
 
     async def run() -> None:
         ways = []

@@ -26,7 +26,10 @@ from tests.support.serve.scripted_engine import ScriptedEngine, well
 class RunningGateway:
     """The process, its engines and its database."""
 
-    def __init__(self, home: Path, redis_url: str = "", within: Sequence[str] = (), **serve: Any) -> None:
+    def __init__(
+        self, home: Path, redis_url: str = "", within: Sequence[str] = (), sources: Path | None = None,
+        **serve: Any,
+    ) -> None:  # fmt: skip
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.settings = Settings(home=home)
@@ -47,6 +50,7 @@ class RunningGateway:
             env=os.environ | {"EVERLEARN_HOME": str(home)} | environment,
             stdin=subprocess.PIPE,
             stderr=self.log_path.open("wb"),
+            cwd=sources,
         )
         self.client = httpx2.Client(base_url=self.url, timeout=20, trust_env=False)
         wait_until(self._listens, "the gateway listens")

@@ -1,4 +1,4 @@
-"""Every endpoint fuzzed from its own OpenAPI document (row I18)."""
+"""Every endpoint fuzzed from its own OpenAPI document."""
 
 import json
 import re

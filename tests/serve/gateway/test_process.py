@@ -1,4 +1,4 @@
-"""The process: light, quick to start, drains when told, and dies with its parent (row G17)."""
+"""The process: light, quick to start, drains when told, and dies with its parent."""
 
 import asyncio
 import os

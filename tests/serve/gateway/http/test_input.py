@@ -1,4 +1,4 @@
-"""What clients may send over HTTP, and what they hear when they may not (rows I1-I7, I10-I11, I15-I16)."""
+"""What clients may send over HTTP, and how anything else is refused."""
 
 import json
 import socket

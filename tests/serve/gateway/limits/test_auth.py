@@ -1,4 +1,4 @@
-"""Keys: required, scoped, limited, revoked, and never told to anyone (rows S1-S3, S6-S9, I16, G20)."""
+"""Keys: required, scoped, limited, revoked, and never told to anyone."""
 
 import asyncio
 import hashlib

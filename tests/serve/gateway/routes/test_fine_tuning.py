@@ -275,7 +275,7 @@ def test_a_client_that_goes_away_leaves_no_bytes(door: RunningGateway) -> None:
 def test_the_same_idempotency_key_makes_one_job(
     door: RunningGateway, client: openai.OpenAI, training_file: FileObject
 ) -> None:
-    """Row Q14: at once and later; another request under the same key is refused."""
+    """At once and later; another request under the same Idempotency-Key is refused."""
     made: list[str] = []
 
     def one() -> None:
@@ -296,7 +296,7 @@ def test_the_same_idempotency_key_makes_one_job(
 def test_each_key_sees_only_its_own_and_teaches_only_its_models(
     start_gateway: Callable[..., RunningGateway],
 ) -> None:
-    """Row S3: another client's file or job is not there at all."""
+    """Another client's file or job does not exist for it."""
     running = start_gateway()
     add_model(Registry(running.settings), "m")
     local = Files(running.settings).add(Path(__file__))

@@ -1,4 +1,4 @@
-"""More than one replica, and none (rows G1, G3, G14-G16)."""
+"""Failover: more than one replica, and none."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""Streams between a client and an engine that may break at any point (rows G2, G4-G5, G7-G13)."""
+"""Streams between a client and an engine that may break at any point."""
 
 import asyncio
 import time

@@ -1,8 +1,12 @@
-"""The measured decision whether a candidate may become champion.
+"""The gate: the measured decision whether a candidate may become champion.
 
-Champion and candidate are scored on the same held documents, and the difference of their mean negative
-log-likelihoods gets bounds (``continual.learn.bounds``). The candidate must gain on the new domain; and on any earlier one it
-may not fall further below the best that the model ever was there than the recipe allows, however many jobs it took.
+Champion and candidate are scored on the same held-out documents, and the difference of their mean negative
+log-likelihoods gets bounds (``continual.learn.bounds``). The candidate must gain on the new domain. On an earlier one
+it must not fall further below the best that the model ever scored there than the recipe allows, however many jobs it
+took.
+
+The thresholds are keys of the recipe: ``GateThresholds`` in ``continual/recipe.py`` has their defaults (``min_gain``,
+``max_forgetting``, ``confidence``, ``resamples``, ``unmeasured``), and beside it stands ``MIN_DOCUMENTS``.
 """
 
 from __future__ import annotations

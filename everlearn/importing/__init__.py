@@ -1,1 +1,14 @@
-"""Bringing models in: from folders, GGUF files, a hub or the catalogue, and the checks that each must pass."""
+"""Bringing models in, and the checks that each must pass. In reading order:
+
+``sources``: a directory, a GGUF file, a hub or the catalogue becomes the next version of a name
+``catalogue``: models known by a short name
+``hub``: models from a Hugging Face hub
+``weights``: the tensors are all there, of the right shapes, and finite; ``plain_decoders`` says which a decoder has
+``model_check``: the child in which transformers makes the model; ``loaded`` is what its loader found missing
+``vocabulary``: tokenizer, special ids and vocabulary agree
+``gguf_convert``: a GGUF file becomes a Hugging Face directory, by way of
+``gguf_header``: what the file says of itself
+``gguf_models``: configuration and tensors, both ways
+``gguf_rope``: rotary positions
+``gguf_tokenizer``: the tokenizer
+"""

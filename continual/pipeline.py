@@ -23,7 +23,7 @@ from continual.learn.best import Scored
 from continual.learn.earlier import take_up
 from continual.learn.examine import GateName, GateRefused, Measured, held_examples, score, verdict
 from continual.learn.plan import Plan, is_current, make_plan
-from continual.learn.promote import ChampionMoved, Weighed, promote
+from continual.learn.promote import ChampionMoved, MeasuredBundle, promote
 from continual.learn.replay import Arrival
 from continual.learn.reservoir import lowest, lowest_held
 from continual.learn.teach import (
@@ -36,8 +36,8 @@ from continual.learn.teach import (
     mix_sources,
     prepare_data,
     replayed,
+    sample_base_replay,
     train_candidate,
-    write_down_base,
 )
 from continual.queue.jobs import Jobs
 from continual.queue.small_files import is_one_text
@@ -181,7 +181,7 @@ class Pipeline:
         measured = held_examples(plan, data, replay, parent_dir)
         for note in [*measured.notes, *self.notes_on_one_text()]:
             self.event(note, level="warn")
-        base = write_down_base(self.steps, plan, parent_dir, data, replay, self.part(0.05, 0.2))
+        base = sample_base_replay(self.steps, plan, parent_dir, data, replay, self.part(0.05, 0.2))
         mixture = mix_sources(self.steps, plan, data, replay, base)
         self.report |= {
             "data": data.result,
@@ -196,20 +196,20 @@ class Pipeline:
         candidate = bundle_candidate(self.steps, plan, parent, outcome, told)
         self.report["training"] = outcome.metrics
         memory, bundle = replay.result["memory"], candidate.directory / "bundle"
-        weighed = self.gate("float", plan, measured, memory, parent, bundle, self.part(0.7, 0.8))
-        tasted: list[Scored] = []
+        float_scores = self.gate("float", plan, measured, memory, parent, bundle, self.part(0.7, 0.8))
+        served_scores: list[Scored] = []
         served: Step | None = None
         if champion.digest != parent.digest:
             served = self.compress(plan, champion, candidate, self.part(0.8, 0.9))
             made = served.directory / "bundle"
-            tasted = self.gate("served", plan, measured, memory, champion, made, self.part(0.9, 0.98))
+            served_scores = self.gate("served", plan, measured, memory, champion, made, self.part(0.9, 0.98))
         self.progress("promoting", 0.99)
         return promote(
             self.registry,
             self.lease,
             plan,
-            Weighed(bundle, weighed),
-            served and Weighed(served.directory / "bundle", tasted),
+            MeasuredBundle(bundle, float_scores),
+            served and MeasuredBundle(served.directory / "bundle", served_scores),
             self.arrivals(plan, data, replay, base),
             self.report,
             int(outcome.metrics["tokens"]),

@@ -1,6 +1,6 @@
 """What a continual-training job is told: validated where the job is created, so it imports nothing heavy.
 
-The defaults are for a model of about 135M parameters on two cores. Shares are tokens for each token of new
+The defaults are for a model of about 135M parameters on two cores. Shares are tokens per token of new
 data; gains and forgetting are nats per token (0.05 nats is five percent of perplexity).
 """
 
@@ -19,12 +19,12 @@ BASE = "base"
 """The domain of what the model wrote itself: what it knew before its first job (arXiv 2605.26097)."""
 
 GENERAL = "general"
-"""The shipped held text: prose that no job trains on."""
+"""The shipped held-out text: prose that no job trains on."""
 
 RESERVED = frozenset({BASE, GENERAL})
 
 MIN_DOCUMENTS = 4
-"""So many held documents does the gate need of a domain: with fewer, no bounds hold what they say."""
+"""The gate needs so many held-out documents of a domain: with fewer, its bounds mean nothing."""
 
 
 def _not_reserved(domain: str) -> str:
@@ -50,7 +50,7 @@ class Lora(_Part):
 class Replay(_Part):
     """What is trained beside the new data, so that the old is kept, and how much of it is stored.
 
-    ``share``: tokens of earlier domains, ``base``: of the model's own samples, both for each new token. On them
+    ``share``: tokens of earlier domains, ``base``: of the model's own samples, both per new token. On them
     the candidate is held to what its parent predicts; ``weight``: of that divergence beside the new text's loss.
     ``buffer_tokens`` and ``held_tokens`` bound what is kept of one domain, to train on and to measure on.
     """
@@ -79,7 +79,7 @@ class GateThresholds(_Part):
 
     Its gain on the new domain is at least ``min_gain``. On every earlier domain and on the general text it stands at
     most ``max_forgetting`` below the best that the model ever was. ``unmeasured``: what becomes of a candidate where
-    too few documents of an earlier domain are held to measure it.
+    too few held-out documents of an earlier domain are there to measure it.
     """
 
     min_gain: float = Field(default=0.01, ge=-10, le=10)

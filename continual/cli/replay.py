@@ -11,7 +11,7 @@ from everlearn.cli.arguments import Json, Name, open_registry, open_settings
 from everlearn.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
-    from continual.learn.replay import Kept
+    from continual.learn.replay import ReplayExample
     from everlearn.registry.registry import Registry
 
 SHOWN_CHARS = 70
@@ -150,7 +150,7 @@ def accept(
         print(f"{model}'s next job begins anew with the best of {', '.join(domain)}")
 
 
-def _kept(registry: Registry, model: str, domain: str | None) -> Iterator[tuple[str, Kept]]:
+def _kept(registry: Registry, model: str, domain: str | None) -> Iterator[tuple[str, ReplayExample]]:
     from continual.learn.replay import Split, read_buffer
     from everlearn.registry.database import read
 
@@ -161,7 +161,7 @@ def _kept(registry: Registry, model: str, domain: str | None) -> Iterator[tuple[
         yield from ((split, kept) for kept in reading.kept)
 
 
-def _decoder(registry: Registry, model: str) -> Callable[[Kept], str]:
+def _decoder(registry: Registry, model: str) -> Callable[[ReplayExample], str]:
     """Examples are kept as tokens: the model's own tokenizer turns them into text."""
     import tokenizers
 
@@ -169,7 +169,7 @@ def _decoder(registry: Registry, model: str) -> Callable[[Kept], str]:
     file = registry.path(registry.resolve(model)) / "tokenizer.json"
     tokenizer = library.Tokenizer.from_file(str(file))
 
-    def decode(kept: Kept) -> str:
+    def decode(kept: ReplayExample) -> str:
         return tokenizer.decode(kept.example.ids.tolist(), skip_special_tokens=False)
 
     return decode

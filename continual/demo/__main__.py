@@ -172,7 +172,7 @@ def _lessons(settings: Settings, registry: Registry, start: Path, progress: Prog
 
 
 def _held(registry: Registry, start: Path) -> dict[str, list[Example]]:
-    """Every domain's held examples, and the general text."""
+    """Every domain's held-out examples, and the general text."""
     with read(registry.database) as connection:
         by_domain = read_buffer(connection, MODEL, "held").by_domain()
     held = {domain.name: pieces([kept.example for kept in by_domain[domain.name]]) for domain in DOMAINS}

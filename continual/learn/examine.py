@@ -1,4 +1,4 @@
-"""A job's gates: the candidate beside the champion on the same held examples, as float and as it would be served."""
+"""A job's gates: the candidate beside the champion on the same held-out examples, as float and as it would be served."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from everlearn.progress import Progress
 from train.data.store import Example
 
 NEW = "this job"
-"""The held examples of this very job, beside those of the domains before it; no domain has a space in its name."""
+"""The held-out examples of this very job, beside those of the domains before it; no domain has a space in its name."""
 
 GateName = Literal["float", "served"]
 

@@ -29,7 +29,7 @@ MEND = (
 
 @dataclass(frozen=True)
 class Scores:
-    """One model on one domain's held documents: the sum of -log p in nats, and the tokens it is over."""
+    """One model on one domain's held-out documents: the sum of -log p in nats, and the tokens it is over."""
 
     nll: tuple[float, ...]
     tokens: tuple[int, ...]
@@ -78,8 +78,8 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """An earlier domain: the candidate beside the champion, and beside the best there was, which decides."""
+class Retention:
+    """What the candidate kept of an earlier domain: beside the champion, and beside the best so far, which decides."""
 
     champion: Change
     best: Change
@@ -96,7 +96,7 @@ class Verdict:
     """``reasons`` say why not; empty, the candidate passed. ``warnings`` say what was allowed unmeasured."""
 
     gain: Change
-    kept: tuple[Kept, ...]
+    kept: tuple[Retention, ...]
     thresholds: GateThresholds
     reasons: tuple[str, ...]
     warnings: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ class Verdict:
             "warnings": list(self.warnings),
             "thresholds": self.thresholds.model_dump(),
             "gain": _plain(self.gain),
-            "kept": [_plain_kept(kept) for kept in self.kept],
+            "kept": [_plain_retention(kept) for kept in self.kept],
         }
 
 
@@ -130,7 +130,7 @@ def judge(
     thresholds allow it.
     """
     gain = compare(domain, *new, thresholds, seed)
-    kept = tuple(_keep(name, scores, thresholds, seed) for name, scores in sorted(earlier.items()))
+    kept = tuple(_compare_earlier(name, scores, thresholds, seed) for name, scores in sorted(earlier.items()))
     reasons = [_why_no_gain(gain, thresholds), *(_why_forgotten(each, thresholds) for each in kept)]
     warnings: list[str] = []
     for each in kept:
@@ -161,16 +161,16 @@ def compare(domain: str, before: Scores, candidate: Scores, thresholds: GateThre
     )
 
 
-def _keep(domain: str, scores: Earlier, thresholds: GateThresholds, seed: int) -> Kept:
+def _compare_earlier(domain: str, scores: Earlier, thresholds: GateThresholds, seed: int) -> Retention:
     champion = compare(domain, scores.champion, scores.candidate, thresholds, seed)
     best = compare(domain, scores.best, scores.candidate, thresholds, seed)
-    return Kept(champion, best, scores.version, scores.begins)
+    return Retention(champion, best, scores.version, scores.begins)
 
 
 def _why_no_gain(gain: Change, thresholds: GateThresholds) -> str | None:
     if not gain.measured:
         return (
-            f"{gain.domain}: {gain.documents} held documents are too few to measure a gain on; at least "
+            f"{gain.domain}: {gain.documents} held-out documents are too few to measure a gain on; at least "
             f"{MIN_DOCUMENTS} are needed: give more examples, or a larger held_fraction"
         )
     if gain.low >= thresholds.min_gain:
@@ -181,9 +181,9 @@ def _why_no_gain(gain: Change, thresholds: GateThresholds) -> str | None:
     )
 
 
-def _why_forgotten(kept: Kept, thresholds: GateThresholds) -> str | None:
+def _why_forgotten(kept: Retention, thresholds: GateThresholds) -> str | None:
     best = kept.best
-    too_few = not best.measured and _is_number(kept)
+    too_few = not best.measured and _is_finite(kept)
     if too_few or -best.low <= thresholds.max_forgetting:
         return None
     before = kept.champion.before - best.before
@@ -203,12 +203,12 @@ def _why_unmeasured(change: Change) -> str | None:
     if change.measured:
         return None
     return (
-        f"{change.domain}: cannot be measured: {change.documents} held documents are kept of it, at least "
+        f"{change.domain}: cannot be measured: {change.documents} held-out documents are kept of it, at least "
         f"{MIN_DOCUMENTS} are needed"
     )
 
 
-def _is_number(kept: Kept) -> bool:
+def _is_finite(kept: Retention) -> bool:
     return math.isfinite(kept.best.candidate)
 
 
@@ -216,7 +216,7 @@ def _nats(value: float) -> str:
     return f"{value:.4f} nats per token"
 
 
-def _plain_kept(kept: Kept) -> dict[str, Any]:
+def _plain_retention(kept: Retention) -> dict[str, Any]:
     best = _plain(kept.best)
     return _plain(kept.champion) | {
         "forgetting": _finite(-kept.champion.mean),

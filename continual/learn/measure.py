@@ -1,4 +1,4 @@
-"""How likely a model, in whatever format, finds held examples: what the gate decides on."""
+"""How likely a model, in whatever format, finds held-out examples: what the gate decides on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from train.evaluate.perplexity import blocks, log_softmax, negative_log_likeliho
 from train.models.load import load_causal_lm
 
 PIECE_TOKENS = 256
-"""Held text is measured in pieces of this length: what a model's context holds, in little memory."""
+"""Held-out text is measured in pieces of this length: what a model's context holds, in little memory."""
 GENERAL_PIECE_TOKENS = 128
 """Of each entry of the general text so many tokens are taken before more of any: many documents in few tokens."""
 TITLE_CHARS = 40

@@ -37,7 +37,7 @@ from everlearn.registry.registry import Registry
 
 
 @dataclass(frozen=True)
-class Weighed:
+class MeasuredBundle:
     """A candidate's bundle, and what the gate measured of it on every held example."""
 
     bundle: Path
@@ -54,8 +54,8 @@ def promote(
     registry: Registry,
     lease: Lease,
     plan: Plan,
-    weights: Weighed,
-    served: Weighed | None,
+    weights: MeasuredBundle,
+    served: MeasuredBundle | None,
     arrivals: Sequence[Arrival],
     report: Mapping[str, Any],
     trained_tokens: int,

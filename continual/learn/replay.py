@@ -31,8 +31,8 @@ DELETED = "deleted"
 
 
 @dataclass(frozen=True)
-class Kept:
-    """One example of the buffer; ``sha256`` names its content.
+class ReplayExample:
+    """An example in the buffer; ``sha256`` names its content.
 
     ``document``: the hash of the document that it is a part of; where that was not written down, its own.
     """
@@ -47,15 +47,15 @@ class Kept:
 class Reading:
     """What was read. ``corrupt`` are the hashes of rows that are not what was written: skipped."""
 
-    kept: list[Kept] = field(default_factory=list[Kept])
+    kept: list[ReplayExample] = field(default_factory=list[ReplayExample])
     corrupt: list[str] = field(default_factory=list[str])
 
     @property
     def tokens(self) -> int:
         return sum(len(kept.example) for kept in self.kept)
 
-    def by_domain(self) -> dict[str, list[Kept]]:
-        domains: dict[str, list[Kept]] = {}
+    def by_domain(self) -> dict[str, list[ReplayExample]]:
+        domains: dict[str, list[ReplayExample]] = {}
         for kept in self.kept:
             domains.setdefault(kept.domain, []).append(kept)
         return domains
@@ -90,7 +90,7 @@ def read_buffer(connection: Connection, model: str, split: Split, domain: str | 
         if example is None or content_sha256(example) != sha256:
             reading.corrupt.append(sha256)
         else:
-            reading.kept.append(Kept(sha256, row_domain, example, document or sha256))
+            reading.kept.append(ReplayExample(sha256, row_domain, example, document or sha256))
     return reading
 
 

@@ -1,4 +1,4 @@
-"""What a model knew before its first job, written down by itself: self-generated replay (arXiv 2605.26097).
+"""Self-generated replay (arXiv 2605.26097): samples of what a model knew before its first job.
 
 Nobody has the data the base model was trained on, but the model can draw from its own distribution. As the
 authors do it: plain sampling at temperature 1 from nothing but the start token, on past any end of text, so that
@@ -57,9 +57,7 @@ def start_tokens(model_dir: Path, config: Any) -> list[int]:
         known = [stops_of(model_dir).text_end]
     starts = list(dict.fromkeys(token for token in known if token is not None))
     if not starts:
-        raise Unsupported(
-            "this model has no start token, so it cannot write down what it knows: set base to 0"
-        )
+        raise Unsupported("this model has no start token, so it cannot be sampled: set replay.base to 0")
     return starts
 
 

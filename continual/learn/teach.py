@@ -147,10 +147,10 @@ def replayed(replay: Step, split: str) -> dict[str, TokenStore]:
     return {card.parent.name: open_store(card.parent) for card in cards}
 
 
-def write_down_base(
+def sample_base_replay(
     steps: Steps, plan: Plan, parent_dir: Path, data: Step, replay: Step, progress: Progress
 ) -> Step:
-    """The model's own samples: the buffer's, or before its first job, new ones."""
+    """Self-generated replay: samples of the base model, from the buffer, or before the model's first job new ones."""
 
     def make(directory: Path) -> Mapping[str, Any]:
         there = replayed(replay, "train").get(BASE)

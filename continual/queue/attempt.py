@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 
 import structlog
 
-from continual.queue.child import LEASH
+from continual.queue.child import LEASE_PIPE
 from continual.queue.jobs import Jobs
 from continual.queue.owner import this_process
 from continual.queue.states import Lease, LeaseLost, State
@@ -69,7 +69,7 @@ class Attempt:
         self._said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._stop_asked_s: float | None = None
         self._log_path = jobs.settings.directory("jobs") / f"{lease.job_id}.log"
-        self._child, self._leash = self._start(module)
+        self._child, self._lease_pipe = self._start(module)
         threading.Thread(target=self._listen, daemon=True).start()
 
     def run(self, stopping: threading.Event) -> State | None:
@@ -95,7 +95,7 @@ class Attempt:
         """The child and all that it started, at once."""
         self._signal_all()
         self._child.wait()
-        os.close(self._leash)
+        os.close(self._lease_pipe)
 
     def _signal_all(self) -> None:
         with suppress(ProcessLookupError):
@@ -106,7 +106,7 @@ class Attempt:
         reads, writes = os.pipe()
         added = settings.environment() | QUIET | {
             "PYTHONUNBUFFERED": "1",
-            LEASH: f"{reads},{self._until_s},{self._limits.nice}",
+            LEASE_PIPE: f"{reads},{self._until_s},{self._limits.nice}",
         }  # fmt: skip
         if self._limits.threads:
             added["OMP_NUM_THREADS"] = str(self._limits.threads)
@@ -150,7 +150,7 @@ class Attempt:
             self._until_s = now_s + self._limits.lease_s
             self._next_beat_s = now_s + self._limits.heartbeat_s
             with suppress(BrokenPipeError):
-                os.write(self._leash, f"{self._until_s}\n".encode())
+                os.write(self._lease_pipe, f"{self._until_s}\n".encode())
         return verdict
 
     def _ask_to_stop(self) -> None:

@@ -28,7 +28,7 @@ from everlearn.errors import EverlearnError, Unavailable
 from everlearn.logs import configure_logging
 from everlearn.privacy import keep_private
 from everlearn.processes.program import environment, python
-from everlearn.processes.watched_process import answering_health, told_to_stop
+from everlearn.processes.watched_process import health_endpoint, shutdown_event
 from everlearn.registry.database import START_PATIENCE_S, open_database
 from everlearn.settings import Settings, load_settings
 
@@ -66,14 +66,14 @@ class Worker:
         self._swept_s = float("-inf")
 
     async def run(self, uds: Path | None) -> None:
-        stop = told_to_stop(follow_input=uds is not None)
+        shutdown = shutdown_event(follow_input=uds is not None)
         parts: list[Awaitable[None]] = [self.consumer.run(), self._reconcile()]
         if self.valkey:
             parts.append(self.valkey.run())
         tasks = [asyncio.ensure_future(part) for part in parts]
-        async with answering_health(uds, self._health):
+        async with health_endpoint(uds, self._health):
             log.info("the worker is up", pid=os.getpid(), home=str(self.settings.home))
-            stopped = asyncio.ensure_future(stop.wait())
+            stopped = asyncio.ensure_future(shutdown.wait())
             await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
             for task in tasks:
@@ -88,7 +88,7 @@ class Worker:
                 raise fault
 
     def _health(self) -> tuple[bool, dict[str, Any]]:
-        """Well while the reconciler turns."""
+        """Healthy while the reconciler runs."""
         silent_s = time.monotonic() - self.reconciled_s
         return silent_s < 60 + self.settings.continual.reconcile_s, {"consumer": self.consumer.pid}
 

@@ -1,4 +1,4 @@
-"""What a process needs that a supervisor watches: to hear that it shall stop, and to say that it is well."""
+"""What a supervised process needs: a shutdown signal, and a health endpoint."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ from pathlib import Path
 from typing import Any
 
 
-def told_to_stop(*, follow_input: bool) -> asyncio.Event:
+def shutdown_event(*, follow_input: bool) -> asyncio.Event:
     """Set at SIGTERM or Ctrl-C, and with ``follow_input`` at the end of standard input: its parent is gone."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
-    def heard() -> None:
+    def on_input() -> None:
         if not os.read(0, 1024):
             loop.remove_reader(0)
             stop.set()
 
     if follow_input:
         os.set_blocking(0, False)
-        loop.add_reader(0, heard)
+        loop.add_reader(0, on_input)
     return stop
 
 
 @asynccontextmanager
-async def answering_health(
-    uds: Path | None, examine: Callable[[], tuple[bool, dict[str, Any]]]
+async def health_endpoint(
+    uds: Path | None, check: Callable[[], tuple[bool, dict[str, Any]]]
 ) -> AsyncGenerator[None]:
-    """``GET /health`` on a unix socket, where there is one to be: 200, or 503 while ``examine`` says False."""
+    """Serves ``GET /health`` on the unix socket ``uds``, if any: 200, or 503 while ``check`` returns False first."""
     from aiohttp import web
 
     async def answer(_: web.Request) -> web.Response:
-        well, told = examine()
-        return web.json_response({"status": "ok" if well else "stuck", **told}, status=200 if well else 503)
+        healthy, details = check()
+        body = {"status": "ok" if healthy else "stuck", **details}
+        return web.json_response(body, status=200 if healthy else 503)
 
     app = web.Application()
     app.router.add_get("/health", answer)

@@ -12,7 +12,7 @@ from pathlib import Path
 from everlearn.errors import EverlearnError
 from everlearn.logs import configure_logging
 from everlearn.privacy import keep_private
-from everlearn.processes.watched_process import answering_health, told_to_stop
+from everlearn.processes.watched_process import health_endpoint, shutdown_event
 from everlearn.settings import Settings, load_settings
 from serve.batches.runner import Runner
 from serve.batches.table import Batches
@@ -26,7 +26,7 @@ STUCK_S = 60.0
 
 async def work(settings: Settings, uds: Path | None) -> None:
     """Until SIGTERM, or with ``uds`` the end of standard input; what is under way then is left to the next one."""
-    stop = told_to_stop(follow_input=uds is not None)
+    stop = shutdown_event(follow_input=uds is not None)
     batches = Batches(settings)
     metrics = Metrics()
     router = Router(batches.database, metrics)
@@ -36,7 +36,7 @@ async def work(settings: Settings, uds: Path | None) -> None:
     await meter.flush()
     watching, metering = asyncio.create_task(router.watch()), asyncio.create_task(meter.run())
     try:
-        async with answering_health(uds, lambda: (time.monotonic() - runner.turned_s < STUCK_S, {})):
+        async with health_endpoint(uds, lambda: (time.monotonic() - runner.turned_s < STUCK_S, {})):
             await runner.run(stop)
     finally:
         watching.cancel()

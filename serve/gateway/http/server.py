@@ -11,7 +11,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from everlearn.processes.watched_process import answering_health
+from everlearn.processes.watched_process import health_endpoint
 from everlearn.settings import ServeSettings
 from serve.bounded_http import BoundedHttp
 
@@ -88,5 +88,5 @@ async def serve(
     if parent_pipe:
         server.stop_with_parent()
     log.info("listening", host=server.config.host, port=server.config.port)
-    async with answering_health(uds, lambda: (True, {})):
+    async with health_endpoint(uds, lambda: (True, {})):
         await server.serve(None if fd is None else [socket.socket(fileno=fd)])

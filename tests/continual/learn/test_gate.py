@@ -114,13 +114,13 @@ def test_a_domain_that_cannot_be_measured_is_refused_unless_the_recipe_allows_it
     refused = judge("new", pair(1.0), few, THRESHOLDS, seed=0)
     (reason,) = refused.reasons
     assert reason.startswith(
-        f"old: cannot be measured: {documents} held documents are kept of it, at least 4"
+        f"old: cannot be measured: {documents} held-out documents are kept of it, at least 4"
     )
     assert "gate.unmeasured: allow" in reason and not refused.warnings
     allowed = judge("new", pair(1.0), few, THRESHOLDS.model_copy(update={"unmeasured": "allow"}), seed=0)
     assert allowed.passed
     (warning,) = allowed.report()["warnings"]
-    assert warning.startswith(f"old: cannot be measured: {documents} held documents")
+    assert warning.startswith(f"old: cannot be measured: {documents} held-out documents")
     assert warning.endswith("The recipe lets it pass unmeasured")
     assert allowed.report()["kept"][0]["measured"] is False
 

@@ -16,7 +16,7 @@ from sqlalchemy import select
 
 from continual.learn.best import Best, Scored, recall
 from continual.learn.plan import Plan, make_plan
-from continual.learn.promote import ChampionMoved, Weighed, promote
+from continual.learn.promote import ChampionMoved, MeasuredBundle, promote
 from continual.learn.replay import Arrival
 from continual.queue.states import Lease, LeaseLost
 from everlearn.bundles.bundle import read_manifest, write_bundle
@@ -73,8 +73,10 @@ def state(home: Home) -> tuple[Any, ...]:
 
 
 def do(home: Home, lease: Lease, plan: Plan, candidate: Path, served: Path | None = None) -> Version:
-    given = served and Weighed(served, SCORED)
-    return promote(home.registry, lease, plan, Weighed(candidate, SCORED), given, ARRIVALS, {"told": 1}, 77)
+    given = served and MeasuredBundle(served, SCORED)
+    return promote(
+        home.registry, lease, plan, MeasuredBundle(candidate, SCORED), given, ARRIVALS, {"told": 1}, 77
+    )
 
 
 def memory(home: Home, ref: str) -> dict[str, Best]:
@@ -160,7 +162,7 @@ def test_weights_that_a_killed_promotion_registered_are_not_registered_twice(
         "said = json.loads(sys.argv[1])\n"
         "p.move_champion = lambda *_: os.kill(os.getpid(), 9)\n"
         "p.promote(Registry(Settings(home=Path(said['home']))), Lease(**said['lease']), Plan(**said['plan']),\n"
-        "    p.Weighed(Path(said['candidate'])), p.Weighed(Path(said['served'])), [], {}, 1)\n"
+        "    p.MeasuredBundle(Path(said['candidate'])), p.MeasuredBundle(Path(said['served'])), [], {}, 1)\n"
     )
     said = {
         "home": str(home.settings.home),

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[3]
 HURRIED = ContinualSettings(lease_s=3, heartbeat_s=0.5, reconcile_s=0.1, shutdown_s=10, nice=0)
 
 
-class House:
+class Installation:
     """An installation, what its clients do, and its workers."""
 
     def __init__(self, settings: Settings) -> None:
@@ -149,50 +149,50 @@ def is_running(pid: int) -> bool:
 
 
 def wait_until(
-    condition: Callable[[], bool], what: str, timeout_s: float = 60, house: House | None = None
+    condition: Callable[[], bool], what: str, timeout_s: float = 60, installation: Installation | None = None
 ) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        tail = house.log()[-3000:] if house else ""
+        tail = installation.log()[-3000:] if installation else ""
         assert time.monotonic() < deadline, f"timed out: {what}\n{tail}"
         time.sleep(0.02)
 
 
 @contextmanager
-def installation(**continual: Any) -> Iterator[House]:
+def new_installation(**continual: Any) -> Iterator[Installation]:
     """Of given continual settings, in a short path; its workers end with it."""
     folder = Path(tempfile.mkdtemp(prefix="elq"))
-    house = House(Settings(home=folder, continual=HURRIED.model_copy(update=continual)))
+    installation = Installation(Settings(home=folder, continual=HURRIED.model_copy(update=continual)))
     try:
-        yield house
+        yield installation
     finally:
-        house.close()
+        installation.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
+def installation() -> Iterator[Installation]:
     """An installation without a worker."""
-    with installation() as made:
+    with new_installation() as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def shared_house() -> Iterator[House]:
+def shared_installation() -> Iterator[Installation]:
     """One for a module: starting its processes is most of what a test costs."""
-    with installation() as made:
+    with new_installation() as made:
         yield made
 
 
 @pytest.fixture
-def running(shared_house: House) -> House:
+def running(shared_installation: Installation) -> Installation:
     """The module's installation with a worker that is alive, no other, and nothing to do."""
-    for job in shared_house.jobs.list(limit=1000):
+    for job in shared_installation.jobs.list(limit=1000):
         if not job.is_over:
-            shared_house.jobs.cancel(job.id)
-    *others, last = shared_house.workers or [None]
+            shared_installation.jobs.cancel(job.id)
+    *others, last = shared_installation.workers or [None]
     for worker in others:
-        shared_house.end(worker)
+        shared_installation.end(worker)
     if last is None or last.poll() is not None:
-        shared_house.start_worker()
-    return shared_house
+        shared_installation.start_worker()
+    return shared_installation

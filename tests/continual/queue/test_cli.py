@@ -11,13 +11,13 @@ import structlog
 from typer.testing import CliRunner, Result
 
 from everlearn.cli.main import app
-from tests.continual.queue.conftest import House
+from tests.continual.queue.conftest import Installation
 
 
 @pytest.fixture
-def run(house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+def run(installation: Installation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
     monkeypatch.chdir(tmp_path)
-    for name, value in house.settings.environment().items():
+    for name, value in installation.settings.environment().items():
         monkeypatch.setenv(name, value)
 
     def invoke(*arguments: str) -> Result:
@@ -30,7 +30,7 @@ def run(house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callab
 
 
 def test_a_job_is_created_listed_shown_and_cancelled(
-    run: Callable[..., Result], house: House, tmp_path: Path
+    run: Callable[..., Result], installation: Installation, tmp_path: Path
 ) -> None:
     (tmp_path / "My RFCs.jsonl").write_text('{"text": "x"}\n' * 8)
     (tmp_path / "recipe.yaml").write_text("epochs: 3\ngate: {min_gain: 0.2}\n")
@@ -45,11 +45,11 @@ def test_a_job_is_created_listed_shown_and_cancelled(
     assert "Created fine-tuning job" in run("events", id).stdout
     assert run("cancel", id).stdout.strip() == f"{id} is cancelled"
     assert "recipe.gate.min_gain" in run("show", id).stdout
-    assert house.files.get(shown["training_file"]).filename == "My RFCs.jsonl"
+    assert installation.files.get(shown["training_file"]).filename == "My RFCs.jsonl"
 
 
 def test_a_wrong_recipe_is_refused_with_its_line_and_an_unknown_model_leaves_no_file(
-    run: Callable[..., Result], house: House, tmp_path: Path
+    run: Callable[..., Result], installation: Installation, tmp_path: Path
 ) -> None:
     (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join("abcdefgh"))
     (tmp_path / "recipe.yaml").write_text("epochs: 3\nrepaly: {share: 1}\n")
@@ -58,24 +58,24 @@ def test_a_wrong_recipe_is_refused_with_its_line_and_an_unknown_model_leaves_no_
     assert "recipe.yaml:2: " in wrong.stderr and "did you mean 'replay'" in wrong.stderr
     unknown = run("create", "a.txt", "--model", "tinny")
     assert unknown.exit_code == 1 and "did you mean 'tiny'" in unknown.stderr
-    assert [file.id for file in house.files.list()] == [house.file.id]
+    assert [file.id for file in installation.files.list()] == [installation.file.id]
     assert run("show", "ftjob-nope").exit_code == 1
 
 
 @pytest.mark.parametrize(("state", "code"), [("succeeded", 0), ("failed", 1)])
 def test_waiting_follows_a_job_to_its_end_and_exits_by_it(
-    run: Callable[..., Result], house: House, tmp_path: Path, state: str, code: int
+    run: Callable[..., Result], installation: Installation, tmp_path: Path, state: str, code: int
 ) -> None:
     (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join("abcdefgh"))
 
     def work() -> None:
-        while not house.jobs.queued():
+        while not installation.jobs.queued():
             time.sleep(0.05)
-        lease = house.jobs.claim(house.jobs.queued()[0], "test")
+        lease = installation.jobs.claim(installation.jobs.queued()[0], "test")
         assert lease
-        house.jobs.event(lease, "Step 1: loss 2.5", {"step": 1, "train_loss": 2.5})
+        installation.jobs.event(lease, "Step 1: loss 2.5", {"step": 1, "train_loss": 2.5})
         error = {"code": "gate_refused", "message": "it forgets"} if state == "failed" else None
-        house.jobs.finish(lease, state, error=error, result_model="tiny@1" if code == 0 else None)  # type: ignore[arg-type]
+        installation.jobs.finish(lease, state, error=error, result_model="tiny@1" if code == 0 else None)  # type: ignore[arg-type]
 
     worker = threading.Thread(target=work)
     worker.start()
@@ -84,6 +84,6 @@ def test_waiting_follows_a_job_to_its_end_and_exits_by_it(
     assert done.exit_code == code
     assert "Step 1: loss 2.5" in done.stdout
     assert "tiny@1" in done.stdout if code == 0 else "it forgets" in done.stderr
-    id = house.jobs.list()[0].id
+    id = installation.jobs.list()[0].id
     lines = run("events", id, "--follow", "--json").stdout.splitlines()
     assert [json.loads(line)["data"] for line in lines][2] == {"step": 1, "train_loss": 2.5}

@@ -23,11 +23,11 @@ from everlearn.registry.audit import list_acts
 from everlearn.registry.database import write
 from everlearn.registry.keys import create_key, revoke_key
 from everlearn.registry.tables import ApiKey, JobRow
-from tests.continual.queue.conftest import House, add_model
+from tests.continual.queue.conftest import Installation, add_model
 
 
-def claimed(house: House, **fields: Any) -> Lease:
-    lease = house.jobs.claim(house.create(**fields).id, "one")
+def claimed(installation: Installation, **fields: Any) -> Lease:
+    lease = installation.jobs.claim(installation.create(**fields).id, "one")
     assert lease
     return lease
 
@@ -51,35 +51,35 @@ def at_once(*acts: Callable[[], Any]) -> list[Any]:
     return done
 
 
-def test_of_many_claims_at_once_one_wins(house: House) -> None:
+def test_of_many_claims_at_once_one_wins(installation: Installation) -> None:
     """Row Q4."""
-    job = house.create()
-    leases = at_once(*(lambda n=n: Jobs(house.settings).claim(job.id, f"w{n}") for n in range(8)))
+    job = installation.create()
+    leases = at_once(*(lambda n=n: Jobs(installation.settings).claim(job.id, f"w{n}") for n in range(8)))
     [won] = [lease for lease in leases if lease]
-    now = house.jobs.get(job.id)
+    now = installation.jobs.get(job.id)
     assert (now.state, now.fence, now.attempt, now.lease_owner) == ("running", won.fence, 1, won.owner)
 
 
-def of_key(house: House, **limits: Any) -> tuple[str, Client]:
+def of_key(installation: Installation, **limits: Any) -> tuple[str, Client]:
     """A file of a key's own, and the key as a client."""
-    _, key = create_key(house.jobs.database, "trainer", train=True, **limits)
+    _, key = create_key(installation.jobs.database, "trainer", train=True, **limits)
     client = Client(key.id)
-    return house.files.add(house.settings.home / "rfc.jsonl", client=client).id, client
+    return installation.files.add(installation.settings.home / "rfc.jsonl", client=client).id, client
 
 
 @pytest.mark.parametrize("end", ["revoked", "expired", "deleted"])
-def test_jobs_end_with_the_key_that_made_them(house: House, end: str) -> None:
+def test_jobs_end_with_the_key_that_made_them(installation: Installation, end: str) -> None:
     """Waiting ones and running ones; those of others go on."""
-    database = house.jobs.database
-    file, client = of_key(house, expires_at=time.time() + 1 if end == "expired" else None)
+    database = installation.jobs.database
+    file, client = of_key(installation, expires_at=time.time() + 1 if end == "expired" else None)
     queued, running, others = (
-        house.create(training_file=file, client=client),
-        *(claimed(house, **fields) for fields in ({"training_file": file, "client": client}, {})),
+        installation.create(training_file=file, client=client),
+        *(claimed(installation, **fields) for fields in ({"training_file": file, "client": client}, {})),
     )
-    other_file, other = of_key(house)
-    theirs = house.create(training_file=other_file, client=other)
-    reconciler = Reconciler(house.jobs, Publisher(house.settings))
-    assert house.jobs.end_without_keys() == ()
+    other_file, other = of_key(installation)
+    theirs = installation.create(training_file=other_file, client=other)
+    reconciler = Reconciler(installation.jobs, Publisher(installation.settings))
+    assert installation.jobs.end_without_keys() == ()
     if end == "revoked":
         revoke_key(database, str(client.key_id))
     elif end == "deleted":
@@ -88,145 +88,145 @@ def test_jobs_end_with_the_key_that_made_them(house: House, end: str) -> None:
     else:
         time.sleep(1.1)
     with pytest.raises(LeaseLost):
-        house.jobs.finish(running, "succeeded", result_model="tiny@9")
+        installation.jobs.finish(running, "succeeded", result_model="tiny@9")
     reconciler.reconcile()
     how = {"revoked": "was revoked", "expired": "has expired", "deleted": "was deleted"}[end]
     for job_id in (queued.id, running.job_id):
-        job = house.jobs.get(job_id)
+        job = installation.jobs.get(job_id)
         assert job.state == "failed" and job.error and job.error["code"] == "key_not_valid"
-        assert how in job.error["message"] and how in house.messages(job)[-1]
+        assert how in job.error["message"] and how in installation.messages(job)[-1]
         assert job.finished_at
-    assert house.jobs.heartbeat(running) == "lost"
-    assert house.jobs.heartbeat(others) == "go"
-    assert house.jobs.get(theirs.id).state == "queued"
+    assert installation.jobs.heartbeat(running) == "lost"
+    assert installation.jobs.heartbeat(others) == "go"
+    assert installation.jobs.get(theirs.id).state == "queued"
 
 
-def test_a_job_whose_key_has_ended_is_never_begun(house: House) -> None:
-    file, client = of_key(house)
-    job = house.create(training_file=file, client=client)
-    revoke_key(house.jobs.database, str(client.key_id))
-    assert house.jobs.claim(job.id, "one") is None
-    assert house.jobs.get(job.id).state == "failed"
+def test_a_job_whose_key_has_ended_is_never_begun(installation: Installation) -> None:
+    file, client = of_key(installation)
+    job = installation.create(training_file=file, client=client)
+    revoke_key(installation.jobs.database, str(client.key_id))
+    assert installation.jobs.claim(job.id, "one") is None
+    assert installation.jobs.get(job.id).state == "failed"
 
 
-def test_a_stale_fence_writes_nothing(house: House) -> None:
+def test_a_stale_fence_writes_nothing(installation: Installation) -> None:
     """Row Q5: the first holder was thought dead, and comes back while the second works."""
-    stale = claimed(house)
-    assert house.jobs.retry(stale, "silent") == "queued"
-    fresh = house.jobs.claim(stale.job_id, "two")
+    stale = claimed(installation)
+    assert installation.jobs.retry(stale, "silent") == "queued"
+    fresh = installation.jobs.claim(stale.job_id, "two")
     assert fresh and fresh.fence == stale.fence + 1
-    before = house.jobs.get(stale.job_id)
-    events = house.messages(before)
+    before = installation.jobs.get(stale.job_id)
+    events = installation.messages(before)
     for write_stale in (
-        lambda: house.jobs.event(stale, "late"),
-        lambda: house.jobs.finish(stale, "succeeded", result_model="tiny@9"),
-        lambda: house.jobs.finish(stale, "failed", error={"code": "x", "message": "y"}),
+        lambda: installation.jobs.event(stale, "late"),
+        lambda: installation.jobs.finish(stale, "succeeded", result_model="tiny@9"),
+        lambda: installation.jobs.finish(stale, "failed", error={"code": "x", "message": "y"}),
     ):
         with pytest.raises(LeaseLost):
             write_stale()
-    assert house.jobs.heartbeat(stale) == "lost"
-    assert house.jobs.release(stale) is False and house.jobs.retry(stale, "late") is None
-    assert house.jobs.get(stale.job_id) == before and house.messages(before) == events
-    assert house.jobs.heartbeat(fresh) == "go"
+    assert installation.jobs.heartbeat(stale) == "lost"
+    assert installation.jobs.release(stale) is False and installation.jobs.retry(stale, "late") is None
+    assert installation.jobs.get(stale.job_id) == before and installation.messages(before) == events
+    assert installation.jobs.heartbeat(fresh) == "go"
 
 
-def test_what_is_promoted_with_a_lost_lease_is_rolled_back(house: House) -> None:
+def test_what_is_promoted_with_a_lost_lease_is_rolled_back(installation: Installation) -> None:
     """A registration that checks its lease inside the registering transaction leaves nothing when that is stale."""
-    stale = claimed(house)
-    house.jobs.cancel(stale.job_id)
-    with house.registry.staging() as staging, pytest.raises(LeaseLost):
+    stale = claimed(installation)
+    installation.jobs.cancel(stale.job_id)
+    with installation.registry.staging() as staging, pytest.raises(LeaseLost):
         (staging / "config.json").write_text("{}")
         write_bundle(staging, name="tiny", format="onnx", task="generate", architecture="x", parameters=1)
-        house.registry.add(staging, "tiny", within=lambda connection, _: _check(connection, stale))
-    assert [version.version for version in house.registry.versions("tiny")] == [1]
-    assert house.registry.aliases("tiny") == {}
+        installation.registry.add(staging, "tiny", within=lambda connection, _: _check(connection, stale))
+    assert [version.version for version in installation.registry.versions("tiny")] == [1]
+    assert installation.registry.aliases("tiny") == {}
 
 
 def _check(connection: Any, lease: Lease) -> None:
     check_lease(connection, lease)
 
 
-def test_finish_and_what_comes_with_it_are_one_transaction(house: House) -> None:
-    lease = claimed(house)
+def test_finish_and_what_comes_with_it_are_one_transaction(installation: Installation) -> None:
+    lease = claimed(installation)
 
     def fail(_: Any) -> None:
         raise RuntimeError("the disk went away")
 
     with pytest.raises(RuntimeError):
-        house.jobs.finish(lease, "succeeded", within=fail)
-    assert house.jobs.get(lease.job_id).state == "running"
-    house.jobs.finish(lease, "succeeded", result_model="tiny@1")
-    assert house.messages(house.jobs.get(lease.job_id))[-2:] == [
+        installation.jobs.finish(lease, "succeeded", within=fail)
+    assert installation.jobs.get(lease.job_id).state == "running"
+    installation.jobs.finish(lease, "succeeded", result_model="tiny@1")
+    assert installation.messages(installation.jobs.get(lease.job_id))[-2:] == [
         "New fine-tuned model created: tiny@1",
         "The job has successfully completed",
     ]
 
 
 @pytest.mark.parametrize("attempt", range(6))
-def test_cancel_and_finish_at_once_leave_one_end(house: House, attempt: int) -> None:
+def test_cancel_and_finish_at_once_leave_one_end(installation: Installation, attempt: int) -> None:
     """Row Q13: whichever comes first, the other is told, and nothing changes any more."""
-    lease = claimed(house)
+    lease = claimed(installation)
     done = at_once(
-        lambda: house.jobs.cancel(lease.job_id).state,
-        lambda: Jobs(house.settings).finish(lease, "succeeded", result_model="tiny@1"),
+        lambda: installation.jobs.cancel(lease.job_id).state,
+        lambda: Jobs(installation.settings).finish(lease, "succeeded", result_model="tiny@1"),
     )
-    job = house.jobs.get(lease.job_id)
-    assert len(list_acts(house.registry.database)) == (job.state == "cancelled")
+    job = installation.jobs.get(lease.job_id)
+    assert len(list_acts(installation.registry.database)) == (job.state == "cancelled")
     if job.state == "cancelled":
         assert any(isinstance(one, LeaseLost) for one in done) and job.result_model is None
-        assert house.jobs.heartbeat(lease) == "cancel"
+        assert installation.jobs.heartbeat(lease) == "cancel"
     else:
         assert job.state == "succeeded" and any(isinstance(one, InvalidInput) for one in done)
     ends = {"The job has successfully completed", "Fine-tuning job cancelled"}
-    assert len(ends & set(house.messages(job))) == 1
+    assert len(ends & set(installation.messages(job))) == 1
 
 
-def test_attempts_are_counted_by_job_and_capped(house: House) -> None:
-    job = house.create()
+def test_attempts_are_counted_by_job_and_capped(installation: Installation) -> None:
+    job = installation.create()
     for state in ("queued", "queued", "failed"):
-        lease = house.jobs.claim(job.id, "one")
-        assert lease and house.jobs.retry(lease, "it died") == state
-    job = house.jobs.get(job.id)
+        lease = installation.jobs.claim(job.id, "one")
+        assert lease and installation.jobs.retry(lease, "it died") == state
+    job = installation.jobs.get(job.id)
     assert job.error and job.error["code"] == "attempts_exhausted" and "it died" in job.error["message"]
-    assert house.jobs.claim(job.id, "one") is None
+    assert installation.jobs.claim(job.id, "one") is None
 
 
-def test_a_worker_that_stops_in_time_costs_no_attempt(house: House) -> None:
-    job = house.create()
+def test_a_worker_that_stops_in_time_costs_no_attempt(installation: Installation) -> None:
+    job = installation.create()
     for _ in range(5):
-        lease = house.jobs.claim(job.id, "one")
-        assert lease and house.jobs.release(lease)
-    assert (house.jobs.get(job.id).state, house.jobs.get(job.id).attempt) == ("queued", 0)
+        lease = installation.jobs.claim(job.id, "one")
+        assert lease and installation.jobs.release(lease)
+    assert (installation.jobs.get(job.id).state, installation.jobs.get(job.id).attempt) == ("queued", 0)
 
 
-def test_a_beat_after_the_look_keeps_the_lease(house: House) -> None:
-    lease = claimed(house)
-    seen = house.jobs.get(lease.job_id).beats
-    house.jobs.heartbeat(lease, {"step": "training", "done": 0.5})
-    assert house.jobs.retry(lease, "silent", seen_beats=seen) is None
-    job = house.jobs.get(lease.job_id)
+def test_a_beat_after_the_look_keeps_the_lease(installation: Installation) -> None:
+    lease = claimed(installation)
+    seen = installation.jobs.get(lease.job_id).beats
+    installation.jobs.heartbeat(lease, {"step": "training", "done": 0.5})
+    assert installation.jobs.retry(lease, "silent", seen_beats=seen) is None
+    job = installation.jobs.get(lease.job_id)
     assert job.state == "running" and job.progress == {"step": "training", "done": 0.5}
 
 
-def test_the_same_idempotency_key_makes_one_job_of_each_client(house: House) -> None:
+def test_the_same_idempotency_key_makes_one_job_of_each_client(installation: Installation) -> None:
     """Row Q14, concurrently."""
-    made = at_once(*(lambda: house.create(idempotency_key="k") for _ in range(8)))
+    made = at_once(*(lambda: installation.create(idempotency_key="k") for _ in range(8)))
     assert len({job.id for job in made}) == 1
     with pytest.raises(InvalidInput, match="this Idempotency-Key made ftjob-"):
-        house.create(idempotency_key="k", suffix="else")
-    file = house.files.add(house.settings.home / "rfc.jsonl", client=Client("key-b"))
-    other = house.create(idempotency_key="k", client=Client("key-b"), training_file=file.id)
+        installation.create(idempotency_key="k", suffix="else")
+    file = installation.files.add(installation.settings.home / "rfc.jsonl", client=Client("key-b"))
+    other = installation.create(idempotency_key="k", client=Client("key-b"), training_file=file.id)
     assert other.id != made[0].id
 
 
-def test_a_job_teaches_the_champion_and_no_other_version(house: House) -> None:
-    add_model(house.registry)
-    house.registry.promote("tiny@1")
-    assert house.create(model="tiny@1").model == "tiny"
+def test_a_job_teaches_the_champion_and_no_other_version(installation: Installation) -> None:
+    add_model(installation.registry)
+    installation.registry.promote("tiny@1")
+    assert installation.create(model="tiny@1").model == "tiny"
     with pytest.raises(InvalidInput, match="the champion, which is tiny@1, not tiny@2"):
-        house.create(model="tiny@2")
+        installation.create(model="tiny@2")
     with pytest.raises(NotFound, match="did you mean 'tiny'"):
-        house.create(model="tinny")
+        installation.create(model="tinny")
 
 
 def test_a_process_is_known_by_its_start_too() -> None:
@@ -238,45 +238,45 @@ def test_a_process_is_known_by_its_start_too() -> None:
     assert not is_gone("nonsense")
 
 
-def test_sweeping_removes_bytes_that_no_row_names_and_no_others(house: House) -> None:
-    orphan = house.settings.directory("files") / "file-orphan"
+def test_sweeping_removes_bytes_that_no_row_names_and_no_others(installation: Installation) -> None:
+    orphan = installation.settings.directory("files") / "file-orphan"
     orphan.write_bytes(b"x")
-    assert house.files.sweep() == 0  # it may be on its way in
+    assert installation.files.sweep() == 0  # it may be on its way in
     later = orphan.stat().st_mtime + 7200
-    assert house.files.sweep(later) == 1
-    assert not orphan.exists() and house.files.path(house.file).exists()
+    assert installation.files.sweep(later) == 1
+    assert not orphan.exists() and installation.files.path(installation.file).exists()
 
 
-def test_a_clock_that_jumps_takes_no_lease(house: House) -> None:
+def test_a_clock_that_jumps_takes_no_lease(installation: Installation) -> None:
     """Row Q18: ``lease_until`` is an hour in the past, or ahead, and decides nothing."""
-    lease = house.jobs.claim(house.create().id, this_process())
+    lease = installation.jobs.claim(installation.create().id, this_process())
     assert lease
-    reconciler = Reconciler(house.jobs, Publisher(house.settings))
+    reconciler = Reconciler(installation.jobs, Publisher(installation.settings))
     for jump_s in (-3600, 3600):
-        with write(house.jobs.database) as connection:
+        with write(installation.jobs.database) as connection:
             connection.execute(update(JobRow).values(lease_until=JobRow.lease_until + jump_s))
         assert reconciler.recover() == []
-    assert house.jobs.get(lease.job_id).state == "running"
+    assert installation.jobs.get(lease.job_id).state == "running"
 
 
-def test_jobs_are_listed_from_the_newest_in_pages(house: House) -> None:
-    made = [house.create().id for _ in range(5)]
+def test_jobs_are_listed_from_the_newest_in_pages(installation: Installation) -> None:
+    made = [installation.create().id for _ in range(5)]
     pages: list[str] = []
     after: str | None = None
-    while page := house.jobs.list(after=after, limit=2):
+    while page := installation.jobs.list(after=after, limit=2):
         pages += [job.id for job in page]
         after = pages[-1]
     assert pages == made[::-1]
-    assert house.jobs.queued() == made
+    assert installation.jobs.queued() == made
 
 
 CHAT = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}'
 
 
-def add_file(house: House, name: str, content: str | bytes) -> str:
-    path = house.settings.home / name
+def add_file(installation: Installation, name: str, content: str | bytes) -> str:
+    path = installation.settings.home / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return house.files.add(path).id
+    return installation.files.add(path).id
 
 
 @pytest.mark.parametrize(
@@ -299,21 +299,23 @@ def add_file(house: House, name: str, content: str | bytes) -> str:
     ],
 )
 def test_a_file_with_too_few_documents_is_refused_where_the_job_is_made(
-    house: House, name: str, content: str | bytes, said: str
+    installation: Installation, name: str, content: str | bytes, said: str
 ) -> None:
-    few = add_file(house, name, content)
+    few = add_file(installation, name, content)
     with pytest.raises(InvalidInput, match=said) as caught:
-        house.create(training_file=few)
+        installation.create(training_file=few)
     assert caught.value.param == "training_file"
-    assert house.create(training_file=few, validation_file=house.file.id).state == "queued"
+    assert installation.create(training_file=few, validation_file=installation.file.id).state == "queued"
 
 
-def test_a_validation_file_with_too_few_documents_is_refused_where_the_job_is_made(house: House) -> None:
-    few = add_file(house, "v.jsonl", f"{CHAT}\n" * 3)
+def test_a_validation_file_with_too_few_documents_is_refused_where_the_job_is_made(
+    installation: Installation,
+) -> None:
+    few = add_file(installation, "v.jsonl", f"{CHAT}\n" * 3)
     with pytest.raises(
         InvalidInput, match=r"v\.jsonl holds 3 documents, and measuring .* at least 4"
     ) as caught:
-        house.create(validation_file=few)
+        installation.create(validation_file=few)
     assert caught.value.param == "validation_file"
 
 
@@ -328,9 +330,9 @@ def test_a_validation_file_with_too_few_documents_is_refused_where_the_job_is_ma
     ],
 )
 def test_a_file_that_is_large_enough_or_cannot_be_told_is_left_to_the_job(
-    house: House, name: str, content: str | bytes
+    installation: Installation, name: str, content: str | bytes
 ) -> None:
-    assert house.create(training_file=add_file(house, name, content)).state == "queued"
+    assert installation.create(training_file=add_file(installation, name, content)).state == "queued"
 
 
 @pytest.mark.parametrize(

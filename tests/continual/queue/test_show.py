@@ -54,4 +54,4 @@ def test_a_job_shows_the_change_from_the_champion_and_from_the_best(
             f"{-tales['best']['forgetting']:.4f}", f"{tales['best']['low']:.4f}",
         ]  # fmt: skip
         assert table["old"][1:3] == ["(too", "few)"]
-        assert lines[-1].startswith("warning: old: cannot be measured: 3 held documents")
+        assert lines[-1].startswith("warning: old: cannot be measured: 3 held-out documents")

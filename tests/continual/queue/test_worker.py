@@ -16,7 +16,7 @@ from continual.queue.files import Client
 from continual.queue.worker import Worker
 from everlearn.registry.keys import create_key, revoke_key
 from tests.continual.queue.conftest import (
-    House,
+    Installation,
     is_running,
     processes,
     resident_mb,
@@ -24,14 +24,14 @@ from tests.continual.queue.conftest import (
 )
 
 
-def works(house: House, seconds: float = 20, **fields: object) -> str:
+def works(installation: Installation, seconds: float = 20, **fields: object) -> str:
     """A job that is at work now."""
-    job = house.create("work", seconds=seconds, **fields)
-    wait_until(lambda: house.ticks(job) > 3, "the child works", 120, house)
+    job = installation.create("work", seconds=seconds, **fields)
+    wait_until(lambda: installation.ticks(job) > 3, "the child works", 120, installation)
     return job.id
 
 
-def test_a_job_runs_once_however_often_its_message_comes(running: House) -> None:
+def test_a_job_runs_once_however_often_its_message_comes(running: Installation) -> None:
     """Rows Q3, Q4, Q11: duplicates and poison are acknowledged and dropped, and the worker lives."""
     id = works(running, seconds=2)
     app = celery_app(running.settings)
@@ -56,7 +56,7 @@ def test_a_job_runs_once_however_often_its_message_comes(running: House) -> None
     assert running.workers[-1].poll() is None
 
 
-def test_a_killed_consumer_is_replaced_and_its_job_goes_on(running: House) -> None:
+def test_a_killed_consumer_is_replaced_and_its_job_goes_on(running: Installation) -> None:
     """Row Q1: a dead owner of this host is known at once, whatever its lease says."""
     id = works(running, seconds=3)
     job = running.jobs.get(id)
@@ -70,7 +70,7 @@ def test_a_killed_consumer_is_replaced_and_its_job_goes_on(running: House) -> No
     assert any("its worker is gone" in message for message in running.messages(job))
 
 
-def test_a_killed_worker_leaves_nothing_running_and_its_job_to_the_next(running: House) -> None:
+def test_a_killed_worker_leaves_nothing_running_and_its_job_to_the_next(running: Installation) -> None:
     id = works(running, seconds=2)
     job = running.jobs.get(id)
     left = [running.lives(job)[0][0], running.consumer(), running.valkey()]
@@ -82,7 +82,7 @@ def test_a_killed_worker_leaves_nothing_running_and_its_job_to_the_next(running:
     assert job.attempt == 2 and running.ticks(job) == 40
 
 
-def test_a_job_whose_child_always_dies_fails_after_its_attempts_and_others_run(running: House) -> None:
+def test_a_job_whose_child_always_dies_fails_after_its_attempts_and_others_run(running: Installation) -> None:
     """Rows Q2, Q10: killed as by the system when memory is out."""
     doomed, other = running.create("die"), running.create()
     job = running.wait(doomed, "failed")
@@ -92,7 +92,7 @@ def test_a_job_whose_child_always_dies_fails_after_its_attempts_and_others_run(r
     running.wait(other)
 
 
-def test_a_fault_that_would_come_again_ends_the_job_at_once(running: House) -> None:
+def test_a_fault_that_would_come_again_ends_the_job_at_once(running: Installation) -> None:
     """Rows Q16, Q17: a refusal and a full disk; a crash and an unfinished job get their attempts."""
     made = {do: running.create(do) for do in ("refuse", "full", "crash", "leave")}
     jobs = {do: running.wait(job, "failed") for do, job in made.items()}
@@ -105,7 +105,7 @@ def test_a_fault_that_would_come_again_ends_the_job_at_once(running: House) -> N
     assert {do: job.attempt for do, job in jobs.items()} == {"refuse": 1, "full": 1, "crash": 3, "leave": 3}
 
 
-def test_a_stopped_worker_gives_its_job_back_at_a_checkpoint(running: House) -> None:
+def test_a_stopped_worker_gives_its_job_back_at_a_checkpoint(running: Installation) -> None:
     """Row Q12: exit 0, no attempt spent, and the next worker goes on."""
     id = works(running, seconds=3)
     worker = running.workers[-1]
@@ -120,7 +120,7 @@ def test_a_stopped_worker_gives_its_job_back_at_a_checkpoint(running: House) -> 
     assert running.ticks(job) == 60 > before and job.attempt == 1
 
 
-def test_a_cancelled_job_ends_its_child_and_frees_the_worker(running: House) -> None:
+def test_a_cancelled_job_ends_its_child_and_frees_the_worker(running: Installation) -> None:
     """Row Q13: queued and running."""
     id = works(running)
     waiting = running.create()
@@ -133,7 +133,7 @@ def test_a_cancelled_job_ends_its_child_and_frees_the_worker(running: House) -> 
     assert running.lives(waiting) == []
 
 
-def test_a_job_that_runs_is_ended_with_its_key_and_frees_the_worker(running: House) -> None:
+def test_a_job_that_runs_is_ended_with_its_key_and_frees_the_worker(running: Installation) -> None:
     _, key = create_key(running.jobs.database, "trainer", train=True)
     file = running.files.add(running.settings.home / "rfc.jsonl", client=Client(key.id))
     id = works(running, training_file=file.id, client=Client(key.id))
@@ -145,7 +145,9 @@ def test_a_job_that_runs_is_ended_with_its_key_and_frees_the_worker(running: Hou
     assert job.state == "failed" and job.error and "was revoked" in job.error["message"]
 
 
-def test_a_zombie_can_write_nothing_and_its_child_is_gone_before_another_begins(running: House) -> None:
+def test_a_zombie_can_write_nothing_and_its_child_is_gone_before_another_begins(
+    running: Installation,
+) -> None:
     """Rows Q5, Q18: the consumer is stopped beyond its lease, a second worker takes over, the first wakes."""
     id = works(running, seconds=4)
     job = running.jobs.get(id)
@@ -154,7 +156,7 @@ def test_a_zombie_can_write_nothing_and_its_child_is_gone_before_another_begins(
     os.kill(zombie, signal.SIGSTOP)
     try:
         running.start_worker()
-        wait_until(lambda: not is_running(child), "the leash broke", 10, running)
+        wait_until(lambda: not is_running(child), "the lease ended", 10, running)
         wait_until(lambda: len(running.lives(job)) == 2, "another took the job", 120, running)
     finally:
         os.kill(zombie, signal.SIGCONT)
@@ -164,7 +166,7 @@ def test_a_zombie_can_write_nothing_and_its_child_is_gone_before_another_begins(
     assert sum("successfully" in message for message in running.messages(job)) == 1
 
 
-def test_a_broker_that_is_killed_costs_no_job(running: House) -> None:
+def test_a_broker_that_is_killed_costs_no_job(running: Installation) -> None:
     """Row Q8: while idle and while a job runs; the job does not notice."""
     running.wait(running.create(), timeout_s=120)
     for _ in range(2):
@@ -183,7 +185,7 @@ def test_a_broker_that_is_killed_costs_no_job(running: House) -> None:
     assert running.consumer() == consumer
 
 
-def test_lost_messages_and_a_full_broker_delay_jobs_and_lose_none(running: House) -> None:
+def test_lost_messages_and_a_full_broker_delay_jobs_and_lose_none(running: Installation) -> None:
     """Rows Q6, Q7, Q9: jobs were committed and never published, or what was published is gone."""
     works(running, seconds=2)
     redis = running.redis()
@@ -201,7 +203,7 @@ def test_lost_messages_and_a_full_broker_delay_jobs_and_lose_none(running: House
         assert running.wait(job).attempt == 1
 
 
-def test_messages_do_not_pile_up_behind_a_long_job(running: House) -> None:
+def test_messages_do_not_pile_up_behind_a_long_job(running: Installation) -> None:
     id = works(running)
     waiting = [running.create() for _ in range(4)]
     time.sleep(2)  # twenty turns of the reconciler
@@ -213,9 +215,11 @@ def test_messages_do_not_pile_up_behind_a_long_job(running: House) -> None:
     assert started == sorted(started)
 
 
-def test_the_supervisor_sees_health_and_ends_the_worker_by_closing_its_input(house: House) -> None:
-    path = house.settings.home / "w.sock"
-    worker = house.start_worker("--uds", str(path))
+def test_the_supervisor_sees_health_and_ends_the_worker_by_closing_its_input(
+    installation: Installation,
+) -> None:
+    path = installation.settings.home / "w.sock"
+    worker = installation.start_worker("--uds", str(path))
 
     def health() -> tuple[int, dict[str, object]]:
         with socket.socket(socket.AF_UNIX) as connection:
@@ -227,8 +231,8 @@ def test_the_supervisor_sees_health_and_ends_the_worker_by_closing_its_input(hou
             answer = client.getresponse()
             return answer.status, json.loads(answer.read())
 
-    wait_until(path.exists, "the socket is there", 60, house)
-    wait_until(lambda: health()[1]["consumer"] is not None, "the consumer is up", 30, house)
+    wait_until(path.exists, "the socket is there", 60, installation)
+    wait_until(lambda: health()[1]["consumer"] is not None, "the consumer is up", 30, installation)
     assert health()[0] == 200
     assert worker.stdin
     worker.stdin.close()
@@ -236,7 +240,7 @@ def test_the_supervisor_sees_health_and_ends_the_worker_by_closing_its_input(hou
     assert processes(worker.pid) == []
 
 
-def test_a_second_worker_of_a_home_shares_its_broker_and_takes_it_over(running: House) -> None:
+def test_a_second_worker_of_a_home_shares_its_broker_and_takes_it_over(running: Installation) -> None:
     running.wait(running.create(), timeout_s=120)
     first = running.workers[-1]
     second = running.start_worker()
@@ -247,9 +251,11 @@ def test_a_second_worker_of_a_home_shares_its_broker_and_takes_it_over(running: 
     running.wait(running.create())
 
 
-def test_a_consumer_that_takes_nothing_is_started_anew(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_consumer_that_takes_nothing_is_started_anew(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It looks alive; that jobs wait for it tells that it is deaf."""
-    worker = Worker(house.settings)
+    worker = Worker(installation.settings)
     monkeypatch.setattr("continual.queue.worker.STALLED_S", 0.2)
     deaf = subprocess.Popen(["sleep", "60"])
     monkeypatch.setattr(worker.consumer, "pid", deaf.pid)
@@ -259,7 +265,7 @@ def test_a_consumer_that_takes_nothing_is_started_anew(house: House, monkeypatch
     time.sleep(0.3)
     worker._wake_deaf_consumer()
     assert not killed  # nothing waits
-    house.create()
+    installation.create()
     worker._wake_deaf_consumer()
     assert not killed
     time.sleep(0.3)
@@ -269,20 +275,32 @@ def test_a_consumer_that_takes_nothing_is_started_anew(house: House, monkeypatch
     assert killed
 
 
-def test_a_broker_that_starts_after_the_worker_is_waited_for(house: House) -> None:
+def test_a_broker_that_starts_after_the_worker_is_waited_for(installation: Installation) -> None:
     """A job is there first, then the worker, then the broker that REDIS_URL names."""
-    address = house.settings.home / "late.sock"
-    house.settings = house.settings.model_copy(update={"redis_url": f"unix://{address}"})
-    job = house.create()
-    worker = house.start_worker()
+    address = installation.settings.home / "late.sock"
+    installation.settings = installation.settings.model_copy(update={"redis_url": f"unix://{address}"})
+    job = installation.create()
+    worker = installation.start_worker()
     wait_until(
-        lambda: "cannot reconcile the queue" in house.log(), "the worker looks for its broker", 60, house
+        lambda: "cannot reconcile the queue" in installation.log(),
+        "the worker looks for its broker",
+        60,
+        installation,
     )
     assert worker.poll() is None
-    options = ["--port", "0", "--unixsocket", str(address), "--save", "", "--dir", str(house.settings.home)]
+    options = [
+        "--port",
+        "0",
+        "--unixsocket",
+        str(address),
+        "--save",
+        "",
+        "--dir",
+        str(installation.settings.home),
+    ]
     with subprocess.Popen([get_binary_path(), *options], stdout=subprocess.DEVNULL) as broker:
         try:
-            assert house.wait(job, timeout_s=120).attempt == 1
+            assert installation.wait(job, timeout_s=120).attempt == 1
         finally:
-            house.close()
+            installation.close()
             broker.terminate()

@@ -44,7 +44,10 @@ def test_a_first_version_becomes_champion_where_an_engine_serves_it_that_needs_n
     assert SERVABLE < BY_DEFAULT
 
 
-def test_a_setting_that_names_no_engine_is_told_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_that_names_no_engine_is_told_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     expected = "serve.engine: Input should be 'auto', 'onnx' or 'vllm' (got 'onx')"
     Path("everlearn.yaml").write_text("serve:\n  engine: onx\n")
     with pytest.raises(ConfigError) as by_file:

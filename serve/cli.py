@@ -48,13 +48,15 @@ def serve(
     settings = open_settings()
     configure_logging(settings.log_level)
     given = {"host": host, "port": port, "engine": engine}
-    door = settings.serve.model_copy(update={key: value for key, value in given.items() if value is not None})
-    serve_models(settings.model_copy(update={"serve": door}), refs or [])
+    serve_settings = settings.serve.model_copy(
+        update={key: value for key, value in given.items() if value is not None}
+    )
+    serve_models(settings.model_copy(update={"serve": serve_settings}), refs or [])
 
 
 @commands.command()
 def ps(as_json: Json = False) -> None:
-    """List the engines of the running server, and what it was to serve and could not."""
+    """List the engines of the running server, and the models that it could not serve."""
     from sqlalchemy import select
     from sqlalchemy.orm import Session
 
@@ -122,7 +124,7 @@ def canary(ref: Ref, percent: Percent = 10, stop: Stop = False, as_json: Json = 
 
 @commands.command()
 def shadow(ref: Ref, percent: Percent = 10, stop: Stop = False, as_json: Json = False) -> None:
-    """Let another version hear a share of a model's requests; nobody sees its answers, only its figures."""
+    """Send copies of a share of a model's requests to another version; its answers are only measured."""
     _try_out(ref, "shadow", percent, stop, as_json)
 
 

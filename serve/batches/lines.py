@@ -1,4 +1,4 @@
-"""A batch's file: a request a line, each checked before the first is sent."""
+"""A batch's file: one request per line, each checked before the first is sent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ENDPOINTS = {
 }
 MAX_LINES = 50_000
 MAX_FLAWS = 20
-"""So many are told; a client mends them all at once."""
+"""At most this many are reported, so that a client can correct them together."""
 
 
 class BatchLine(Body):
@@ -53,7 +53,7 @@ class CheckedLine:
 def read_lines(
     path: Path, endpoint: str, key: ApiKey | None, settings: ServeSettings
 ) -> Iterator[CheckedLine | Flaw]:
-    """The requests of a file, and what is wrong with those that are none."""
+    """The requests of a file, and a flaw for each line that is not one."""
     for number, data in _split(path, settings.max_body_bytes):
         try:
             yield _read(number, data, endpoint, key, settings)
@@ -83,7 +83,7 @@ def check(
             break
     if not count:
         flaws.append(Flaw(1, "empty_file", "the file holds no request"))
-    return [flaw.told() for flaw in flaws] or count
+    return [flaw.as_error() for flaw in flaws] or count
 
 
 class Flaw(InvalidInput):
@@ -94,7 +94,7 @@ class Flaw(InvalidInput):
         self.number = number
         self.code = code
 
-    def told(self) -> dict[str, Any]:
+    def as_error(self) -> dict[str, Any]:
         return {"code": self.code, "line": self.number, "message": self.message, "param": self.param}
 
 

@@ -1,8 +1,7 @@
-"""Works on batches: every line of a file is answered by an engine, once, and the answers become files.
+"""Works on batches: engines answer every line of a file once, and the answers become files.
 
-Each request asks for the tier ``flex``, so whoever waits for an answer comes first. Killed anywhere, another
-runner goes on with what is not answered yet: at most the requests under way are sent again, and no answer of theirs
-had been kept.
+Each request asks for the tier ``flex``, so interactive requests come first. If a runner is killed, another continues
+with the lines that have no answer yet: at most the requests in flight are sent again, whose answers had not been kept.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ from serve.gateway.routing.relay import WHOLE_ANSWER_FACTOR, usage_in
 POLL_S = 1.0
 SAVE_EVERY_S = 0.5
 AT_ONCE = 4
-"""Batches under way: a small one does not wait for a large one's end."""
+"""Batches at the same time, so that a small one need not wait for a large one."""
 MISSING_S = 60.0
-"""A model that nobody serves for so long is not there: while a server starts, that is not known yet."""
+"""A model that no engine serves for this long counts as missing; engines may still be starting."""
 BROKEN_ATTEMPTS = 2
 DYING_S = 1.0
-"""So long a dying engine may still take connections, which would be held against the next request."""
+"""A dying engine may accept connections for this long, and the next request would be blamed for its end."""
 PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 OUTPUT_LIMIT_BYTES = 64 * 1024**3
 
@@ -58,13 +57,13 @@ log = structlog.stdlib.get_logger("serve.batches")
 
 
 class KeyEnded(NotFound):
-    """The key that made a batch opens nothing any more."""
+    """The key that created a batch is no longer valid."""
 
     code = "key_not_valid"
 
 
 class Runner:
-    """Takes batches that nobody works on, until it is stopped."""
+    """Takes batches that no other runner works on, until it is stopped."""
 
     def __init__(self, settings: Settings, batches: Batches, dispatcher: Dispatcher, meter: Meter) -> None:
         self.settings = settings
@@ -81,7 +80,7 @@ class Runner:
         self._missing: dict[str, float] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until ``stop``; batches under way are then left to whoever comes next."""
+        """Run until ``stop``; batches in progress are then left to the next runner."""
         stopping = asyncio.create_task(stop.wait())
         try:
             while not stop.is_set():
@@ -129,7 +128,7 @@ class Runner:
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
             with suppress(LeaseLost):
-                await self._fail(lease, [_told_of_batch(ended)])
+                await self._fail(lease, [_batch_error(ended)])
         except LeaseLost as lost:
             log.warning("lost a batch", batch=lease.batch_id, reason=lost.message)
         except (Unavailable, OSError) as error:
@@ -188,7 +187,7 @@ class Runner:
         except EverlearnError as error:
             if isinstance(error, Unavailable):
                 raise
-            await self._fail(lease, [_told_of_batch(error)])
+            await self._fail(lease, [_batch_error(error)])
             return None
         if batch.started_at is None:
             found = await asyncio.to_thread(check, path, batch.endpoint, key, self.settings.serve)
@@ -202,7 +201,7 @@ class Runner:
                 if line.number in answered:
                     continue
                 if isinstance(line, Flaw):  # since the file was checked, its key lost a scope or a limit fell
-                    saver.add(Answer(line.number, True, _told(None, None, line.told())))
+                    saver.add(Answer(line.number, True, _output_line(None, None, line.as_error())))
                     continue
                 if time.time() >= batch.expires_at:
                     saver.add(_expired(line))
@@ -295,7 +294,7 @@ class Runner:
         await asyncio.to_thread(self.batches.finish, lease, "failed", errors)
 
     def _write_files(self, lease: Lease) -> None:
-        """A file of answers and one of errors, each where there are any, and each once."""
+        """Write the file of answers and that of errors, each if there are any, and each once."""
         batch = self.batches.get(lease.batch_id)
         for kind, failed, count, written in (
             ("output_file", False, batch.completed, batch.output_file),
@@ -314,7 +313,7 @@ class Runner:
 
 
 class Saver:
-    """Collects answers and keeps them together, twice a second: a transaction each would wait for the disk each."""
+    """Collects answers and saves them twice per second: one transaction per answer would wait for the disk each time."""
 
     def __init__(self, batches: Batches, lease: Lease) -> None:
         self._batches = batches
@@ -353,7 +352,7 @@ class Saver:
             raise
 
 
-def _told_of_batch(error: EverlearnError) -> dict[str, Any]:
+def _batch_error(error: EverlearnError) -> dict[str, Any]:
     return {"code": error.code, "line": None, "message": error.message, "param": None}
 
 
@@ -364,7 +363,7 @@ def _answer(line: CheckedLine, exchange: Exchange, status: int, body: bytes, ver
     except orjson.JSONDecodeError:
         raise BackendFailed("The model's engine sent no valid answer.") from None
     response = {"status_code": status, "request_id": exchange.id, "body": said, "version": version}
-    return Answer(line.number, status != 200, _told(line.custom_id, response, None))
+    return Answer(line.number, status != 200, _output_line(line.custom_id, response, None))
 
 
 def _refused(line: CheckedLine, exchange: Exchange, error: EverlearnError) -> Answer:
@@ -377,9 +376,9 @@ def _expired(line: CheckedLine) -> Answer:
         "code": "batch_expired",
         "message": "The batch's time was over before this request was answered.",
     }
-    return Answer(line.number, True, _told(line.custom_id, None, error))
+    return Answer(line.number, True, _output_line(line.custom_id, None, error))
 
 
-def _told(custom_id: str | None, response: dict[str, Any] | None, error: dict[str, Any] | None) -> str:
+def _output_line(custom_id: str | None, response: dict[str, Any] | None, error: dict[str, Any] | None) -> str:
     told = {"id": f"batch_req_{uuid4().hex}", "custom_id": custom_id, "response": response, "error": error}
     return orjson.dumps(told).decode()

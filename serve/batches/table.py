@@ -1,4 +1,4 @@
-"""Batches and their states: the table that says what is true.
+"""Batches and their states in the database, which is the truth about them.
 
 A batch's row is claimed with a fence that every write of its runner must match; answers are kept by line, so that
 whoever goes on with a batch leaves out what is answered. Nothing here is heavy: the gateway imports it.
@@ -93,7 +93,7 @@ class Batches:
     def create(
         self, *, endpoint: str, input_file: str, labels: Mapping[str, str], client: Client | None = None
     ) -> Batch:
-        """Puts a batch into the line. Raises NotFound, and InvalidInput where the file is for something else."""
+        """Create a batch. Raises NotFound, and InvalidInput where the file is for something else."""
         now = time.time()
         with write(self.database) as connection:
             file = require_file(connection, input_file, client, "input_file_id")
@@ -131,7 +131,7 @@ class Batches:
             return [_batch(row) for row in connection.execute(query)]
 
     def cancel(self, batch_id: str, *, client: Client | None = None) -> Batch:
-        """No further request is begun; what is answered is kept. Raises NotFound, and InvalidInput where it is over."""
+        """Start no further request; answers so far are kept. Raises NotFound, and InvalidInput if the batch has ended."""
         with write(self.database) as connection:
             batch = _require(connection, batch_id, client)
             if batch.state in ("completed", "failed", "expired"):
@@ -234,7 +234,7 @@ class Batches:
         return batch
 
     def release(self, lease: Lease) -> None:
-        """Leaves a batch to whoever comes next. Raises LeaseLost."""
+        """Leave a batch to the next runner. Raises LeaseLost."""
         self._change(lease, lease_owner=None)
 
     def _change(self, lease: Lease, **values: Any) -> Batch:

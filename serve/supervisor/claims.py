@@ -1,4 +1,4 @@
-"""What a supervisor claims before it spends hours: its home, its port, and a folder for its sockets."""
+"""What a supervisor claims before its work begins: its home, its port, and a folder for its sockets."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ SOCKET_NAME_BYTES = len("/rep-000000000000.sock")
 
 @contextmanager
 def home(settings: Settings) -> Iterator[None]:
-    """At most one supervisor per home. The lock is the kernel's, so it ends with its holder, however that ends."""
+    """Hold the lock of a home: at most one supervisor per home. The kernel releases it when the process ends. Raises Conflict."""
     run = settings.directory("run")
     holder = run / "supervisor.pid"
     lock = FileLock(run / "supervisor.lock", timeout=0)
@@ -42,9 +42,9 @@ def home(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def port(settings: Settings) -> Iterator[tuple[list[socket.socket], Settings]]:
-    """A socket for each gateway, none listening yet, and the settings with the port that port 0 became.
+    """A socket for each gateway, not listening yet, and the settings with the actual port in place of port 0.
 
-    Several on one port share the connections evenly (SO_REUSEPORT).
+    Several gateways on one port share the connections evenly (SO_REUSEPORT). Raises InvalidInput, Conflict.
     """
     serve = settings.serve
     try:
@@ -68,11 +68,11 @@ def port(settings: Settings) -> Iterator[tuple[list[socket.socket], Settings]]:
             listeners = [bound(address)]
             address = listeners[0].getsockname()
             if serve.gateways > 1:
-                listeners.pop().close()  # alone it has shown that nobody shares this port with us yet
+                listeners.pop().close()  # bound without SO_REUSEPORT, it has shown that no other process has the port
                 listeners = [bound(address, socket.SO_REUSEPORT) for _ in range(serve.gateways)]
         except OSError as error:
             raise Conflict(
-                f"port {serve.port} of {serve.host} cannot be had: {error.strerror}; choose another with --port",
+                f"port {serve.port} of {serve.host} cannot be bound: {error.strerror}; choose another with --port",
                 param="port",
             ) from None
         yield listeners, settings.model_copy(update={"serve": serve.model_copy(update={"port": address[1]})})

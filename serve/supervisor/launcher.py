@@ -1,4 +1,4 @@
-"""What it takes to start an engine, and an engine that runs: its watched process, and its row for the gateways."""
+"""Starts engines; and a running engine: its watched process, and its row for the gateways."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ from serve.supervisor.warmup import warm_up
 from serve.supervisor.watched import Patience, WatchedProcess
 
 HAND_OVER_S = 0.5
-"""From the row that says `draining` until requests are sent back: by then gateways that are well know who took over."""
+"""From the row that says `draining` until requests are sent back: by then healthy gateways know who took over."""
 
 MAX_MODEL_CHARS = 64
 
@@ -42,7 +42,7 @@ log = structlog.get_logger("serve.supervisor")
 
 @dataclass
 class EngineLauncher:
-    """Makes servable what is not yet, and starts engines."""
+    """Compresses what is not servable yet, and starts engines."""
 
     settings: Settings
     program: Program
@@ -52,7 +52,7 @@ class EngineLauncher:
     registry: Registry
     env: Mapping[str, str]
     child: AsyncChild | None = None
-    """The `everlearn` command that runs now, if one does."""
+    """The `everlearn` command that is running, if any."""
     writing: threading.Lock = field(default_factory=threading.Lock)
     """Held while a row is written, so that a late heartbeat never undoes a hand-over."""
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -80,8 +80,8 @@ class EngineLauncher:
                 f"`everlearn {' '.join(arguments)}` failed: {reason or child.describe_death(code)}"
             )
 
-    async def write_down(self, model: str, number: int, role: str, reason: str) -> str:
-        """A row for a version that had no process, or for a model without one (number 0); returns its id."""
+    async def record_failure(self, model: str, number: int, role: str, reason: str) -> str:
+        """Write a failed row for a version that had no process, or for a model without a version (number 0); returns its id."""
         id = new_id()
 
         def write() -> None:
@@ -98,8 +98,8 @@ class EngineLauncher:
             log.error("a refusal was not written down", reason=str(error))
         return id
 
-    async def forget(self, row_id: str) -> None:
-        """Remove what was written down."""
+    async def remove_failure(self, row_id: str) -> None:
+        """Remove a row of `record_failure`."""
         try:
             await asyncio.to_thread(replicas.withdraw, self.db, row_id)
         except (SQLAlchemyError, EverlearnError) as error:
@@ -118,7 +118,7 @@ class RunningEngine:
     """An engine process, kept running, and its row kept true.
 
     `stands_for` is the version that the alias names: another than `version` where that one had to be compressed.
-    A database that is away for a while stops nothing: the next heartbeat writes the row anew.
+    While the database is unavailable the engine runs on: the next heartbeat writes the row again.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class RunningEngine:
         self._state: replicas.State | None = "starting"  # None: withdrawn
         self._pid: int | None = None
         self._error: str | None = None
-        self._database_is_away = False
+        self._database_unavailable = False
         self._socket = launcher.sockets / f"{self.id}.sock"
         options = {
             "--bundle": bundle, "--model": version.model, "--version": version.version, "--uds": self._socket,
@@ -146,7 +146,7 @@ class RunningEngine:
         )  # fmt: skip
         self._routed = False
 
-    # What the watch tells ------------------------------------------------------------------------------------
+    # Observer of the watched process ------------------------------------------------------------------------------------
 
     async def started(self, pid: int) -> None:
         def announce() -> None:
@@ -173,10 +173,10 @@ class RunningEngine:
         self.ended_in_standby = self.ended_in_standby or self._state == "standby"
         await self._write(partial(self._become, "failed" if given_up else "starting"))
 
-    # What the swap asks ----------------------------------------------------------------------------------------
+    # Steps of a swap ----------------------------------------------------------------------------------------
 
     async def take_over(self, old: "RunningEngine | None") -> bool:
-        """Let new requests come here, and none to `old` any more, at one instant. False: the database is away."""
+        """In one transaction, route new requests here and none to `old`. False: the database is unavailable."""
         await self.watched.post(TAKE_OVER)
 
         def flip() -> None:
@@ -190,9 +190,9 @@ class RunningEngine:
         return await self._write(flip)
 
     async def hand_over(self) -> None:
-        """Take no new requests, and wait until no gateway sends any.
+        """Stop taking requests, and wait until no gateway sends any.
 
-        Requests that wait in the engine and have not begun are sent back, for whoever took over.
+        Requests that are queued in the engine are sent back, for the engine that took over.
         """
         await self._write(partial(self._become, "draining"))
         await asyncio.sleep(min(HAND_OVER_S, self._launcher.patience.notice_s))
@@ -200,14 +200,14 @@ class RunningEngine:
         await asyncio.sleep(self._launcher.patience.notice_s)
 
     async def drain(self) -> None:
-        """Let the running answers end, and stop.
+        """Finish the running answers, and stop.
 
         An engine ends its running answers after SIGTERM; it is killed when they take longer than the drain time.
         """
         await self.stop(self._launcher.settings.serve.drain_timeout_s)
 
     async def stand_by(self) -> None:
-        """Stay loaded, without requests: the answers that run end by themselves."""
+        """Stay loaded without requests; running answers finish by themselves."""
         await self._write(partial(self._become, "standby"))
 
     def may_stand_by(self) -> bool:
@@ -243,7 +243,7 @@ class RunningEngine:
         )  # fmt: skip
 
     async def _write(self, action: Callable[[], object]) -> bool:
-        """Whether the database took it."""
+        """Write to the database; False if it is unavailable."""
 
         def act() -> None:
             with self._launcher.writing:
@@ -253,11 +253,11 @@ class RunningEngine:
         try:
             await asyncio.to_thread(act)
         except (SQLAlchemyError, EverlearnError) as error:
-            if not self._database_is_away:
+            if not self._database_unavailable:
                 log.error("database does not answer", reason=str(error))
-            self._database_is_away = True
+            self._database_unavailable = True
             return False
-        self._database_is_away = False
+        self._database_unavailable = False
         return True
 
 
@@ -266,13 +266,13 @@ def new_id() -> str:
 
 
 def pass_on(line: str) -> None:
-    """Show what a child has written, as it is."""
+    """Print a child's line unchanged on our standard error."""
     with contextlib.suppress(OSError):  # whoever read our stderr is gone; the children must not stall for it
         print(line, file=sys.stderr, flush=True)
 
 
 def log_end(what: str, reason: str, given_up: bool, **fields: str) -> None:
-    """One line; what the process itself last said stands above it."""
+    """Log the end of a process in one line; its own last lines stand above."""
     log.warning(
         f"{what} ended", **fields, reason=reason.splitlines()[0], next="given up" if given_up else "restart"
     )

@@ -73,7 +73,7 @@ def serve(
 
 
 class Supervisor:
-    """The running whole: a model's engines, for each model; the gateways; what works on jobs and on batches."""
+    """Runs the engines of each model, the gateways, and the workers for jobs and batches."""
 
     def __init__(
         self,
@@ -94,15 +94,15 @@ class Supervisor:
         self.models: list[ServedModel] = []
         self.trials: list[ServedModel] = []
         self.unknown: dict[str, EverlearnError] = {}
-        """Of what was to be served and could not be found or imported: why."""
-        self.told: list[str] = []
-        """The ids of the rows that say so."""
+        """The references that could not be found or imported, and why."""
+        self.failure_rows: list[str] = []
+        """The ids of the rows that tell so in `everlearn ps`."""
         self.keeping: list[asyncio.Task[None]] = []
         self.gateways: list[WatchedProcess] = []
         self.workers: list[WatchedProcess] = []
 
     async def run(self, refs: Sequence[str]) -> None:
-        """Open, watch, close. Returns after a signal; raises when there is nothing left to serve with."""
+        """Open, watch, close. Returns after a signal. Raises if nothing is left to serve with."""
         stop = self._stop_on_signals()
         try:
             await _until(stop, self._open_and_watch(refs))
@@ -140,13 +140,13 @@ class Supervisor:
             self._raise_if_nothing_serves()
 
     async def _offer(self, ref: str) -> None:
-        """Serve what `ref` names from now on. Where that cannot be found or imported, it is told, and the rest serves."""
+        """Serve what `ref` names from now on. If it cannot be found or imported, record why; the rest serves."""
         try:
             version = await find(self.registry, ref, self.launcher.everlearn)
         except EverlearnError as error:
             log.error("not served", ref=ref, reason=error.message.splitlines()[0])
             self.unknown[ref] = error
-            self.told.append(await self.launcher.write_down(ref, 0, CHAMPION, error.message))
+            self.failure_rows.append(await self.launcher.record_failure(ref, 0, CHAMPION, error.message))
             return
         pinned = parse_reference(ref).version not in (None, CHAMPION)
         model = ServedModel(self.launcher, version.model, version.version, pinned=pinned)
@@ -160,12 +160,12 @@ class Supervisor:
         self.keeping += [asyncio.create_task(each.keep()) for each in [model, *trials]]
 
     def _not_served(self) -> dict[str, str]:
-        """Of each model that was to be served and is not: why."""
+        """The models that should be served and are not, and why."""
         reasons = {ref: error.message for ref, error in self.unknown.items()}
         return reasons | {model.model: reason for model in self.models if (reason := model.hopeless())}
 
     async def _close(self) -> None:
-        """The gateways first, which let their running answers end; then the engines."""
+        """Stop the gateways first, which finish their running answers; then the engines."""
         for listener in self.listeners:
             listener.close()
         for task in self.keeping:
@@ -174,25 +174,27 @@ class Supervisor:
         drain_s = self.settings.serve.drain_timeout_s + self.patience.stop_s
         await asyncio.gather(*(watched.stop(drain_s) for watched in self._others()))
         await asyncio.gather(*(each.close() for each in [*self.models, *self.trials]))
-        for row_id in self.told:
-            await self.launcher.forget(row_id)
+        for row_id in self.failure_rows:
+            await self.launcher.remove_failure(row_id)
 
     def _start_gateways(self) -> None:
-        figures = _empty(self.settings.directory("run") / "metrics") if len(self.listeners) > 1 else None
-        env = {**self.env, TOGETHER: str(figures)} if figures else self.env
+        metrics_folder = (
+            _empty(self.settings.directory("run") / "metrics") if len(self.listeners) > 1 else None
+        )
+        env = {**self.env, TOGETHER: str(metrics_folder)} if metrics_folder else self.env
         for number, listener in enumerate(self.listeners, 1):
             listener.listen(BACKLOG)
             path = self.sockets / f"gateway-{number}.sock"
             gateway = WatchedProcess(
                 python("serve.gateway", "--parent-pipe", "--fd", str(listener.fileno()), "--uds", str(path)), env,
-                at=path, observer=GatewayObserver(figures, listener), on_line=pass_on, patience=self.patience,
+                at=path, observer=GatewayObserver(metrics_folder, listener), on_line=pass_on, patience=self.patience,
                 pass_fds=[listener.fileno()],
             )  # fmt: skip
             gateway.start()
             self.gateways.append(gateway)
 
     def _start_workers(self) -> None:
-        """Keep what works on jobs and on batches running. A server serves on without, so neither is ever given up."""
+        """Keep the workers for jobs and batches running. A server works without them, so they are never given up."""
         modules = {"worker": "continual.queue.worker"} if why_no_worker(self.settings) is None else {}
         if self.settings.serve.batch_requests:
             modules["batches"] = "serve.batches"
@@ -207,7 +209,7 @@ class Supervisor:
             self.workers.append(worker)
 
     async def _routed(self) -> None:
-        """Wait until the gateway has seen an engine, so that the first request after the welcome works."""
+        """Wait until the gateway has found an engine, so that the first request after the welcome works."""
         async with aiohttp.ClientSession(local_url(self.settings)) as session:
             for _ in range(100):
                 with contextlib.suppress(aiohttp.ClientError):
@@ -220,7 +222,7 @@ class Supervisor:
         raise Unavailable("the gateway runs, and finds no engine that is ready")
 
     def _raise_if_nothing_serves(self) -> None:
-        """Raises when there is nothing left to serve with: whoever started the supervisor should hear of it."""
+        """Raises Unavailable if nothing is left to serve with, and what a task or a watch died of."""
         for task in self.keeping:
             if task.done():
                 task.result()
@@ -262,7 +264,7 @@ class Supervisor:
 
 
 class LoggingObserver:
-    """Tells the log how a process fares that has no row."""
+    """Logs the end of a process that has no row."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -278,14 +280,14 @@ class LoggingObserver:
 
 
 class GatewayObserver(LoggingObserver):
-    """Also takes what a dead gateway was busy with out of `figures`, the folder in which all count together.
+    """Also removes a dead gateway's requests in flight from `metrics_folder`, the folder in which all gateways count.
 
-    Nobody shall wait at the listener of a gateway that was given up.
+    It closes the listener of a gateway that was given up, so that no client waits there.
     """
 
-    def __init__(self, figures: Path | None, listener: socket.socket) -> None:
+    def __init__(self, metrics_folder: Path | None, listener: socket.socket) -> None:
         super().__init__("gateway")
-        self.figures = figures
+        self.metrics_folder = metrics_folder
         self.listener = listener
         self.pid = 0
 
@@ -296,8 +298,8 @@ class GatewayObserver(LoggingObserver):
         await super().ended(reason, given_up=given_up)
         if given_up:
             self.listener.close()
-        if self.figures:
-            mark_process_dead(self.pid, str(self.figures))
+        if self.metrics_folder:
+            mark_process_dead(self.pid, str(self.metrics_folder))
 
 
 def _empty(folder: Path) -> Path:

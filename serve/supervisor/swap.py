@@ -1,4 +1,4 @@
-"""One model as it is served: which version should be, which one is, and the way from the one to the other.
+"""One model that is served: the version that should serve, the one that does, and the steps from one to the other.
 
 `ServedModel` compares the two again and again and takes one step at a time, so it does not matter what came between:
 the alias moved on or back, an engine died, the database was away. The way from old to new:
@@ -84,7 +84,7 @@ class ServedModel:
         self._leaving: dict[asyncio.Task[None], RunningEngine] = {}
 
     async def keep(self) -> None:
-        """Look, take a step, wait. Runs until cancelled."""
+        """Compare, take a step, wait. Runs until cancelled."""
         while True:
             await self._step()
             await self._until_news()
@@ -102,7 +102,7 @@ class ServedModel:
         return list(dict.fromkeys([*present, *self._leaving.values()]))
 
     def hopeless(self) -> str | None:
-        """Why this model has no version to serve with, if it has none."""
+        """Why no version of this model can serve; None if one does or may."""
         if self.serving or self._coming or self._wanted() is not None:
             return None
         return "\n".join(
@@ -209,7 +209,7 @@ class ServedModel:
                 log.warning("waiting", ref=f"{self.model}@{number}", reason=error.message)
             self._waits_for = error.message
         except EverlearnError as error:
-            row_id = await self._launcher.write_down(self.model, number, self.role, error.message)
+            row_id = await self._launcher.record_failure(self.model, number, self.role, error.message)
             self._refuse(number, Refusal(error.message, row_id))
 
     def _let_go(self, old: RunningEngine | None, *, keep: bool = False) -> None:
@@ -254,7 +254,7 @@ class ServedModel:
         )  # fmt: skip
 
     async def _forgive(self, number: int) -> None:
-        await self._launcher.forget(self._refused.pop(number).row_id)
+        await self._launcher.remove_failure(self._refused.pop(number).row_id)
 
 
 def read_standing(db: Engine, model: str, role: str) -> Standing:

@@ -1,4 +1,4 @@
-"""The requests that come before any client's: a version that answers nonsense, or nothing, never serves."""
+"""The requests before any client's: a version that does not answer sensibly never serves."""
 
 import json
 import math
@@ -10,11 +10,11 @@ import aiohttp
 from everlearn.registry.registry import Version
 
 PROMPTS = ("The capital of France is", "Once upon a time there was", "Here is a short list of colours:")
-"""Each is tried until one is answered sensibly: a sound model may end one answer at once, hardly all three."""
+"""Tried in turn until one is answered sensibly: a sound model may end one answer at once, hardly all three."""
 
 ANSWER_TOKENS = 16
 LOOP_TOKENS = 8
-"""So many tokens that are all the same are a loop. A sound model, sampled, does not do that."""
+"""This many equal tokens are a loop, which a sound model does not sample."""
 
 SENTENCES = ("The river runs through the old town.", "Interest rates rose again in March.")
 
@@ -24,7 +24,7 @@ class Unfit(Exception):
 
 
 async def warm_up(session: aiohttp.ClientSession, version: Version, bundle: Path) -> None:
-    """Ask the engine at `session` what its clients will ask. Raises Unfit; ClientError when it is not there."""
+    """Send the engine at `session` such requests as clients will. Raises Unfit, and ClientError if it is gone."""
     if version.task == "embed":
         body = {"model": version.model, "input": list(SENTENCES)}
         fault = _fault_of_embeddings(await _ask(session, "/v1/embeddings", body))

@@ -1,4 +1,4 @@
-"""A server process that is kept running: started, warmed up, asked for its health, killed when hung, restarted."""
+"""A server process that is kept running: started, warmed up, health-checked, killed if it hangs, restarted."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,12 @@ from serve.engines import NO_MEMORY
 from serve.supervisor.warmup import Unfit
 
 WRONG_USAGE = 2
-"""The exit code of a process that was configured wrongly: starting it again would change nothing."""
+"""The exit code for a wrong configuration, which a restart would not change."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for what, in seconds."""
+    """Timeouts, in seconds."""
 
     start_s: float = 900.0
     """From the start of a process to its first good health answer."""
@@ -30,22 +30,22 @@ class Patience:
     hung_s: float = 20.0
     """Without a good health answer, until a process counts as hung."""
     poll_s: float = 2.0
-    """Between two health questions once it is ready; it is asked more often while it starts."""
+    """Between two health checks once it is ready; they are more frequent while it starts."""
     settled_s: float = 30.0
     """A process that was ready for longer than this did not crash quickly."""
     quick_crashes: int = 4
-    """So many quick crashes in a row, and it is given up. Hangs and lack of memory do not count: see `Life`."""
+    """After this many quick crashes in a row it is given up. Hangs and lack of memory do not count: see `Life`."""
     backoff_s: float = 0.5
     """The pause before the first restart; doubled with each quick crash, up to `backoff_max_s`."""
     backoff_max_s: float = 30.0
     notice_s: float = 4.0
-    """From the row that says `draining` to SIGTERM: by then every gateway has read it, a starved one too."""
+    """From the row that says `draining` to SIGTERM: by then every gateway has read it, even one short of CPU."""
     stop_s: float = 10.0
-    """From SIGTERM to SIGKILL; the gateway has its drain time besides."""
+    """From SIGTERM to SIGKILL; the gateway has its drain time in addition."""
 
 
 class Observer(Protocol):
-    """Who wants to know how a process fares."""
+    """Is told when a process starts, is healthy, and ends."""
 
     async def started(self, pid: int) -> None: ...
     async def healthy(self, health: dict[str, Any]) -> None: ...
@@ -104,7 +104,7 @@ class WatchedProcess:
         self._task.add_done_callback(lambda _: self.settled.set())
 
     def check(self) -> None:
-        """Raise what the watch itself died of, if it did."""
+        """Raise the exception that ended the watch, if one did."""
         if (
             self._task
             and self._task.done()
@@ -122,13 +122,13 @@ class WatchedProcess:
             await self._child.stop(grace_s)
 
     async def post(self, path: str) -> None:
-        """Tell the process something that it may not know; whatever it answers will do."""
+        """POST to the process, and ignore the answer: it may not know the path."""
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
             async with self._session() as session, session.post(path):
                 pass
 
     def resident_bytes(self) -> int:
-        """Memory that the process and what it started hold; 0 when it is gone."""
+        """Resident memory of the process and its children; 0 if it is gone."""
         total = 0
         if self._child:
             with contextlib.suppress(psutil.Error):
@@ -197,7 +197,7 @@ class WatchedProcess:
         return Life(ready_s, child.describe_death(code), misconfigured)
 
     async def _warmed_up(self, session: aiohttp.ClientSession) -> bool:
-        """False when the process went away meanwhile: its end will tell more. Raises Unfit."""
+        """False if the process ended during its warm-up, whose reason its end tells. Raises Unfit."""
         if self.warm_up is None:
             return True
         try:
@@ -218,7 +218,7 @@ class WatchedProcess:
 
     @staticmethod
     async def _health(session: aiohttp.ClientSession) -> dict[str, Any] | None:
-        """The body of a good health answer; None for a bad one, or none."""
+        """The body of a good health answer; None if it is bad or missing."""
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
             async with session.get("/health") as response:
                 if response.status == 200:

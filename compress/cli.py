@@ -23,6 +23,7 @@ else:  # what --help lists and the command line accepts are the names in the tab
     To, Weights, GgufType = (Literal[tuple(table)] for table in (TARGETS, METHODS, GGUF_TYPES))
 
 commands = typer.Typer()
+UNCALIBRATED = " and ".join(name for name, method in METHODS.items() if not method.calibrated)
 
 SHOWN = (
     ("perplexity", "perplexity"),
@@ -63,14 +64,15 @@ def compress(
         typer.Option(help="How ONNX decoders keep past tokens; int8 takes a quarter of the memory."),
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="A text file, or a token store, for all but rtn to look at.")
+        Path | None,
+        typer.Option(help=f"A text file or a token store that every method but {UNCALIBRATED} reads."),
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="A YAML file: prune, heal, and several targets at once.")
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help='"size<=60MB" or "speed>=6x": find what obeys, and make the best of it.'),
+        typer.Option(help='"size<=60MB" or "speed>=6x": find and make the best version that fits.'),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -170,14 +172,16 @@ def answers(
         Path, typer.Argument(metavar="OUT.jsonl", help="Conversations, as everlearn train takes them.")
     ],
     url: Annotated[str, typer.Option(help="An OpenAI server's, as https://host/v1.")],
-    model: Annotated[str, typer.Option(help="Whom to ask there.")],
+    model: Annotated[str, typer.Option(help="The model to ask there.")],
     key_env: Annotated[
         str, typer.Option(help="The environment variable that holds the key.")
     ] = "OPENAI_API_KEY",
-    samples: Annotated[int, typer.Option(help="Answers to each prompt.", min=1, max=64)] = 1,
+    samples: Annotated[int, typer.Option(help="Answers per prompt.", min=1, max=64)] = 1,
     temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
-    max_tokens: Annotated[int, typer.Option(help="Of an answer; a longer one is left out.", min=1)] = 1024,
-    at_once: Annotated[int, typer.Option(help="Requests under way.", min=1, max=256)] = 8,
+    max_tokens: Annotated[
+        int, typer.Option(help="At most, per answer; a longer one is left out.", min=1)
+    ] = 1024,
+    at_once: Annotated[int, typer.Option(help="Requests in flight at once.", min=1, max=256)] = 8,
     as_json: Json = False,
 ) -> None:
     """Ask a served model, and keep its answers as text for another model to learn."""
@@ -207,9 +211,9 @@ def compare(
         typer.Argument(metavar="MODEL[@VERSION]…", help="The first is what the others are measured against."),
     ],
     text: Annotated[
-        list[Path] | None, typer.Option(help="Measure on this text, too; may be said again.")
+        list[Path] | None, typer.Option(help="Measure on this text, too; may be repeated.")
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Of each text, at most.", min=512)] = 2048,
+    tokens: Annotated[int, typer.Option(help="Tokens of each text, at most.", min=512)] = 2048,
     speed: Annotated[
         bool, typer.Option(help="Measure speed and memory, and ask each a few questions.")
     ] = True,

@@ -75,7 +75,7 @@ def build_export(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fills ``staging`` with what ``recipe`` makes of ``parent_dir``, and registers nothing.
 
-    ``calibration``: a text file or a token store to look at instead of the recipe's own. ``scratch``: where quantized
+    ``calibration``: a text file or a token store to read instead of the recipe's own. ``scratch``: where quantized
     layers of a decoder are kept, and found again after an interruption.
     Returns the bundle's ``recipe`` and its metrics. The same inputs give the same model bytes.
     Raises Unsupported, Drifted.

@@ -21,7 +21,7 @@ from compress.quantize.calibration import calibration_windows, seen
 from compress.recipe import Calibration, CompressPlan, CompressRecipe, Prune
 from compress.search import (
     SMALLEST,
-    Shape,
+    DecoderSizes,
     best_of,
     kept_trials,
     parse_target,
@@ -57,14 +57,14 @@ def follow(
     """
     registry = Registry(settings)
     parent = registry.weights(ref)
-    looked = refuse_early(settings, registry, parent, plan)
+    calibration_seen = refuse_early(settings, registry, parent, plan)
     if plan.target is not None:
-        yield from reach(settings, registry, parent, plan, looked, progress)
+        yield from reach(settings, registry, parent, plan, calibration_seen, progress)
         return
     at = parent
     if plan.prune:
-        pruned = pruned_recipe(plan.prune, plan.calibration) | {"calibration_seen": looked}
-        at = found(registry, parent, "prune", pruned) or prune(
+        pruned = pruned_recipe(plan.prune, plan.calibration) | {"calibration_seen": calibration_seen}
+        at = find_step(registry, parent, "prune", pruned) or prune(
             settings, parent.ref, plan.prune, plan.calibration, progress
         )
         yield at
@@ -76,10 +76,10 @@ def follow(
             **plan.heal.model_dump(),
         )
         said = described(recipe, contents_of_data(recipe.data, progress))
-        at = found(registry, at, "distill", said) or distill(settings, recipe, progress=progress)
+        at = find_step(registry, at, "distill", said) or distill(settings, recipe, progress=progress)
         yield at
     for wanted in plan.recipes():
-        yield quantized(settings, registry, at, wanted, looked, progress)
+        yield find_or_export(settings, registry, at, wanted, calibration_seen, progress)
 
 
 def reach(
@@ -87,7 +87,7 @@ def reach(
     registry: Registry,
     parent: Version,
     plan: CompressPlan,
-    looked: dict[str, Any],
+    calibration_seen: dict[str, Any],
     progress: Progress,
 ) -> Iterator[Version]:
     """The versions on the way to ``plan.target``; the last one obeys it. Raises InvalidInput where none could."""
@@ -95,12 +95,14 @@ def reach(
     target = parse_target(plan.target)
     if target.size_bytes:
         limit = target.size_bytes
-        yield from reach_size(settings, registry, parent, plan, looked, limit, plan.target, progress)
+        yield from reach_size(
+            settings, registry, parent, plan, calibration_seen, limit, plan.target, progress
+        )
         return
     assert target.speedup
     wanted = target.speedup * tokens_per_s(registry, parent, progress)
     int8 = CompressRecipe(to="int8-onnx", calibration=plan.calibration)
-    version = quantized(settings, registry, parent, int8, looked, progress)
+    version = find_or_export(settings, registry, parent, int8, calibration_seen, progress)
     yield version
     reached = tokens_per_s(registry, version, progress)
     for _ in range(SPEED_TRIALS):
@@ -108,7 +110,7 @@ def reach(
             return
         limit = version.manifest.size_bytes * reached / wanted
         asked = f"{plan.target}, about {limit / 1e6:.1f} MB,"
-        for version in reach_size(settings, registry, parent, plan, looked, limit, asked, progress):
+        for version in reach_size(settings, registry, parent, plan, calibration_seen, limit, asked, progress):
             yield version
         reached = tokens_per_s(registry, version, progress)
     if reached < wanted:
@@ -129,17 +131,17 @@ def reach_size(
     registry: Registry,
     parent: Version,
     plan: CompressPlan,
-    looked: dict[str, Any],
+    calibration_seen: dict[str, Any],
     limit: float,
     asked: str,
     progress: Progress,
 ) -> Iterator[Version]:
     """As :func:`reach`, for a number of bytes; ``asked`` is how errors call it."""
     parent_dir = registry.path(parent)
-    shape = Shape.read(parent_dir)
+    shape = DecoderSizes.read(parent_dir)
     for option in without_pruning(shape, limit):
         wanted = CompressRecipe(**option.model_dump(), calibration=plan.calibration)
-        version = quantized(settings, registry, parent, wanted, looked, progress)
+        version = find_or_export(settings, registry, parent, wanted, calibration_seen, progress)
         yield version
         if version.manifest.size_bytes <= limit:
             return
@@ -227,7 +229,7 @@ def pruned_recipe(wanted: Prune, calibration: Calibration) -> dict[str, Any]:
     return {"prune": wanted.model_dump(mode="json"), "calibration": calibration.model_dump(mode="json")}
 
 
-def found(registry: Registry, parent: Version, step: str, recipe: dict[str, Any]) -> Version | None:
+def find_step(registry: Registry, parent: Version, step: str, recipe: dict[str, Any]) -> Version | None:
     """The version that this step made of ``parent`` before."""
     for version in registry.versions(parent.model):
         said = version.manifest.recipe.get(step, {})
@@ -237,26 +239,28 @@ def found(registry: Registry, parent: Version, step: str, recipe: dict[str, Any]
     return None
 
 
-def quantized(
+def find_or_export(
     settings: Settings,
     registry: Registry,
     parent: Version,
     recipe: CompressRecipe,
-    looked: dict[str, Any],
+    calibration_seen: dict[str, Any],
     progress: Progress,
 ) -> Version:
     """The version that ``recipe`` makes of ``parent``, found again or made now."""
-    return exported(registry, parent, recipe, looked) or export(settings, parent.ref, recipe, progress)
+    return find_export(registry, parent, recipe, calibration_seen) or export(
+        settings, parent.ref, recipe, progress
+    )
 
 
-def exported(
-    registry: Registry, parent: Version, recipe: CompressRecipe, looked: dict[str, Any]
+def find_export(
+    registry: Registry, parent: Version, recipe: CompressRecipe, calibration_seen: dict[str, Any]
 ) -> Version | None:
-    """The version that ``recipe`` made of ``parent`` before, having looked at the same tokens if at any."""
+    """The version that ``recipe`` made of ``parent`` before, having read the same tokens if any."""
     for version in registry.versions(parent.model):
         said = version.manifest.recipe.get("export")
         made = said is not None and version.parent_digest == parent.digest
-        if made and recipe_of(version) == recipe and said.get("calibration_seen") in (None, looked):
+        if made and recipe_of(version) == recipe and said.get("calibration_seen") in (None, calibration_seen):
             return version
     return None
 
@@ -264,7 +268,7 @@ def exported(
 def refuse_early(
     settings: Settings, registry: Registry, parent: Version, plan: CompressPlan
 ) -> dict[str, Any]:
-    """Raises what would otherwise be found out after hours; returns which tokens will be looked at."""
+    """Raises what would otherwise be found out after hours; returns which tokens the calibration will read."""
     if plan.target:
         parse_target(plan.target)
     if parent.task == "embed":
@@ -272,7 +276,7 @@ def refuse_early(
     config = config_of(registry.path(parent))
     for to in [DEFAULT_TARGET] if plan.target else [target.to for target in plan.targets]:
         refuse_architecture(config, parent.task, to)
-    looked = seen(calibration_windows(plan.calibration, registry.path(parent) / "tokenizer.json"))
+    calibration_seen = seen(calibration_windows(plan.calibration, registry.path(parent) / "tokenizer.json"))
     for file in (*plan.heal.data.train, *plan.heal.data.held) if plan.heal else ():
         if not file.exists():
             raise InvalidInput(
@@ -280,7 +284,7 @@ def refuse_early(
             )
     needed = parent.manifest.size_bytes * (TRAINING_FACTOR if plan.heal else 2)
     refuse_full_disk(settings.directory("store"), needed)
-    return looked
+    return calibration_seen
 
 
 def refuse_decoders_plan(plan: CompressPlan, ref: str) -> None:

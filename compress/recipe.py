@@ -52,7 +52,7 @@ def _one_of(table: Mapping[str, object]) -> AfterValidator:
 
 
 class Calibration(BaseModel):
-    """Which tokens a quantizer looks at. Without ``text`` and ``store``: the shipped text that is not measured."""
+    """Which tokens a quantizer reads. Without ``text`` and ``store``: the shipped text that is not measured."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -113,7 +113,7 @@ class PlannedTarget(BaseModel):
             raise ValueError(f"weights: {self.weights} makes {makes}, not {self.to}")
         if self.kv_cache == "int8" and not target.int8_cache:
             able = " and ".join(name for name, one in TARGETS.items() if one.int8_cache)
-            raise ValueError(f"kv_cache: int8 is of {able}, not {self.to}")
+            raise ValueError(f"kv_cache: int8 is for {able}, not {self.to}")
         if target.high_precision == "bfloat16" and self.high_precision_fraction == 1:
             raise ValueError(
                 f"a high_precision_fraction of 1 leaves {self.to} nothing to round; "
@@ -121,7 +121,7 @@ class PlannedTarget(BaseModel):
             )
         if self.high_precision_fraction and not target.high_precision:
             able = " and ".join(name for name, one in TARGETS.items() if one.high_precision)
-            raise ValueError(f"high_precision_fraction is of {able}; {self.to} rounds all layers alike")
+            raise ValueError(f"high_precision_fraction is for {able}; {self.to} rounds all layers alike")
         return self
 
 

@@ -34,29 +34,29 @@ GRAPH_BYTES, GRAPH_BYTES_PER_LAYER = 12_000, 8_000
 
 
 @dataclass(frozen=True)
-class Target:
+class Goal:
     """What is asked for: so many bytes at most, or at least so many times the parent's tokens per second."""
 
     size_bytes: float | None = None
     speedup: float | None = None
 
 
-def parse_target(said: str) -> Target:
+def parse_target(said: str) -> Goal:
     """Reads ``size<=60MB`` or ``speed>=2x``. Raises InvalidInput."""
     number = r"(\d+(?:\.\d+)?)"
     size = re.fullmatch(rf"\s*size\s*<=\s*{number}\s*(kB|MB|GB)\s*", said)
     if size and float(size[1]) > 0:
-        return Target(size_bytes=float(size[1]) * UNITS[size[2]])
+        return Goal(size_bytes=float(size[1]) * UNITS[size[2]])
     speed = re.fullmatch(rf"\s*speed\s*>=\s*{number}\s*x\s*", said)
     if speed and float(speed[1]) > 0:
-        return Target(speedup=float(speed[1]))
+        return Goal(speedup=float(speed[1]))
     raise InvalidInput(
         f"the target is written as size<=60MB (kB, MB or GB) or as speed>=2x, not {said!r}", param="target"
     )
 
 
 @dataclass(frozen=True)
-class Shape:
+class DecoderSizes:
     """How many weights a decoder's matrices have: of one layer's attention, of one's feed-forward, of the output."""
 
     layers: int
@@ -68,7 +68,7 @@ class Shape:
     other_bytes: int
 
     @classmethod
-    def read(cls, model_dir: Path) -> Shape:
+    def read(cls, model_dir: Path) -> DecoderSizes:
         """From the headers of its safetensors, and its tokenizer. Raises InvalidInput for another layout."""
         config = json.loads((model_dir / "config.json").read_text())
         headers = (read_header(file) for file in model_dir.glob("model*.safetensors"))
@@ -108,13 +108,13 @@ def quantized_bytes(weights: int, bits: float) -> float:
     return weights * (bits / 8 + SCALE_BYTES / BLOCK)
 
 
-def without_pruning(shape: Shape, limit: float) -> list[PlannedTarget]:
+def without_pruning(shape: DecoderSizes, limit: float) -> list[PlannedTarget]:
     """What should fit, the best first: as many weights at 8 bits as there is room for."""
     options = [PlannedTarget(weights="gptq", high_precision_fraction=one) for one in HIGH_PRECISION_FRACTIONS]
     return [one for one in (*options, SMALLEST) if shape.int4_bytes(one) <= limit]
 
 
-def prunings(shape: Shape, limit: float) -> dict[str, Prune]:
+def prunings(shape: DecoderSizes, limit: float) -> dict[str, Prune]:
     """Three ways to fit, as much as each can keep: fewer layers, narrower ones, half of each. Fewer where none fits."""
 
     def widest(layers: int) -> int | None:

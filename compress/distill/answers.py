@@ -37,7 +37,7 @@ MAX_ANSWER_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class Asking:
-    """Whom to ask, and how. ``url`` as OpenAI's clients take it, so with ``/v1``; ``key`` is sent, never shown."""
+    """Which server and model to ask, and how. ``url`` as OpenAI's clients take it, so with ``/v1``; ``key`` is sent, never shown."""
 
     url: str
     model: str

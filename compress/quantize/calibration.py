@@ -1,4 +1,4 @@
-"""The tokens that a quantizer looks at: never those that quality is measured on."""
+"""The tokens that a quantizer reads: never those that quality is measured on."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def quantize_model(
     """Adds every linear layer of a transformers causal language model, quantized, to ``matrices`` by its name.
 
     Those that are there already, of an interrupted run, are taken as they are. The model stays as it is. ids: the
-    calibration set, int64 (windows, seq), which is not looked at. bits: of layers that shall not have 4, by name.
+    calibration set, int64 (windows, seq), which is not read. bits: of layers that shall not have 4, by name.
     """
     layers = linear_layers(model)
     for module, name in layers.items():

@@ -21,13 +21,13 @@ ONNX_DECODERS = frozenset({
     "LlamaForCausalLM", "MistralForCausalLM", "PhiForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM",
     "Qwen3ForCausalLM", "SmolLM3ForCausalLM",
 })  # fmt: skip
-"""Those whose graph is held to torch in float32."""
+"""Those whose graph is compared with torch in float32."""
 
 ONNX_ENCODERS = frozenset({
     "albert", "bert", "camembert", "convbert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet",
     "nomic_bert", "roberta", "squeezebert", "xlm-roberta", "xlm-roberta-xl",
 })  # fmt: skip
-"""Those whose embeddings are held to torch, by ``model_type``: heads, which architectures name, play no part."""
+"""Those whose embeddings are compared with torch, by ``model_type``: heads, which architectures name, play no part."""
 
 VLLM = frozenset({
     "ApertusForCausalLM", "BloomForCausalLM", "Cohere2ForCausalLM", "CohereForCausalLM", "DeepseekV2ForCausalLM",
@@ -135,7 +135,7 @@ def encoders_lack(model_type: str, to: str) -> str:
         return f"encoders are made into {' or '.join(FOR_ENCODERS)}"
     if model_type in ONNX_ENCODERS:
         return ""
-    return f"no test holds graphs of {model_type} to torch, only of {', '.join(sorted(ONNX_ENCODERS))}"
+    return f"no test compares graphs of {model_type} with torch, only of {', '.join(sorted(ONNX_ENCODERS))}"
 
 
 def kernels_lack(config: Mapping[str, Any]) -> str:

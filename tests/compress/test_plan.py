@@ -140,7 +140,7 @@ def test_the_command_line_makes_what_its_help_says(
         (["--target", "60MB"], "size<=60MB"),
         (["--target", "size<=1MB", "--to", "w8a8"], "leave --to"),
         (["--target", "size<=1MB", "--kv-cache", "int8"], "leave --to, --weights, --kv-cache"),
-        (["--to", "w8a8", "--kv-cache", "int8"], "kv_cache: int8 is of int4-onnx and int8-onnx, not w8a8"),
+        (["--to", "w8a8", "--kv-cache", "int8"], "kv_cache: int8 is for int4-onnx and int8-onnx, not w8a8"),
         (["--to", "int8-onnx", "--weights", "gptq"], "gptq makes int4-onnx or w4a16, not int8-onnx"),
         (["--recipe", "missing.yaml"], "missing.yaml"),
     ],

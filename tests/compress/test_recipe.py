@@ -41,9 +41,9 @@ def test_one_calibration_set_serves_every_target(tmp_path: Path) -> None:
         ("targets: [{to: int8-onnx, weights: gptq}]\n", "gptq makes int4-onnx"),
         (
             "targets:\n  - {to: w4a16, high_precision_fraction: 0.1}\n",
-            "high_precision_fraction is of int4-onnx and w8a8",
+            "high_precision_fraction is for int4-onnx and w8a8",
         ),
-        ("targets:\n  - {to: w8a8, kv_cache: int8}\n", "kv_cache: int8 is of int4-onnx and int8-onnx"),
+        ("targets:\n  - {to: w8a8, kv_cache: int8}\n", "kv_cache: int8 is for int4-onnx and int8-onnx"),
         ("targets:\n  - {to: w8a8, high_precision_fraction: 1}\n", "nothing to round"),
         ("targets: []\n", "targets"),
         ("calibration: {text: a, store: b}\ntargets: [{}]\n", "not both"),

@@ -9,7 +9,7 @@ import pytest
 from compress import plan as plans
 from compress.plan import follow
 from compress.recipe import CompressPlan, PlannedTarget, Prune, Teaching
-from compress.search import SMALLEST, Shape, best_of, parse_target, prunings, without_pruning
+from compress.search import SMALLEST, DecoderSizes, best_of, parse_target, prunings, without_pruning
 from everlearn.errors import InvalidInput
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
@@ -18,8 +18,8 @@ from train.recipe import Data
 
 
 @pytest.fixture(scope="module")
-def shape(parent: Path) -> Shape:
-    return Shape.read(parent)
+def shape(parent: Path) -> DecoderSizes:
+    return DecoderSizes.read(parent)
 
 
 def test_a_target_is_read_and_a_wrong_one_says_how_it_is_written() -> None:
@@ -31,14 +31,14 @@ def test_a_target_is_read_and_a_wrong_one_says_how_it_is_written() -> None:
             parse_target(wrong)
 
 
-def test_the_matrices_are_counted(shape: Shape) -> None:
+def test_the_matrices_are_counted(shape: DecoderSizes) -> None:
     assert (shape.layers, shape.ffn, shape.tied) == (2, 96, True)
     assert shape.attention == 64 * (64 + 32 + 32 + 64)
     assert shape.feed_forward == 3 * 64 * 96
     assert shape.head == 512 * 64
 
 
-def test_the_more_room_the_more_bits(shape: Shape) -> None:
+def test_the_more_room_the_more_bits(shape: DecoderSizes) -> None:
     everything = without_pruning(shape, 10**9)
     assert everything[0].high_precision_fraction == 1.0 and everything[-1] == SMALLEST
     sizes = [shape.int4_bytes(one) for one in everything]
@@ -47,7 +47,7 @@ def test_the_more_room_the_more_bits(shape: Shape) -> None:
     assert without_pruning(shape, sizes[-1] - 1) == []
 
 
-def test_prunings_keep_as_much_as_fits(shape: Shape) -> None:
+def test_prunings_keep_as_much_as_fits(shape: DecoderSizes) -> None:
     limit = shape.int4_bytes(SMALLEST) - 5_000
     found = prunings(shape, limit)
     assert found["layers"] == Prune(layers=1)
@@ -68,7 +68,7 @@ def test_the_pruning_that_changes_least_is_taken_with_its_layers_named() -> None
 
 
 def test_a_predicted_size_is_the_written_size_and_the_last_version_obeys(
-    tiny_settings: Settings, shape: Shape
+    tiny_settings: Settings, shape: DecoderSizes
 ) -> None:
     expected = shape.int4_bytes(PlannedTarget(weights="gptq", high_precision_fraction=0.5))
     plan = CompressPlan(target=f"size<={(expected + 500) / 1000}kB")
@@ -81,7 +81,7 @@ def test_a_predicted_size_is_the_written_size_and_the_last_version_obeys(
 
 
 def test_below_4_bits_something_goes_and_the_rest_is_healed(
-    tiny_settings: Settings, shape: Shape, tmp_path: Path
+    tiny_settings: Settings, shape: DecoderSizes, tmp_path: Path
 ) -> None:
     limit = shape.int4_bytes(SMALLEST) - 5_000
     plan = CompressPlan(target=f"size<={limit / 1000}kB")
@@ -105,7 +105,7 @@ def test_below_4_bits_something_goes_and_the_rest_is_healed(
 
 
 def test_a_speed_is_reached_by_8_bits_or_by_as_few_bytes_as_it_takes(
-    tiny_settings: Settings, shape: Shape, monkeypatch: pytest.MonkeyPatch
+    tiny_settings: Settings, shape: DecoderSizes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tiny models are all as fast as their overhead: their speed here is said to be what their bytes would make it."""
     registry = Registry(tiny_settings)

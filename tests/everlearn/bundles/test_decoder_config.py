@@ -10,7 +10,7 @@ import onnx
 import pytest
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GemmaConfig
 
-from compress.search import Shape
+from compress.search import DecoderSizes
 from everlearn.bundles.decoder_config import BY_LAYER, IN_ALL_LAYERS, is_tied
 from tests.compress.targets.architecture_table import build_and_measure
 from tests.support.architecture_rows import SHAPE, working, write
@@ -39,7 +39,7 @@ def test_gemma_as_published_is_tied(tmp_path: Path) -> None:
     config = json.loads(file.read_text())
     config.pop("tie_word_embeddings", None)
     file.write_text(json.dumps(config))
-    assert Shape.read(tmp_path / "model").tied
+    assert DecoderSizes.read(tmp_path / "model").tied
     build_and_measure(tmp_path / "model", tmp_path / "made", "int8-onnx")
     graph = onnx.load(tmp_path / "made" / "model.onnx", load_external_data=False).graph
     assert [node.op_type for node in graph.node if node.op_type.startswith("Gather")].count(

@@ -100,7 +100,7 @@ class PlannedTarget(BaseModel):
                 raise ValueError(
                     "wide_share is the old name of high_precision_fraction: leave wide_share out"
                 )
-            warnings.warn(WIDE_SHARE_RENAMED, FutureWarning, stacklevel=2)
+            warnings.warn_explicit(WIDE_SHARE_RENAMED, FutureWarning, filename="recipe", lineno=1)
             said = renamed(said)
         to, weights = said.get("to", DEFAULT_TARGET), said.get("weights", DEFAULT_METHOD)
         return {"high_precision_fraction": default_high_precision_fraction(str(to), str(weights)), **said}

@@ -115,7 +115,7 @@ def max_length(model_dir: Path) -> int:
     return limit
 
 
-def cut_and_padded(model_dir: Path) -> Any:
+def truncating_tokenizer(model_dir: Path) -> Any:
     """The tokenizer, which cuts each text where the encoder ends and pads a batch to its longest text."""
     from tokenizers import Tokenizer
 
@@ -170,9 +170,9 @@ def probe_texts() -> list[str]:
     return [" ".join(words[start : start + count]) for count in PROBE_WORDS for start in range(0, 4000, 500)]
 
 
-def nearness(ours: Embed, theirs: Embed, model_dir: Path) -> dict[str, Any]:
+def embedding_similarity(ours: Embed, theirs: Embed, model_dir: Path) -> dict[str, Any]:
     """Cosine similarity of both embeddings of each of the held-out text's pieces; padded batches, as an engine sends them."""
-    tokenizer, texts = cut_and_padded(model_dir), probe_texts()
+    tokenizer, texts = truncating_tokenizer(model_dir), probe_texts()
     cosines: list[float] = []
     for start in range(0, len(texts), 8):
         feeds = inputs_of(tokenizer, texts[start : start + 8])

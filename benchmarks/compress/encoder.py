@@ -29,7 +29,7 @@ from benchmarks.machine import cpu
 from benchmarks.texts import held, readable
 from compress.plan import follow
 from compress.recipe import Calibration, CompressPlan, PlannedTarget, Prune, Teaching
-from compress.sentence_encoder import cut_and_padded, inputs_of, load_encoder
+from compress.sentence_encoder import inputs_of, load_encoder, truncating_tokenizer
 from compress.targets.onnx_encoder import session_embed
 from everlearn.importing.sources import import_model
 from everlearn.progress import Progress, shown
@@ -186,7 +186,7 @@ def compare(registry: Registry, made: Mapping[str, Version], chosen: argparse.Na
     """Prints a row for each version, beside the first."""
     parent = registry.path(next(iter(made.values())))
     pairs = passages(parent / "tokenizer.json")
-    tokenizer = cut_and_padded(parent)
+    tokenizer = truncating_tokenizer(parent)
     encoders = {
         name: encoder_of(registry.path(version), tokenizer, chosen.threads) for name, version in made.items()
     }

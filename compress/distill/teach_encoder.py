@@ -21,7 +21,14 @@ from compress.distill.recipe import DistillRecipe
 from compress.parent_files import keep_beside_weights
 from compress.prune.layers import evenly_spaced, layers_of, with_layers
 from compress.prune.prune_encoder import take_over
-from compress.sentence_encoder import Encoder, load_encoder, max_length, nearness, save_encoder, texts_of
+from compress.sentence_encoder import (
+    Encoder,
+    embedding_similarity,
+    load_encoder,
+    max_length,
+    save_encoder,
+    texts_of,
+)
 from everlearn.errors import InvalidInput
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
@@ -78,7 +85,7 @@ def teach_encoder(request: Mapping[str, Any], progress: Progress) -> dict[str, A
     except Diverged as error:
         raise InvalidInput(error.message, param="optimizer.lr") from None
     progress("measuring", None)
-    near = nearness(student.cpu().eval().embed, teacher.cpu().embed, teacher_dir)
+    near = embedding_similarity(student.cpu().eval().embed, teacher.cpu().embed, teacher_dir)
     model_dir = run_dir / "model"
     shutil.rmtree(model_dir, ignore_errors=True)
     save_encoder(student, saved_dtype(teacher_dir), model_dir)

@@ -21,7 +21,14 @@ from compress.prune.reconstruct import changed, least_squares, rounded
 from compress.quantize.calibration import calibration_windows, seen
 from compress.quantize.capture import capture_inputs
 from compress.recipe import Calibration, Prune
-from compress.sentence_encoder import Encoder, load_encoder, nearness, save_encoder, texts_of, whole_texts
+from compress.sentence_encoder import (
+    Encoder,
+    embedding_similarity,
+    load_encoder,
+    save_encoder,
+    texts_of,
+    whole_texts,
+)
 from everlearn.errors import Unsupported
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
@@ -44,7 +51,7 @@ def build_pruned_encoder(request: Mapping[str, Any], progress: Progress) -> dict
     whole = load_encoder(model_dir)
     smaller, made = pruned(whole, wanted, texts_of(windows.reshape(-1), model_dir), progress)
     progress("measuring", None)
-    compared = nearness(smaller.embed, whole.embed, model_dir)
+    compared = embedding_similarity(smaller.embed, whole.embed, model_dir)
     progress("writing", None)
     save_encoder(smaller, saved_dtype(model_dir), directory)
     return {"made": {**made, "calibration_seen": seen(windows)}, "compared": compared}

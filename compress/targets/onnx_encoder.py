@@ -23,9 +23,9 @@ from compress.sentence_encoder import (
     Embed,
     Encoder,
     drop_pooler,
+    embedding_similarity,
     load_encoder,
     max_length,
-    nearness,
     pooling_mode,
     texts_of,
 )
@@ -54,7 +54,7 @@ def build_onnx_encoder(request: Mapping[str, Any], progress: Progress) -> dict[s
         trace(encoder, graph)
         refuse_another_graph(graph, model_dir)
     progress("measuring", None)
-    near = nearness(session_embed(graph), encoder.embed, model_dir)
+    near = embedding_similarity(session_embed(graph), encoder.embed, model_dir)
     metrics = {**near, "dimensions": encoder.body.config.hidden_size}
     return {"opset": OPSET, "max_length": longest, "metrics": metrics, **made}
 
@@ -121,7 +121,7 @@ def trace(encoder: Encoder, graph: Path) -> None:
 
 def refuse_another_graph(graph: Path, model_dir: Path) -> None:
     """Raises Drifted where ``graph``, before anything in it is rounded, has other embeddings than torch."""
-    least = nearness(session_embed(graph), load_encoder(model_dir).embed, model_dir)["cosine_min"]
+    least = embedding_similarity(session_embed(graph), load_encoder(model_dir).embed, model_dir)["cosine_min"]
     if not least >= SAME_GRAPH:
         raise Drifted(
             f"an embedding of the graph in float32 has cosine {least:.4f} with torch's; at least {SAME_GRAPH} is asked, so "

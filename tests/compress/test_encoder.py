@@ -16,7 +16,7 @@ from compress.plan import follow
 from compress.prune.layers import with_layers
 from compress.prune.prune_encoder import pruned, take_over
 from compress.recipe import CompressPlan, Prune
-from compress.sentence_encoder import Encoder, load_encoder, nearness, texts_of
+from compress.sentence_encoder import Encoder, embedding_similarity, load_encoder, texts_of
 from everlearn.errors import EverlearnError, InvalidInput, Unsupported
 from everlearn.importing.sources import import_model
 from everlearn.progress import silent
@@ -69,7 +69,7 @@ def test_the_layer_that_adds_nothing_goes_first_and_is_not_missed(
     whole = load_encoder(model_dir)
     smaller, made = pruned(whole, Prune(layers=3), texts, silent)
     assert made["dropped"] == [2] and smaller.body.config.num_hidden_layers == 3
-    assert nearness(smaller.embed, whole.embed, model_dir)["cosine_min"] > 0.99999
+    assert embedding_similarity(smaller.embed, whole.embed, model_dir)["cosine_min"] > 0.99999
 
 
 def test_dropped_layers_are_made_up_for_by_the_one_before(model_dir: Path, texts: list[torch.Tensor]) -> None:
@@ -79,7 +79,9 @@ def test_dropped_layers_are_made_up_for_by_the_one_before(model_dir: Path, texts
     solved = Encoder(with_layers(whole.body, kept), whole.pooling).eval()
     apart = take_over(whole, solved, kept, texts)
     assert list(apart) == [0] and apart[0][1] < 0.8 * apart[0][0]
-    before, after = (nearness(one.embed, whole.embed, model_dir)["cosine_mean"] for one in (bare, solved))
+    before, after = (
+        embedding_similarity(one.embed, whole.embed, model_dir)["cosine_mean"] for one in (bare, solved)
+    )
     assert after > before + 0.2 * (1 - before), (before, after)
 
 
@@ -188,7 +190,9 @@ def test_a_plan_prunes_heals_and_quantizes_and_does_nothing_twice(
     registry = Registry(settings)
     assert (registry.path(healed) / "1_Pooling" / "config.json").is_file()
     whole, student = (load_encoder(registry.path(one)) for one in (registry.weights("bert@1"), healed))
-    assert nearness(student.embed, whole.embed, model_dir)["cosine_mean"] == pytest.approx(after, abs=1e-4)
+    assert embedding_similarity(student.embed, whole.embed, model_dir)["cosine_mean"] == pytest.approx(
+        after, abs=1e-4
+    )
     embeddings = [one.body.embeddings.word_embeddings.weight for one in (whole, student)]
     assert torch.equal(*embeddings), "a token that the text does not have stays among those that it has"
     again = list(follow(settings, "bert@1", plan(corpus, 100)))

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from compress.sentence_encoder import cut_and_padded, inputs_of, load_encoder, probe_texts
+from compress.sentence_encoder import inputs_of, load_encoder, probe_texts, truncating_tokenizer
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.machine.conftest import MACHINES, Answers, Case, run
@@ -118,7 +118,7 @@ def test_minilm_is_as_near_to_its_parent_without_vnni(real_settings: Settings, t
     registry = Registry(real_settings)
     parent = registry.path(registry.weights("minilm"))
     graph = registry.path(registry.resolve("minilm@champion")) / "model.onnx"
-    inputs = inputs_of(cut_and_padded(parent), probe_texts()[:2])
+    inputs = inputs_of(truncating_tokenizer(parent), probe_texts()[:2])
     answers = run(
         [Case("minilm", graph, {f"0.{name}": value for name, value in inputs.items()})],
         MACHINES["AVX2 without VNNI"],

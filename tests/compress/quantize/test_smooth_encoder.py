@@ -15,7 +15,14 @@ from compress.export import export
 from compress.quantize.calibration import calibration_windows
 from compress.quantize.smooth_encoder import reads, smooth
 from compress.recipe import Calibration, CompressRecipe
-from compress.sentence_encoder import Encoder, drop_pooler, load_encoder, nearness, texts_of, whole_texts
+from compress.sentence_encoder import (
+    Encoder,
+    drop_pooler,
+    embedding_similarity,
+    load_encoder,
+    texts_of,
+    whole_texts,
+)
 from compress.targets.onnx_encoder import quantize, session_embed, trace
 from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry
@@ -83,7 +90,7 @@ def test_the_graph_is_made_so_and_is_nearer_than_one_scale_for_all(
     graph = tmp_path / "plain.onnx"
     trace(whole, graph)
     quantize(graph)
-    plain = nearness(session_embed(graph), whole.embed, model_dir)
+    plain = embedding_similarity(session_embed(graph), whole.embed, model_dir)
     ours = version.manifest.metrics["cosine_mean"]
     assert 1 - ours < (1 - plain["cosine_mean"]) / 2
 

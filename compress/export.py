@@ -155,7 +155,17 @@ def export_vllm(
     parent_dir: Path, staging: Path, recipe: CompressRecipe, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds and measures a decoder for vLLM; returns how it was made, and its metrics."""
-    request = {
+    target = TARGETS[recipe.to]
+    result = run_child(target.decoder_child, vllm_request(parent_dir, staging, recipe), progress)
+    keep_tokenizer(parent_dir, staging)
+    write_generation_config(staging)
+    refuse_drift(result["compared"]["divergence"], target)
+    return {"precision": target.precision, **result["made"]}, quality_metrics(result["compared"])
+
+
+def vllm_request(parent_dir: Path, staging: Path, recipe: CompressRecipe) -> dict[str, Any]:
+    """What :mod:`compress.targets.vllm` is asked for."""
+    return {
         **recipe.model_dump(
             mode="json", include={"to", "group_size", "high_precision_fraction", "calibration"}
         ),
@@ -164,12 +174,6 @@ def export_vllm(
         "directory": str(staging),
         "tokens": HELD_OUT_TOKENS,
     }
-    target = TARGETS[recipe.to]
-    result = run_child(target.decoder_child, request, progress)
-    keep_tokenizer(parent_dir, staging)
-    write_generation_config(staging)
-    refuse_drift(result["compared"]["divergence"], target)
-    return {"precision": target.precision, **result["made"]}, quality_metrics(result["compared"])
 
 
 def export_encoder(

@@ -15,7 +15,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from compress.export import build_export, export, recipe_of
+from compress.export import build_export, export, recipe_of, vllm_request
 from compress.measure.parent_divergence import held_windows
 from compress.measure.parity import Drifted
 from compress.parent_files import keep_tokenizer
@@ -151,8 +151,8 @@ def outliers(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made_of(model_dir: Path, directory: Path, recipe: CompressRecipe) -> dict[str, Any]:
     """What the child says, in this process."""
-    request = {"model_dir": str(model_dir), "directory": str(directory), "tokens": 512}
-    return vllm_target.build_vllm_checkpoint(recipe.model_dump(mode="json") | request, lambda *_: None)
+    request = vllm_request(model_dir, directory, recipe) | {"tokens": 512}
+    return vllm_target.build_vllm_checkpoint(request, lambda *_: None)
 
 
 def test_outliers_of_the_activations_are_divided_out(

@@ -32,7 +32,7 @@ def shown() -> list[tuple[str, str]]:
     for page in PAGES:
         text = page.read_text()
         code = [block for kind, block in FENCED.findall(text) if kind in ("", "sh")]
-        code += [f"{each}\n" for each in re.findall(r"`(everlearn [^`\n]+)`", text)]
+        code += [f"{each}\n" for each in re.findall(r"`(everlearn [^`\n]+)`", FENCED.sub("", text))]
         lines += [
             (page.name, line) for block in code for line in re.findall(r"\beverlearn ([a-z][^\n#|]*)", block)
         ]

@@ -1,4 +1,4 @@
-"""One circle of the house with a tiny model: a file uploaded, a job followed, the new champion answering."""
+"""The whole loop with a tiny model: a file uploaded, a job followed, the new champion answering."""
 
 import random
 import shutil

@@ -141,7 +141,7 @@ def test_an_engine_without_memory_left_harms_nobody_else_and_comes_back(
     server: Supervised, read_before: bool
 ) -> None:
     engine, other = engine_of(server, "smollm2"), engine_of(server, "minilm")
-    text = "the river runs through the old town " * 90
+    text = "the river runs through the old served_home " * 90
     if read_before:
         assert server.ask(text, "smollm2", max_tokens=4).status_code == 200
     most = engine.memory_info().vms + 1024**2

@@ -74,8 +74,8 @@ def stream(client: httpx.Client, body: dict[str, object]) -> tuple[str, str]:
     return response.headers["x-everlearn-version"], "".join(delta.get("content") or "" for delta in deltas)
 
 
-class Town:
-    """A home with versions of `tiny`, and the ways to move its champion."""
+class ServedHome:
+    """A home with versions of `tiny` that a supervisor serves, and ways to move its champion."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

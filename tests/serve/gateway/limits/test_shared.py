@@ -56,7 +56,7 @@ class Valkey:
             return False
 
 
-class Town:
+class GatewayPair:
     """Two gateways of one home, with one engine `m`."""
 
     def __init__(self, home: Path) -> None:
@@ -85,13 +85,13 @@ class Town:
 
 
 @pytest.fixture(scope="module")
-def town() -> Iterator[Town]:
+def pair() -> Iterator[GatewayPair]:
     home = Path(tempfile.mkdtemp(prefix="gw"))
-    town = Town(home)
-    yield town
-    town.one.stop()
-    town.two.stop()
-    town.valkey.kill()
+    pair = GatewayPair(home)
+    yield pair
+    pair.one.stop()
+    pair.two.stop()
+    pair.valkey.kill()
     shutil.rmtree(home)
 
 
@@ -99,60 +99,60 @@ async def die(connection: Connection) -> None:
     connection.reset()
 
 
-def test_an_engine_that_one_gateway_excludes_is_not_tried_by_the_other(town: Town) -> None:
-    town.engine.script = die
+def test_an_engine_that_one_gateway_excludes_is_not_tried_by_the_other(pair: GatewayPair) -> None:
+    pair.engine.script = die
 
     def excluded_for_long() -> bool:
-        town.one.chat()
-        return '"seconds":8.0' in town.one.log()
+        pair.one.chat()
+        return '"seconds":8.0' in pair.one.log()
 
     try:
         wait_until(excluded_for_long, "one gateway excludes the engine")
-        wait_until(lambda: town.two.metric(EXCLUDED) == 1, "the other gateway hears of it")
-        town.engine.received.clear()
-        assert "not answering" in town.two.chat().text
-        assert not town.engine.received
+        wait_until(lambda: pair.two.metric(EXCLUDED) == 1, "the other gateway hears of it")
+        pair.engine.received.clear()
+        assert "not answering" in pair.two.chat().text
+        assert not pair.engine.received
     finally:
-        town.engine.script = well
+        pair.engine.script = well
     wait_until(
-        lambda: town.one.chat().status_code == town.two.chat().status_code == 200, "the engine is back"
+        lambda: pair.one.chat().status_code == pair.two.chat().status_code == 200, "the engine is back"
     )
 
 
-def test_limits_are_counted_together_and_alone_while_valkey_is_away(town: Town) -> None:
-    secret, _ = create_key(town.one.db, "shared", requests_per_minute=6)
-    wait_until(lambda: town.one.client.get("/v1/models").status_code == 401, "keys are asked for")
-    wait_until(lambda: town.two.client.get("/v1/models").status_code == 401, "keys are asked for")
-    assert sorted(town.statuses(secret, 10)) == [200] * 6 + [429] * 4
+def test_limits_are_counted_together_and_alone_while_valkey_is_away(pair: GatewayPair) -> None:
+    secret, _ = create_key(pair.one.db, "shared", requests_per_minute=6)
+    wait_until(lambda: pair.one.client.get("/v1/models").status_code == 401, "keys are asked for")
+    wait_until(lambda: pair.two.client.get("/v1/models").status_code == 401, "keys are asked for")
+    assert sorted(pair.statuses(secret, 10)) == [200] * 6 + [429] * 4
 
-    town.valkey.kill()
-    wait_until(town.count_alone, "the gateways notice")
-    other, _ = create_key(town.one.db, "alone", requests_per_minute=3)
-    assert sorted(town.statuses(other, 10)) == [200] * 6 + [429] * 4
-    for gateway in (town.one, town.two):
+    pair.valkey.kill()
+    wait_until(pair.count_alone, "the gateways notice")
+    other, _ = create_key(pair.one.db, "alone", requests_per_minute=3)
+    assert sorted(pair.statuses(other, 10)) == [200] * 6 + [429] * 4
+    for gateway in (pair.one, pair.two):
         assert '"event":"limits_are_local"' in gateway.log()
 
-    town.valkey.start()
-    wait_until(town.share, "the gateways count together again")
-    again, _ = create_key(town.one.db, "again", requests_per_minute=6)
-    assert sorted(town.statuses(again, 10)) == [200] * 6 + [429] * 4
+    pair.valkey.start()
+    wait_until(pair.share, "the gateways count together again")
+    again, _ = create_key(pair.one.db, "again", requests_per_minute=6)
+    assert sorted(pair.statuses(again, 10)) == [200] * 6 + [429] * 4
 
 
-def test_tokens_of_an_answer_by_one_gateway_are_owed_at_the_other(town: Town) -> None:
-    secret, _ = create_key(town.one.db, "tokens", tokens_per_minute=10)
+def test_tokens_of_an_answer_by_one_gateway_are_owed_at_the_other(pair: GatewayPair) -> None:
+    secret, _ = create_key(pair.one.db, "tokens", tokens_per_minute=10)
     headers = {"authorization": f"Bearer {secret}"}
-    answer = town.one.client.post("/v1/chat/completions", json=chat_body(), headers=headers)
+    answer = pair.one.client.post("/v1/chat/completions", json=chat_body(), headers=headers)
     assert answer.json()["usage"]["total_tokens"] == 10
 
     def refused() -> bool:
         return (
-            town.two.client.post("/v1/chat/completions", json=chat_body(), headers=headers).status_code == 429
+            pair.two.client.post("/v1/chat/completions", json=chat_body(), headers=headers).status_code == 429
         )
 
     wait_until(refused, "the other gateway knows of the debt")
 
 
-def test_requests_at_several_gateways_at_once_cannot_spend_the_same_tokens(town: Town) -> None:
+def test_requests_at_several_gateways_at_once_cannot_spend_the_same_tokens(pair: GatewayPair) -> None:
     going = threading.Event()
 
     async def wait(connection: Connection) -> None:
@@ -160,47 +160,47 @@ def test_requests_at_several_gateways_at_once_cannot_spend_the_same_tokens(town:
             await asyncio.sleep(0.01)
         await well(connection)
 
-    secret, _ = create_key(town.one.db, "at once", tokens_per_minute=50)
-    town.engine.script = wait
+    secret, _ = create_key(pair.one.db, "at once", tokens_per_minute=50)
+    pair.engine.script = wait
     try:
         with ThreadPoolExecutor(6) as pool:
-            asked = [pool.submit(lambda n=n: ask(town, n % 2, secret)) for n in range(6)]
+            asked = [pool.submit(lambda n=n: ask(pair, n % 2, secret)) for n in range(6)]
             wait_until(lambda: sum(one.done() for one in asked) == 5, "five are refused", 10)
             going.set()
             assert sorted(one.result() for one in asked) == [200] + [429] * 5
     finally:
-        town.engine.script = well
-    wait_until(lambda: ask(town, 1, secret) == 200, "what was not used is given back at every gateway", 2)
+        pair.engine.script = well
+    wait_until(lambda: ask(pair, 1, secret) == 200, "what was not used is given back at every gateway", 2)
 
 
-def test_requests_in_flight_are_counted_at_every_gateway(town: Town) -> None:
-    secret, _ = create_key(town.one.db, "two", requests_in_flight=2)
+def test_requests_in_flight_are_counted_at_every_gateway(pair: GatewayPair) -> None:
+    secret, _ = create_key(pair.one.db, "two", requests_in_flight=2)
 
     async def hold(connection: Connection) -> None:
         await connection.head()
         await connection.delta("x")
         await asyncio.sleep(60)
 
-    town.engine.script = hold
+    pair.engine.script = hold
     body = json.dumps(chat_body(stream=True)).encode()
     held = [
         raw_request(gateway.port, body, headers=f"authorization: Bearer {secret}\r\n")
-        for gateway in (town.one, town.two)
+        for gateway in (pair.one, pair.two)
     ]
     try:
         for connection in held:
             assert b"200 OK" in connection.recv(4096)
         time.sleep(0.6)  # they tell each other every quarter of a second
-        town.engine.script = well
-        assert [ask(town, n, secret) for n in (0, 1)] == [429, 429]
+        pair.engine.script = well
+        assert [ask(pair, n, secret) for n in (0, 1)] == [429, 429]
     finally:
-        town.engine.script = well
+        pair.engine.script = well
         for connection in held:
             connection.close()
-    wait_until(lambda: ask(town, 0, secret) == 200, "both are told that it is over", 5)
+    wait_until(lambda: ask(pair, 0, secret) == 200, "both are told that it is over", 5)
 
 
-def ask(town: Town, gateway: int, secret: str) -> int:
-    with httpx2.Client(base_url=(town.one, town.two)[gateway].url, timeout=20, trust_env=False) as client:
+def ask(pair: GatewayPair, gateway: int, secret: str) -> int:
+    with httpx2.Client(base_url=(pair.one, pair.two)[gateway].url, timeout=20, trust_env=False) as client:
         headers = {"authorization": f"Bearer {secret}"}
         return client.post("/v1/chat/completions", json=chat_body(), headers=headers).status_code

@@ -68,6 +68,7 @@ RIGHTS = {
     "GET /console": "anybody",
     "GET /docs": "anybody",
     "GET /openapi.json": "anybody",
+    "GET /console_elements.js": "anybody",
     **{
         f"GET /{page}.{kind}": "anybody"
         for page in ("playground", "console", "docs")

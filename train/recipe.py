@@ -162,7 +162,7 @@ class Checkpoint(_Part):
 
 
 class Validation(_Part):
-    """The held set is measured before, after, and every ``every_steps``, on at most ``tokens`` tokens."""
+    """The held-out data is measured before and after training and every ``every_steps`` steps, on at most ``tokens`` tokens."""
 
     tokens: int = Field(default=65536, ge=1)
     every_steps: int | None = Field(default=None, ge=1)

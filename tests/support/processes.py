@@ -68,7 +68,7 @@ def _rank(
 def fitted(
     recipe: dict[str, Any], base: Path, run_dir: Path, stop_after: int | None = None
 ) -> tuple[list[float], str, float | None]:
-    """Trains; returns the loss of each step, a hash of the final weights (rank 0), and the held loss."""
+    """Trains; returns the loss of each step, a hash of the final weights (rank 0), and the held-out loss."""
     from train.data.packing import Packer
     from train.loop import fit
     from train.models.build import build_model

@@ -83,7 +83,7 @@ def test_every_field_is_a_known_key() -> None:
     assert {"tune.rank", "checkpoint.every_steps", "architecture.kv_heads", "data.held_fraction"} <= keys
 
 
-def test_what_does_not_change_the_result_is_no_difference() -> None:
+def test_keys_that_do_not_change_the_result_are_no_difference() -> None:
     one = validate_recipe(TrainRecipe, {"data": {"store": "a"}}).model_dump(mode="json")
     other = validate_recipe(
         TrainRecipe,

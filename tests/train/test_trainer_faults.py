@@ -76,7 +76,7 @@ def one_batch(base: Path, uneven_recipe: dict[str, Any]) -> dict[str, torch.Tens
 def step_in_group(
     recipe: dict[str, Any], base: Path, run_dir: Path
 ) -> tuple[dict[str, Any], float, float | None]:
-    """One step, in a rank: how far each weight moved (rank 0); the gradient's norm; the held loss before."""
+    """One step, in a rank: how far each weight moved (rank 0); the gradient's norm; the held-out loss before."""
     from train.loop import fit
     from train.parallel.group import joined
     from train.run import gather, open_stores

@@ -1,7 +1,7 @@
 """Tokenized examples on disk: flat files that many processes map into memory and share.
 
 ``tokens.bin`` holds every example's ids end to end (uint16 where the vocabulary allows, else uint32),
-``mask.bin`` one byte a token (1 = target), ``offsets.bin`` int64 (examples + 1,), and ``card.json`` the counts
+``mask.bin`` one byte per token (1 = target), ``offsets.bin`` int64 (examples + 1,), and ``card.json`` the counts
 and the sha256 of each. A store appears whole under its name or not at all.
 """
 

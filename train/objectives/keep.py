@@ -1,7 +1,7 @@
-"""Learning the new while predicting the old as before: two kinds of rows in one step.
+"""Learn new text while predicting earlier text as before: two kinds of rows in one step.
 
 New rows teach by cross-entropy. Kept rows, of earlier texts, hold the model to what it predicted there before the
-run: KL(before || now), as in learning without forgetting (arXiv 1606.09282). A whole distribution a token says far
+run: KL(before || now), as in learning without forgetting (arXiv 1606.09282). A whole distribution per token says far
 more than the one token that a replayed text holds, so few kept rows do. Steps and learning rate are those of the
 new rows alone: kept rows are beside them, not between them.
 """

@@ -88,4 +88,4 @@ def numbers_of(report: dict[str, Any]) -> str:
 
 
 def held_line(report: dict[str, Any]) -> str:
-    return f"step {report['step']}: perplexity {math.exp(report['held_nll']):.3f} on the held set"
+    return f"step {report['step']}: perplexity {math.exp(report['held_nll']):.3f} on the held-out set"

@@ -15,7 +15,7 @@ SCALARS = ("loss", "lr", "grad_norm", "tokens_per_s", "held_nll")
 
 
 class StepLog:
-    """One writer a run. Raises Unavailable where TensorBoard was asked for and is not installed."""
+    """One writer per run. Raises Unavailable if TensorBoard was asked for and is not installed."""
 
     def __init__(self, run_dir: Path, kind: Literal["tensorboard", "none"]) -> None:
         self.path = run_dir / "steps.jsonl"

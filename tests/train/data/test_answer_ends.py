@@ -138,7 +138,7 @@ class Lines:
         self.lines.append(step)
 
 
-def test_what_is_put_behind_answers_is_told_by_card_and_progress(tmp_path: Path) -> None:
+def test_an_end_token_put_behind_answers_is_told_by_card_and_progress(tmp_path: Path) -> None:
     words = [
         "alpha",
         "beta",

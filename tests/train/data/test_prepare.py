@@ -163,7 +163,7 @@ def test_a_small_file_has_as_many_held_out_as_are_needed_to_measure(
     assert documents(tmp_path / "one", "held").keys() == documents(tmp_path / "two", "held").keys()
 
 
-def test_what_is_held_out_of_a_small_file_is_what_can_be_measured(
+def test_a_small_file_holds_out_as_many_documents_as_can_be_measured(
     tokenizer_dir: Path, tmp_path: Path
 ) -> None:
     """Every other prompt is beyond ``max_tokens``: 12 can be learnt from, whichever hashes are the smallest."""

@@ -79,7 +79,7 @@ def test_texts_end_with_the_token_that_ends_generation(tokens: Tokens) -> None:
 
 
 @pytest.mark.parametrize("with_tools", [False, True])
-def test_what_comes_before_an_answer_is_the_prompt_that_the_engine_gives_the_model(
+def test_the_prompt_before_an_answer_is_the_one_that_the_engine_gives_the_model(
     tokens: Tokens, directory: Path, with_tools: bool
 ) -> None:
     system, question, answer = (

@@ -60,7 +60,9 @@ def test_the_same_examples_are_written_again_without_a_change_and_others_refused
 @pytest.mark.parametrize(
     "wrong", [example(1, 500), example(-1, 2), example(), Example(np.arange(3), np.ones(2, bool))]
 )
-def test_what_no_tokenizer_makes_is_refused_and_leaves_nothing(tmp_path: Path, wrong: Example) -> None:
+def test_an_example_that_no_tokenizer_makes_is_refused_and_leaves_nothing(
+    tmp_path: Path, wrong: Example
+) -> None:
     with pytest.raises(ValueError, match=r"ids reach from|must both be"):
         write(tmp_path / "store", [example(1, 2), wrong])
     assert not (tmp_path / "store").exists() and not list(tmp_path.glob(".staging/stage-*"))

@@ -65,7 +65,7 @@ def test_an_epoch_sees_each_kept_row_once_whatever_the_ranks(batches: WithKept) 
         assert shared and shared == rows(1)[: len(shared)]
 
 
-def test_it_forgets_less_and_learns_as_much() -> None:
+def test_keeping_forgets_less_and_learns_as_much() -> None:
     """What two models make of new text, one of them held to what it knew of another."""
     start = model(0)
     old, new = Packer(examples(8, 2), 64, seed=0), Packer(examples(16, 3), 64, seed=0)

@@ -152,7 +152,7 @@ def edit_recipe() -> None:
         (edit_recipe, "steps: 2 → 3"),
     ],
 )
-def test_what_changed_is_a_run_of_its_own(home: Registry, edit: Any, told: str) -> None:
+def test_a_changed_recipe_or_file_is_a_run_of_its_own(home: Registry, edit: Any, told: str) -> None:
     default, half, whole = meant(home), Path("half"), Path("whole")
     begin(home, meant(home, run_dir=half))
     finish(home, meant(home, run_dir=whole))
@@ -327,7 +327,7 @@ def test_a_folder_with_other_things_is_no_run_folder(home: Registry, theirs: str
     assert file.read_text() == "mine"
 
 
-def test_what_a_kill_leaves_of_a_run_that_did_not_begin_is_no_hindrance(home: Registry) -> None:
+def test_leftovers_of_a_run_killed_before_it_began_are_no_hindrance(home: Registry) -> None:
     folder = Path("chosen")
     folder.mkdir()
     (folder / ".run.json.k1lled").write_text("{")

@@ -17,7 +17,7 @@ def report(step: int) -> StepReport:
     return StepReport(step, 9, 1.5, 0.1, 0.2, 100 * step, 50.0, 3.0)
 
 
-def test_what_a_killed_run_wrote_beyond_its_checkpoint_is_dropped(tmp_path: Path) -> None:
+def test_log_lines_that_a_killed_run_wrote_beyond_its_checkpoint_are_dropped(tmp_path: Path) -> None:
     log = StepLog(tmp_path, "none")
     log.begin(0)
     for step in range(1, 6):

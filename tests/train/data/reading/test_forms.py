@@ -207,7 +207,7 @@ def one(record: object, folder: Path) -> Chat | Text:
     return next(iter(read_examples(folder / "a.jsonl")))
 
 
-def test_what_stands_before_a_question_stays_before_it(tmp_path: Path) -> None:
+def test_a_text_before_a_question_stays_before_it(tmp_path: Path) -> None:
     system = {"role": "system", "content": "Be short."}
     expected = Chat([system, *said("Q", "A"), *said("Who?", "Me.")])
     alpaca = {
@@ -240,7 +240,7 @@ def test_a_prompts_own_answers_are_not_learnt(tmp_path: Path) -> None:
     assert one({"chosen": [*prompt, *completion], "rejected": [*prompt, *other]}, tmp_path) == expected
 
 
-def test_what_nothing_was_made_of_is_named(tmp_path: Path) -> None:
+def test_keys_that_nothing_was_made_of_are_named(tmp_path: Path) -> None:
     marked = [{**each, "id": 7} for each in said("Q", "A")]
     assert one({"messages": marked, "topic": "x", "note": None}, tmp_path).ignored == (
         "topic",
@@ -383,7 +383,7 @@ def test_one_double_among_many_keys_is_found_in_no_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_certain_is_refused_by_place_and_reason(case: str, tmp_path: Path) -> None:
+def test_a_record_of_uncertain_form_is_refused_by_place_and_reason(case: str, tmp_path: Path) -> None:
     name, content, expected = REFUSED[case]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidInput, match=expected):

@@ -165,7 +165,7 @@ def told(records: list[dict], tokenizer_dir: Path, tmp_path: Path) -> tuple[Data
     return card, [line for line in lines if line.startswith(("data: ", "warning: "))]
 
 
-def test_what_was_changed_ignored_and_left_out_is_told_and_more_than_a_tenth_is_a_warning(
+def test_changed_ignored_and_left_out_examples_are_told_and_more_than_a_tenth_is_a_warning(
     tokenizer_dir: Path, tmp_path: Path
 ) -> None:
     records = [chat(say(5), f"one\x0c{say(3)}\r\nthree", id=n) for n in range(17)]

@@ -1,7 +1,8 @@
 """The training objectives, one entry each.
 
 A recipe's key ``objective`` is validated by this table, and the help of ``everlearn train`` and the table in
-docs/training.md are made from it. It imports no torch: the class is named by a string, and imported when a run starts.
+docs/training.md are made from it. As the help must be quick, it imports neither torch nor pydantic: the class is named
+by a string, and imported when a run starts.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
-from everlearn.bundles.bundle import Task
 from everlearn.suggest import did_you_mean
 
 TRAIN = "everlearn train"
@@ -34,7 +34,7 @@ class ObjectiveSpec:
     summary: str
     models: str
     batch: tuple[str, ...] = PACKED
-    task: Task = "generate"
+    task: Literal["generate", "embed"] = "generate"
     options: str | None = None
     command: str = TRAIN
 

@@ -125,7 +125,7 @@ def teach(
     )
     say(
         started,
-        f"{domain.name}: {after_version} serves; gained {lesson.gain:.3f} nats a token, worst forgetting "
+        f"{domain.name}: {after_version} serves; gained {lesson.gain:.3f} nats per token, worst forgetting "
         f"{lesson.worst:+.3f}, in {took}",
     )
     return job, lesson

@@ -1,7 +1,8 @@
 """The queue's broker: the one that REDIS_URL names, or a Valkey server of this home's own on a unix socket.
 
 It holds nothing that may not be lost: the jobs' rows are the truth, and what a restarted broker forgot is
-published again. So it writes nothing to disk; and it evicts nothing (row 8 of what goes wrong with Celery on Redis).
+published again, so it writes nothing to disk. When memory is short it refuses writes instead of evicting keys: Celery
+would not notice that messages are gone.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ THRESHOLDS = GateThresholds(min_gain=0.01, max_forgetting=0.05, confidence=0.9, 
 
 
 def pair(change: float, spread: float = 0.02, documents: int = 64, seed: int = 0) -> tuple[Scores, Scores]:
-    """A champion and a candidate that is better by ``change`` nats a token, give or take ``spread``."""
+    """A champion and a candidate that is better by ``change`` nats per token, give or take ``spread``."""
     random = np.random.default_rng(seed)
     tokens = random.integers(50, 200, documents)
     before = random.normal(3.0, 0.5, documents)

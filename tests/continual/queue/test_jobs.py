@@ -52,7 +52,6 @@ def at_once(*acts: Callable[[], Any]) -> list[Any]:
 
 
 def test_of_many_claims_at_once_one_wins(installation: Installation) -> None:
-    """Row Q4."""
     job = installation.create()
     leases = at_once(*(lambda n=n: Jobs(installation.settings).claim(job.id, f"w{n}") for n in range(8)))
     [won] = [lease for lease in leases if lease]
@@ -110,7 +109,7 @@ def test_a_job_whose_key_has_ended_is_never_begun(installation: Installation) ->
 
 
 def test_a_stale_fence_writes_nothing(installation: Installation) -> None:
-    """Row Q5: the first holder was thought dead, and comes back while the second works."""
+    """The first holder was thought dead, and comes back while the second works."""
     stale = claimed(installation)
     assert installation.jobs.retry(stale, "silent") == "queued"
     fresh = installation.jobs.claim(stale.job_id, "two")
@@ -164,7 +163,7 @@ def test_finish_and_what_comes_with_it_are_one_transaction(installation: Install
 
 @pytest.mark.parametrize("attempt", range(6))
 def test_cancel_and_finish_at_once_leave_one_end(installation: Installation, attempt: int) -> None:
-    """Row Q13: whichever comes first, the other is told, and nothing changes any more."""
+    """Whichever comes first, the other is told, and nothing changes any more."""
     lease = claimed(installation)
     done = at_once(
         lambda: installation.jobs.cancel(lease.job_id).state,
@@ -209,7 +208,7 @@ def test_a_beat_after_the_look_keeps_the_lease(installation: Installation) -> No
 
 
 def test_the_same_idempotency_key_makes_one_job_of_each_client(installation: Installation) -> None:
-    """Row Q14, concurrently."""
+    """Also where both ask at once."""
     made = at_once(*(lambda: installation.create(idempotency_key="k") for _ in range(8)))
     assert len({job.id for job in made}) == 1
     with pytest.raises(InvalidInput, match="this Idempotency-Key made ftjob-"):

@@ -32,7 +32,7 @@ def works(installation: Installation, seconds: float = 20, **fields: object) -> 
 
 
 def test_a_job_runs_once_however_often_its_message_comes(running: Installation) -> None:
-    """Rows Q3, Q4, Q11: duplicates and poison are acknowledged and dropped, and the worker lives."""
+    """Duplicates and poison are acknowledged and dropped, and the worker lives."""
     id = works(running, seconds=2)
     app = celery_app(running.settings)
     with app.connection_for_write() as connection:
@@ -57,7 +57,7 @@ def test_a_job_runs_once_however_often_its_message_comes(running: Installation) 
 
 
 def test_a_killed_consumer_is_replaced_and_its_job_goes_on(running: Installation) -> None:
-    """Row Q1: a dead owner of this host is known at once, whatever its lease says."""
+    """A dead owner of this host is known at once, whatever its lease says."""
     id = works(running, seconds=3)
     job = running.jobs.get(id)
     child = running.lives(job)[0][0]
@@ -83,7 +83,7 @@ def test_a_killed_worker_leaves_nothing_running_and_its_job_to_the_next(running:
 
 
 def test_a_job_whose_child_always_dies_fails_after_its_attempts_and_others_run(running: Installation) -> None:
-    """Rows Q2, Q10: killed as by the system when memory is out."""
+    """Killed as by the system when memory is out."""
     doomed, other = running.create("die"), running.create()
     job = running.wait(doomed, "failed")
     assert len(running.lives(job)) == job.attempt == 3
@@ -93,7 +93,7 @@ def test_a_job_whose_child_always_dies_fails_after_its_attempts_and_others_run(r
 
 
 def test_a_fault_that_would_come_again_ends_the_job_at_once(running: Installation) -> None:
-    """Rows Q16, Q17: a refusal and a full disk; a crash and an unfinished job get their attempts."""
+    """A refusal and a full disk; a crash and an unfinished job get their attempts."""
     made = {do: running.create(do) for do in ("refuse", "full", "crash", "leave")}
     jobs = {do: running.wait(job, "failed") for do, job in made.items()}
     assert jobs["refuse"].error == {
@@ -106,7 +106,7 @@ def test_a_fault_that_would_come_again_ends_the_job_at_once(running: Installatio
 
 
 def test_a_stopped_worker_gives_its_job_back_at_a_checkpoint(running: Installation) -> None:
-    """Row Q12: exit 0, no attempt spent, and the next worker goes on."""
+    """It exits with 0, no attempt is spent, and the next worker goes on."""
     id = works(running, seconds=3)
     worker = running.workers[-1]
     worker.terminate()
@@ -121,7 +121,7 @@ def test_a_stopped_worker_gives_its_job_back_at_a_checkpoint(running: Installati
 
 
 def test_a_cancelled_job_ends_its_child_and_frees_the_worker(running: Installation) -> None:
-    """Row Q13: queued and running."""
+    """Queued and running."""
     id = works(running)
     waiting = running.create()
     assert running.jobs.cancel(waiting.id).state == "cancelled"
@@ -148,7 +148,7 @@ def test_a_job_that_runs_is_ended_with_its_key_and_frees_the_worker(running: Ins
 def test_a_zombie_can_write_nothing_and_its_child_is_gone_before_another_begins(
     running: Installation,
 ) -> None:
-    """Rows Q5, Q18: the consumer is stopped beyond its lease, a second worker takes over, the first wakes."""
+    """The consumer is stopped beyond its lease, a second worker takes over, the first wakes."""
     id = works(running, seconds=4)
     job = running.jobs.get(id)
     [(child, fence)] = running.lives(job)
@@ -167,7 +167,7 @@ def test_a_zombie_can_write_nothing_and_its_child_is_gone_before_another_begins(
 
 
 def test_a_broker_that_is_killed_costs_no_job(running: Installation) -> None:
-    """Row Q8: while idle and while a job runs; the job does not notice."""
+    """While idle and while a job runs; the job does not notice."""
     running.wait(running.create(), timeout_s=120)
     for _ in range(2):
         before = running.valkey()
@@ -186,7 +186,7 @@ def test_a_broker_that_is_killed_costs_no_job(running: Installation) -> None:
 
 
 def test_lost_messages_and_a_full_broker_delay_jobs_and_lose_none(running: Installation) -> None:
-    """Rows Q6, Q7, Q9: jobs were committed and never published, or what was published is gone."""
+    """Jobs were committed and never published, or what was published is gone."""
     works(running, seconds=2)
     redis = running.redis()
     redis.config_set("maxmemory", 1)

@@ -74,7 +74,7 @@ def test_a_recipe_may_say_anything(tmp_path: Path, content: bytes) -> None:
     key=st.sampled_from(["base", "data.train", "optimizer.lr", "epochs", "", "a.b.c.d", "."]),
     value=st.lists(PIECES, max_size=8).map("".join),
 )
-def test_what_is_set_beside_a_recipe_may_be_anything(tmp_path: Path, key: str, value: str) -> None:
+def test_a_value_set_beside_a_recipe_may_be_anything(tmp_path: Path, key: str, value: str) -> None:
     (tmp_path / "recipe.yaml").write_text("base: x\ndata: {train: [a.jsonl]}\n")
     try:
         read_recipe(tmp_path / "recipe.yaml", [f"{key}={value}"])

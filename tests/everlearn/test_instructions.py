@@ -28,7 +28,7 @@ M2 = "hw.optional.AdvSIMD: 1\nhw.optional.arm.FEAT_DotProd: 1\nhw.optional.arm.F
         ("", ()),
     ],
 )
-def test_what_the_system_says_is_understood(said: str, names: tuple[str, ...]) -> None:
+def test_the_systems_list_of_instructions_is_parsed(said: str, names: tuple[str, ...]) -> None:
     assert named(said) == names
 
 
@@ -44,7 +44,7 @@ def test_what_the_system_says_is_understood(said: str, names: tuple[str, ...]) -
         ("aarch64", "Features : fp asimd", False, "computed in float32"),
     ],
 )
-def test_what_it_means_is_told(machine: str, said: str, saturates: bool, words: str) -> None:
+def test_the_meaning_of_instructions_is_told(machine: str, said: str, saturates: bool, words: str) -> None:
     found = Instructions(machine, named(said))
     assert found.may_saturate == saturates and words in found.meaning
 

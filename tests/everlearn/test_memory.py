@@ -9,7 +9,7 @@ MB = 1_000_000
 SAY = "from everlearn.memory import peak_bytes; print(peak_bytes())"
 
 
-def test_it_counts_what_was_given_back() -> None:
+def test_the_peak_counts_memory_that_was_freed_since() -> None:
     held = bytearray(b"x") * (200 * MB)
     assert len(held) == 200 * MB
     del held

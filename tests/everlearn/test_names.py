@@ -10,7 +10,7 @@ from everlearn.names import plain_name
 
 
 @given(st.text(max_size=200))
-def test_whatever_is_said_becomes_a_name(said: str) -> None:
+def test_any_text_becomes_a_name(said: str) -> None:
     name = plain_name(said, "._-", "model")
     assert NAME.fullmatch(name) and ".." not in name
     assert plain_name(name, "._-", "model") == name
@@ -28,6 +28,6 @@ def test_the_same_name_composed_in_two_ways_is_one() -> None:
     assert plain_name("!" * 3 + "\u0301", "-", "x") == plain_name("!!!\u0301", "-", "x")
 
 
-def test_what_would_do_for_a_name_is_readable() -> None:
+def test_a_refused_name_is_told_with_one_that_would_do() -> None:
     with pytest.raises(InvalidInput, match="'modele-ete' would do"):
         check_name("Modèle été", "a model's name")

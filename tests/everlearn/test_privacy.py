@@ -57,7 +57,7 @@ def test_folders_and_bundles_are_private(open_home: Settings, add: Any) -> None:
     assert not open_to_others(registry.path(version))
 
 
-def test_what_an_earlier_version_left_open_is_closed_when_it_is_opened(open_home: Settings) -> None:
+def test_a_home_that_an_earlier_version_left_readable_is_made_private_on_opening(open_home: Settings) -> None:
     home = open_home.home
     for name in FOLDERS:
         (home / name / "deep").mkdir(parents=True)
@@ -90,7 +90,7 @@ def test_links_and_what_they_lead_to_stay_as_they_are(open_home: Settings, tmp_p
     assert stat.S_IMODE((elsewhere / "shared").stat().st_mode) == 0o644
 
 
-def test_what_the_programs_create_is_private_too(open_home: Settings) -> None:
+def test_files_that_programs_create_are_private(open_home: Settings) -> None:
     script = (
         "import everlearn.cli.main as cli, sys; sys.argv = ['everlearn', 'keys', 'create', 'k']; cli.main()"
     )

@@ -162,7 +162,7 @@ def test_any_values_are_settings_or_a_config_error(
     slots=st.integers(1, 1024),
     host=st.sampled_from(["::1", "0.0.0.0", "localhost"]),
 )
-def test_what_is_written_is_what_is_read(
+def test_written_settings_are_read_as_they_were_written(
     tmp_path_factory: pytest.TempPathFactory, port: int, slots: int, host: str
 ) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "e.yaml"

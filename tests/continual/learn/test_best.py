@@ -51,7 +51,7 @@ def scores(of: list[Held], nats: float) -> Scores:
 
 
 @dataclass
-class House:
+class SimulatedModel:
     """A model whose levels on each domain are said: what a job measures, and what becomes of it."""
 
     database: Engine
@@ -124,10 +124,10 @@ class House:
 
 
 @pytest.fixture
-def house(database: Engine) -> House:
-    house = House(database)
-    house.begin(tales=2.0)
-    return house
+def model(database: Engine) -> SimulatedModel:
+    model = SimulatedModel(database)
+    model.begin(tales=2.0)
+    return model
 
 
 def forgotten(decided: Verdict, name: str = "tales") -> tuple[float, float]:
@@ -137,9 +137,9 @@ def forgotten(decided: Verdict, name: str = "tales") -> tuple[float, float]:
 
 
 def test_twenty_jobs_of_a_small_loss_each_are_refused_once_the_budget_from_the_best_is_spent(
-    house: House,
+    model: SimulatedModel,
 ) -> None:
-    first, *rest = [house.job(f"j{n}", tales=0.035) for n in range(20)]
+    first, *rest = [model.job(f"j{n}", tales=0.035) for n in range(20)]
     assert first.passed and forgotten(first) == pytest.approx((0.035, 0.035))
     assert first.kept[1].begins and first.kept[1].version == "tiny@1"
     assert not any(one.passed for one in rest)
@@ -149,86 +149,86 @@ def test_twenty_jobs_of_a_small_loss_each_are_refused_once_the_budget_from_the_b
         (reason,) = one.reasons
         assert "tales: forgot 0.0700 nats per token from its best, tiny@1" in reason
         assert "0.0350 nats per token of that were lost before this job" in reason
-    assert house.levels[house.champion]["tales"] == pytest.approx(2.035)
+    assert model.levels[model.champion]["tales"] == pytest.approx(2.035)
 
 
-def test_the_general_text_has_its_best_too(house: House) -> None:
-    assert house.job("a", general=0.03).passed
-    (reason,) = house.job("b", general=0.03).reasons
+def test_the_general_text_has_its_best_too(model: SimulatedModel) -> None:
+    assert model.job("a", general=0.03).passed
+    (reason,) = model.job("b", general=0.03).reasons
     assert reason.startswith("general: forgot 0.0600")
 
 
-def test_what_gets_better_moves_the_best(house: House) -> None:
-    assert house.job("a", tales=-0.5).passed
-    assert house.best("tales") == (pytest.approx(1.5), {"tiny@2"})
-    assert house.job("b", tales=0.04).passed
-    assert house.best("tales") == (pytest.approx(1.5), {"tiny@2"})
-    assert not house.job("c", tales=0.04).passed
-    assert house.job("d", tales=-0.04).passed
-    assert house.job("e", tales=-0.01).passed
-    assert house.best("tales") == (pytest.approx(1.49), {"tiny@5"})
+def test_a_better_score_moves_the_best(model: SimulatedModel) -> None:
+    assert model.job("a", tales=-0.5).passed
+    assert model.best("tales") == (pytest.approx(1.5), {"tiny@2"})
+    assert model.job("b", tales=0.04).passed
+    assert model.best("tales") == (pytest.approx(1.5), {"tiny@2"})
+    assert not model.job("c", tales=0.04).passed
+    assert model.job("d", tales=-0.04).passed
+    assert model.job("e", tales=-0.01).passed
+    assert model.best("tales") == (pytest.approx(1.49), {"tiny@5"})
 
 
-def test_a_larger_budget_is_still_counted_from_the_best(house: House) -> None:
-    assert house.job("a", tales=0.04).passed
-    assert house.job("b", gate={"max_forgetting": 0.1}, tales=0.04).passed
-    assert not house.job("c", gate={"max_forgetting": 0.1}, tales=0.04).passed
-    (reason,) = house.job("d", tales=-0.01).reasons  # the small budget is overdrawn, though this job mends
+def test_a_larger_budget_is_still_counted_from_the_best(model: SimulatedModel) -> None:
+    assert model.job("a", tales=0.04).passed
+    assert model.job("b", gate={"max_forgetting": 0.1}, tales=0.04).passed
+    assert not model.job("c", gate={"max_forgetting": 0.1}, tales=0.04).passed
+    (reason,) = model.job("d", tales=-0.01).reasons  # the small budget is overdrawn, though this job mends
     assert "forgot 0.0700" in reason
 
 
-def test_a_rollback_goes_back_to_what_was_best_then_and_forward_again(house: House) -> None:
-    assert house.job("a", tales=-0.5).passed
-    house.champion = "v1"  # rolled back: the half nat is gone, and nobody is held to it
-    assert house.job("b", tales=0.03).passed
-    assert not house.job("c", tales=0.03).passed
-    house.champion = "a"
-    assert house.best("tales") == (pytest.approx(1.5), {"tiny@2"})
-    assert house.job("d", tales=0.03).passed and not house.job("e", tales=0.03).passed
+def test_a_rollback_goes_back_to_what_was_best_then_and_forward_again(model: SimulatedModel) -> None:
+    assert model.job("a", tales=-0.5).passed
+    model.champion = "v1"  # rolled back: the half nat is gone, and nobody is held to it
+    assert model.job("b", tales=0.03).passed
+    assert not model.job("c", tales=0.03).passed
+    model.champion = "a"
+    assert model.best("tales") == (pytest.approx(1.5), {"tiny@2"})
+    assert model.job("d", tales=0.03).passed and not model.job("e", tales=0.03).passed
 
 
-def test_a_version_made_and_promoted_by_hand_is_held_to_what_it_was_made_from(house: House) -> None:
-    assert house.job("a", tales=-0.5).passed
-    house.add("by hand", "a", house.levels["a"] | {"tales": 1.7})
-    house.champion = "by hand"
-    (reason,) = house.job("b").reasons
+def test_a_version_made_and_promoted_by_hand_is_held_to_what_it_was_made_from(model: SimulatedModel) -> None:
+    assert model.job("a", tales=-0.5).passed
+    model.add("by hand", "a", model.levels["a"] | {"tales": 1.7})
+    model.champion = "by hand"
+    (reason,) = model.job("b").reasons
     assert "tales: forgot 0.2000" in reason and "0.2000 nats per token of that were lost before" in reason
 
 
-def test_another_model_under_the_same_name_begins_anew_and_says_so(house: House) -> None:
-    assert house.job("a", tales=0.04).passed
-    house.add("imported", None, house.levels["a"])
-    house.champion = "imported"
-    decided = house.job("b", tales=0.04)
+def test_another_model_under_the_same_name_begins_anew_and_says_so(model: SimulatedModel) -> None:
+    assert model.job("a", tales=0.04).passed
+    model.add("imported", None, model.levels["a"])
+    model.champion = "imported"
+    decided = model.job("b", tales=0.04)
     assert decided.passed and all(kept.begins for kept in decided.kept)
 
 
-def test_what_is_served_is_never_compared_with_float_scores(house: House) -> None:
+def test_scores_of_the_served_bundle_are_never_compared_with_float_scores(model: SimulatedModel) -> None:
     """Quantized, all domains are 0.3 nats worse: that is no forgetting."""
-    assert house.job("a").passed
-    house.add("int8 of a", "a", house.levels["a"] | {"tales": 2.3}, format="onnx-genai")
-    with read(house.database) as connection:
+    assert model.job("a").passed
+    model.add("int8 of a", "a", model.levels["a"] | {"tales": 2.3}, format="onnx-genai")
+    with read(model.database) as connection:
         assert recall(connection, MODEL, "a") and recall(connection, MODEL, "int8 of a") == {}
 
 
-def test_a_loss_that_is_wanted_is_accepted_on_purpose_and_audited(house: House) -> None:
-    assert house.job("a", tales=0.04, general=0.04).passed
-    assert not house.job("b", tales=0.04).passed
-    with write(house.database) as connection:
+def test_a_loss_that_is_wanted_is_accepted_on_purpose_and_audited(model: SimulatedModel) -> None:
+    assert model.job("a", tales=0.04, general=0.04).passed
+    assert not model.job("b", tales=0.04).passed
+    with write(model.database) as connection:
         assert reset(connection, MODEL, ["tales"]) == DOCUMENTS
-    (act,) = list_acts(house.database, 1)
+    (act,) = list_acts(model.database, 1)
     assert (act.act, act.subject) == ("best.reset", MODEL)
     assert act.detail == {"domains": ["tales"], "examples": DOCUMENTS}
-    decided = house.job("c", tales=0.04)
+    decided = model.job("c", tales=0.04)
     assert decided.passed and [kept.begins for kept in decided.kept] == [False, True]
-    assert not house.job("d", general=0.04).passed  # the other domain's best was not touched
-    assert not house.job("e", tales=0.04).passed
+    assert not model.job("d", general=0.04).passed  # the other domain's best was not touched
+    assert not model.job("e", tales=0.04).passed
 
 
-def test_a_best_that_is_reset_while_a_job_runs_stays_reset(house: House) -> None:
-    assert house.job("a", tales=0.04).passed
-    before = house.levels["a"]
-    with read(house.database) as connection:
+def test_a_best_that_is_reset_while_a_job_runs_stays_reset(model: SimulatedModel) -> None:
+    assert model.job("a", tales=0.04).passed
+    before = model.levels["a"]
+    with read(model.database) as connection:
         past = recall(connection, MODEL, "a")
     memory = {sha256: list(vars(best).values()) for sha256, best in past.items()}
     measured = Measured({NEW: held("news z"), "tales": held("tales"), GENERAL: held(GENERAL)})
@@ -241,31 +241,31 @@ def test_a_best_that_is_reset_while_a_job_runs_stays_reset(house: House) -> None
     candidate = {name: scores(its, after.get(name, 2.0)) for name, its in measured.held.items()}
     decided, scored = verdict(plan, "float", measured, memory, champion, candidate)
     assert decided.passed
-    with write(house.database) as connection:
+    with write(model.database) as connection:
         reset(connection, MODEL, ["tales"])
-    house.add("z", "a", after)
-    with write(house.database) as connection:
+    model.add("z", "a", after)
+    with write(model.database) as connection:
         remember(connection, MODEL, "z", "tiny@3", "a", scored)
-    house.champion = "z"
-    assert house.best("tales") == (pytest.approx(2.04), {"tiny@3"})
-    assert house.best(GENERAL) == (pytest.approx(3.0), {"tiny@2"})
+    model.champion = "z"
+    assert model.best("tales") == (pytest.approx(2.04), {"tiny@3"})
+    assert model.best(GENERAL) == (pytest.approx(3.0), {"tiny@2"})
 
 
-def test_the_best_is_of_the_examples_that_remain(house: House) -> None:
-    assert house.job("a", tales=0.04).passed
+def test_the_best_is_of_the_examples_that_remain(model: SimulatedModel) -> None:
+    assert model.job("a", tales=0.04).passed
     gone = held("tales")[0].sha256
-    with write(house.database) as connection:
+    with write(model.database) as connection:
         delete_example(connection, MODEL, gone)
         assert gone not in recall(connection, MODEL, "a")
-    assert house.best("tales") == (pytest.approx(2.0), {"tiny@1"})
-    decided = house.job("b", tales=0.04)
+    assert model.best("tales") == (pytest.approx(2.0), {"tiny@1"})
+    decided = model.job("b", tales=0.04)
     assert not decided.passed and forgotten(decided) == pytest.approx((0.04, 0.08))
     assert decided.kept[1].best.documents == DOCUMENTS - 1
 
 
-def test_an_eviction_takes_the_memory_with_it(house: House) -> None:
-    assert house.job("a").passed
-    with write(house.database) as connection:
+def test_an_eviction_takes_the_memory_with_it(model: SimulatedModel) -> None:
+    assert model.job("a").passed
+    with write(model.database) as connection:
         insert_examples(connection, MODEL, "small", "tales", [Arrival("tales", "held", [], 51 * 6)])
         left = {one.sha256 for one in read_buffer(connection, MODEL, "held", "tales").kept}
         remembered = {
@@ -274,31 +274,33 @@ def test_an_eviction_takes_the_memory_with_it(house: House) -> None:
     assert len(left) == 6 and remembered == left
 
 
-def test_examples_that_came_after_the_best_are_measured_from_the_champion_then(house: House) -> None:
-    assert house.job("a", tales=0.03).passed
+def test_examples_that_came_after_the_best_are_measured_from_the_champion_then(model: SimulatedModel) -> None:
+    assert model.job("a", tales=0.03).passed
     more = held("tales", 2 * DOCUMENTS)[DOCUMENTS:]
-    with write(house.database) as connection:
+    with write(model.database) as connection:
         arrival = Arrival(
             "tales", "held", [one.example for one in more], 10**6, [one.document for one in more]
         )
         insert_examples(connection, MODEL, "more", "tales", [arrival])
-    decided = house.job("b", tales=0.03)
+    decided = model.job("b", tales=0.03)
     assert forgotten(decided) == pytest.approx((0.03, 0.045))
     assert decided.kept[1].version == "tiny@1, tiny@2"
 
 
-def test_a_job_that_measures_less_of_the_general_text_forgets_nothing_of_the_rest(house: House) -> None:
-    assert house.job("a").passed
-    assert house.job("b", count=8).passed
-    with read(house.database) as connection:
+def test_a_job_that_measures_less_of_the_general_text_forgets_nothing_of_the_rest(
+    model: SimulatedModel,
+) -> None:
+    assert model.job("a").passed
+    assert model.job("b", count=8).passed
+    with read(model.database) as connection:
         found = recall(connection, MODEL, "b").values()
     assert sum(best.domain == GENERAL for best in found) == DOCUMENTS
 
 
-def test_the_memory_is_bounded(house: House) -> None:
+def test_the_memory_is_bounded(model: SimulatedModel) -> None:
     for number in range(KEPT_BUNDLES + 3):
-        assert house.job(f"n{number}").passed
-    with read(house.database) as connection:
+        assert model.job(f"n{number}").passed
+    with read(model.database) as connection:
         digests = connection.scalar(select(func.count(BestScoreRow.digest.distinct())))
-        assert recall(connection, MODEL, house.champion)
+        assert recall(connection, MODEL, model.champion)
     assert digests == KEPT_BUNDLES

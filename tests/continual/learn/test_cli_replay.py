@@ -43,7 +43,9 @@ def test_an_example_is_found_by_its_words_and_deleted_for_good(
 @pytest.mark.parametrize(
     ("prefix", "said"), [("abc", "too short"), ("0123456789ab", "tiny keeps no 0123456789ab")]
 )
-def test_what_names_no_example_deletes_nothing(run: Callable[..., Result], prefix: str, said: str) -> None:
+def test_a_prefix_that_names_no_example_deletes_nothing(
+    run: Callable[..., Result], prefix: str, said: str
+) -> None:
     refused = run("rm", "tiny", prefix)
     assert refused.exit_code != 0 and said in refused.stderr
 

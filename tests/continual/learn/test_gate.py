@@ -58,7 +58,7 @@ def test_forgetting_one_of_many_domains_is_refused_and_named() -> None:
     assert [reason.split(":")[0] for reason in refused.reasons] == ["b"]
 
 
-def test_what_is_not_sure_is_not_accepted() -> None:
+def test_a_change_whose_bound_is_too_wide_is_not_accepted() -> None:
     """The mean is within the threshold; with four noisy documents nobody can say so."""
     noisy = pair(-0.03, spread=0.3, documents=4, seed=5)
     refused = judge("new", pair(0.3), {"old": earlier(*noisy)}, THRESHOLDS, seed=0)

@@ -38,13 +38,13 @@ def test_each_source_has_its_share_of_the_new_tokens(new: TokenStore) -> None:
     }
 
 
-def test_what_is_short_is_repeated_a_few_times_and_no_more(new: TokenStore) -> None:
+def test_a_source_that_is_short_is_repeated_a_few_times_and_no_more(new: TokenStore) -> None:
     sources = mix(new, {"a": texts(100, 3)}, texts(300, 4), Replay(share=2, base=0.3))
     assert sources[1].report() == {"distinct": 3, "examples": 3 * MAX_PASSES, "tokens": 30 * MAX_PASSES}
     assert sources[2].report() == {"distinct": 4, "examples": 12, "tokens": 120}
 
 
-def test_what_is_kept_to_measure_on_is_not_trained_on(new: TokenStore) -> None:
+def test_held_out_examples_are_not_trained_on(new: TokenStore) -> None:
     held = {content_sha256(new[3]), content_sha256(new[5])}
     assert set(range(40)) - set(mix(new, {}, [], Replay(), held)[0].taken) == {3, 5}
 

@@ -66,7 +66,7 @@ def kept(database: Engine, domain: str | None = None, split: str = "train") -> l
         return [one.sha256 for one in read_buffer(connection, MODEL, split, domain).kept]  # type: ignore[arg-type]
 
 
-def test_what_goes_in_comes_out(database: Engine) -> None:
+def test_inserted_examples_are_read_as_they_were_inserted(database: Engine) -> None:
     given = [example(3), Example(np.array([7], np.int32), np.array([True])), example(5, 4)]
     put(database, "j1", given)
     with read(database) as connection:
@@ -155,7 +155,7 @@ def test_a_row_that_is_not_what_was_written_is_skipped_and_counted(database: Eng
     assert len(reading.kept) == 5 and broken not in [one.sha256 for one in reading.kept]
 
 
-def test_what_was_deleted_stays_deleted_when_it_comes_again(settings: Settings, database: Engine) -> None:
+def test_a_deleted_example_stays_deleted_when_it_comes_again(settings: Settings, database: Engine) -> None:
     put(database, "j1", examples(range(6)))
     gone = content_sha256(example(3))
     with write(database) as connection:
@@ -182,7 +182,7 @@ def put_held(database: Engine, job: str, documents: dict[str, range], limit: int
         return dict(Counter(one.document for one in read_buffer(connection, MODEL, "held").kept))
 
 
-def test_what_is_held_is_of_every_document_before_it_is_twice_of_any(database: Engine) -> None:
+def test_every_document_has_a_held_out_example_before_any_has_two(database: Engine) -> None:
     """One document has a hundred times as many examples as the others."""
     found = put_held(database, "j1", {"long": range(100), "b": range(100, 101), "c": range(101, 103)}, 40)
     assert found in ({"long": 2, "b": 1, "c": 1}, {"long": 1, "b": 1, "c": 2})
@@ -190,7 +190,7 @@ def test_what_is_held_is_of_every_document_before_it_is_twice_of_any(database: E
     assert len(later) >= 4 and max(later.values()) == 1
 
 
-def test_what_is_held_is_of_enough_documents_to_measure_on_however_long_they_are(database: Engine) -> None:
+def test_held_out_examples_are_of_enough_documents_however_long_they_are(database: Engine) -> None:
     documents = {name: range(start, start + 20) for start, name in enumerate("abcdef", 1)}
     documents = {name: range(100 * n, 100 * n + 20) for n, name in enumerate(documents)}
     assert put_held(database, "j1", documents, limit=1) == dict.fromkeys(

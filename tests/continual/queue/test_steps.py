@@ -47,7 +47,7 @@ def test_a_damaged_step_is_made_again(tmp_path: Path, damage: str) -> None:
     assert (directory / "file").read_text() == "right"
 
 
-def test_what_a_failed_step_left_is_not_seen(tmp_path: Path) -> None:
+def test_files_that_a_failed_step_left_are_not_seen(tmp_path: Path) -> None:
     def fail(directory: Path) -> dict:
         (directory / "half").write_text("x")
         raise OSError(errno.ENOSPC, "no space left on device")

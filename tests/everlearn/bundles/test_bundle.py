@@ -12,7 +12,7 @@ from everlearn.bundles.verification import remember_verified
 from everlearn.errors import Corrupt, EverlearnError, InvalidInput, NotFound, Unsupported
 
 
-def test_what_is_written_is_what_is_opened(tmp_path: Path, fill_bundle: Any) -> None:
+def test_a_written_bundle_is_opened_as_it_was_written(tmp_path: Path, fill_bundle: Any) -> None:
     written = fill_bundle(tmp_path / "b", recipe={"bits": 4, "path": Path("x")}, metrics={"perplexity": 12.5})
     opened = open_bundle(tmp_path / "b")
     assert opened.manifest == written

@@ -10,7 +10,7 @@ words = names.filter(lambda name: not name.isdigit())
 
 
 @given(names, st.none() | st.integers(1, MAX_VERSION) | words)
-def test_what_is_printed_is_what_is_parsed(model: str, version: int | str | None) -> None:
+def test_a_printed_reference_is_parsed_to_itself(model: str, version: int | str | None) -> None:
     reference = Reference(model, version)
     assert parse_reference(str(reference)) == reference
 

@@ -64,7 +64,7 @@ def test_a_line_break_or_word_behind_an_answer_never_stops(tmp_path: Path) -> No
     assert stops.ids == (ids[ENDOFTEXT],) and stops.turn_ends == () and stops.note
 
 
-def test_what_ends_a_call_stops_too(tmp_path: Path) -> None:
+def test_a_token_that_ends_a_call_stops(tmp_path: Path) -> None:
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.tool_calls %}{{ tools | length }}"
         "<|call|>{% else %}<|im_end|>{% endif %}\n{% endfor %}"
@@ -75,7 +75,7 @@ def test_what_ends_a_call_stops_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("closing", ["<|calls_end|><|im_end|>\n", "</tool_call><|im_end|>\n"])
-def test_what_closes_a_call_within_an_answer_does_not_stop(tmp_path: Path, closing: str) -> None:
+def test_a_token_that_closes_a_call_within_an_answer_does_not_stop(tmp_path: Path, closing: str) -> None:
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.tool_calls %}{{ tools | length }}"
         + closing + "{% else %}<|im_end|>\n{% endif %}{% endfor %}"

@@ -118,7 +118,7 @@ def test_a_genai_configuration_may_say_anything(tmp_path: Path, said: Any) -> No
     "content", [b"", b"[" * 100_000, b'{"a":' * 5000, b"\xff\xfe{", b"{" + b" " * 100, b"9" * 10_000]
 )
 @pytest.mark.parametrize("name", [*FILES, "genai_config.json", "special_tokens_map.json", "modules.json"])
-def test_what_is_no_json_is_named(llama: Path, tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_that_is_no_json_is_named(llama: Path, tmp_path: Path, name: str, content: bytes) -> None:
     model, staging = Path(shutil.copytree(llama, tmp_path / "model")), tmp_path / "staging"
     staging.mkdir()
     (model / name).write_bytes(content)

@@ -235,7 +235,7 @@ def test_other_bytes_than_were_listed_are_refused_and_fetched_anew(settings: Set
     assert import_model(settings, "hf:org/tiny").ref == "tiny@1"
 
 
-def test_what_the_hub_does_not_know_is_told(hub: Hub) -> None:
+def test_a_model_that_the_hub_does_not_know_is_told(hub: Hub) -> None:
     with pytest.raises(NotFound, match="no revision 'v9'"):
         resolve_commit("org/tiny", "v9")
     with pytest.raises(EverlearnError, match="not a hub id"):

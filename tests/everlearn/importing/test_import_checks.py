@@ -92,7 +92,7 @@ def test_one_value_that_is_no_number_is_refused_by_its_tensor(
     )
 
 
-def test_it_is_found_in_a_part_in_a_vector_and_in_a_bundle(
+def test_a_value_that_is_not_finite_is_found_in_a_part_in_a_vector_and_in_a_bundle(
     settings: Settings, copy: Path, tmp_path: Path
 ) -> None:
     tensors = load_file(copy / "model.safetensors")
@@ -114,7 +114,9 @@ def test_it_is_found_in_a_part_in_a_vector_and_in_a_bundle(
     refused(settings, copy, r"model\.norm\.weight")
 
 
-def test_it_is_found_in_a_gguf_file(settings: Settings, copy: Path, tmp_path: Path) -> None:
+def test_a_value_that_is_not_finite_is_found_in_a_gguf_file(
+    settings: Settings, copy: Path, tmp_path: Path
+) -> None:
     change_weights(copy, lambda tensors: tensors[NAME].view(-1)[5].fill_(math.nan))
     write_gguf(copy, file := tmp_path / "x.gguf", plain("f32"), silent)
     refused(settings, file, r"blk\.1\.ffn_up\.weight holds values that are not finite")
@@ -129,7 +131,7 @@ def test_large_numbers_and_integers_are_no_damage(settings: Settings, copy: Path
     assert import_model(settings, str(copy), name="tiny").ref == "tiny@1"
 
 
-def test_what_is_larger_than_the_memory_for_it_is_looked_through_to_its_end(tmp_path: Path) -> None:
+def test_a_tensor_larger_than_the_memory_for_it_is_read_to_its_end(tmp_path: Path) -> None:
     rows = torch.zeros(3 * CHUNK_BYTES // 4 + 7)
     rows[-1] = math.inf
     save_file({"wide": rows}, file := tmp_path / "model.safetensors")

@@ -40,7 +40,7 @@ def test_the_first_servable_version_becomes_champion(registry: Registry, add: An
     assert registry.aliases("tiny") == {"champion": 2}
 
 
-def test_what_was_added_is_what_is_found(registry: Registry, add: Any) -> None:
+def test_an_added_version_is_found_as_it_was_added(registry: Registry, add: Any) -> None:
     added = add(registry, recipe={"bits": 4}, metrics={"perplexity": 12.25})
     found = registry.resolve("tiny")
     assert found == added
@@ -235,7 +235,7 @@ def test_a_trial_ends_when_its_version_is_promoted_and_keeps_it_from_deletion(
     assert registry.aliases("tiny") == {"champion": 3, "previous": 1}
 
 
-def test_what_cannot_be_tried_out_is_refused(registry: Registry, add: Any) -> None:
+def test_a_version_that_cannot_be_tried_out_is_refused(registry: Registry, add: Any) -> None:
     for salt in range(2):
         add(registry, format="onnx", recipe={"salt": salt})
     add(registry, format="onnx", task="embed")
@@ -277,7 +277,7 @@ def test_the_weights_behind_a_name_are_those_its_champion_was_made_of(registry: 
         registry.weights("alone")
 
 
-def test_what_is_needed_is_not_deleted(registry: Registry, add: Any) -> None:
+def test_a_version_that_is_needed_is_not_deleted(registry: Registry, add: Any) -> None:
     parent = add(registry, "base")
     child = add(registry, "small", parent=parent.digest, format="onnx")
     with pytest.raises(Conflict, match="base@1 is the parent of small@1"):

@@ -68,7 +68,7 @@ def test_a_month_has_its_days(month: str, last: str) -> None:
 
 
 @pytest.mark.parametrize("month", ["2026-13", "november", "2026", "", "2026-11-01"])
-def test_what_is_no_month_is_refused(month: str) -> None:
+def test_a_text_that_is_no_month_is_refused(month: str) -> None:
     with pytest.raises(InvalidInput, match="is not a month"):
         month_days(month)
 

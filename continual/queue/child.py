@@ -20,8 +20,8 @@ from pathlib import Path
 
 from everlearn.processes.parent_death import die_with_parent
 
-LEASE_PIPE = "EVERLEARN_LEASE_PIPE"
-"""``FD,DEADLINE_S,NICE`` in the environment."""
+LEASE_PIPE = "EVERLEARN_LEASH"
+"""``FD,DEADLINE_S,NICE`` in the environment; so named since earlier versions, whose running worker may start this."""
 OOM_SCORE = "500"
 
 

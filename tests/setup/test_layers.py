@@ -26,7 +26,6 @@ MAX_MODULES = 16
 MAX_LINES = 500
 
 EXPECTED: set[str] = {
-    "lines: serve/engines/onnx/decoding/scheduler.py",
 }
 
 STARTS_A_MODULE = ("run_child", "python", "import_module")

@@ -257,12 +257,12 @@ class EngineMetrics:
         """The metric families."""
         scheduler, counters = self.scheduler, self.scheduler.counters
         gauges = {
-            "running": ("answers that hold a row", scheduler.active),
+            "running": ("answers that hold a row", scheduler.batch.active),
             "waiting": ("requests without a row", len(scheduler.waiting)),
             "rows": ("rows of the decode batch", scheduler.decoder.rows),
-            "kv_tokens_used": ("tokens whose keys and values rows hold", scheduler.used_tokens),
-            "kv_tokens_limit": ("tokens whose keys and values fit", scheduler.kv_tokens),
-            "prefix_tokens": ("tokens kept for reuse", scheduler.prefixes.tokens),
+            "kv_tokens_used": ("tokens whose keys and values rows hold", scheduler.batch.used_tokens),
+            "kv_tokens_limit": ("tokens whose keys and values fit", scheduler.batch.kv_tokens),
+            "prefix_tokens": ("tokens kept for reuse", scheduler.batch.prefixes.tokens),
         }
         totals = {
             "prompt_tokens": ("prompt tokens computed", counters.prompt_tokens),

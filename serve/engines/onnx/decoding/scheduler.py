@@ -16,19 +16,18 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import structlog
 
 from everlearn.errors import EverlearnError, RateLimited, Unavailable
-from serve.engines.onnx.decoding.cache import Block
+from serve.engines.onnx.decoding.batch import Batch, Counters
 from serve.engines.onnx.decoding.decoder import Decoder
 from serve.engines.onnx.decoding.generation import Generation, Piece
-from serve.engines.onnx.decoding.line import Line
-from serve.engines.onnx.decoding.prefilling import Beside, Prefilling, chunk_of
-from serve.engines.onnx.decoding.prefix import SHORTEST_TOKENS, PrefixCache, common_prefix
+from serve.engines.onnx.decoding.prefilling import chunk_of
+from serve.engines.onnx.decoding.prefix import SHORTEST_TOKENS, common_prefix
+from serve.engines.onnx.decoding.waiting import WaitingQueue
 from serve.engines.onnx.memory import exit_code
 
 log = structlog.get_logger()
@@ -37,25 +36,12 @@ GRACE_S = 0.002
 """How long a step waits for the grammars of its rows; a row whose mask is late takes the same step again."""
 
 LOOK_AHEAD = 16
-"""So many in line may pass one that cannot begin yet."""
+"""So many in the queue may pass one that cannot begin yet."""
 
 LATE_S = 0.05
 """How long the loop waits where every row's mask is late, before it looks for other work."""
 
 Delivery = list[tuple[Generation, Piece]]
-
-
-@dataclass
-class Counters:
-    """What happened since the start; read by the metrics, written by the scheduler's thread."""
-
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
-    generated_tokens: int = 0
-    decode_steps: int = 0
-    draft_tokens: int = 0
-    accepted_draft_tokens: int = 0
-    preemptions: int = 0
 
 
 class Scheduler(threading.Thread):
@@ -75,17 +61,17 @@ class Scheduler(threading.Thread):
         super().__init__(name="scheduler", daemon=True)
         self.decoder = decoder
         self.deliver = deliver
-        self.kv_tokens = kv_tokens
         self.queue_limit = queue_limit
         self.batch_invariant = batch_invariant
-        self.prefixes = PrefixCache(prefix_tokens)
-        self.waiting = Line()
-        self.running: list[Generation] = []
-        self.prefilling = Prefilling(decoder.rows, prefill_chunk)
-        self.beside = Beside(decoder)
-        self.parked: dict[Generation, Block] = {}
-        """Keys and values of answers that gave their row to others: they go on as if nothing had been."""
+        self.waiting = WaitingQueue()
         self.counters = Counters()
+        self.batch = Batch(
+            decoder,
+            self.counters,
+            kv_tokens=kv_tokens,
+            prefix_tokens=prefix_tokens,
+            prefill_chunk=prefill_chunk,
+        )
         self.stopping = False
         self.leaving = False
         self.failed = False
@@ -103,7 +89,7 @@ class Scheduler(threading.Thread):
                 raise RateLimited(
                     f"the engine's queue of {self.queue_limit} requests is full", retry_after_s=1
                 )
-            if not (self.waiting or self.active):
+            if not (self.waiting or self.batch.active):
                 self.beat = time.monotonic()
             for generation in generations:
                 self.waiting.join(generation)
@@ -130,23 +116,8 @@ class Scheduler(threading.Thread):
     @property
     def stuck_s(self) -> float:
         """How long the thread has spent in one step, or a chunk beside has taken, while there is work for it."""
-        since = min(self.beat, self.beside.began_s) if self.beside else self.beat
-        return time.monotonic() - since if self.waiting or self.active else 0.0
-
-    @property
-    def active(self) -> int:
-        """Answers that hold a row."""
-        return len(self.running) + len(self.prefilling)
-
-    @property
-    def used_tokens(self) -> int:
-        """Keys and values that rows hold now."""
-        return sum(generation.cached for generation in [*self.running, *self.prefilling])
-
-    @property
-    def free_tokens(self) -> int:
-        """Keys and values that fit besides, if no prefix were kept."""
-        return self.kv_tokens - self.used_tokens - sum(block.shape[2] for block in self.parked.values())
+        since = min(self.beat, self.batch.beside.began_s) if self.batch.beside else self.beat
+        return time.monotonic() - since if self.waiting or self.batch.active else 0.0
 
     # -- the scheduler's own thread -----------------------------------------------------------------------
 
@@ -160,7 +131,7 @@ class Scheduler(threading.Thread):
                 self._decode_step(delivery)
                 if delivery:
                     self.deliver(delivery)
-            self.beside.wait()
+            self.batch.beside.wait()
         except BaseException as error:  # noqa: BLE001 (the process ends: the supervisor starts a clean one)
             try:
                 log.exception("engine failed", error=repr(error))
@@ -171,12 +142,12 @@ class Scheduler(threading.Thread):
 
     def _wait(self) -> bool:
         with self.changed:
-            self.changed.wait_for(lambda: self.stopping or self.waiting or self.active)
+            self.changed.wait_for(lambda: self.stopping or self.waiting or self.batch.active)
             return not self.stopping
 
     def _fail_all(self) -> None:
         error = Unavailable("the engine failed while generating; it restarts")
-        doomed = [*self.running, *self.waiting, *self.prefilling]
+        doomed = [*self.batch.running, *self.waiting, *self.batch.prefilling]
         self.deliver([(generation, Piece(error=error)) for generation in doomed])
 
     def _sent_away(self) -> Delivery:
@@ -194,25 +165,25 @@ class Scheduler(threading.Thread):
         with self.changed:
             for generation in [generation for generation in self.waiting if generation.cancelled]:
                 self.waiting.leave(generation)
-                self.parked.pop(generation, None)
-        for generation in [one for one in self.prefilling.here if one.cancelled]:
-            self._leave_prefill(generation)
-        for row in reversed(range(len(self.running))):
-            if self.running[row].cancelled:
-                self._leave(row)
+                self.batch.parked.pop(generation, None)
+        for generation in [one for one in self.batch.prefilling.here if one.cancelled]:
+            self.batch.leave_prefill(generation)
+        for row in reversed(range(len(self.batch.running))):
+            if self.batch.running[row].cancelled:
+                self.batch.leave(row)
 
     def _prefill_some(self, delivery: Delivery) -> None:
         """At most one chunk's worth of prompt tokens, of one or more requests, and one chunk beside."""
-        if self.beside and (not self.running or self.beside.wait(0.0)):
+        if self.batch.beside and (not self.batch.running or self.batch.beside.wait(0.0)):
             self._finish_beside(delivery)
         self._yield_prefill()
         while self._admit():
             pass
-        budget = self.prefilling.budget(len(self.running))
+        budget = self.batch.prefilling.budget(len(self.batch.running))
         waits: list[Generation] = []
-        while budget > 1 and (generation := self.prefilling.next(waits)):
-            if self.prefilling.belongs_beside(generation, len(self.running), len(self.waiting)):
-                if self.beside:
+        while budget > 1 and (generation := self.batch.prefilling.next(waits)):
+            if self.batch.prefilling.belongs_beside(generation, len(self.batch.running), len(self.waiting)):
+                if self.batch.beside:
                     waits.append(generation)
                 else:
                     self._begin_beside(generation)
@@ -220,37 +191,29 @@ class Scheduler(threading.Thread):
             chunk = chunk_of(generation, budget)
             tokens = generation.tokens[generation.cached : generation.cached + chunk]
             began_s = time.perf_counter()
-            row = self.prefilling.row_of(generation)
+            row = self.batch.prefilling.row_of(generation)
             if generation.scored:
                 every = self.decoder.score(row, tokens, generation.cached)
                 generation.score(every)
                 logits = every[-1]
             else:
                 logits = self.decoder.prefill(row, tokens, generation.cached)
-            self.prefilling.took(chunk, time.perf_counter() - began_s)
+            self.batch.prefilling.took(chunk, time.perf_counter() - began_s)
             budget -= chunk
             self._computed(generation, chunk, logits, delivery)
 
     def _begin_beside(self, generation: Generation) -> None:
         """Compute a chunk of it while the answers that run go on."""
-        self.prefilling.away = generation
-        self.beside.begin(generation, self.prefilling.row_of(generation))
+        self.batch.prefilling.away = generation
+        self.batch.beside.begin(generation, self.batch.prefilling.row_of(generation))
 
     def _finish_beside(self, delivery: Delivery) -> None:
         """Wait for the chunk that is computed beside."""
-        generation = self.prefilling.away
+        generation = self.batch.prefilling.away
         assert generation
-        logits = self.beside.take()
-        self.prefilling.away = None
-        self._computed(generation, self.beside.chunk, logits, delivery)
-
-    def _at_rest(self, row: int) -> tuple[Generation | None, int]:
-        """The prompt in `row`, once nobody writes there, and how many tokens' keys and values there are to move."""
-        other = self.prefilling.at(row)
-        if other is None or other is not self.prefilling.away:
-            return other, other.cached if other else 0
-        self.beside.wait()
-        return other, other.cached + self.beside.chunk
+        logits = self.batch.beside.take()
+        self.batch.prefilling.away = None
+        self._computed(generation, self.batch.beside.chunk, logits, delivery)
 
     def _computed(self, generation: Generation, chunk: int, logits: np.ndarray, delivery: Delivery) -> None:
         """So many tokens of its prompt more; with the last one its answer begins."""
@@ -258,7 +221,7 @@ class Scheduler(threading.Thread):
         generation.cached += chunk
         self.counters.prompt_tokens += chunk
         if generation.cancelled:
-            self._leave_prefill(generation)
+            self.batch.leave_prefill(generation)
             return
         if generation.cached < generation.prefill_tokens:
             return
@@ -266,7 +229,7 @@ class Scheduler(threading.Thread):
         if echoed:
             delivery.append((generation, generation.echoed()))
         if generation.full:
-            self._leave_prefill(generation)
+            self.batch.leave_prefill(generation)
             if not echoed:  # it lost its row before its grammar had told how it ends
                 delivery.append((generation, generation.end()))
         else:
@@ -279,18 +242,18 @@ class Scheduler(threading.Thread):
 
         Where that has to wait, the next decode step computes the last token once more.
         """
-        row, source = len(self.running), self.prefilling.row_of(generation)
-        other, held = self._at_rest(row)
-        self.prefilling.remove(generation)
+        row, source = len(self.batch.running), self.batch.prefilling.row_of(generation)
+        other, held = self.batch.at_rest(row)
+        self.batch.prefilling.remove(generation)
         if other and other is not generation:  # every row is taken: they change places
             block = self.decoder.read(source, generation.cached)
             self.decoder.copy(row, source, held)
             self.decoder.write(row, block, generation.cached)
-            self.prefilling.move(other, source)
+            self.batch.prefilling.move(other, source)
         elif row != source:
             self.decoder.copy(source, row, generation.cached)
             self.decoder.release(source)
-        self.running.append(generation)
+        self.batch.running.append(generation)
         if generation.cached < generation.length:
             return
         if generation.ready(GRACE_S):
@@ -299,52 +262,47 @@ class Scheduler(threading.Thread):
             generation.cached -= 1
 
     def _admit(self) -> bool:
-        """Give a row to the first in line for whom a row and memory are free; False: there is none.
+        """Give a row to the first in the queue for whom a row and memory are free; False: there is none.
 
         Who waits until its beginning is computed for another, or until a long prompt is through, lets others pass.
         """
         with self.changed:
-            foremost = islice(self.waiting, LOOK_AHEAD if self.active < self.decoder.rows else 1)
+            foremost = islice(self.waiting, LOOK_AHEAD if self.batch.active < self.decoder.rows else 1)
             generation = next((one for one in foremost if self._may_begin(one)), None)
             if generation is None:
                 return False
-            block = self.parked.get(generation)
+            block = self.batch.parked.get(generation)
             needed = generation.length + 1 - (0 if block is None else block.shape[2])
-            while not self._has_room(needed):
+            while not self.batch.has_room(needed):
                 if not self._make_way(generation):
                     return False
-            free = self.free_tokens - self.prefilling.promised_tokens
+            free = self.batch.free_tokens - self.batch.prefilling.promised_tokens
             self.waiting.leave(generation)
             generation.admitted_ns = generation.admitted_ns or time.time_ns()
-            block = self.parked.pop(generation, None)
-        self.prefixes.shrink(max(0, free - needed))
+            block = self.batch.parked.pop(generation, None)
+        self.batch.prefixes.shrink(max(0, free - needed))
         if block is None:
-            self._reuse(generation, self.prefilling.add(generation))
+            self.batch.reuse(generation, self.batch.prefilling.add(generation))
         else:
-            row = len(self.running)
-            other, held = self._at_rest(row)
+            row = len(self.batch.running)
+            other, held = self.batch.at_rest(row)
             if other:
-                self.decoder.copy(row, self.prefilling.move(other), held)
+                self.decoder.copy(row, self.batch.prefilling.move(other), held)
             self.decoder.write(row, block, generation.cached)
-            self.running.append(generation)
+            self.batch.running.append(generation)
         return True
 
     def _may_begin(self, generation: Generation) -> bool:
-        if generation in self.parked:
+        if generation in self.batch.parked:
             return True
-        if not self.prefilling.takes(generation):
+        if not self.batch.prefilling.takes(generation):
             return False
         return generation.scored or all(
             common_prefix(other.tokens[: other.prefill_tokens], generation.tokens[: generation.length])
             < other.cached + SHORTEST_TOKENS
-            for other in self.prefilling
+            for other in self.batch.prefilling
             if other.salt == generation.salt
         )
-
-    def _has_room(self, tokens: int) -> bool:
-        if self.active == self.decoder.rows:
-            return False
-        return not self.active or tokens <= self.free_tokens - self.prefilling.promised_tokens
 
     def _make_way(self, urgent: Generation) -> bool:
         """Take memory or a row from an answer that can wait, the youngest, if `urgent` cannot; False: there is none.
@@ -354,94 +312,63 @@ class Scheduler(threading.Thread):
         """
         if urgent.flexible:
             return False
-        wants_row = self.active == self.decoder.rows
-        if self.parked and not wants_row:
-            self._unpark()
+        wants_row = self.batch.active == self.decoder.rows
+        if self.batch.parked and not wants_row:
+            self.batch.unpark()
             return True
-        rows = [row for row, generation in enumerate(self.running) if generation.flexible]
+        rows = [row for row, generation in enumerate(self.batch.running) if generation.flexible]
         if not rows:
             return False
-        self._send_back(min(rows, key=lambda row: self.running[row].new_tokens), park=wants_row)
+        self._send_back(min(rows, key=lambda row: self.batch.running[row].new_tokens), park=wants_row)
         return True
-
-    def _unpark(self) -> None:
-        """Forget what the one parked last had computed."""
-        generation, _ = self.parked.popitem()
-        generation.forget()
 
     def _yield_prefill(self) -> None:
         """A prompt that can wait is not computed before one that cannot."""
         urgent = self.waiting.next
         if urgent is None or urgent.flexible:
             return
-        for generation in [one for one in self.prefilling.here if one.flexible]:
-            self._leave_prefill(generation)
+        for generation in [one for one in self.batch.prefilling.here if one.flexible]:
+            self.batch.leave_prefill(generation)
             generation.forget()
             self._return(generation)
 
-    def _reuse(self, generation: Generation, row: int) -> None:
-        """Fill the row with the longest known beginning; at least two tokens remain to be computed.
-
-        A seeded answer takes only what was computed as a prompt: generated tokens have other last bits.
-        """
-        wanted = generation.tokens[: 0 if generation.scored else max(0, generation.prefill_tokens - 2)]
-        kept, length = self.prefixes.find(wanted, generation.salt, exact=generation.seeded)
-        rows = {at: other for at, other in enumerate(self.running)} | self.prefilling.rows
-        shared = {
-            at: common_prefix(other.tokens[: other.known_tokens(exact=generation.seeded)], wanted)
-            for at, other in rows.items()
-            if other.salt == generation.salt and other is not generation
-        }
-        source = max(shared, key=shared.__getitem__, default=None)
-        if source is not None and shared[source] > length and shared[source] >= SHORTEST_TOKENS:
-            length = shared[source]
-            self.decoder.copy(source, row, length)
-            generation.exact_tokens = min(length, rows[source].exact_tokens)
-        elif kept is not None:
-            self.decoder.write(row, kept.block, length)
-            generation.exact_tokens = min(length, kept.exact_tokens)
-        generation.cached = length
-        if generation.new_tokens == 0:
-            generation.reused_tokens = length
-        self.counters.reused_tokens += length
-
     def _end_complete(self, delivery: Delivery) -> None:
         """Answers whose slow grammar has told meanwhile that nothing may follow, or was to tell it and did not."""
-        for row in reversed(range(len(self.running))):
-            generation = self.running[row]
+        for row in reversed(range(len(self.batch.running))):
+            generation = self.batch.running[row]
             if generation.over:
-                self._leave(row)
+                self.batch.leave(row)
                 delivery.append((generation, generation.end()))
 
     def _decode_step(self, delivery: Delivery) -> None:
         self._end_complete(delivery)
-        if not self.running:
+        if not self.batch.running:
             return
         self._make_room()
-        late = not any(generation.ready() for generation in self.running)
-        if late and (self.prefilling or not self.running[0].ready(LATE_S)):
-            self.beside.wait(LATE_S / 10)
+        late = not any(generation.ready() for generation in self.batch.running)
+        if late and (self.batch.prefilling or not self.batch.running[0].ready(LATE_S)):
+            self.batch.beside.wait(LATE_S / 10)
             return
-        rows = len(self.running)
-        alone = self.running[0] if rows == 1 else None
+        rows = len(self.batch.running)
+        alone = self.batch.running[0] if rows == 1 else None
         if alone and self.decoder.drafts and not alone.replays and self._verify_step(delivery):
             return
         began_s = time.perf_counter()
-        tokens = [g.tokens[g.cached] for g in self.running]
-        lengths = [g.cached + 1 for g in self.running]
+        tokens = [g.tokens[g.cached] for g in self.batch.running]
+        lengths = [g.cached + 1 for g in self.batch.running]
         if (
             alone and self._invariant(alone) and self.decoder.rows > 1
         ):  # one row alone would run in another kernel
-            beside = self.prefilling.at(1)
+            beside = self.batch.prefilling.at(1)
             tokens.append(np.int64(0))
             lengths.append((beside.cached if beside else 0) + 1)
         logits = self.decoder.decode(np.array(tokens, np.int64), np.array(lengths, np.int64))
         self.counters.decode_steps += 1
-        self.prefilling.stepped(time.perf_counter() - began_s)
+        self.batch.prefilling.stepped(time.perf_counter() - began_s)
         until_s = time.perf_counter() + GRACE_S
-        ready = [g.replays or g.ready(max(0.0, until_s - time.perf_counter())) for g in self.running]
+        ready = [g.replays or g.ready(max(0.0, until_s - time.perf_counter())) for g in self.batch.running]
         for row in reversed(range(rows)):
-            generation = self.running[row]
+            generation = self.batch.running[row]
             if not ready[row]:
                 continue
             replays = generation.replays
@@ -459,7 +386,7 @@ class Scheduler(threading.Thread):
         Each position is sampled as in a step of its own, up to the first that was guessed wrong; what is behind it in
         the row is overwritten. Alone, since a step of several answers keeps the cores busy as it is.
         """
-        generation = self.running[0]
+        generation = self.batch.running[0]
         guess = generation.guess(self.decoder.drafts)
         if not len(guess) and not self._invariant(generation):
             return False
@@ -467,7 +394,7 @@ class Scheduler(threading.Thread):
         padded = tokens if len(guess) else np.append(tokens, 0)  # one token alone would run in another kernel
         began_s = time.perf_counter()
         logits = self.decoder.verify(padded, generation.length)[: len(tokens)]
-        self.prefilling.stepped(time.perf_counter() - began_s)
+        self.batch.prefilling.stepped(time.perf_counter() - began_s)
         accepted = -1
         for chosen in logits:
             if not generation.ready(GRACE_S):
@@ -475,7 +402,7 @@ class Scheduler(threading.Thread):
             generation.cached += 1
             self._advance(0, chosen, delivery)
             accepted += 1
-            if not self.running or accepted == len(guess) or generation.last_token != guess[accepted]:
+            if not self.batch.running or accepted == len(guess) or generation.last_token != guess[accepted]:
                 break
         accepted = max(0, accepted)
         generation.draft.settle(len(guess), accepted)
@@ -485,14 +412,14 @@ class Scheduler(threading.Thread):
         return True
 
     def _advance(self, row: int, logits: np.ndarray, delivery: Delivery) -> None:
-        generation = self.running[row]
+        generation = self.batch.running[row]
         try:
             piece = generation.advance(logits)
         except EverlearnError as error:
             piece = Piece(error=error)
         self.counters.generated_tokens += 1
         if piece.last:
-            self._leave(row)
+            self.batch.leave(row)
         if not piece.empty:
             delivery.append((generation, piece))
 
@@ -501,19 +428,19 @@ class Scheduler(threading.Thread):
 
         First those that can wait, and of equals the youngest.
         """
-        self.prefixes.shrink(max(0, self.free_tokens - len(self.running)))
-        while self.parked and self.free_tokens < len(self.running):
-            self._unpark()
-        while len(self.running) > 1 and self.free_tokens < len(self.running):
-            row = max(range(len(self.running)), key=lambda row: (self.running[row].flexible, row))
+        self.batch.prefixes.shrink(max(0, self.batch.free_tokens - len(self.batch.running)))
+        while self.batch.parked and self.batch.free_tokens < len(self.batch.running):
+            self.batch.unpark()
+        while len(self.batch.running) > 1 and self.batch.free_tokens < len(self.batch.running):
+            row = max(range(len(self.batch.running)), key=lambda row: (self.batch.running[row].flexible, row))
             self._send_back(row, park=False)
 
     def _send_back(self, row: int, *, park: bool) -> None:
         """Its row is another's now. Unless parked it computes its tokens again, as far as no prefix of them is kept."""
-        generation = self.running[row]
+        generation = self.batch.running[row]
         if park:
-            self.parked[generation] = self.decoder.read(row, generation.cached)
-        self._leave(row)
+            self.batch.parked[generation] = self.decoder.read(row, generation.cached)
+        self.batch.leave(row)
         if not park:
             generation.forget()
         self._return(generation)
@@ -522,26 +449,3 @@ class Scheduler(threading.Thread):
         with self.changed:
             self.waiting.return_to(generation)
         self.counters.preemptions += 1
-
-    def _leave(self, row: int) -> None:
-        """Take an answer out of the batch: keep its prefix, move the last row into its place."""
-        generation = self.running[row]
-        self._keep_prefix(generation, row)
-        last = len(self.running) - 1
-        if row != last:
-            self.decoder.copy(last, row, self.running[last].cached)
-            self.running[row] = self.running[last]
-        self.running.pop()
-        self.decoder.release(last)
-
-    def _leave_prefill(self, generation: Generation) -> None:
-        row = self.prefilling.row_of(generation)
-        self._keep_prefix(generation, row)
-        self.prefilling.remove(generation)
-        self.decoder.release(row)
-
-    def _keep_prefix(self, generation: Generation, row: int) -> None:
-        tokens = generation.tokens[: generation.cached]
-        if self.prefixes.wants(tokens, generation.salt):
-            block = self.decoder.read(row, len(tokens))
-            self.prefixes.keep(tokens, block, generation.salt, generation.exact_tokens)

@@ -13,6 +13,7 @@ import pytest
 from everlearn.errors import InvalidInput
 from serve.engines.onnx.decoding import generation as generation_module
 from serve.engines.onnx.decoding import prefilling as prefilling_module
+from serve.engines.onnx.decoding.batch import Batch
 from serve.engines.onnx.decoding.decoder import Decoder
 from serve.engines.onnx.decoding.generation import Generation
 from serve.engines.onnx.decoding.prefilling import (
@@ -25,7 +26,6 @@ from serve.engines.onnx.decoding.prefilling import (
     chunk_of,
 )
 from serve.engines.onnx.decoding.sampling import SamplingOptions
-from serve.engines.onnx.decoding.scheduler import Scheduler
 from serve.engines.onnx.requests import RequestReader
 from tests.serve.engines.onnx.decoding.test_scheduler import TOPICS, Running, said
 
@@ -250,7 +250,7 @@ def test_rows_change_places_when_every_row_is_taken(
     full = Running(decoder, prefill_chunk=16, prefix_tokens=0)
     together = [ask(f"Tell me about {topic}. " * 8, 6, {"top_logprobs": 0}) for topic in TOPICS]
     assert finish(full, *together) == alone
-    assert full.scheduler.used_tokens == 0
+    assert full.scheduler.batch.used_tokens == 0
     full.close()
     assert np.isfinite([value for answer in alone for _, value in answer]).all()
 
@@ -293,14 +293,14 @@ def test_a_prompt_whose_row_another_needs_moves_with_all_that_is_computed_beside
     options = {"top_logprobs": 0, "logit_bias": {2: -100.0}}
     long, again = (ask(LONG, 6, options, seeded=True) for _ in range(2))
     moved: list[int] = []
-    at_rest = Scheduler._at_rest  # pyright: ignore[reportPrivateUsage]
+    at_rest = Batch.at_rest
 
-    def noting(self: Scheduler, row: int) -> tuple[Generation | None, int]:
+    def noting(self: Batch, row: int) -> tuple[Generation | None, int]:
         other, held = at_rest(self, row)
         moved.append(held - other.cached if other else 0)
         return other, held
 
-    monkeypatch.setattr(Scheduler, "_at_rest", noting)
+    monkeypatch.setattr(Batch, "at_rest", noting)
     monkeypatch.setattr(
         Prefilling, "belongs_beside", lambda _, one, running, waiting: one is long and running > 0
     )
@@ -329,9 +329,9 @@ def test_a_prompt_that_is_computed_beside_and_cancelled_ends_with_its_chunk(
     running.scheduler.submit([stream])
     running.wait(lambda: len(running.pieces[stream]) > 2)
     running.scheduler.submit([long])
-    running.wait(lambda: running.scheduler.prefilling.away is long)
+    running.wait(lambda: running.scheduler.batch.prefilling.away is long)
     running.scheduler.cancel(long)
-    running.wait(lambda: not running.scheduler.prefilling)
+    running.wait(lambda: not running.scheduler.batch.prefilling)
     assert 0 < long.cached <= 2 * BESIDE_CHUNK_TOKENS and not running.pieces[long]
     running.scheduler.cancel(stream)
 

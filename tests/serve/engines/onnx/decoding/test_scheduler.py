@@ -57,7 +57,7 @@ class Running:
         return ["".join(piece.text for piece in self.pieces[g]) for g in generations]
 
     def idle(self) -> bool:
-        return self.scheduler.active == 0 and not self.scheduler.waiting
+        return self.scheduler.batch.active == 0 and not self.scheduler.waiting
 
     def close(self) -> None:
         self.scheduler.stop()
@@ -139,7 +139,7 @@ def test_requests_join_and_leave_at_any_time(running: Running, ask: Callable[...
         assert expected[topic].startswith(text)
         assert generation.new_tokens == tokens or running.pieces[generation][-1].finish == "stop"
     running.wait(running.idle)
-    assert running.scheduler.used_tokens == 0
+    assert running.scheduler.batch.used_tokens == 0
 
 
 def test_a_cancelled_answer_frees_its_row_and_says_nothing_more(
@@ -203,7 +203,7 @@ def test_answers_beyond_the_memory_wait_or_come_back(
     running.finish(many)
     assert [generation.new_tokens for generation in many] == [60] * len(many)
     assert running.scheduler.counters.preemptions > 0
-    assert running.scheduler.used_tokens + running.scheduler.prefixes.tokens <= 200
+    assert running.scheduler.batch.used_tokens + running.scheduler.batch.prefixes.tokens <= 200
     running.close()
 
 

@@ -1,4 +1,4 @@
-"""Who waits for a row, and who comes next."""
+"""The queue of answers that wait for a row, and who comes next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from serve.engines.onnx.decoding.generation import Generation
 
 
-class Line:
+class WaitingQueue:
     """First come, first served; answers that can wait (``service_tier: flex``) come after all others."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Line:
         self._of(generation).append(generation)
 
     def return_to(self, generation: Generation) -> None:
-        """Back to the head of its line: it had a row already."""
+        """Back to the head of its queue: it had a row already."""
         self._of(generation).appendleft(generation)
 
     def leave(self, generation: Generation) -> None:

@@ -25,8 +25,7 @@ MAY_IMPORT = {
 MAX_MODULES = 16
 MAX_LINES = 500
 
-EXPECTED: set[str] = {
-}
+EXPECTED: set[str] = set()
 
 STARTS_A_MODULE = ("run_child", "python", "import_module")
 """Functions whose first argument is the name of a module."""

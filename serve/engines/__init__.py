@@ -11,7 +11,7 @@ The supervisor starts an engine as ``python -m MODULE --bundle DIR --model NAME 
 :mod:`serve.engines.programs` is the table of engines. A chat request's path through one:
 
 1. ``chat_template`` and ``tokenizer`` make it tokens, after ``context_bound`` has refused what cannot fit;
-2. ``grammar`` writes down what the answer must follow: ``schemas`` has what can be enforced of JSON schemas, ``trial``
+2. ``grammar`` writes down what the answer must follow: ``schemas`` has what can be enforced of JSON schemas, ``compile_check``
    compiles in a process of its own what may take too long;
 3. ``onnx`` or ``vllm`` generates tokens that keep to it;
 4. ``calls`` reads the text as it comes: text, calls of tools, stop strings.

@@ -1,10 +1,10 @@
-"""Grammars are compiled in a process of its own first, which is ended when it takes too long or too much memory.
+"""Whether a grammar compiles: tried in a process of its own, which is ended when it takes too much time or memory.
 
 Where expressions meet (`&` and `~` in Lark; in JSON schemas a pattern with a length, or several of them) the compiler
 may need minutes and gigabytes for a line of text, and no limit of its own stops it. How long it takes does not depend on
 the vocabulary, so that the process needs no model.
 
-`python -m serve.engines.trial`: grammars come as lines of JSON, and what is wrong with them goes back.
+`python -m serve.engines.compile_check`: grammars come as lines of JSON, and what is wrong with them goes back.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAY_EXPLODE = re.compile(r"[&~]|%regex|allOf|pattern|format|multipleOf|Length|pr
 """A grammar without any of these is compiled at once."""
 
 
-class Trial:
+class CompileCheck:
     """The process; started when it is needed."""
 
     def __init__(self) -> None:
@@ -68,12 +68,12 @@ class Trial:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self.process is None or self.process.poll() is not None:
-            command = python("serve.engines.trial")
+            command = python("serve.engines.compile_check")
             pipe = subprocess.PIPE
             self.process = subprocess.Popen(command, env=environment(), stdin=pipe, stdout=pipe)
             if not self._line(self.process, START_S):
                 self.process.kill()
-                raise RuntimeError("the process that tries grammars did not start")
+                raise RuntimeError("the process that compiles grammars did not start")
         return self.process
 
     @staticmethod
@@ -84,12 +84,12 @@ class Trial:
         return process.stdout.readline() if came else b""
 
 
-TRIAL = Trial()
+COMPILE_CHECK = CompileCheck()
 """This process's one."""
 
 
 def compiled(lark: str, tokens: LLTokenizer) -> tuple[bool, list[str]]:
-    """What `Trial.validate` says, found by compiling for `tokens` and computing a first mask."""
+    """What `CompileCheck.validate` says, found by compiling for `tokens` and computing a first mask."""
     grammar = LLMatcher.grammar_from_lark(lark)
     failed, messages = LLMatcher.validate_grammar_with_warnings(grammar)
     if not failed:

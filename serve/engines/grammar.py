@@ -62,22 +62,22 @@ def grammar_of(request: ChatRequest) -> Grammar | None:
     a call must come, the format does not matter.
     """
     until_s = time.monotonic() + TRYING_S
-    shape = request.response_format
+    response_format = request.response_format
     tools = offered_tools(request)
     if not tools:
-        if isinstance(shape, GrammarFormat):
-            return Grammar(shape.grammar, "response_format.grammar")
-        value = _value(shape, until_s)
+        if isinstance(response_format, GrammarFormat):
+            return Grammar(response_format.grammar, "response_format.grammar")
+        value = _value(response_format, until_s)
         return value and Grammar(f"start: %json {value.json}", VALUE, value.left_open, json=True)
     arguments = [_arguments(tool, request, until_s) for tool in tools]
     left_open = tuple(place for each in arguments for place in each.left_open)
     other = None
     if not must_call(request):
-        if isinstance(shape, GrammarFormat):
+        if isinstance(response_format, GrammarFormat):
             raise InvalidInput(
                 "A response_format of type grammar and tools exclude each other.", param="tools"
             )
-        value = _value(shape, until_s)
+        value = _value(response_format, until_s)
         other = value.json if value else ""
         left_open += value.left_open if value else ()
     several = request.parallel_tool_calls is not False and not isinstance(request.tool_choice, NamedTool)
@@ -133,11 +133,13 @@ def _arguments(tool: Tool, request: ChatRequest, until_s: float) -> Document:
     return document(schema, place, strict=bool(tool.function.strict), closed=True, until_s=until_s)
 
 
-def _value(shape: ResponseFormat | None, until_s: float) -> Document | None:
+def _value(response_format: ResponseFormat | None, until_s: float) -> Document | None:
     """The JSON that a format asks for; None for text."""
-    if isinstance(shape, JsonObjectFormat):
+    if isinstance(response_format, JsonObjectFormat):
         return document({"type": "object"}, "response_format", strict=False, closed=False)
-    if isinstance(shape, JsonSchemaFormat):
-        strict = bool(shape.json_schema.strict)
-        return document(shape.json_schema.schema_, VALUE, strict=strict, closed=strict, until_s=until_s)
+    if isinstance(response_format, JsonSchemaFormat):
+        strict = bool(response_format.json_schema.strict)
+        return document(
+            response_format.json_schema.schema_, VALUE, strict=strict, closed=strict, until_s=until_s
+        )
     return None

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from everlearn.errors import InvalidInput
-from serve.engines.trial import TRIAL
+from serve.engines.compile_check import COMPILE_CHECK
 
 Schema = dict[str, Any]
 
@@ -117,7 +117,7 @@ def document(
 
 def check(written: str) -> tuple[str, list[str]]:
     """Why a schema does not compile, or "" and what is left open of it."""
-    failed, messages = TRIAL.validate(f"start: %json {written}")
+    failed, messages = COMPILE_CHECK.validate(f"start: %json {written}")
     first = [
         message.partition("\n   1 |")[0].split("failed to compile JSON schema: ")[-1] for message in messages
     ]

@@ -1,4 +1,4 @@
-"""The door of vLLM's server: only the contract's routes, requests checked by name, errors in OpenAI's shape."""
+"""The middleware before vLLM's server: only the contract's routes, requests checked by name, errors in OpenAI's shape."""
 
 import asyncio
 import json

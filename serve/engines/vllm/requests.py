@@ -12,10 +12,10 @@ from everlearn.chat.template import describe_tools
 from everlearn.errors import InvalidInput, Unsupported
 from serve.engines.calls import Reading
 from serve.engines.chat_template import ChatTemplate, signature, texts_in
+from serve.engines.compile_check import COMPILE_CHECK
 from serve.engines.context_bound import PROBE_CHARACTERS
 from serve.engines.grammar import grammar_of, must_call, offered_tools
 from serve.engines.tokenizer import TextCodec, whole
-from serve.engines.trial import TRIAL
 from serve.protocol.chat import ChatRequest, Message, Tool, ToolMessage
 from serve.protocol.completions import CompletionRequest
 from serve.protocol.parsing import parse
@@ -203,7 +203,7 @@ def sampling(request: SamplingFields) -> Body:
 
 def compiled(lark: str, param: str) -> Body:
     """A Lark grammar that compiles; raises InvalidInput naming `param` for one that does not."""
-    failed, messages = TRIAL.validate(lark)
+    failed, messages = COMPILE_CHECK.validate(lark)
     if failed:
         raise InvalidInput(f"{param} cannot be compiled: {messages[0][:500]}", param=param)
     return {"structured_outputs": {"grammar": lark}}

@@ -12,9 +12,9 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from everlearn.errors import InvalidInput
+from serve.engines.compile_check import COMPILE_CHECK, LIMITS
 from serve.engines.onnx.priority import let_steps_go_first
 from serve.engines.tokenizer import TextCodec
-from serve.engines.trial import LIMITS, TRIAL
 
 QUICK_S = 0.002
 """A mask that takes longer is computed by threads of low priority, and the answer waits while others go on."""
@@ -52,7 +52,7 @@ class Constraints:
             if known := self.known.get(lark):
                 self.known.move_to_end(lark)
                 return known.copy(param)
-        failed, messages = TRIAL.validate(lark)
+        failed, messages = COMPILE_CHECK.validate(lark)
         if failed:
             raise InvalidInput(f"{param} cannot be compiled: {messages[0][:500]}", param=param)
         matcher = LLMatcher(self.tokens, LLMatcher.grammar_from_lark(lark), limits=LIMITS, log_level=0)

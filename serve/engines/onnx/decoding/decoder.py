@@ -192,7 +192,7 @@ class Decoder:
         """Append `tokens` (n,) to row 0, the first of which makes it `length` tokens long; logits (n, vocab) after each.
 
         They are the very bits that `decode` gives to each token in company: here too each is a row of a batch, only
-        that all rows are the memory of row 0. GroupQueryAttention takes one token a row where rows have a past, and
+        that all rows are the memory of row 0. GroupQueryAttention takes one token per row where rows have a past, and
         writes the new keys and values of all rows before it reads any.
         """
         return self._append(tokens, length + np.arange(len(tokens)))

@@ -25,19 +25,19 @@ SMALLEST_CHUNK_TOKENS = 4
 """Fewer cost nearly as much."""
 
 STEPS = 2.0
-"""So many times the last decode step's time may a chunk between steps take: a stream's gap is three times its quiet one."""
+"""A chunk between two decode steps may take this many times the last step's time, so a stream's gap at most triples."""
 
 EFFICIENT_CHUNK_TOKENS = 16
 """Where fewer fit between two steps, a long prompt is computed beside them."""
 
 BESIDE_SHARE = 2
-"""But only while at most so many prompts wait for each answer that runs: beside the steps, all of them take longer."""
+"""But only with at most this many prompts per running answer: beside the steps, all of them take longer."""
 
 BESIDE_SLOWS = 1.5
-"""So many times longer takes a step with a chunk beside."""
+"""A step takes this many times as long while a chunk is computed beside it."""
 
 BESIDE_CHUNK_TOKENS = 64
-"""The next prompt waits for it, on two busy cores and behind thousands of tokens about a second."""
+"""The next prompt waits for such a chunk: about a second, on two busy cores and behind thousands of tokens."""
 
 SCORED_CHUNK_TOKENS = 64
 """Where logits of every token are wanted: of a vocabulary of 150,000 these are 38 MB."""

@@ -61,7 +61,7 @@ def test_a_prompt_comes_back_from_its_tokens(engine: httpx.Client, text: str) ->
         ("/detokenize", {"tokens": "x"}, "tokens"),
     ],
 )
-def test_what_is_not_offered_is_refused_by_name(
+def test_what_tokenize_does_not_offer_is_refused_by_name(
     engine: httpx.Client, path: str, body: dict[str, Any], param: str
 ) -> None:
     assert post(engine, path, 400, **body)["error"]["param"] == param

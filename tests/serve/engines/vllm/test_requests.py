@@ -112,7 +112,7 @@ def test_earlier_calls_are_shown_as_text_to_a_model_whose_template_knows_no_tool
         ({"tools": [WEATHER], "response_format": {"type": "grammar", "grammar": 'start: "a"'}}, "tools"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(
+def test_what_vllm_cannot_do_is_refused_by_name(
     requests: Requests, fields: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(EverlearnError) as refused:

@@ -185,7 +185,7 @@ def test_the_row_that_is_seen_several_times_gives_its_memory_back(
     assert not cache.first_row.any()
 
 
-def test_it_is_off_where_attention_reads_before_all_is_written(int4_bundle: Path) -> None:
+def test_speculation_is_off_where_attention_reads_before_all_is_written(int4_bundle: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from serve.engines.onnx.decoding.decoder import Decoder;"
         f"print('drafts', Decoder(Path(sys.argv[1]), rows=2, threads=2, context=256, drafts={DRAFTS}).drafts)"

@@ -1,9 +1,8 @@
-"""llama.cpp itself, from its wheel, in a process of its own: what it predicts and how it splits text."""
+"""llama.cpp itself, from its wheel, in a process of its own (llamacpp_child): what it predicts and how it splits text."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ def ask(
     """What llama.cpp says of a GGUF file."""
     request = {"prompts": list(prompts), "texts": list(texts), "context": context}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.llamacpp", str(file)],
+        [sys.executable, "-m", "tests.support.llamacpp_child", str(file)],
         input=json.dumps(request),
         check=False,
         capture_output=True,
@@ -61,46 +60,3 @@ def apart(file: Path, model: Any, prompts: Sequence[list[int]]) -> float:
         found.append(float((np.exp(expected) * (expected - row)).sum()))
     assert len(found) >= 2, "nearly every prompt went on with half a character"
     return max(found)
-
-
-def main() -> None:
-    import httpx
-    import xllamacpp
-
-    request = json.loads(sys.stdin.read())
-    params = xllamacpp.CommonParams()
-    params.model.path = sys.argv[1]
-    params.n_parallel = 1
-    params.n_ctx = request["context"]
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.warmup = False
-    server = xllamacpp.Server(params)
-    vocab = 0
-    rows = []
-    with httpx.Client(base_url=server.listening_address, timeout=60) as client:
-        for prompt in request["prompts"]:
-            vocab = vocab or client.get("/v1/models").json()["data"][0]["meta"]["n_vocab"]
-            body = {
-                "prompt": prompt,
-                "n_predict": 1,
-                "n_probs": vocab,
-                "temperature": 0,
-                "cache_prompt": False,
-            }
-            said = client.post("/completion", json=body).json()
-            row = [0.0] * vocab
-            for one in said.get("completion_probabilities", [{}])[0].get("top_logprobs", []):
-                row[one["id"]] = one["logprob"]
-            rows.append(row if any(row) else None)
-        ids = [
-            client.post(
-                "/tokenize", json={"content": text, "add_special": False, "parse_special": True}
-            ).json()["tokens"]
-            for text in request["texts"]
-        ]
-    print(json.dumps({"logprobs": rows, "ids": ids}), flush=True)
-    os._exit(0)  # its threads do not end by themselves
-
-
-if __name__ == "__main__":
-    main()

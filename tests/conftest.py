@@ -12,6 +12,8 @@ from everlearn.errors import NotFound
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 
+pytest_plugins = ["tests.support.seconds"]
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEST_HOME = Path(os.environ.get("EVERLEARN_TEST_HOME") or REPOSITORY / ".cache" / "test-home")
 MODELS = {"smollm2": "int4-onnx", "minilm": "int8-onnx"}

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,21 @@ from filelock import FileLock
 from everlearn.errors import NotFound
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
+from tests.support.warm_children import Warm
 
 pytest_plugins = ["tests.support.seconds"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEST_HOME = Path(os.environ.get("EVERLEARN_TEST_HOME") or REPOSITORY / ".cache" / "test-home")
 MODELS = {"smollm2": "int4-onnx", "minilm": "int8-onnx"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_children() -> Iterator[None]:
+    """Children that compress begin with torch and transformers loaded: see there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("everlearn.processes.child.subprocess", Warm)
+        yield
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 import psutil
 
-from everlearn.instructions import instructions
+from everlearn.cpu_features import instructions
 
 
 def read_bandwidth(threads: int, size_bytes: int = 512 * 1024**2, rounds: int = 5) -> float:

@@ -20,8 +20,8 @@ from sqlalchemy import select
 
 from compress.export import build_export, recipe_of, write_export
 from continual.learn.best import Scored
-from continual.learn.earlier import take_up
 from continual.learn.examine import GateName, GateRefused, Measured, held_examples, score, verdict
+from continual.learn.legacy_job_folder import take_up
 from continual.learn.plan import Plan, is_current, make_plan
 from continual.learn.promote import ChampionMoved, MeasuredBundle, promote
 from continual.learn.replay import Arrival
@@ -39,8 +39,8 @@ from continual.learn.teach import (
     sample_base_replay,
     train_candidate,
 )
+from continual.queue.document_count import is_one_text
 from continual.queue.jobs import Jobs
-from continual.queue.small_files import is_one_text
 from continual.queue.states import Lease, LeaseLost, Level
 from continual.queue.steps import Step, Steps
 from continual.recipe import BASE, ContinualRecipe, domain_of

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
+from everlearn.cpu_features import instructions
 from everlearn.errors import EverlearnError
-from everlearn.instructions import instructions
 from everlearn.memory import physical_bytes
 from everlearn.settings import Settings, without_password
 

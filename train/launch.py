@@ -27,9 +27,9 @@ from everlearn.progress import Progress, silent
 from train import errors as failures
 from train.recipe import TrainRecipe
 from train.runs.claim import WAIT_S, claimed, refuse_foreign, wait_for_ranks
-from train.runs.earlier import made_of
 from train.runs.full_disk import full_disk_told
 from train.runs.identity import Contents, base_digest, contents_of, refuse_changed, run_diff
+from train.runs.legacy_run_folder import made_of
 
 RUN = "run.json"
 """A run's request: the folder that has it is a run's."""

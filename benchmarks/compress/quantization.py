@@ -88,7 +88,7 @@ def compressed(model_dir: Path, folder: Path, recipe: CompressRecipe, progress: 
 
 def llamacpp(model_dir: Path, folder: Path, kind: str, progress: Progress) -> dict[str, Any]:
     """A GGUF file, and what its weights stand for as a Hugging Face directory."""
-    from everlearn.importing.gguf_convert import convert
+    from everlearn.importing.gguf_reader import convert
 
     layers = json.loads((model_dir / "config.json").read_text())["num_hidden_layers"]
     write_gguf(model_dir, file := folder / "model.gguf", encoder(kind, layers), progress)

@@ -12,7 +12,7 @@ from typing import Any
 from compress.targets.table import FOR_ENCODERS, TARGETS
 from everlearn.bundles.bundle import Task
 from everlearn.errors import Unsupported
-from everlearn.importing.gguf_models import BY_ARCHITECTURE
+from everlearn.importing.gguf_architectures import BY_ARCHITECTURE
 
 TABLE = "docs/supported-architectures.md"
 

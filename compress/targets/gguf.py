@@ -1,6 +1,6 @@
 """A GGUF file for llama.cpp of a Hugging Face directory; ``everlearn import`` reads it back. Run as a child process.
 
-What its keys and tensors mean is :mod:`everlearn.importing.gguf_models`; the keys are those that llama.cpp's own converter sets.
+What its keys and tensors mean is :mod:`everlearn.importing.gguf_architectures`; the keys are those that llama.cpp's own converter sets.
 """
 
 # pyright: basic
@@ -21,8 +21,8 @@ from compress.targets.gguf_vocabulary import vocabulary_of
 from compress.targets.table import GGUF_TYPES
 from everlearn.bundles.contents import read_json_object
 from everlearn.errors import Unsupported
-from everlearn.importing.gguf_convert import SAMPLING, convert, tensor_names
-from everlearn.importing.gguf_models import BY_ARCHITECTURE, Family, write_config, write_tensor
+from everlearn.importing.gguf_architectures import BY_ARCHITECTURE, Family, write_config, write_tensor
+from everlearn.importing.gguf_reader import SAMPLING, convert, tensor_names
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
 from train.evaluate.held_out_text import held_out_text

@@ -29,7 +29,7 @@ from compress.sentence_encoder import (
     pooling_mode,
     texts_of,
 )
-from everlearn.instructions import make_exact
+from everlearn.cpu_features import make_exact
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
 

@@ -3,7 +3,7 @@
 ``states``: a job's states, row, lease and events
 ``jobs``: what may be done to a job: create, claim, renew its lease, finish
 ``cancel``: what happens when a job is cancelled, or its key ends
-``files``: uploaded files; ``check_file`` reads them when they come, ``small_files`` counts the documents of small ones
+``files``: uploaded files; ``check_file`` reads them when they come, ``document_count`` counts the documents of small ones
 ``worker``: ``everlearn worker``, which keeps broker, consumer and reconciler running
 ``broker``: the Redis or Valkey that carries job ids
 ``restarted_process``: a process that the worker starts again when it dies

@@ -19,8 +19,8 @@ import structlog
 from sqlalchemy import Connection, Engine, and_, insert, or_, select, update
 
 from continual.queue.cancel import cancel_job, end_without_key
+from continual.queue.document_count import why_too_few
 from continual.queue.files import PURPOSE, Client, owned, require_file
-from continual.queue.small_files import why_too_few
 from continual.queue.states import (
     TERMINAL,
     Event,

@@ -2,7 +2,7 @@
 
 ``main``: the program, the table of commands, errors and exit codes
 ``installation``: ``everlearn config``, ``doctor`` and ``version``
-``bring_in``: ``everlearn import``
+``import_model``: ``everlearn import``
 ``models``: the commands that list, show, name and remove versions
 ``keys``: API keys
 ``usage``: what each key used

@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from typer.main import get_command_name
 
 from everlearn.cli.audit import audit
-from everlearn.cli.bring_in import import_
+from everlearn.cli.import_model import import_
 from everlearn.cli.installation import config, doctor, version
 from everlearn.cli.keys import keys
 from everlearn.cli.models import alias, gc, ls, promote, rm, rollback, show

@@ -6,9 +6,9 @@
 ``weights``: the tensors are all there, of the right shapes, and finite; ``plain_decoders`` says which a decoder has
 ``model_check``: the child in which transformers makes the model; ``loaded`` is what its loader found missing
 ``vocabulary``: tokenizer, special ids and vocabulary agree
-``gguf_convert``: a GGUF file becomes a Hugging Face directory, by way of
-``gguf_header``: what the file says of itself
-``gguf_models``: configuration and tensors, both ways
+``gguf_reader``: a GGUF file becomes a Hugging Face directory, by way of
+``gguf_validation``: its header, checked
+``gguf_architectures``: configuration and tensors, both ways
 ``gguf_rope``: rotary positions
 ``gguf_tokenizer``: the tokenizer
 """

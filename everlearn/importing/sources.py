@@ -206,13 +206,13 @@ def fill_from_commit(
 
 
 def fill_from_gguf(file: Path, staging: Path, progress: Progress) -> Found:
-    """Converts in a child process; ``everlearn.importing.gguf_convert`` says how."""
+    """Converts in a child process; ``everlearn.importing.gguf_reader`` says how."""
     request = {"file": str(file.absolute()), "directory": str(staging)}
     size = file.stat().st_size
     limits = Limits(
         file.name, GGUF_BASE_BYTES + GGUF_TIMES * size, GGUF_BASE_S + size / GGUF_BYTES_PER_S, file.name
     )
-    made = run_child("everlearn.importing.gguf_convert", request, progress, limits)
+    made = run_child("everlearn.importing.gguf_reader", request, progress, limits)
     check_vocabulary(staging)
     return Found(
         format="safetensors",

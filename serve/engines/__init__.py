@@ -5,7 +5,7 @@ The supervisor starts an engine as ``python -m MODULE --bundle DIR --model NAME 
 - answers ``GET /health`` with 200 once it can serve; its body's ``context`` is how many tokens a request may hold;
 - answers the routes of its task: ``/v1/chat/completions``, ``/v1/completions``, ``/tokenize`` and ``/detokenize``, or
   ``/v1/embeddings``. The gateway has checked keys and limits, the engine checks fields and raises ``everlearn.errors``;
-- may tell more by the headers and paths below, and by the header of :mod:`serve.told`;
+- may tell more by the headers and paths below, and by the header of :mod:`serve.answer_facts`;
 - ends its running answers after SIGTERM, and ends at once when its standard input ends (:mod:`serve.engines.parent`).
 
 :mod:`serve.engines.programs` is the table of engines. A chat request's path through one:

@@ -1,4 +1,4 @@
-"""What the routes share: keys, limits and engines, and the way from a request to its answer.
+"""The gateway that every route uses: it admits a request (key, limits, body) and relays the engine's answer.
 
 `Gateway.accept` checks a request, and `Gateway.relay` makes the response that passes on an engine's answer.
 """
@@ -26,7 +26,7 @@ from serve.gateway.http.metrics import Metrics
 from serve.gateway.limits.auth import Authenticator, check_scope
 from serve.gateway.limits.cost import expected
 from serve.gateway.limits.meter import Meter
-from serve.gateway.limits.quota import Quotas, reservable
+from serve.gateway.limits.rate_limit import RateLimiter, reservable
 from serve.gateway.routing.dispatch import Dispatcher
 from serve.gateway.routing.relay import Relay
 from serve.gateway.routing.router import Router
@@ -59,7 +59,7 @@ class Gateway:
         self.dispatcher = Dispatcher(
             self.router, self.metrics, settings.serve.engine_wait_s, settings.serve.fallbacks, self.shadows
         )
-        self.quotas = Quotas(self.shared)
+        self.quotas = RateLimiter(self.shared)
         self.meter = Meter(db)
         self.watchers: set[AnswerWatcher] = set()
         self.checks = SchemaCheckPool()

@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
-from continual.learn.earlier import take_up
+from continual.learn.legacy_job_folder import take_up
 from continual.queue.jobs import Jobs
 from continual.queue.steps import Steps
 from everlearn.cli.main import app

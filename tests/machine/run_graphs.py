@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from everlearn.instructions import instructions, make_exact
+from everlearn.cpu_features import instructions, make_exact
 
 
 def main() -> None:

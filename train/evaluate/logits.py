@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from everlearn.cpu_features import make_exact
 from everlearn.errors import InvalidInput
-from everlearn.instructions import make_exact
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,8 +14,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from everlearn.cpu_features import make_exact
 from everlearn.errors import Corrupt, InvalidInput, RateLimited
-from everlearn.instructions import make_exact
 from serve.engines.context_bound import Bound, ContextLengthExceeded
 from serve.engines.onnx.session import open_session
 from serve.engines.tokenizer import whole

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 
-from everlearn.instructions import instructions
+from everlearn.cpu_features import instructions
 
 PACKED_KERNEL = "CPUWNA16LinearKernel"
 INT8_KERNEL = "CPUInt8ScaledMMLinearKernel"

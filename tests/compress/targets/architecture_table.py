@@ -23,7 +23,7 @@ from compress.recipe import CompressRecipe
 from compress.targets import onnx_decoder
 from compress.targets.architectures import VLLM, refuse_architecture
 from everlearn.errors import Unsupported
-from everlearn.importing.gguf_models import BY_ARCHITECTURE, write_config
+from everlearn.importing.gguf_architectures import BY_ARCHITECTURE, write_config
 from serve.engines.onnx.decoding.decoder import Decoder
 from tests.support.architecture_rows import SHAPE, Row, working, write
 from train.evaluate.held_out_text import WINDOW, held_out_text, token_windows

@@ -22,8 +22,8 @@ from compress.export_gguf import export_gguf
 from compress.measure.parity import Drifted
 from compress.targets.gguf import family_named, plain, write_gguf
 from everlearn.errors import EverlearnError, Unsupported
-from everlearn.importing.gguf_convert import convert, work
-from everlearn.importing.gguf_models import write_config
+from everlearn.importing.gguf_architectures import write_config
+from everlearn.importing.gguf_reader import convert, work
 from everlearn.importing.sources import import_model
 from everlearn.progress import silent
 from everlearn.settings import Settings
@@ -175,7 +175,7 @@ def test_a_window_as_wide_as_the_context_hides_nothing(tmp_path: Path) -> None:
 @pytest.fixture
 def lossy(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if llama.cpp were known to compute another activation for Llama than it does: the gate is the last net."""
-    monkeypatch.setattr("everlearn.importing.gguf_models.refuse_lost", lambda family, config: None)
+    monkeypatch.setattr("everlearn.importing.gguf_architectures.refuse_lost", lambda family, config: None)
 
 
 @pytest.mark.usefixtures("lossy")

@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import delete, update
 
 from continual.queue.consumer import Publisher
+from continual.queue.document_count import is_one_text
 from continual.queue.files import Client
 from continual.queue.jobs import Jobs, check_lease
 from continual.queue.owner import is_gone, this_process
 from continual.queue.reconciler import Reconciler
-from continual.queue.small_files import is_one_text
 from continual.queue.states import Lease, LeaseLost
 from everlearn.bundles.bundle import write_bundle
 from everlearn.errors import InvalidInput, NotFound

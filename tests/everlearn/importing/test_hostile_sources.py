@@ -20,7 +20,7 @@ from everlearn.bundles.contents import list_files, refuse_unsafe
 from everlearn.bundles.inspector import inspect
 from everlearn.bundles.safetensors_header import read_header
 from everlearn.errors import EverlearnError, InvalidInput
-from everlearn.importing.gguf_header import FIXED, check_gguf
+from everlearn.importing.gguf_validation import FIXED, check_gguf
 from everlearn.importing.sources import fill_from_directory, import_model
 from everlearn.progress import silent
 from everlearn.registry.registry import Registry
@@ -256,7 +256,7 @@ def test_a_gguf_file_whose_lengths_lie_is_refused_at_once(tmp_path: Path, lie: s
     (tmp_path / "x.gguf").write_bytes(LIES[lie])
     program = (
         "import sys, resource; resource.setrlimit(resource.RLIMIT_DATA, (2**28, 2**28)); from pathlib import Path\n"
-        "from everlearn.importing.gguf_header import check_gguf; from everlearn.errors import InvalidInput\n"
+        "from everlearn.importing.gguf_validation import check_gguf; from everlearn.errors import InvalidInput\n"
         "try: check_gguf(Path(sys.argv[1]))\n"
         "except InvalidInput as error: print(error)"
     )

@@ -28,7 +28,7 @@ from compress.targets.gguf import plain, write_gguf
 from everlearn.errors import Corrupt, EverlearnError, InvalidInput, NotFound, Unavailable, Unsupported
 from everlearn.importing import sources
 from everlearn.importing.catalogue import Entry, Wheel
-from everlearn.importing.gguf_convert import read_gguf
+from everlearn.importing.gguf_reader import read_gguf
 from everlearn.importing.sources import import_model
 from everlearn.progress import silent
 from everlearn.registry.registry import Registry

@@ -1,8 +1,8 @@
 """What is left out of the data, and why.
 
-clean           broken texts, repetitions
-learned_parts   what of an example is learnt: what duplicates are judged by
-words           words of a text in any script, as numbers
-dedup           near duplicates, by MinHash
-duplicates      duplicates among the documents of all files
+clean             broken texts, repetitions
+learned_parts     what of an example is learnt: what duplicates are judged by
+words             words of a text in any script, as numbers
+near_duplicates   near duplicates, by MinHash
+duplicates        duplicates among the documents of all files
 """

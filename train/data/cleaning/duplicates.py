@@ -1,4 +1,4 @@
-"""Duplicates among the collected documents of all files."""
+"""Find duplicates among the collected documents of all files: equal ones by hash, near ones by MinHash."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn.progress import Progress
-from train.data.cleaning.dedup import (
+from train.data.cleaning.learned_parts import Learnt
+from train.data.cleaning.near_duplicates import (
     CONTEXT_PERMUTATIONS,
     PERMUTATIONS,
     Templates,
@@ -19,7 +20,6 @@ from train.data.cleaning.dedup import (
     near_duplicates,
     same_question,
 )
-from train.data.cleaning.learned_parts import Learnt
 from train.data.collect import Collection
 
 TELL_EVERY = 5000

@@ -11,6 +11,6 @@ In reading order:
 - ``constraint``: the tokens that an answer's grammar allows next
 - ``draft``: guesses of the next tokens, checked in one step
 - ``decoder``: the graph in onnxruntime, over one cache of keys and values for all rows
-- ``cache``: that cache's memory
-- ``prefix``: keys and values of finished answers, for prompts that begin alike
+- ``kv_cache``: that cache's memory
+- ``prefix_cache``: keys and values of finished answers, for prompts that begin alike
 """

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serve.engines.onnx.decoding.cache import Block
 from serve.engines.onnx.decoding.decoder import Decoder
 from serve.engines.onnx.decoding.generation import Generation
+from serve.engines.onnx.decoding.kv_cache import Block
 from serve.engines.onnx.decoding.prefilling import Beside, Prefilling
-from serve.engines.onnx.decoding.prefix import SHORTEST_TOKENS, PrefixCache, common_prefix
+from serve.engines.onnx.decoding.prefix_cache import SHORTEST_TOKENS, PrefixCache, common_prefix
 
 
 @dataclass

@@ -20,9 +20,9 @@ from onnx import helper
 from pydantic import BaseModel
 
 from everlearn.chat.stops import stops_of
+from everlearn.cpu_features import make_exact
 from everlearn.errors import Corrupt, Unsupported
-from everlearn.instructions import make_exact
-from serve.engines.onnx.decoding.cache import Block, Cache, Element
+from serve.engines.onnx.decoding.kv_cache import Block, Cache, Element
 from serve.engines.onnx.session import open_session
 
 log = structlog.get_logger()

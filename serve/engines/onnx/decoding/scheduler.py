@@ -26,7 +26,7 @@ from serve.engines.onnx.decoding.batch import Batch, Counters
 from serve.engines.onnx.decoding.decoder import Decoder
 from serve.engines.onnx.decoding.generation import Generation, Piece
 from serve.engines.onnx.decoding.prefilling import chunk_of
-from serve.engines.onnx.decoding.prefix import SHORTEST_TOKENS, common_prefix
+from serve.engines.onnx.decoding.prefix_cache import SHORTEST_TOKENS, common_prefix
 from serve.engines.onnx.decoding.waiting import WaitingQueue
 from serve.engines.onnx.memory import exit_code
 

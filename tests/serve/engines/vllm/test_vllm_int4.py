@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from everlearn.instructions import Instructions
+from everlearn.cpu_features import Instructions
 from serve.engines.vllm.int4 import needed, saturating, unpacked, widening_kernel
 
 if find_spec("vllm") is None or find_spec("compressed_tensors") is None:

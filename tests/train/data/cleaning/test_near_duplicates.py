@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from train.data.cleaning.clean import cleaned, why_dropped
-from train.data.cleaning.dedup import BANDS, PERMUTATIONS, near_duplicates, signature
+from train.data.cleaning.near_duplicates import BANDS, PERMUTATIONS, near_duplicates, signature
 from train.data.examples import Chat, RawExample, Text
 from train.data.options import DataOptions
 

@@ -1,4 +1,4 @@
-"""Run folders of versions whose run.json did not yet say what a run's files held: read off what the run left."""
+"""Read what a run's files held from run folders of earlier versions, whose run.json did not say it."""
 
 from __future__ import annotations
 

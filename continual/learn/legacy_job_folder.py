@@ -1,4 +1,4 @@
-"""A job's folder that an earlier version left: what today's steps ask of it and it lacks."""
+"""Complete a job's folder that an earlier version left, with what today's steps need."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from continual.queue.steps import Steps
 from train.launch import RUN
-from train.runs.earlier import made_of
+from train.runs.legacy_run_folder import made_of
 
 CARD_SCHEMA = 2
 """Of ``train.data.card.DataCard``."""

@@ -1,4 +1,7 @@
-"""Keys and values in memory that is taken when written, and one row of them seen at several addresses."""
+"""The KV cache: memory that is committed when written, and one row of it mapped at several addresses.
+
+`Decoder` has one for the keys and one for the values of each layer; `Batch` says who holds which row.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""A GGUF file as a Hugging Face directory. Run as a child process, through ``everlearn.processes.child``.
+"""Read a GGUF file into a Hugging Face directory. Run as a child process, through ``everlearn.processes.child``.
 
-What its keys and tensors mean is :mod:`everlearn.importing.gguf_models`; the tensors pass through one at a time, so that memory
+What its keys and tensors mean is :mod:`everlearn.importing.gguf_architectures`;
+the tensors pass through one at a time, so that memory
 holds one copy of the weights in the type they are written in.
 """
 
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from everlearn.errors import EverlearnError, InvalidInput, Unsupported
-from everlearn.importing.gguf_header import check_gguf
-from everlearn.importing.gguf_models import Family, family_of, read_config, read_tensor
+from everlearn.importing.gguf_architectures import Family, family_of, read_config, read_tensor
 from everlearn.importing.gguf_rope import TENSORS
 from everlearn.importing.gguf_tokenizer import build_tokenizer, refuse_tokenizer, write_tokenizer_config
+from everlearn.importing.gguf_validation import check_gguf
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
 

@@ -1,4 +1,4 @@
-"""``everlearn import``: a model from elsewhere becomes a version here."""
+"""``everlearn import``: import a model as a new version."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Spending(NamedTuple):
         return max(0.0, behind_s - (self.per_minute - 1) * MINUTE_S / self.per_minute)
 
 
-class Quotas:
+class RateLimiter:
     """The buckets of all keys with limits."""
 
     def __init__(self, shared: "Shared | None" = None, clock: Callable[[], float] = time.monotonic) -> None:

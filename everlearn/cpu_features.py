@@ -1,4 +1,4 @@
-"""What this CPU multiplies with, and what that means for weights of 4 and 8 bits."""
+"""The instruction sets of this CPU, and what they mean for weights of 4 and 8 bits."""
 
 from __future__ import annotations
 

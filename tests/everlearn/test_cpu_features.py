@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from everlearn.instructions import Instructions, instructions, make_exact, named
+from everlearn.cpu_features import Instructions, instructions, make_exact, named
 
 HASWELL = "flags\t\t: fpu sse2 ssse3 fma sse4_1 sse4_2 avx avx2 bmi2"
 GENOA = f"{HASWELL} avx512f avx512bw avx512_vnni avx512_bf16"
@@ -56,7 +56,7 @@ def test_onnxruntime_is_told_where_products_could_saturate(
     import onnxruntime
 
     monkeypatch.setattr(
-        "everlearn.instructions.instructions",
+        "everlearn.cpu_features.instructions",
         lambda: Instructions("x86_64", named(HASWELL if saturates else GENOA)),
     )
     options = onnxruntime.SessionOptions()

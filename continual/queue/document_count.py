@@ -1,4 +1,4 @@
-"""Whether a file has the documents that a job needs, and whether it is one alone.
+"""Refuse a file with fewer documents than a job needs, and say whether it is one document alone.
 
 The first is told when the job is made, and not in the queue.
 

@@ -1,4 +1,4 @@
-"""What a GGUF file says of itself, walked once with every length held against the file's size.
+"""Validate a GGUF file's header: every length and count is checked against the file's size.
 
 Readers trust these lengths: a count of 2^60 is a loop without end, and each element of an array becomes a Python
 object. So nothing reads a file that did not pass here.

@@ -4,7 +4,7 @@ import pytest
 
 from everlearn.errors import RateLimited
 from everlearn.registry.tables import ApiKey
-from serve.gateway.limits.quota import Quotas
+from serve.gateway.limits.rate_limit import RateLimiter
 
 
 class Clock:
@@ -20,7 +20,7 @@ def key(requests: int | None = None, tokens: int | None = None) -> ApiKey:
 
 async def test_requests_are_admitted_up_to_the_limit_and_again_when_time_has_passed() -> None:
     clock = Clock()
-    quotas, limited = Quotas(clock=clock), key(requests=2)
+    quotas, limited = RateLimiter(clock=clock), key(requests=2)
     await quotas.admit(limited)
     await quotas.admit(limited)
     with pytest.raises(RateLimited) as caught:
@@ -32,7 +32,7 @@ async def test_requests_are_admitted_up_to_the_limit_and_again_when_time_has_pas
 
 async def test_a_long_answer_puts_its_key_into_debt() -> None:
     clock = Clock()
-    quotas, limited = Quotas(clock=clock), key(tokens=60)
+    quotas, limited = RateLimiter(clock=clock), key(tokens=60)
     await quotas.admit(limited)
     quotas.charge(limited, 120)
     with pytest.raises(RateLimited, match="tokens"):
@@ -45,13 +45,13 @@ async def test_a_long_answer_puts_its_key_into_debt() -> None:
 
 
 async def test_a_changed_limit_counts_from_now() -> None:
-    quotas = Quotas(clock=Clock())
+    quotas = RateLimiter(clock=Clock())
     await quotas.admit(key(requests=1))
     await quotas.admit(key(requests=5))
 
 
 async def test_headers_say_what_is_left() -> None:
-    quotas = Quotas(clock=Clock())
+    quotas = RateLimiter(clock=Clock())
     headers = dict(await quotas.admit(key(requests=60, tokens=600)))
     assert headers[b"x-ratelimit-limit-requests"] == b"60"
     assert headers[b"x-ratelimit-remaining-requests"] == b"59"
@@ -60,4 +60,4 @@ async def test_headers_say_what_is_left() -> None:
 
 
 async def test_a_key_without_limits_has_no_headers() -> None:
-    assert await Quotas().admit(key()) == []
+    assert await RateLimiter().admit(key()) == []

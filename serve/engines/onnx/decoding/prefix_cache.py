@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.engines.onnx.decoding.cache import Block
+from serve.engines.onnx.decoding.kv_cache import Block
 
 SHORTEST_TOKENS = 16
 """Below this, copying saves nothing worth having."""

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.engines.onnx.decoding.prefix import PrefixCache, common_prefix
+from serve.engines.onnx.decoding.prefix_cache import PrefixCache, common_prefix
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=40).map(np.array)
 

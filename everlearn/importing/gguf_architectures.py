@@ -1,4 +1,4 @@
-"""Which decoders a GGUF file holds in the very meaning of torch's: configuration and tensors, both ways.
+"""The GGUF architectures that compute what torch computes: their configuration and tensors, both ways.
 
 llama.cpp computes an architecture in one way; what a configuration may say beyond that (another activation, a window that
 it does not have, scaled positions of another kind) would be dropped in silence. So each key is known here, in either

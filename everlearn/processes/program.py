@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import sysconfig
 from pathlib import Path
 from typing import IO
 
@@ -28,11 +29,15 @@ def python(module: str, *arguments: str) -> list[str]:
 
 
 def environment(**added: str) -> dict[str, str]:
-    """This process's environment, in which Python imports what this process imports, and ``added``."""
+    """This process's environment, in which Python imports what this process imports, and ``added``.
+
+    The program's own root comes first. The interpreter's own folders are left out: a child of the same one finds them, and
+    another Python that it may start must not.
+    """
     root = str(Path(everlearn.__file__).resolve().parent.parent)
-    paths = [path for path in sys.path if path and os.path.exists(path)]
-    if root not in paths:
-        paths.insert(0, root)
+    own = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+    others = [path for path in sys.path if path and path != root and os.path.exists(path)]
+    paths = [root, *(path for path in others if not path.startswith(own))]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | added
 
 

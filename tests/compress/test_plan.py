@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from compress import export
 from compress.plan import follow
 from compress.recipe import Calibration, CompressPlan, read_plan
-from everlearn.cli.main import app
+from everlearn.cli.commands import app
 from everlearn.errors import ConfigError, InvalidInput, NotFound, Unavailable
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings

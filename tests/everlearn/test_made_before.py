@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from continual.learn.legacy_job_folder import take_up
 from continual.queue.jobs import Jobs
 from continual.queue.steps import Steps
-from everlearn.cli.main import app
+from everlearn.cli.commands import app
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.support.made_by_c65ca05.make import machine

@@ -91,9 +91,7 @@ def test_links_and_what_they_lead_to_stay_as_they_are(open_home: Settings, tmp_p
 
 
 def test_files_that_programs_create_are_private(open_home: Settings) -> None:
-    script = (
-        "import everlearn.cli.main as cli, sys; sys.argv = ['everlearn', 'keys', 'create', 'k']; cli.main()"
-    )
+    script = "import everlearn.cli as cli, sys; sys.argv = ['everlearn', 'keys', 'create', 'k']; cli.main()"
     environment = os.environ | {"EVERLEARN_HOME": str(open_home.home)}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
     assert open_to_others(open_home.home) == []

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from everlearn.cli.main import app
+from everlearn.cli.commands import app
 from tests.setup.test_architecture_page import PAGES
 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -2,7 +2,8 @@
 
 A server that has them loaded, and nothing of ours, forks; the fork runs the module as ``python -m`` would, on the pipes,
 in the environment and in the folder that it is given, and ends as an interpreter ends. What a child is apart from that
-stays as it is: a process of its own that reads a request, answers, prints, and may be limited, killed or die.
+stays as it is: a process of its own that reads a request, answers, prints, and may be limited, killed or die. In each
+test run the first child of every module begins cold, as for users: what it imports must be there without the server.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import IO, Any
 
 LOADED = ("torch", "transformers.models.llama.modeling_llama", "transformers.models.bert.modeling_bert")
@@ -32,12 +34,17 @@ class Warm:
     """What ``everlearn.processes.child`` uses of ``subprocess``: compression's children begin warm, others as they do."""
 
     PIPE = subprocess.PIPE
+    begun: Path
+    """A folder of this test run, with a file for each module whose first child has begun."""
 
-    @staticmethod
-    def Popen(argv: Sequence[str], **options: Any) -> WarmChild | subprocess.Popen[str]:
+    @classmethod
+    def Popen(cls, argv: Sequence[str], **options: Any) -> WarmChild | subprocess.Popen[str]:
         start, arguments = list(argv[:3]), argv[3:]
         if AVAILABLE and start == [sys.executable, "-P", "-m"] and arguments[0].startswith("compress."):
-            return WarmChild(arguments, options["stderr"], options["env"])
+            try:
+                (cls.begun / arguments[0]).touch(exist_ok=False)
+            except FileExistsError:
+                return WarmChild(arguments, options["stderr"], options["env"])
         return subprocess.Popen(argv, **options)
 
 

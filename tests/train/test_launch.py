@@ -16,7 +16,7 @@ import yaml
 from transformers import AutoTokenizer, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from everlearn.cli.main import app
+from everlearn.cli.commands import app
 from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings

@@ -14,7 +14,7 @@ from compress.export import export_onnx
 from compress.measure.compare import compare
 from compress.measure.quality import quality, words_right
 from compress.measure.report import plot, print_compared, undominated
-from everlearn.cli.main import app
+from everlearn.cli.commands import app
 from everlearn.errors import InvalidInput, NotFound
 from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from continual.learn.best import Scored, remember
-from everlearn.cli.main import app
+from everlearn.cli.commands import app
 from everlearn.registry.audit import list_acts
 from everlearn.registry.database import write
 from tests.continual.learn.conftest import Home, recipe, sentences

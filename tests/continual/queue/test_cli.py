@@ -10,7 +10,7 @@ import pytest
 import structlog
 from typer.testing import CliRunner, Result
 
-from everlearn.cli.main import app
+from everlearn.cli.commands import app
 from tests.continual.queue.conftest import Installation
 
 

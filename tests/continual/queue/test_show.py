@@ -7,7 +7,7 @@ from sqlalchemy import insert
 from typer.testing import CliRunner
 
 from continual.learn.gate import judge
-from everlearn.cli.main import app
+from everlearn.cli.commands import app
 from everlearn.registry.database import open_database, write
 from everlearn.registry.tables import JobRow
 from everlearn.settings import Settings

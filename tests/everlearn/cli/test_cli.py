@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from everlearn import __version__
-from everlearn.cli.main import app
+from everlearn.cli.commands import app
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.support.tiny_models import write_llama
@@ -62,7 +62,7 @@ def models(settings: Settings, add: Any) -> Registry:
 
 
 def test_help_loads_no_library_that_takes_time() -> None:
-    code = "import sys; from everlearn.cli.main import app\ntry: app(['--help'])\nfinally: print(*sys.modules, file=sys.stderr)"
+    code = "import sys; from everlearn.cli.commands import app\ntry: app(['--help'])\nfinally: print(*sys.modules, file=sys.stderr)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment
@@ -208,7 +208,7 @@ def test_output_into_a_pipe_is_plain_and_unbroken(models: Registry) -> None:
 
 def test_shell_completion_knows_the_models(models: Registry) -> None:
     variables = {"_EVERLEARN_COMPLETE": "complete_bash", "COMP_WORDS": "everlearn show ti", "COMP_CWORD": "2"}
-    code = "from everlearn.cli.main import app; app(prog_name='everlearn')"
+    code = "from everlearn.cli.commands import app; app(prog_name='everlearn')"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **variables}
     done = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment

@@ -69,3 +69,37 @@ def test_a_package_that_cannot_add_its_commands_is_left_out_with_a_warning(
     assert said.returncode == 0
     assert "warning: the commands 'zz' of zz_broken are left out" in said.stderr and why in said.stderr
     assert "mine" not in everlearn(packages, settings.home, "serve", "--help").stdout
+
+
+def test_a_file_of_the_working_directory_stands_in_for_no_room(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("print('the user's own file')\n")
+    paths = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [sys.executable, "-m", "everlearn", "ls"],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": paths, "EVERLEARN_HOME": str(tmp_path / "home")},
+        timeout=60,
+    )
+    assert done.returncode == 0 and "user" not in done.stdout
+    assert done.stderr.startswith("No models yet")
+
+
+def test_sources_newer_than_the_installation_say_what_to_do(tmp_path: Path) -> None:
+    code = (
+        "import importlib.metadata as metadata; metadata.entry_points = lambda **_: ()\n"
+        "import sys; sys.argv = ['everlearn', 'version']\n"
+        "from everlearn.cli import main; main()\n"
+    )
+    paths = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths, "EVERLEARN_HOME": str(tmp_path / "home")},
+        timeout=60,
+    )
+    assert done.returncode == 0 and "install it anew (make install-serve" in done.stderr

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from typer.testing import CliRunner
 
-from everlearn.cli.main import app
+from everlearn.cli.commands import app
 from everlearn.errors import InvalidInput
 from everlearn.registry.database import open_database, read, write
 from everlearn.registry.keys import create_key

@@ -15,7 +15,7 @@ import torch
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
-from everlearn.cli.main import app
+from everlearn.cli.commands import app
 from everlearn.errors import Unavailable
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from everlearn.cli.main import app
+from everlearn.cli.commands import app
 from everlearn.errors import ConfigError, Conflict, Corrupt, NotFound
 from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry, Version

@@ -25,7 +25,6 @@ from everlearn.cli.keys import keys
 from everlearn.cli.models import alias, gc, ls, promote, rm, rollback, show
 from everlearn.cli.usage import usage
 from everlearn.errors import EverlearnError
-from everlearn.privacy import keep_private
 
 GROUP = "everlearn.commands"
 """Of entry points: each names a ``typer.Typer``."""
@@ -132,10 +131,10 @@ def names_of(app: typer.Typer) -> set[str]:
     return own
 
 
-add_commands(app, entry_points(group=GROUP))
-
-
-def main() -> None:
-    """Entry point."""
-    keep_private()
-    app()
+if not (found := entry_points(group=GROUP)):
+    print(
+        "warning: the installed everlearn is older than these sources, so most commands are missing: "
+        "install it anew (make install-serve, or pip install --editable .)",
+        file=sys.stderr,
+    )
+add_commands(app, found)

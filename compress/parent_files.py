@@ -1,4 +1,4 @@
-"""What is read and kept of a parent's directory: its config.json, its tokenizer, all that stands beside the weights."""
+"""Read a parent's directory, and keep what goes into its children: config.json, tokenizer, all beside the weights."""
 
 from __future__ import annotations
 

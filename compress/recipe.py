@@ -1,4 +1,4 @@
-"""What to make of a model, and how: the YAML behind ``everlearn compress --recipe`` and ``recipe`` in a bundle.
+"""The compression recipe: the YAML behind ``everlearn compress --recipe``, and ``recipe`` in a bundle.
 
 One calibration set serves every step of a plan::
 

@@ -1,4 +1,4 @@
-"""What a continual-training job is told: validated where the job is created, so it imports nothing heavy.
+"""The continual-training recipe. Validated where the job is created, so it imports nothing heavy.
 
 The defaults are for a model of about 135M parameters on two cores. Shares are tokens per token of new
 data; gains and forgetting are nats per token (0.05 nats is five percent of perplexity).

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much this process has held."""
+"""Physical memory of this machine, and the peak of this process."""
 
 from __future__ import annotations
 

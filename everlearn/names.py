@@ -1,4 +1,4 @@
-"""Names made of others' words: a file's in any script, as letters that a URL, a folder and a shell take."""
+"""Make names of files in any script: letters that a URL, a folder and a shell take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the command line shows things: a table for people, JSON for programs."""
+"""Output of the command line: a table for people, JSON for programs."""
 
 from __future__ import annotations
 

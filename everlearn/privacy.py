@@ -1,4 +1,4 @@
-"""What an installation keeps is its owner's alone: answers, training text, hashes of keys, the logs of jobs."""
+"""Keep an installation's files readable by their owner alone: answers, training text, hashes of keys, logs of jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long work tells a person where it is."""
+"""Progress of long work, told to a person."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where this installation's Redis or Valkey is: the one that REDIS_URL names, or the home's own on a unix socket."""
+"""The address of Redis or Valkey: REDIS_URL, or the home's own server on a unix socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a training run ends without a model, on purpose."""
+"""Errors with which a training run ends on purpose."""
 
 from everlearn.errors import EverlearnError
 

@@ -1,4 +1,4 @@
-"""What the loop says of each optimizer step: to the log, to the parent process, to whoever follows a job."""
+"""The loop's report of each optimizer step: to the log, the parent process, and followers of a job."""
 
 from __future__ import annotations
 

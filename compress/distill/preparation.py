@@ -1,4 +1,4 @@
-"""What both children of a distillation do before the first step: text, tokenizers, and layers solved once."""
+"""Preparation that both children of a distillation share: text, tokenizers, and layers solved for once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a distillation is told: the YAML behind ``everlearn distill``."""
+"""The distillation recipe: the YAML behind ``everlearn distill``."""
 
 from __future__ import annotations
 

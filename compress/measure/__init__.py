@@ -1,4 +1,4 @@
-"""What a compression cost in quality, size and speed.
+"""Measures of a compression: quality, size and speed.
 
 - ``parity``: the gate before a result is registered.
 - ``parent_divergence``: how far a decoder's predictions are from its parent's, on held-out text.

@@ -1,4 +1,4 @@
-"""What a compression cost: perplexity, divergence from the parent and agreement with it, on the held-out text."""
+"""Perplexity, divergence from the parent and agreement with it, on the held-out text."""
 
 from __future__ import annotations
 

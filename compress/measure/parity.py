@@ -1,4 +1,4 @@
-"""Whether what was made is the same model: the gate before a result is registered, the same for every target.
+"""The parity gate: refuses a result that does not compute what its weights say, the same for every target.
 
 Rounding costs something, and a wrong graph can hide behind that: a model whose scaled rotary positions were dropped is
 0.3 nats from its parent, and 4 bits may cost 1. So a result is first compared with torch computing with **the same rounded

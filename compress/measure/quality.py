@@ -1,4 +1,4 @@
-"""How near a model is to its reference, on several texts: likelihood, predictions, and whole words got right.
+"""Quality beside a reference, on several texts: likelihood, predictions, and whole words got right.
 
 The task is LAMBADA's (arXiv 1606.06031), at every word instead of a paragraph's last: the word counts as right where
 each of its tokens is the most likely one, given everything before it.

@@ -1,4 +1,4 @@
-"""What a comparison found: a table at the terminal, or one HTML page that needs nothing else."""
+"""Report of a comparison: a table at the terminal, or one HTML page that needs nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a bundle decodes here, on the library that runs its format, and what it answers. Run as a child process.
+"""Speed of a bundle's decoding, and its answers, on the library that runs its format. Run as a child process.
 
 ONNX runs in onnxruntime-genai's bare loop, the others in vLLM, or in plain torch where vLLM is not installed.
 """

@@ -1,4 +1,4 @@
-"""Whole layers taken out: which of them are missed least, and the smaller model of the same kind.
+"""Drop whole layers: find those that are missed least, and build the smaller model of the same kind.
 
 It is dense, so every engine runs it. It loses much, most of which a short distillation from the unpruned model brings back.
 """

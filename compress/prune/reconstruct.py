@@ -1,4 +1,4 @@
-"""What layers that were taken out did, taken over in closed form by the layer before each gap.
+"""Solve in closed form for what dropped layers did, in the layer before each gap.
 
 Its ``down_proj`` is solved for anew, by least squares, so that its output comes as near as it can to that of the
 teacher's last missing layer. One linear map for a run of layers is arXiv 2505.02819's; here it reads the wider

@@ -1,4 +1,4 @@
-"""What modules read while a model computes."""
+"""Capture the inputs of modules while a model computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How weights may be rounded: the table that recipes, the command line, the exporters and the docs read.
+"""The table of rounding methods, which recipes, the command line, the exporters and the docs read.
 
 A method is a module of this folder with one function for each kind of target that it rounds weights for:
 

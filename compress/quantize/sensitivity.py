@@ -1,4 +1,4 @@
-"""Which layers rounding hurts most: those keep more bits, as far as a share of the weights allows.
+"""Find the layers that rounding hurts most: those keep more bits, up to a fraction of the weights.
 
 Each layer alone is rounded, and the divergence of the model's predictions from the untouched model's is measured on a
 few hundred tokens. In small models a few matrices make most of the loss: their inputs hold massive activations (arXiv

@@ -1,4 +1,4 @@
-"""What 8 bits cost an encoder, made less: each linear layer's input is rounded in the way that loses enough less.
+"""Lower the cost of 8 bits in an encoder: each linear layer's input is rounded in the way that loses little enough.
 
 onnxruntime's INT8 product rounds a batch of inputs with one scale, so a few large values cost all others their bits.
 Where these keep to some channels, the channels are divided by a factor that their weights were multiplied with

@@ -1,4 +1,4 @@
-"""What a compressed model is written as.
+"""The formats that a compressed model is written in.
 
 - ``table``: the targets, what builds each, and how far each may drift from its parent.
 - ``architectures``: which model can be made into which target, refused by name before any work.

@@ -1,4 +1,4 @@
-"""What can be made of which architecture, told by its name before any work begins.
+"""The architectures that each target supports, checked by name before any work begins.
 
 Names are those of ``architectures`` in config.json. docs/supported-architectures.md is this table with the figures that prove it;
 the test that writes it fails where the two differ.

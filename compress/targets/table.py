@@ -1,4 +1,4 @@
-"""What a model can be made into: the table that recipes, the command line, the exporters and the docs read.
+"""The table of targets, which recipes, the command line, the exporters and the docs read.
 
 It imports nothing of weight: ``everlearn --help`` and the check of a recipe stay quick. How weights may be rounded is the
 table beside it, :mod:`compress.quantize.methods`. After a change, ``python -m tests.compress.tables`` writes both into

@@ -1,4 +1,4 @@
-"""What a job does. ``continual.pipeline`` calls it in this order:
+"""The steps of a job. ``continual.pipeline`` calls them in this order:
 
 ``plan``: the champion and the weights that a job starts from, pinned
 ``teach``: the steps up to a trained candidate

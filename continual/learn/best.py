@@ -1,4 +1,4 @@
-"""What the gate remembers: the best that a model ever was on each domain, kept with the bundles that were promoted.
+"""The gate's memory: the best score a model ever had on each domain, kept with the promoted bundles.
 
 Of every promoted bundle there is, for each held example, what the best version of its line scored there. The line is
 what the bundle was made from: so a rollback goes back to what was best then, and not to what was rolled back. Scores

@@ -1,4 +1,4 @@
-"""How sure a mean difference per token is: bounds from whole documents, honest where there are few.
+"""Confidence bounds of a mean difference per token, from whole documents; conservative where there are few.
 
 A domain's mean is a ratio, the sum of the documents' differences over the sum of their tokens. Of each bound the wider
 of two is taken. One is the jackknife over documents (Quenouille 1956; for clusters MacKinnon & Webb 2022, CV3) with

@@ -1,4 +1,4 @@
-"""How likely a model, in whatever format, finds held-out examples: what the gate decides on."""
+"""Log-likelihoods of held-out examples under a model of any format: the measurements that the gate decides on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job trains on: the new examples, and beside them replayed ones in fixed shares of their tokens.
+"""A job's training mixture: the new examples, and replayed ones in fixed shares of the tokens.
 
 Replay, with the learning rate re-warmed and re-decayed, keeps what was learned before (arXiv 2403.08763). At the
 few thousand tokens of a small job, replayed tokens themselves keep little; the distributions that the model's

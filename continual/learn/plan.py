@@ -1,4 +1,4 @@
-"""What a job starts from, pinned when it first runs: so its result is the same however often it is interrupted."""
+"""A job's starting point, pinned when it first runs, so that its result does not depend on interruptions."""
 
 from __future__ import annotations
 

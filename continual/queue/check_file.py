@@ -1,4 +1,4 @@
-"""Whether a file can be learnt from, told when it comes and not when its job runs. Reads in a child, within limits.
+"""Check an uploaded file when it comes, not when its job runs. Reads it in a child, within limits.
 
 The gateway imports this: nothing heavy here.
 """

@@ -1,4 +1,4 @@
-"""What may be done to continual-training jobs: the table is the truth, a change of state one conditional update.
+"""Operations on continual-training jobs: the table is the truth, each change of state one conditional update.
 
 ``states`` says what a job is, ``cancel`` what happens when one is cancelled. A claim raises the job's fence. Whoever works on a job passes its :class:`Lease` with every write; once the job
 was cancelled, or recovered and claimed by another, that lease is stale, and nothing it writes is taken.

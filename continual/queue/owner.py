@@ -1,4 +1,4 @@
-"""Which process holds a lease, and whether a process of this machine that held one is gone."""
+"""The process that holds a lease, and whether it is gone from this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job is: its states, its row, the lease on it, and its events.
+"""A job: its states, its row, the lease on it, and its events.
 
 A job is ``queued``, then ``running`` under a lease, then ``succeeded``, ``failed`` or ``cancelled`` for good. What may
 be done to a job is in ``jobs``. The gateway imports this: nothing heavy here.

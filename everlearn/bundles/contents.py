@@ -1,4 +1,4 @@
-"""What a bundle may hold, told from names, links and JSON alone: a model file is code until shown otherwise.
+"""Check what a bundle holds by names, links and JSON alone: a model file is code until shown otherwise.
 
 The rules are lists of what is allowed. ONNX graphs and chat templates are looked into by
 ``everlearn.bundles.inspection``, in a process of its own.

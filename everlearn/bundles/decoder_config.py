@@ -1,4 +1,4 @@
-"""What transformers makes of a decoder's configuration where the file alone misleads: windows of layers, and tying."""
+"""A decoder's configuration as transformers reads it, where the file alone misleads: windows of layers, and tying."""
 
 from __future__ import annotations
 

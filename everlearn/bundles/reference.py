@@ -1,4 +1,4 @@
-"""How a person names a version: ``smollm2``, ``smollm2@3`` or ``smollm2@champion``."""
+"""References to versions, as people write them: ``smollm2``, ``smollm2@3`` or ``smollm2@champion``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a safetensors file says of its tensors, without reading them."""
+"""Read the header of a safetensors file: its tensors without their values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one rendering of a template may still do: time of the processor, and bytes.
+"""The budget of one rendering of a template: CPU time, and bytes.
 
 Python cannot stop a thread, so what a template does asks here before, and raises TooMuch where it would not end.
 """

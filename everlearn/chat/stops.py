@@ -1,4 +1,4 @@
-"""What stops a turn: one set of token ids for training, export and every engine.
+"""Stop tokens of a turn: one set of ids for training, export and every engine.
 
 Four places name such tokens: generation_config.json, config.json, the tokenizer, and the chat template, which alone
 says what it writes behind an answer. A base model's configuration often names the end of a text only

@@ -1,4 +1,4 @@
-"""What the commands of ``everlearn`` share: their arguments, and how they reach settings and registry."""
+"""Arguments that several commands share, and how they reach settings and registry."""
 
 from __future__ import annotations
 

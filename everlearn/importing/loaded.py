@@ -1,4 +1,4 @@
-"""What a loader found in a model's files beside what the model has: nothing may be missing, misshapen or left over.
+"""Compare a loader's findings with the model: nothing may be missing, misshapen or left over.
 
 transformers fills what is missing with random numbers, other ones at each load, and drops what is left over.
 """

@@ -1,4 +1,4 @@
-"""Which tensors a plain decoder has, by its config.json alone: no library is needed to see that one is missing."""
+"""The tensors that a plain decoder must have, by its config.json alone, without loading a library."""
 
 from __future__ import annotations
 

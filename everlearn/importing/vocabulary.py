@@ -1,4 +1,4 @@
-"""Whether a model's tokenizer, its special ids and its vocabulary agree: each id needs a row of the embedding."""
+"""Check that a model's tokenizer, special ids and vocabulary agree: each id needs a row of the embedding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's weights must be before it is taken: all there, of the shapes its configuration says, and finite.
+"""Check a model's weights before it is imported: all there, of the configured shapes, and finite.
 
 Names, types and shapes come from the files' headers; the values pass once, a few megabytes at a time.
 """

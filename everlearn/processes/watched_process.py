@@ -1,4 +1,4 @@
-"""What a supervised process needs: a shutdown signal, and a health endpoint."""
+"""A supervised process's own part: a shutdown signal, and a health endpoint."""
 
 from __future__ import annotations
 

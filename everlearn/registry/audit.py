@@ -1,4 +1,4 @@
-"""Who administered what: each act's row is written in the act's own transaction, so that neither is without the other."""
+"""The audit log: each administrative act's row is written in the act's own transaction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where bundles lie, each under its digest: a local directory by default, any fsspec URL otherwise."""
+"""The store of bundles, each under its digest: a local directory by default, any fsspec URL otherwise."""
 
 from __future__ import annotations
 

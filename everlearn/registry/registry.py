@@ -1,4 +1,4 @@
-"""Names to versions to bundles, with movable aliases and the lineage of parents.
+"""The registry: names to versions to bundles, with movable aliases and the lineage of parents.
 
 The database says what exists; the store holds the bytes. A bundle enters the store before the database names
 it, and leaves the database before the store drops it: whenever a process dies, nothing half is listed.

@@ -1,4 +1,4 @@
-"""What keys used, by day (UTC), key and model: added by whoever serves, summed for people and for budgets."""
+"""Usage per day (UTC), key and model: added by whoever serves, summed for people and for budgets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an answer says: text, calls of the functions on offer, or a call that was cut.
+"""Parse an answer into text, calls of the offered functions, or a call that was cut.
 
 One reading for streamed and whole answers, and for both kinds of engine: text goes in as it is generated, and what is
 certain comes out. The grammar of the answer (`serve.engines.grammar`) is written from the same `Form`, so a call that has

@@ -1,4 +1,4 @@
-"""Whether a grammar compiles: tried in a process of its own, which is ended when it takes too much time or memory.
+"""Compile a grammar in a process of its own first, which is ended when it takes too much time or memory.
 
 Where expressions meet (`&` and `~` in Lark; in JSON schemas a pattern with a length, or several of them) the compiler
 may need minutes and gigabytes for a line of text, and no limit of its own stops it. How long it takes does not depend on

@@ -1,4 +1,4 @@
-"""How much text can fit a model's context, told before the text is tokenized.
+"""Bound the tokens of a text before it is tokenized: what cannot fit a model's context is refused early.
 
 Tokenizing takes seconds per megabyte, and its count comes last. Where every character of a text stays in its tokens,
 a token stands for at most so many bytes as the longest one; more bytes than a context of those cannot fit. Some

@@ -1,4 +1,4 @@
-"""What every request body is made of: strict objects, and the types that several requests share.
+"""The base of every request body: strict objects, and the types that several requests share.
 
 A parameter that is unknown, or known to OpenAI and not offered here, is refused by name; nothing is silently ignored
 except the labels listed in `Labels`.

@@ -1,4 +1,4 @@
-"""How a text is generated: the parameters that chat and completions share."""
+"""Sampling parameters that chat and completions share."""
 
 from typing import Annotated, Any, Literal
 

@@ -1,4 +1,4 @@
-"""What a supervisor claims before its work begins: its home, its port, and a folder for its sockets."""
+"""A supervisor's claims before its work begins: its home, its port, and a folder for its sockets."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What `everlearn serve` prints once everything is ready."""
+"""The message of `everlearn serve` once everything is ready."""
 
 import shlex
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What one training example says, before it is tokens: a text, or a conversation."""
+"""A training example before it is tokens: a text, or a conversation."""
 
 from __future__ import annotations
 

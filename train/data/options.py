@@ -1,4 +1,4 @@
-"""How data is prepared: the options under a recipe's ``data``."""
+"""Options of data preparation, under a recipe's ``data``."""
 
 from __future__ import annotations
 

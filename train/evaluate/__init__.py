@@ -1,4 +1,4 @@
-"""How good a model is.
+"""Measures of a model.
 
 held_out_text   the shipped text, and token windows of a text
 logits          logits of the windows, by torch or onnxruntime

@@ -1,4 +1,4 @@
-"""Whether a model can learn from packed rows: tried on two short documents before any work.
+"""Check that a model can learn from packed rows, on two short documents, before any work.
 
 Several documents share a row, kept apart by position ids that start anew, and the loss is computed from the last
 hidden states. Models with recurrent layers, with alibi, or without position ids mix the documents up; those with

@@ -1,4 +1,4 @@
-"""What is minimized. An objective maps a model and a batch to a sum of losses over a number of targets.
+"""Training objectives: each maps a model and a batch to a sum of losses over a number of targets.
 
 table         one entry for each objective, without torch
 objective     the protocol, what a run gives an objective, and what it gets back

@@ -1,4 +1,4 @@
-"""What an objective is: it maps (model, batch) to a sum of losses over targets, and to the number of targets.
+"""The interface of an objective: (model, batch) to a sum of losses over targets, and the number of targets.
 
 The loop divides by the targets of the whole step, so that accumulation and ranks give the gradient of one batch.
 """

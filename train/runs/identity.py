@@ -1,4 +1,4 @@
-"""What a run is: its recipe and what its files hold, never where they lie or what they are called.
+"""A run's identity: its recipe and what its files hold, never where they lie or what they are called.
 
 An edited data file, a file more in a folder, other ``held`` files or another version of the base are another run;
 the same bytes under another path are the same one.

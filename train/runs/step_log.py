@@ -1,4 +1,4 @@
-"""What happened at each step: a line of ``steps.jsonl``, and TensorBoard's events where it was asked for."""
+"""The log of steps: a line of ``steps.jsonl`` each, and TensorBoard's events where asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which weights are trained: all of them, or adapters beside them.
+"""Choice of the trained weights: all of them, or adapters.
 
 lora   low-rank updates, added before training and merged after it
 """

@@ -1,4 +1,4 @@
-"""Which weights learn: all of them, or LoRA's low-rank updates (arXiv 2106.09685), by peft."""
+"""LoRA's low-rank updates (arXiv 2106.09685), by peft, added to a model and merged into it."""
 
 from __future__ import annotations
 

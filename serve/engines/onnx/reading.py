@@ -1,4 +1,4 @@
-"""Where requests are read: parsed, rendered, tokenized, compiled, away from the loop that writes streams.
+"""The threads that read requests: parse, render, tokenize and compile, away from the loop that writes streams.
 
 A request waits only for others of its size, so that none waits for a book to be tokenized; and at most one of each
 size is read at a time, so that reading leaves the cores to answering. Its threads have the low priority of the loop

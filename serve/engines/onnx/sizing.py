@@ -1,4 +1,4 @@
-"""How large the engine makes itself on this machine."""
+"""Size the engine for this machine: threads, rows and memory."""
 
 from __future__ import annotations
 

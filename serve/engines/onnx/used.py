@@ -1,4 +1,4 @@
-"""What requests have used so far, and what those had used that broke off: their client pays for that, too."""
+"""Count what requests have used so far, those that broke off included: their client pays for that, too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How vLLM is started for one bundle on this machine."""
+"""Start options of vLLM for one bundle on this machine."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the gateway sends, in vLLM's spelling; what vLLM does not do is refused by name."""
+"""Translate the gateway's requests to vLLM's spelling; what vLLM does not do is refused by name."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""How an engine's chat answer becomes what a client reads: one translator for each API."""
+"""Translators from an engine's chat answer to what a client reads, one for each API."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Who may send requests, and how many.
+"""Limits on clients: keys, rates, budgets.
 
 1. `auth.py`: API keys.
 2. `origin.py`: protection against other sites' pages while there is no key.

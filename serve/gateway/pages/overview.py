@@ -1,4 +1,4 @@
-"""What the console shows: a bounded view of the database, and the gateways' metrics.
+"""The console's data: a bounded view of the database, and the gateways' metrics.
 
 Nothing here is secret: of a key its name and its first letters, of a request nothing at all.
 """

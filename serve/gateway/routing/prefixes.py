@@ -1,4 +1,4 @@
-"""Which engine has the beginning of a prompt in its prefix cache.
+"""Remember which engine has the beginning of a prompt in its prefix cache.
 
 A prompt is cut into blocks, each known by a hash over itself and all before it, so that equal hashes mean equal
 beginnings. Engines keep what they have computed for a while (vLLM's prefix cache, the ONNX engine's slots); a gateway

@@ -1,4 +1,4 @@
-"""What is left out of the data, and why.
+"""Cleaning of the data: what is left out, and why.
 
 clean             broken texts, repetitions
 learned_parts     what of an example is learnt: what duplicates are judged by

@@ -1,4 +1,4 @@
-"""What every text goes through before it is counted, and why some are left out."""
+"""Clean a text before it is counted, and say why some are left out."""
 
 from __future__ import annotations
 

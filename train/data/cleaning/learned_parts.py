@@ -1,4 +1,4 @@
-"""What of an example is learnt, and what it is learnt beside: the two sides by which duplicates are judged."""
+"""The learned part of an example and its context: the two sides by which duplicates are judged."""
 
 from __future__ import annotations
 

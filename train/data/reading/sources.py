@@ -1,4 +1,4 @@
-"""Which files there are to read: those that are named, and of folders all that can be read. One rule everywhere."""
+"""Find the files to read: those that are named, and all readable ones of folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a compressed file may become: a few bytes can stand for as much text as one likes."""
+"""Bound what a compressed file may unpack to: a few bytes can stand for any amount of text."""
 
 from __future__ import annotations
 

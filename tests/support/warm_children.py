@@ -134,13 +134,15 @@ def _ender(pid: int, fate: int) -> Callable[[int], None]:
 
 
 def become(asked: Mapping[str, Any], descriptors: Sequence[int]) -> list[str]:
-    """Take over pipes, environment and folder."""
+    """Take over pipes, environment, import path and folder."""
     for theirs, ours in zip(descriptors, (0, 1, 2), strict=False):
         os.dup2(theirs, ours)
     for descriptor in descriptors:
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(asked["env"])
+    paths = asked["env"].get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:] = list(dict.fromkeys([*filter(None, paths), *sys.path]))
     os.chdir(asked["cwd"])
     return asked["arguments"]
 

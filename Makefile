@@ -15,9 +15,9 @@ serve: $(VENV)/.stamp-serve ## Serve a chat model and an embedding model on http
 demo: $(VENV)/.stamp-demo ## Teach a served model three texts, about 20 minutes; demo-report.html shows the rest
 	$(BIN)/python -m continual.demo
 
-# What measures time, kills by the clock or fills the machine has it to itself; of the other files, two run at once,
-# those of the longest rooms first, so that both workers end together.
-ALONE = tests/e2e tests/serve/engines tests/serve/supervisor \
+# What measures time or fills the machine has it to itself; of the other files, two run at once, those of
+# the longest rooms first, so that both workers end together.
+ALONE = tests/e2e tests/serve/engines \
 	$(addprefix tests/serve/gateway/,test_process.py formats/test_schema.py http/test_bad_network.py \
 	routing/test_failover.py routing/test_slow.py routing/test_streams.py)
 LONGEST_FIRST = $(addprefix tests/,setup compress continual serve machine train everlearn deploy)

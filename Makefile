@@ -30,19 +30,19 @@ test: $(VENV)/.stamp-all lint ## Check style and types, then run every test
 	$(PYTEST) --durations=25 $(ALONE)
 
 # Minutes on two cores of an AMD EPYC 9004, nothing else running.
-test-kernel: $(VENV)/.stamp-all ## Run the tests of everlearn/, 2 minutes
+test-kernel: $(VENV)/.stamp-all ## Run the tests of everlearn/, 3 minutes
 	$(PAIRS) tests/everlearn
 
 test-train: $(VENV)/.stamp-all ## Run the tests of train/, 2 minutes
 	$(PAIRS) tests/train
 
-test-compress: $(VENV)/.stamp-all ## Run the tests of compress/, 4 minutes
+test-compress: $(VENV)/.stamp-all ## Run the tests of compress/, 5 minutes
 	$(PAIRS) tests/compress
 
-test-continual: $(VENV)/.stamp-all ## Run the tests of continual/, 2 minutes
+test-continual: $(VENV)/.stamp-all ## Run the tests of continual/, 3 minutes
 	$(PAIRS) tests/continual
 
-test-serve: $(VENV)/.stamp-all ## Run the tests of serve/, 10 minutes
+test-serve: $(VENV)/.stamp-all ## Run the tests of serve/, 12 minutes
 	$(PAIRS) tests/serve
 	$(PYTEST) $(filter tests/serve/%,$(ALONE))
 

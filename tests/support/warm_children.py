@@ -24,6 +24,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from everlearn.processes.program import QUIET, environment, python
+
 LOADED = ("torch", "transformers.models.llama.modeling_llama", "transformers.models.bert.modeling_bert")
 MESSAGE_BYTES = 2**17
 AVAILABLE = sys.platform == "linux"
@@ -40,7 +42,11 @@ class Warm:
     @classmethod
     def Popen(cls, argv: Sequence[str], **options: Any) -> WarmChild | subprocess.Popen[str]:
         start, arguments = list(argv[:3]), argv[3:]
-        if AVAILABLE and start == [sys.executable, "-P", "-m"] and arguments[0].startswith("compress."):
+        if (
+            AVAILABLE
+            and [*start, arguments[0]] == python(arguments[0])
+            and arguments[0].startswith("compress.")
+        ):
             try:
                 (cls.begun / arguments[0]).touch(exist_ok=False)
             except FileExistsError:
@@ -91,10 +97,7 @@ class WarmChild:
 def server() -> socket.socket:
     """A connection to this process's server, which ends with it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-P", "-m", __name__]
-    paths = os.pathsep.join(path for path in sys.path if path and os.path.isdir(path))
-    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    started.append(subprocess.Popen(command, stdin=theirs, env=os.environ | quiet | {"PYTHONPATH": paths}))
+    started.append(subprocess.Popen(python(__name__), stdin=theirs, env=environment(**QUIET)))
     theirs.close()
     return ours
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from compress.measure.parent_divergence import quality_metrics
 from compress.measure.parity import (
@@ -215,12 +216,22 @@ def write_export(
 
 
 def recipe_of(version: Version) -> CompressRecipe:
-    """The recipe that made ``version``. Raises InvalidInput where no compression made it."""
+    """The recipe that made ``version``.
+
+    Raises InvalidInput where no compression made it, and where it names what this installation does not have.
+    """
     if "export" not in version.manifest.recipe:
         raise InvalidInput(
             f"{version.ref} was not made by everlearn compress: its bundle has no export recipe"
         )
-    return recipe_from(version.manifest.recipe["export"])
+    try:
+        return recipe_from(version.manifest.recipe["export"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"]))
+        raise InvalidInput(
+            f"{version.ref} was made by a recipe that this installation cannot read: {at}: {first['msg']}"
+        ) from None
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -259,9 +260,11 @@ def find_export(
     """The version that ``recipe`` made of ``parent`` before, having read the same tokens if any."""
     for version in registry.versions(parent.model):
         said = version.manifest.recipe.get("export")
-        made = said is not None and version.parent_digest == parent.digest
-        if made and recipe_of(version) == recipe and said.get("calibration_seen") in (None, calibration_seen):
-            return version
+        if said is None or version.parent_digest != parent.digest:
+            continue
+        with suppress(InvalidInput):  # another recipe: it names a method that is not installed here
+            if recipe_of(version) == recipe and said.get("calibration_seen") in (None, calibration_seen):
+                return version
     return None
 
 

@@ -17,11 +17,13 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from compress.cli import commands
-from compress.export import export
+from compress.export import export, recipe_of
+from compress.plan import find_export
 from compress.quantize.blocks import round_to_nearest
 from compress.quantize.methods import METHODS, Method, methods_for
 from compress.recipe import CompressRecipe
 from compress.targets.table import FOR_VLLM, GGUF_TYPES, TARGETS
+from everlearn.errors import InvalidInput
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.compress import tables
@@ -82,7 +84,7 @@ def documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_the_documented_method_goes_through_the_export_and_its_gate(
-    documented: str, tiny_settings: Settings, parent: Path
+    documented: str, tiny_settings: Settings, parent: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = CompressRecipe(to="int4-onnx", weights=documented)
     version = export(tiny_settings, "tiny@1", recipe)
@@ -92,6 +94,12 @@ def test_the_documented_method_goes_through_the_export_and_its_gate(
     made = scales(Registry(tiny_settings).path(version), "model.layers.0.mlp.down_proj")
     plain = round_to_nearest(weight).scales.numpy()
     assert made.shape == plain.shape and not np.array_equal(made, plain), "these are the scales of rtn"
+
+    monkeypatch.delitem(METHODS, documented)  # as where the package that brought it is not installed
+    registry = Registry(tiny_settings)
+    assert find_export(registry, registry.resolve("tiny@1"), recipe, {}) is None
+    with pytest.raises(InvalidInput, match=rf"{version.ref} was made by a recipe .* weights: .*'rtn'"):
+        recipe_of(version)
 
 
 def parent_weight(model_dir: Path, name: str) -> torch.Tensor:

@@ -26,6 +26,14 @@ def share(file: Path) -> None:
         file.chmod(0o666 & ~_UMASK[0])
 
 
+def share_folder(folder: Path) -> None:
+    """The same of a folder and of the files in it."""
+    if _UMASK:
+        folder.chmod(0o777 & ~_UMASK[0])
+        for file in folder.iterdir():
+            share(file)
+
+
 def make_private(path: Path) -> None:
     """Takes from group and others what they may do with a file, or with a folder and all that is in it.
 

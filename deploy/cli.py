@@ -1,0 +1,12 @@
+"""``everlearn deploy``: ship a model to devices."""
+
+from __future__ import annotations
+
+import typer
+
+from deploy.edge.cli import edge
+
+commands = typer.Typer()
+deploy = typer.Typer(name="deploy", help="Ship a model to devices.", no_args_is_help=True)
+commands.add_typer(deploy)
+deploy.command()(edge)

@@ -6,4 +6,6 @@
 ``qdq``: a graph whose weights are dequantized once, as it is loaded
 ``weights``: the tensors, in files of at most 32 MiB
 ``probes``: logits that every runtime must reproduce
+
+``web`` is the page and the module that read such a folder.
 """

@@ -180,6 +180,19 @@ class ContinualSettings(BaseModel):
         return self
 
 
+class UpdateSettings(BaseModel):
+    """The channel of signed updates that gateways hand out at ``/v1/updates``: everybody who may connect may read it.
+
+    ``folder``: of ``everlearn deploy channel``; None: there is no such route. ``count``: whether ``/metrics`` says how
+    many devices got which version; nothing of a device is kept.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    folder: Path | None = None
+    count: bool = False
+
+
 def _named(name: str) -> AliasChoices:
     """A setting that is also read from the variable name that other programs use for it."""
     return AliasChoices(f"{PREFIX}{name}", name)
@@ -205,6 +218,7 @@ class Settings(BaseSettings):
     onnx: OnnxSettings = OnnxSettings()
     vllm: VllmSettings = VllmSettings()
     continual: ContinualSettings = ContinualSettings()
+    updates: UpdateSettings = UpdateSettings()
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict[str, str])
 

@@ -26,6 +26,7 @@ from serve.gateway.routes.messages import add_messages
 from serve.gateway.routes.models import add_models
 from serve.gateway.routes.responses import add_responses
 from serve.gateway.routes.tokens import add_tokens
+from serve.gateway.routes.updates import add_updates
 from serve.gateway.state import Gateway
 from serve.protocol.parsing import error_body
 from serve.tracing import open_tracer
@@ -67,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
     add_files(app, gateway)
     add_batches(app, gateway)
     add_fine_tuning(app, gateway)
+    add_updates(app, gateway)
     add_health(app, gateway)
     add_console(app, gateway)
     add_pages(app)

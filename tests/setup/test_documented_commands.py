@@ -48,10 +48,8 @@ def test_every_command_line_shown_exists() -> None:
 
 def problem(line: str, known: dict[str, Any]) -> bool:
     words = line.split()
-    name = words[0]
-    if " ".join(words[:2]) in known:
-        name = " ".join(words[:2])
-    if name not in known or (hasattr(known[name], "commands") and len(words) > 1):
+    name = next((one for n in (3, 2) if (one := " ".join(words[:n])) in known), words[0])
+    if name not in known or (hasattr(known[name], "commands") and len(words) > len(name.split())):
         return True
     options = {option for each in known[name].params for option in (*each.opts, *each.secondary_opts)} | {
         "--help"

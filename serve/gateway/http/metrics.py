@@ -71,6 +71,10 @@ class Metrics:
             "everlearn_version_first_token_seconds", "From the request to its first token, by version.",
             ["model", "version", "role"], buckets=TIME_TO_FIRST_TOKEN_S, registry=registry,
         )  # fmt: skip
+        self.updates = Counter(
+            "everlearn_updates", "Releases of edge folders that devices got.",
+            ["model", "target", "alias", "version"], registry=registry,
+        )  # fmt: skip
         self.replicas = Gauge(
             "everlearn_replicas", "Engines known.",
             ["model", "state"], registry=registry, multiprocess_mode="livemostrecent",

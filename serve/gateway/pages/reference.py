@@ -87,6 +87,9 @@ REFERENCE = {
     "get /v1/fine_tuning/jobs/{job_id}/checkpoints": RouteDescription(
         TRAINING, "Checkpoints are not models here: always empty."
     ),
+    "get /v1/updates/{path}": RouteDescription(
+        SERVER, "A file of the channel of signed updates, where the settings name one."
+    ),
     "get /health": RouteDescription(SERVER, "The process is running."),
     "get /ready": RouteDescription(
         SERVER, "Requests are accepted: at least one engine is ready, and the server is not shutting down."

@@ -1,0 +1,98 @@
+// Text to token ids and back, and chats to prompts. The work is done by @huggingface/tokenizers and @huggingface/jinja.
+
+import { Template } from "./vendor/jinja.js";
+import { Tokenizer } from "./vendor/tokenizers.js";
+import { EverlearnError } from "./errors.js";
+
+const TOKEN_NAMES = ["bos_token", "eos_token", "pad_token", "unk_token"];
+const UNFINISHED = "\ufffd"; // what a decoder gives for the first bytes of a character
+
+/** `config`: tokenizer_config.json. */
+export class TextTokenizer {
+  constructor(tokenizer, config) {
+    this.tokenizer = new Tokenizer(tokenizer, config);
+    const special = (tokenizer.added_tokens ?? []).filter((token) => token.special).map((token) => token.content);
+    this.special = special.sort((one, other) => other.length - one.length);
+  }
+
+  /** With the special tokens that the tokenizer adds around a text. */
+  encode(text) {
+    return this.tokenizer.encode(text).ids;
+  }
+
+  /**
+   * The ids of a rendered chat: special tokens that the template wrote, and none that somebody wrote into a message,
+   * where `mark` stands after each one's first character.
+   */
+  encodeChat(text, mark) {
+    return text.split(mark).flatMap((piece) => (piece ? this.tokenizer.encode(piece, { add_special_tokens: false }).ids : []));
+  }
+
+  /** The same text, in which no special token is one. */
+  marked(text, mark) {
+    return this.special.reduce((so_far, token) => {
+      const [first, ...rest] = token;
+      return so_far.replaceAll(token, first + mark + rest.join(""));
+    }, text);
+  }
+
+  decode(ids) {
+    return ids.length ? this.tokenizer.decode(ids, { skip_special_tokens: true }) : "";
+  }
+}
+
+/** Gives text as soon as no later token can change it. */
+export class TextStream {
+  constructor(tokenizer) {
+    this.tokenizer = tokenizer;
+    this.ids = [];
+    this.start = 0; // ids before it are told; those from `start` to `told` are decoded again, for their spaces
+    this.told = 0;
+  }
+
+  push(id) {
+    this.ids.push(id);
+    return this.#next(false);
+  }
+
+  end() {
+    return this.#next(true);
+  }
+
+  #next(last) {
+    const known = this.tokenizer.decode(this.ids.slice(this.start, this.told));
+    const text = this.tokenizer.decode(this.ids.slice(this.start));
+    if (text.length <= known.length || (!last && text.endsWith(UNFINISHED))) return "";
+    this.start = this.told;
+    this.told = this.ids.length;
+    return text.slice(known.length);
+  }
+}
+
+/** The chat template of a folder. Throws "unsupported" where it cannot be read. */
+export class ChatTemplate {
+  constructor(source, config) {
+    try {
+      this.template = new Template(source);
+    } catch (error) {
+      throw new EverlearnError("unsupported", `chat_template.jinja is not understood here: ${error.message}`);
+    }
+    this.names = Object.fromEntries(TOKEN_NAMES.map((name) => [name, config[name]?.content ?? config[name] ?? ""]));
+  }
+
+  /** messages: [{role, content}], content a text. Throws "invalid_input" for what the template refuses. */
+  render(messages) {
+    try {
+      return this.template.render({ ...this.names, messages, add_generation_prompt: true, tools: null });
+    } catch (error) {
+      throw new EverlearnError("invalid_input", `messages: the chat template refuses them: ${error.message}`);
+    }
+  }
+}
+
+/** The prompt's token ids. */
+export function encodeChat(tokenizer, template, messages) {
+  const mark = `\ue000${crypto.randomUUID()}\ue000`;
+  const plain = messages.map(({ role, content }) => ({ role, content: tokenizer.marked(content, mark) }));
+  return tokenizer.encodeChat(template.render(plain), mark);
+}

@@ -1,0 +1,129 @@
+// The worker behind EverlearnWeb: it downloads, keeps, checks and runs a model. Messages in: {id, method, params} and
+// {id, cancel: true}; out: {id, event}, and at the end {id, result} or {id, error}. Requests run one after another.
+
+import { answer } from "./chat.js";
+import { Decoder } from "./decoder.js";
+import { downloadFiles, fetchManifest } from "./download.js";
+import { EverlearnError, packed } from "./errors.js";
+import { readManifest } from "./manifest.js";
+import { readChat, readEmbeddings } from "./request.js";
+import { checkProbes, embed, openRuntime, openSession } from "./session.js";
+import { MANIFEST, openStorage } from "./storage.js";
+import { ChatTemplate, TextTokenizer } from "./tokenizer.js";
+
+const cancelled = new Set();
+let last = Promise.resolve();
+let model = null; // what answers: {manifest, runtime, session, tokenizer, …}
+
+self.onmessage = ({ data }) => {
+  if (data.cancel) cancelled.add(data.id);
+  else last = last.then(() => handle(data));
+};
+
+async function handle({ id, method, params }) {
+  const told = (event) => self.postMessage({ id, event });
+  try {
+    self.postMessage({ id, result: await METHODS[method](params, told, () => pause(id)) });
+  } catch (error) {
+    self.postMessage({ id, error: packed(error) });
+  } finally {
+    cancelled.delete(id);
+  }
+}
+
+/** Lets messages in, as a step of WebAssembly does not, and throws if one cancelled this request. */
+async function pause(id) {
+  await new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = resolve;
+    port2.postMessage(null);
+  });
+  if (cancelled.has(id)) throw new EverlearnError("cancelled", "the request was cancelled");
+}
+
+const METHODS = {
+  /** {url, model} -> the version that storage has whole now: that of the server, or offline the one kept. */
+  async fetch({ url, name }, told) {
+    const bytes = await fetchManifest(url);
+    if (bytes === null) return kept(name, url);
+    const manifest = readManifest(bytes);
+    const storage = await openStorage(manifest.model);
+    await storage.locked(async () => {
+      const folder = storage.folder(manifest.id);
+      if (!(await folder.whole())) {
+        await downloadFiles(url, manifest, folder, { onBytes: (loaded, total) => told({ phase: "download", loaded, total }) });
+        await folder.seal(bytes);
+      }
+    });
+    return { model: manifest.model, version: manifest.id, offline: false };
+  },
+
+  /** {model, version, device} -> what answers. Throws "mismatch" where the device computes other numbers. */
+  async open({ model: name, version, device }, told) {
+    const storage = await openStorage(name);
+    const folder = storage.folder(version);
+    const manifest = readManifest(await folder.read(MANIFEST));
+    told({ phase: "start" });
+    const runtime = await openRuntime(device);
+    const session = await openSession(runtime, manifest, folder);
+    const opened = { manifest, runtime, session, ...(await texts(folder)) };
+    if (manifest.task === "generate") opened.decoder = new Decoder(runtime, session, manifest);
+    told({ phase: "check" });
+    await checkProbes(manifest, (ids) => probed(opened, ids));
+    opened.decoder?.forget();
+    model = opened;
+    await storage.locked(() => settle(storage, version));
+    return { task: manifest.task, model: manifest.model, version: manifest.version, threads: runtime.threads, graph: manifest.graph };
+  },
+
+  async chat(request, told, between) {
+    if (model.manifest.task !== "generate") throw new EverlearnError("unsupported", `${model.manifest.model} is no model that chats, but one to ${model.manifest.task}`);
+    return answer(model, readChat(request, model.manifest), { told, between });
+  },
+
+  async embeddings(request, told, between) {
+    if (model.manifest.task !== "embed") throw new EverlearnError("unsupported", `${model.manifest.model} is no model that embeds, but one to ${model.manifest.task}`);
+    const data = [];
+    let tokens = 0;
+    for (const [index, text] of readEmbeddings(request, model.manifest).entries()) {
+      const ids = model.tokenizer.encode(text);
+      const most = model.manifest.graph.context;
+      if (ids.length > most) throw new EverlearnError("context_length_exceeded", `input[${index}] has ${ids.length} tokens, and the model reads ${most}: split it`);
+      data.push({ object: "embedding", index, embedding: Array.from(await embed(model.runtime.ort, model.session, ids)) });
+      tokens += ids.length;
+      await between();
+    }
+    return { object: "list", data, model: model.manifest.model, usage: { prompt_tokens: tokens, total_tokens: tokens } };
+  },
+};
+
+async function kept(name, url) {
+  const storage = name && (await openStorage(name));
+  const version = storage && (await storage.current());
+  if (!version) throw new EverlearnError("unavailable", `${url} cannot be reached, and this browser keeps no model of it: connect once`);
+  return { model: name, version, offline: true };
+}
+
+/** This version serves; the one before stays, to go back to; older ones and unfinished ones go. */
+async function settle(storage, version) {
+  const before = await storage.current();
+  await storage.makeCurrent(version);
+  if (before === version) return;
+  for (const other of await storage.versions()) {
+    if (other.version !== version && other.version !== before) await storage.remove(other.version);
+  }
+}
+
+async function texts(folder) {
+  const json = async (path) => JSON.parse(new TextDecoder().decode(await folder.read(path)));
+  const config = await json("tokenizer_config.json").catch(() => ({}));
+  const tokenizer = new TextTokenizer(await json("tokenizer.json"), config);
+  const source = await folder.file("chat_template.jinja");
+  return { tokenizer, template: source && new ChatTemplate(await source.text(), config) };
+}
+
+async function probed({ manifest, runtime, session, decoder }, ids) {
+  if (!decoder) return embed(runtime.ort, session, ids);
+  decoder.forget();
+  return decoder.prompt(ids);
+}

@@ -1,0 +1,80 @@
+"""The page around a model: everlearn_web, the runtime that package-lock.json pins, and the page for the model's task.
+
+Everything lies in one folder with the model's own files, so any static server serves it; nothing is loaded from
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from deploy.edge.web.packages import WEB, node_modules
+from everlearn.bundles.durable import write_file
+from everlearn.errors import Unsupported
+from everlearn.progress import Progress, silent
+from everlearn.settings import Settings
+
+PAGES: Mapping[str, str] = {"generate": "chat", "embed": "notes"}
+"""The page that shows what a model of a task does."""
+SHARED = ("page.css", "start.js", "sw.js")
+APP_FILES = "app_files.js"
+VENDOR: Mapping[str, str] = {
+    "jinja.js": "@huggingface/jinja/dist/index.js",
+    "tokenizers.js": "@huggingface/tokenizers/dist/tokenizers.min.mjs",
+    "fzstd.js": "fzstd/esm/index.mjs",
+    **{f"noble/{name}.js": f"@noble/hashes/{name}.js" for name in ("sha2", "_md", "_u64", "utils")},
+    "ort/ort.wasm.js": "onnxruntime-web/dist/ort.wasm.min.mjs",
+    "ort/ort-wasm-simd-threaded.js": "onnxruntime-web/dist/ort-wasm-simd-threaded.mjs",
+    "ort/ort-wasm-simd-threaded.wasm": "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm",
+}
+"""Files of npm packages and their names here: every server knows `.js`, and some serve `.mjs` as plain bytes."""
+WEBGPU: Mapping[str, str] = {
+    "ort/ort.webgpu.js": "onnxruntime-web/dist/ort.webgpu.min.mjs",
+    "ort/ort-wasm-simd-threaded.asyncify.js": "onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify.mjs",
+    "ort/ort-wasm-simd-threaded.asyncify.wasm": "onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify.wasm",
+}
+"""Kept by a browser once it has used them: 27 MB that one without WebGPU never needs."""
+
+
+def page_of(task: str) -> str:
+    """The page for a task. Raises Unsupported for a task that has none."""
+    if task not in PAGES:
+        raise Unsupported(f"there is no page for models that {task}; there are pages for: {', '.join(PAGES)}")
+    return PAGES[task]
+
+
+def write_site(directory: Path, task: str, settings: Settings, progress: Progress = silent) -> None:
+    """Writes the page of `task` into `directory`, beside edge.json: 18 MB, and 27 MB that WebGPU alone loads.
+
+    Raises Unsupported for a task without a page, and as `node_modules`.
+    """
+    page = page_of(task)
+    modules = node_modules(settings, progress=progress)
+    module = directory / "everlearn_web"
+    shutil.copytree(WEB / "everlearn_web", module, dirs_exist_ok=True)
+    for name, source in (*VENDOR.items(), *WEBGPU.items()):
+        (module / "vendor" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(modules / source, module / "vendor" / name)
+    for name in (*SHARED, f"{page}.js"):
+        shutil.copyfile(WEB / "pages" / name, directory / name)
+    shutil.copyfile(WEB / "pages" / f"{page}.html", directory / "index.html")
+    _write_app_files(directory, page)
+
+
+def _write_app_files(directory: Path, page: str) -> None:
+    """What the service worker keeps, under a name that changes with any of it."""
+    later = [f"everlearn_web/vendor/{name}" for name in WEBGPU]
+    module = (path for path in (directory / "everlearn_web").rglob("*") if path.is_file())
+    inside = sorted(path.relative_to(directory).as_posix() for path in module)
+    files = ["index.html", f"{page}.js", *SHARED, *(path for path in inside if path not in later)]
+    files.remove("sw.js")  # the browser keeps that itself
+    digest = hashlib.sha256()
+    for path in (*files, *later):
+        digest.update(f"{path}\0{hashlib.sha256((directory / path).read_bytes()).hexdigest()}\n".encode())
+    app = {"version": digest.hexdigest()[:16], "files": ["./", *files], "later": later}
+    text = f"const APP = {json.dumps(app, sort_keys=True)};\n"
+    write_file(directory / APP_FILES, text.encode())

@@ -14,7 +14,7 @@ from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.support.warm_children import Warm
 
-pytest_plugins = ["tests.support.seconds"]
+pytest_plugins = ["tests.support.seconds", "tests.support.order"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEST_HOME = Path(os.environ.get("EVERLEARN_TEST_HOME") or REPOSITORY / ".cache" / "test-home")

@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from everlearn.errors import EverlearnError
+from everlearn.memory import within_container
 from everlearn.processes.async_child import AsyncChild
 from everlearn.processes.program import python
 from everlearn.registry.registry import Registry, Version
@@ -215,7 +216,7 @@ class RunningEngine:
         settings = self._launcher.settings
         if settings.serve.keep_previous == "off" or not engine_for(self.version, settings).keeps_previous:
             return False
-        return 2 * self.watched.resident_bytes() < psutil.virtual_memory().available
+        return 2 * self.watched.resident_bytes() < within_container(psutil.virtual_memory().available)
 
     async def stop(self, drain_s: float = 0.0) -> None:
         """End the process, and withdraw the row."""

@@ -7,6 +7,7 @@ import os
 import psutil
 from pydantic import BaseModel
 
+from everlearn.memory import within_container
 from everlearn.settings import Settings
 
 KV_SHARE = 0.4
@@ -52,7 +53,7 @@ class Sizes(BaseModel):
         """Tokens whose keys and values fit: as set, or a share of the free memory, at least one context."""
         if self.kv_tokens_set is not None:
             return self.kv_tokens_set
-        fitting = int(psutil.virtual_memory().available * KV_SHARE) // bytes_per_token
+        fitting = int(within_container(psutil.virtual_memory().available) * KV_SHARE) // bytes_per_token
         return max(context, min(fitting, self.slots * context))
 
     def prefix_tokens(self, bytes_per_token: int) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 
+from everlearn.memory import within_container
 from everlearn.settings import Settings
 from serve.tracing import traces_endpoint
 
@@ -84,7 +85,7 @@ def cpu_flags(bundle: Path) -> list[str]:
     able = torch.cpu.get_capabilities()
     config = json.loads((bundle / "config.json").read_text())
     bf16 = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    kv_bytes = kv_cache_bytes(config, 2 if bf16 else 4, psutil.virtual_memory().available)
+    kv_bytes = kv_cache_bytes(config, 2 if bf16 else 4, within_container(psutil.virtual_memory().available))
     return [
         *("--enforce-eager", "--dtype", "bfloat16" if bf16 else "float32"),
         *("--kv-cache-memory-bytes", str(kv_bytes)),

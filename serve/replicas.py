@@ -3,7 +3,7 @@
 The supervisor writes rows; the gateway reads `ready_replicas` and routes by model name.
 """
 
-import os
+import socket
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -49,9 +49,9 @@ class ReadyReplica:
 COLUMNS = [field.name for field in fields(ReadyReplica) if field.name != "share"]
 
 
-def unix_url(socket: Path) -> str:
+def unix_url(path: Path) -> str:
     """The URL of an engine that listens on a unix socket: `http+unix://%2Frun%2Fengine.sock`."""
-    return UNIX_SCHEME + quote(str(socket), safe="")
+    return UNIX_SCHEME + quote(str(path), safe="")
 
 
 def unix_path(url: str) -> Path | None:
@@ -169,7 +169,7 @@ def absent_models(db: Engine) -> dict[str, State]:
 def clear_stale(db: Engine) -> list[str]:
     """Remove the rows that no living engine stands behind, and their sockets; returns their ids.
 
-    A row goes when its unix socket lies on this host and its process is gone, or when nobody has renewed it for
+    A row goes when its unix socket lies on this host and nobody listens there, or when nobody has renewed it for
     `ABANDONED_S` seconds. Fresh rows of other hosts on a shared database stay.
     """
     abandoned_before = time.time() - ABANDONED_S
@@ -177,24 +177,27 @@ def clear_stale(db: Engine) -> list[str]:
         stale = [
             row
             for row in session.scalars(select(ReplicaRow))
-            if row.heartbeat_at < abandoned_before or _is_dead_here(row.url, row.pid)
+            if row.heartbeat_at < abandoned_before or _is_dead_here(row.url)
         ]
         for row in stale:
-            if socket := unix_path(row.url):
-                socket.unlink(missing_ok=True)
+            if path := unix_path(row.url):
+                path.unlink(missing_ok=True)
         ids = [row.id for row in stale]
         session.execute(delete(ReplicaRow).where(ReplicaRow.id.in_(ids)))
         return ids
 
 
-def _is_dead_here(url: str, pid: int | None) -> bool:
-    socket = unix_path(url)
-    if pid is None or socket is None or not socket.exists():
+def _is_dead_here(url: str) -> bool:
+    """Whether the socket is here and refuses connections. Its process's id would mean nothing in another container."""
+    path = unix_path(url)
+    if path is None:
         return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:  # it is not here, does not listen yet, or has too many clients to take this one
+            return False
     return False

@@ -1,6 +1,7 @@
 """The rows by which the gateway finds engines."""
 
 import os
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -90,12 +91,17 @@ def test_a_heartbeat_without_a_row_says_so(db: Engine, tmp_path: Path) -> None:
     assert not replicas.heartbeat(db, "rep-1")
 
 
-def test_rows_of_dead_processes_are_cleared(db: Engine, tmp_path: Path) -> None:
-    (tmp_path / "a.sock").touch()
-    announce(db, "dead", socket=tmp_path / "a.sock", pid=dead_pid())
-    announce(db, "alive", socket=tmp_path / "a.sock")
-    announce(db, "elsewhere", socket=tmp_path / "on-another-host.sock", pid=dead_pid())
-    assert replicas.clear_stale(db) == ["dead"]
+def test_rows_are_cleared_whose_sockets_nobody_listens_on(db: Engine, tmp_path: Path) -> None:
+    """Process ids tell nothing: an engine in another container has another one there, or somebody else's here."""
+    with socket.socket(socket.AF_UNIX) as ended, socket.socket(socket.AF_UNIX) as listening:
+        ended.bind(str(tmp_path / "dead.sock"))
+        listening.bind(str(tmp_path / "alive.sock"))
+        listening.listen(1)
+        announce(db, "dead", socket=tmp_path / "dead.sock", pid=os.getpid())
+        announce(db, "alive", socket=tmp_path / "alive.sock", pid=dead_pid())
+        announce(db, "elsewhere", socket=tmp_path / "on-another-host.sock", pid=dead_pid())
+        assert replicas.clear_stale(db) == ["dead"]
+        assert (tmp_path / "alive.sock").exists() and not (tmp_path / "dead.sock").exists()
     age(db, replicas.ABANDONED_S + 1)
     assert sorted(replicas.clear_stale(db)) == ["alive", "elsewhere"]
 

@@ -127,7 +127,10 @@ def flaw(engine: Engine) -> str | None:
 def _options(url: str) -> dict[str, Any]:
     if url.startswith("sqlite"):
         return {"connect_args": {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}}
-    return {"pool_pre_ping": True}
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("postgresql"):  # a database that was made without a locale gives bytes otherwise
+        options["connect_args"] = {"client_encoding": "utf8"}
+    return options
 
 
 def _refuse_impossible_text(engine: Engine) -> None:

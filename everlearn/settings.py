@@ -74,7 +74,8 @@ class ServeSettings(BaseModel):
     ``engine``: ``auto``, or the name of an engine; ``everlearn serve`` checks it. ``vllm_models``: those that vLLM
     serves, whatever ``engine`` is. ``batch_requests``: of batches, at once; 0 takes none. ``key_requests_in_flight``:
     of a key, at once, where it has no limit of its own. ``keep_previous`` auto: the version that served before stays
-    loaded where the memory allows, so that going back takes a moment. ``gateways``: processes that share the port.
+    loaded where the memory allows, so that going back takes a moment. ``gateways``: processes that share the port;
+    with 0 the engines run alone, for gateways that are started elsewhere.
     ``cors_origins``: pages of these origins, as in ``https://app.example.com``, may use the API; ``*`` are all, and
     those need a key.
     """
@@ -85,7 +86,7 @@ class ServeSettings(BaseModel):
     port: int = Field(default=8000, ge=0, le=65535)
     root_path: str = ""
     cors_origins: list[Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s?#@A-Z]+)$")]] = []
-    gateways: int = Field(default=1, ge=1, le=64)
+    gateways: int = Field(default=1, ge=0, le=64)
     engine: str = "auto"
     vllm_models: list[str] = []
     max_body_bytes: int = Field(default=8 * 1024**2, ge=1024)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from everlearn.cli.arguments import Json, Ref, complete_ref, open_registry, open_settings
+from everlearn.cli.arguments import HealthSocket, Json, Ref, complete_ref, open_registry, open_settings
 from serve.engines.programs import CHOICES
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def serve(
         Engine | None,
         typer.Option(help="What serves a model's tensors; auto compresses them to ONNX."),
     ] = None,
+    health: HealthSocket = None,
 ) -> None:
     """Serve models to any OpenAI client."""
     from everlearn.logs import configure_logging
@@ -51,7 +52,7 @@ def serve(
     serve_settings = settings.serve.model_copy(
         update={key: value for key, value in given.items() if value is not None}
     )
-    serve_models(settings.model_copy(update={"serve": serve_settings}), refs or [])
+    serve_models(settings.model_copy(update={"serve": serve_settings}), refs or [], health=health)
 
 
 @commands.command()

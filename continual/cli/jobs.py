@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from everlearn.cli.arguments import Json, complete_ref, open_settings
+from everlearn.cli.arguments import HealthSocket, Json, complete_ref, open_settings
 from everlearn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def cancel(job: JobId, as_json: Json = False) -> None:
     print_json(describe(ended)) if as_json else print(f"{ended.id} is {ended.state}")
 
 
-def worker() -> None:
+def worker(health: HealthSocket = None) -> None:
     """Run queued jobs until Ctrl-C or SIGTERM; `everlearn serve` keeps a worker by itself."""
     from continual.queue.jobs import why_no_worker
     from everlearn.errors import Unavailable
@@ -160,7 +160,7 @@ def worker() -> None:
         raise Unavailable(reason)
     from continual.queue.worker import work
 
-    work(settings)
+    work(settings, uds=health)
 
 
 GATE = [

@@ -42,12 +42,20 @@ DAY_S = 86_400.0
 log = structlog.stdlib.get_logger("continual.worker")
 
 
-def work(settings: Settings, *, uds: Path | None = None, consumer: Sequence[str] = CONSUMER) -> None:
-    """Runs jobs until SIGTERM or Ctrl-C, and with ``uds`` until the end of standard input.
+def work(
+    settings: Settings,
+    *,
+    uds: Path | None = None,
+    supervised: bool = False,
+    consumer: Sequence[str] = CONSUMER,
+) -> None:
+    """Runs jobs until SIGTERM or Ctrl-C, and where it is ``supervised`` until the end of standard input.
+
+    ``uds``: a unix socket that answers ``GET /health``.
 
     A running job is then stopped where it can go on, and waits in the queue. Raises Unavailable, ConfigError.
     """
-    asyncio.run(Worker(settings, consumer).run(uds))
+    asyncio.run(Worker(settings, consumer).run(uds, supervised))
 
 
 class Worker:
@@ -65,8 +73,8 @@ class Worker:
         self._patience_s = STALLED_S
         self._swept_s = float("-inf")
 
-    async def run(self, uds: Path | None) -> None:
-        shutdown = shutdown_event(follow_input=uds is not None)
+    async def run(self, uds: Path | None, supervised: bool) -> None:
+        shutdown = shutdown_event(follow_input=supervised)
         parts: list[Awaitable[None]] = [self.consumer.run(), self._reconcile()]
         if self.valkey:
             parts.append(self.valkey.run())
@@ -144,7 +152,7 @@ def main() -> int:
     try:
         settings = load_settings()
         configure_logging(settings.log_level)
-        work(settings, uds=arguments.uds)
+        work(settings, uds=arguments.uds, supervised=arguments.uds is not None)
     except EverlearnError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return error.exit_code

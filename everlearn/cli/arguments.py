@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,6 +39,10 @@ def complete_ref(incomplete: str) -> list[str]:
     return [name for name in (*names, *refs) if name.startswith(incomplete)]
 
 
+HealthSocket = Annotated[
+    Path | None,
+    typer.Option("--health", metavar="SOCKET", help="Answer `everlearn health SOCKET` on this unix socket."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Ref = Annotated[
     str,

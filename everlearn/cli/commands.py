@@ -20,7 +20,7 @@ from typer.main import get_command_name
 
 from everlearn.cli.audit import audit
 from everlearn.cli.import_model import import_
-from everlearn.cli.installation import config, doctor, version
+from everlearn.cli.installation import config, doctor, health, version
 from everlearn.cli.keys import keys
 from everlearn.cli.models import alias, gc, ls, promote, rm, rollback, show
 from everlearn.cli.usage import usage
@@ -90,7 +90,7 @@ app.command("import")(import_)
 for command in (ls, show, rm, gc, promote, rollback, alias):
     app.command()(command)
 app.add_typer(keys)
-for command in (audit, usage, config, doctor, version):
+for command in (audit, usage, config, doctor, health, version):
     app.command()(command)
 
 

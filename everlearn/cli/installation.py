@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from everlearn.cli.arguments import Json, open_settings
@@ -36,6 +38,29 @@ def doctor(as_json: Json = False) -> None:
         print_table(["", "CHECK", "FOUND"], [(one.verdict, one.check, one.found) for one in findings])
     if any(finding.verdict == "bad" for finding in findings):
         raise typer.Exit(1)
+
+
+def health(
+    where: Annotated[
+        str, typer.Argument(metavar="SOCKET|URL", help="As given to --health, or a gateway's address.")
+    ],
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, max=600, help="Seconds to wait.")] = 5,
+) -> None:
+    """Ask a running server or worker whether it is well; exits with 1 where it is not."""
+    import httpx
+
+    from everlearn.errors import Unavailable
+
+    remote = where.startswith(("http://", "https://"))
+    base = where.rstrip("/") if remote else "http://socket"
+    try:
+        with httpx.Client(transport=None if remote else httpx.HTTPTransport(uds=where)) as client:
+            answer = client.get(f"{base}/health", timeout=timeout_s)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise Unavailable(f"{where} does not answer: {str(error) or type(error).__name__}") from None
+    if answer.status_code != 200:
+        raise Unavailable(f"{where} answers {answer.status_code}: {answer.text[:300]}")
+    print(answer.text)
 
 
 def version(as_json: Json = False) -> None:

@@ -44,9 +44,12 @@ def home(settings: Settings) -> Iterator[None]:
 def port(settings: Settings) -> Iterator[tuple[list[socket.socket], Settings]]:
     """A socket for each gateway, not listening yet, and the settings with the actual port in place of port 0.
 
-    Several gateways on one port share the connections evenly (SO_REUSEPORT). Raises InvalidInput, Conflict.
+    None where no gateway is to be started. Several gateways on one port share the connections evenly (SO_REUSEPORT). Raises InvalidInput, Conflict.
     """
     serve = settings.serve
+    if not serve.gateways:
+        yield [], settings
+        return
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             serve.host or None, serve.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -28,6 +28,7 @@ from continual.queue.jobs import why_no_worker
 from everlearn.bundles.reference import parse_reference
 from everlearn.errors import EverlearnError, InvalidInput, Unavailable
 from everlearn.processes.program import environment, python
+from everlearn.processes.watched_process import health_endpoint
 from everlearn.registry.database import START_PATIENCE_S, open_database
 from everlearn.registry.keys import any_active_key, keys_required
 from everlearn.registry.records import CHAMPION, TRIALS
@@ -57,10 +58,12 @@ def serve(
     *,
     program: Program = engine_program,
     patience: Patience | None = None,
+    health: Path | None = None,
 ) -> None:
     """Serve `refs`, or every servable champion, until SIGTERM or Ctrl-C; then drain and return.
 
-    A bare name, or `name@champion`, follows the alias champion as it moves; `name@3` stays.
+    A bare name, or `name@champion`, follows the alias champion as it moves; `name@3` stays. `health`: a unix socket that
+    answers `GET /health` with 200 while a model serves.
     Raises EverlearnError when it cannot start, and when the gateway or every model has been given up.
     """
     check_choice(settings)
@@ -69,7 +72,7 @@ def serve(
         claims.sockets(settings) as sockets,
         claims.port(settings) as (listeners, bound),
     ):
-        asyncio.run(Supervisor(bound, program, patience or Patience(), sockets, listeners).run(refs))
+        asyncio.run(Supervisor(bound, program, patience or Patience(), sockets, listeners).run(refs, health))
 
 
 class Supervisor:
@@ -101,16 +104,18 @@ class Supervisor:
         self.gateways: list[WatchedProcess] = []
         self.workers: list[WatchedProcess] = []
 
-    async def run(self, refs: Sequence[str]) -> None:
+    async def run(self, refs: Sequence[str], health: Path | None = None) -> None:
         """Open, watch, close. Returns after a signal. Raises if nothing is left to serve with."""
         stop = self._stop_on_signals()
         try:
-            await _until(stop, self._open_and_watch(refs))
+            async with health_endpoint(health, self._health):
+                await _until(stop, self._open_and_watch(refs))
         finally:
             await self._close()
 
     async def _open_and_watch(self, refs: Sequence[str]) -> None:
-        _refuse_unprotected_address(self.settings, self.db)
+        if self.listeners:
+            _refuse_unprotected_address(self.settings, self.db)
         await asyncio.to_thread(replicas.clear_stale, self.db)
         refs = refs or champions(self.registry)
         refuse_twice(refs)
@@ -127,7 +132,8 @@ class Supervisor:
         self._start_workers()
         await asyncio.gather(*(each.settled.wait() for each in [*self.models, *self.gateways]))
         self._raise_if_nothing_serves()
-        await self._routed()
+        if self.gateways:
+            await self._routed()
         serving = [model.serving.version for model in self.models if model.serving]
         needs_key, not_served = keys_required(self.db), self._not_served()
         welcome(
@@ -158,6 +164,11 @@ class Supervisor:
         self.models.append(model)
         self.trials += trials
         self.keeping += [asyncio.create_task(each.keep()) for each in [model, *trials]]
+
+    def _health(self) -> tuple[bool, dict[str, Any]]:
+        """Healthy while a model serves."""
+        serving = [model.serving.version.ref for model in self.models if model.serving]
+        return bool(serving), {"serving": serving}
 
     def _not_served(self) -> dict[str, str]:
         """The models that should be served and are not, and why."""

@@ -33,7 +33,9 @@ def welcome(
     """Print where the server is, what it serves and what it does not, and a first request to copy."""
     console = Console(highlight=False)
     url = local_url(settings)
-    console.print(f"\n[bold green]everlearn serves on {url}[/]  [dim]ready in {ready_s:.1f} s[/]\n")
+    here = settings.serve.gateways > 0
+    what = f"everlearn serves on {url}" if here else "the engines run, for gateways that run elsewhere"
+    console.print(f"\n[bold green]{what}[/]  [dim]ready in {ready_s:.1f} s[/]\n")
     table = Table(box=None, pad_edge=True, padding=(0, 2), header_style="dim")
     for name in ("model", "version", "format", "task"):
         table.add_column(name)
@@ -49,6 +51,8 @@ def welcome(
     console.print(table)
     for model, reason in not_served.items():
         console.print(f"\n  [bold red]not served[/]  {escape(model)}: {escape(reason)}", soft_wrap=True)
+    if not here:
+        return
     console.print(
         f"\n  playground  {url}/\n  try it      {first_request(url, versions[0], needs_key)}\n",
         soft_wrap=True,

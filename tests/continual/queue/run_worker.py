@@ -13,4 +13,4 @@ if __name__ == "__main__":
     settings = load_settings()
     configure_logging(settings.log_level)
     uds = Path(sys.argv[2]) if sys.argv[1:2] == ["--uds"] else None
-    work(settings, uds=uds, consumer=[sys.executable, str(CONSUMER)])
+    work(settings, uds=uds, supervised=uds is not None, consumer=[sys.executable, str(CONSUMER)])

@@ -39,7 +39,8 @@ if __name__ == "__main__":
     configure_logging(settings.log_level)
     try:
         real = "REAL_ENGINE" in os.environ
-        serve(settings, sys.argv[1:], program=program if real else small, patience=IMPATIENT)
+        health = Path(os.environ["HEALTH_SOCKET"]) if "HEALTH_SOCKET" in os.environ else None
+        serve(settings, sys.argv[1:], program=program if real else small, patience=IMPATIENT, health=health)
     except EverlearnError as error:
         print(error.message, file=sys.stderr)
         raise SystemExit(error.exit_code) from None

@@ -19,6 +19,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 TORCH = "torch==2.13.0"
 WITHOUT_TORCH = {"gateway"}
+LOCKS = ["gateway", "serve", "demo", "vllm-cpu", "vllm-cuda", "all"]
 
 CUDA_REFUSED = """\
 error: pip would download a CUDA build of torch ({size_note}), and this host has no NVIDIA GPU.
@@ -33,7 +34,7 @@ Nothing was downloaded. docs/install.md tells more."""
 def main() -> int:
     """Install one lock file; exit status 0, or what went wrong for make to stop at."""
     parser = argparse.ArgumentParser(description="Install one lock file into an environment.")
-    parser.add_argument("name", choices=["gateway", "serve", "demo", "vllm", "all"])
+    parser.add_argument("name", choices=[*LOCKS, "vllm"])
     parser.add_argument("--venv", type=Path, default=Path(".venv"))
     arguments = parser.parse_args()
     venv: Path = arguments.venv.absolute()

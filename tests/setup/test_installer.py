@@ -90,6 +90,15 @@ def test_a_wheel_named_by_the_user_is_taken(venv: Path, index: Path, monkeypatch
     assert list(venv.glob("lib/python*/site-packages/torch-2.13.0+mine.dist-info"))
 
 
+def test_a_machine_that_builds_for_another_names_the_build_of_vllm_itself() -> None:
+    """An image is built where there is no GPU."""
+    done = subprocess.run(
+        [sys.executable, REQUIREMENTS / "install.py", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "vllm-cuda" in done.stdout
+    assert all((REQUIREMENTS / f"{name}.lock").is_file() for name in installer().LOCKS)
+
+
 def test_an_interrupted_install_starts_over(tmp_path: Path) -> None:
     venv = tmp_path / "venv"
     installer().create_environment(venv, anew=False)

@@ -21,17 +21,19 @@ export async function fetchManifest(url, { signal } = {}) {
 }
 
 /**
- * Brings every file of the manifest that `folder` lacks. `onBytes(done, total)` counts all of them.
+ * Brings every file of the manifest that `folder` lacks. `found(file)` may give a Blob of a file's bytes that is in this
+ * browser already; it is checked like the rest. `onBytes(done, total)` counts all of them.
  * Throws "corrupt" for a file that is not what the manifest says, "unavailable" when the server stays away.
  */
-export async function downloadFiles(url, manifest, folder, { onBytes, signal }) {
+export async function downloadFiles(url, manifest, folder, { onBytes, found, signal }) {
   const total = manifest.files.reduce((sum, file) => sum + file.bytes, 0);
   let before = 0;
   await checkRoom(manifest, folder, total);
   for (const file of manifest.files) {
     if ((await folder.file(file.path))?.size !== file.bytes) {
       const told = (here) => onBytes(before + here, total);
-      const rest = (kept) => pieces(new URL(file.path, url), file.bytes, kept, told, signal);
+      const here = await found(file);
+      const rest = (kept) => (here ? streamed(here.slice(kept)) : pieces(new URL(file.path, url), file.bytes, kept, told, signal));
       await folder.write(file.path, file, rest, { resume: true });
     }
     before += file.bytes;
@@ -73,6 +75,11 @@ async function* pieces(url, bytes, start, told, signal) {
     }
     if (at === before) throw new EverlearnError("corrupt", `${url} ends at byte ${at} of ${bytes}`);
   }
+}
+
+async function* streamed(blob) {
+  const reader = blob.stream().getReader();
+  for (let part = await reader.read(); !part.done; part = await reader.read()) yield part.value;
 }
 
 /** A reader of the bytes from `at` to `end`; of a server that knows no ranges, from `at` on. */

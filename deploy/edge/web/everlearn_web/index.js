@@ -18,10 +18,11 @@ export class EverlearnWeb {
   /**
    * Loads the folder at `url` (written by `everlearn deploy edge MODEL --target web`): downloaded once, then from this
    * browser. onProgress gets {phase: "download", loaded, total} in bytes, then "start" and "check". device "auto" takes
-   * WebGPU where the browser has it and it computes the numbers that edge.json says, else WebAssembly.
+   * WebGPU where the browser has it and it computes the numbers that edge.json says, else WebAssembly. threads: at most
+   * so many, where the page is crossOriginIsolated; one thread elsewhere.
    * Throws EverlearnError: "corrupt", "unavailable", "storage_full", "mismatch", "unsupported", "runtime".
    */
-  static async load(url, { onProgress = () => {}, device = "auto" } = {}) {
+  static async load(url, { onProgress = () => {}, device = "auto", threads = 4 } = {}) {
     if (!DEVICES.includes(device)) throw new EverlearnError("invalid_input", `device is ${device}; it must be one of ${DEVICES.join(", ")}`);
     const folder = new URL(url.endsWith("/") ? url : `${url}/`, document.baseURI).href;
     const remembered = `everlearn-web ${folder}`; // which model this URL is, for when the server cannot be reached
@@ -33,7 +34,7 @@ export class EverlearnWeb {
       const tries = device === "auto" ? await devices() : [{ device, why: "it was asked for" }];
       for (const [index, { device: tried, why }] of tries.entries()) {
         try {
-          const opened = await calls.call("open", { ...version, device: tried }, onProgress);
+          const opened = await calls.call("open", { ...version, device: tried, threads }, onProgress);
           return new EverlearnWeb(calls, opened, { device: tried, threads: opened.threads, why, offline: version.offline });
         } catch (error) {
           if (index === tries.length - 1) throw error;

@@ -4,18 +4,17 @@ import { EverlearnError } from "./errors.js";
 
 const VENDOR = new URL("./vendor/ort/", import.meta.url);
 const GRAPH = "model.onnx";
-const MAX_THREADS = 4; // more do not help a product of one row
 const EMBEDDING = "sentence_embedding";
 
 // The graph's weights are dequantized once, as it loads: without the entry, at every token.
 const ENTRIES = { "int4-qdq": { session: { disable_quant_qdq: "1" } } };
 
 /** Where sessions run: {device: "wasm" | "webgpu", threads}. */
-export async function openRuntime(device) {
+export async function openRuntime(device, threads) {
   const ort = await import(`${VENDOR}ort.${device}.js`);
   const build = device === "wasm" ? "ort-wasm-simd-threaded" : "ort-wasm-simd-threaded.asyncify";
   ort.env.wasm.wasmPaths = { mjs: `${VENDOR}${build}.js`, wasm: `${VENDOR}${build}.wasm` };
-  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(MAX_THREADS, navigator.hardwareConcurrency || 1) : 1;
+  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(threads, navigator.hardwareConcurrency || 1) : 1;
   ort.env.logLevel = "error";
   return { ort, device, threads: ort.env.wasm.numThreads };
 }

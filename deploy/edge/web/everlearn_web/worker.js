@@ -51,20 +51,21 @@ const METHODS = {
     await storage.locked(async () => {
       const folder = storage.folder(manifest.id);
       if (!(await folder.whole())) {
-        await downloadFiles(url, manifest, folder, { onBytes: (loaded, total) => told({ phase: "download", loaded, total }) });
+        const onBytes = (loaded, total) => told({ phase: "download", loaded, total });
+        await downloadFiles(url, manifest, folder, { onBytes, found: await unchanged(storage) });
         await folder.seal(bytes);
       }
     });
     return { model: manifest.model, version: manifest.id, offline: false };
   },
 
-  /** {model, version, device} -> what answers. Throws "mismatch" where the device computes other numbers. */
-  async open({ model: name, version, device }, told) {
+  /** {model, version, device, threads} -> what answers. Throws "mismatch" where the device computes other numbers. */
+  async open({ model: name, version, device, threads }, told) {
     const storage = await openStorage(name);
     const folder = storage.folder(version);
     const manifest = readManifest(await folder.read(MANIFEST));
     told({ phase: "start" });
-    const runtime = await openRuntime(device);
+    const runtime = await openRuntime(device, threads);
     const session = await openSession(runtime, manifest, folder);
     const opened = { manifest, runtime, session, ...(await texts(folder)) };
     if (manifest.task === "generate") opened.decoder = new Decoder(runtime, session, manifest);
@@ -102,6 +103,17 @@ async function kept(name, url) {
   const version = storage && (await storage.current());
   if (!version) throw new EverlearnError("unavailable", `${url} cannot be reached, and this browser keeps no model of it: connect once`);
   return { model: name, version, offline: true };
+}
+
+/** Finds a file that some whole version has already. */
+async function unchanged(storage) {
+  const places = new Map();
+  for (const { version, whole } of await storage.versions()) {
+    if (!whole) continue;
+    const folder = storage.folder(version);
+    for (const { path, sha256 } of readManifest(await folder.read(MANIFEST)).files) places.set(sha256, () => folder.file(path));
+  }
+  return async ({ sha256 }) => places.get(sha256)?.();
 }
 
 /** This version serves; the one before stays, to go back to; older ones and unfinished ones go. */

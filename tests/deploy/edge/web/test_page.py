@@ -1,0 +1,186 @@
+"""The chat page and its module with the real SmolLM2, in a real browser."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.deploy.edge.web.page_server import FaultyServer
+from tests.support.serve.browser import IN_A_BROWSER, Driver
+
+pytestmark = IN_A_BROWSER
+
+QUESTION = "What is the capital of France?"
+LEAST_TOKENS_PER_S = 2
+"""A quiet core makes over 15, as docs/web.md says; this one may share its core with another test."""
+
+RUN = """
+const done = arguments[arguments.length - 1];
+const run = async () => { BODY };
+run().then(done, (error) => done({error: {code: error.code, message: error.message}}));
+"""
+ASK = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 24}
+
+
+@pytest.fixture(scope="module")
+def server(smollm2_site: Path) -> FaultyServer:
+    return FaultyServer(smollm2_site)
+
+
+@pytest.fixture
+def network(server: FaultyServer) -> Iterator[None]:
+    with server.running():
+        yield
+
+
+def script(driver: Driver, body: str) -> Any:
+    return driver.execute_async_script(RUN.replace("BODY", body))
+
+
+def create(driver: Driver, **request: Any) -> Any:
+    return script(driver, f"return client.chat.completions.create({json.dumps(request)})")
+
+
+def page_bytes(driver: Driver) -> int:
+    """What the largest of the browser's pages holds."""
+    found = [0]
+    for process in psutil.Process(driver.service.process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "--type=renderer" in process.cmdline():
+                found.append(process.memory_info().rss)
+    return max(found)
+
+
+def wait_until_ready(driver: Driver) -> str:
+    """The page's status once it answers; its error where it does not."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        status = driver.find_element("id", "status")
+        if status.get_attribute("data-error") or driver.find_element("id", "send").is_enabled():
+            return status.text
+        time.sleep(0.2)
+    raise AssertionError("the page did not get ready")
+
+
+def ask(driver: Driver) -> str:
+    driver.execute_script("document.getElementById('temperature').value = 0")
+    driver.execute_script("document.getElementById('max_tokens').value = 24")
+    driver.find_element("id", "input").send_keys(QUESTION)
+    driver.find_element("id", "send").click()
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        notes = driver.find_elements("css selector", "article.assistant + small")
+        if notes and notes[-1].text:
+            return driver.find_elements("css selector", "article.assistant")[-1].text
+        time.sleep(0.2)
+    raise AssertionError("no answer")
+
+
+@pytest.mark.usefixtures("network")
+def test_the_module_speaks_openai_and_gives_its_memory_back(driver: Driver, server: FaultyServer) -> None:
+    driver.get(server.url + "blank.html")
+    loaded = script(
+        driver,
+        """
+        const {EverlearnWeb} = await import("/everlearn_web/index.js");
+        window.phases = new Set();
+        window.client = await EverlearnWeb.load("./", {threads: 1, onProgress: ({phase}) => phases.add(phase)});
+        return {...client.backend, model: client.model, phases: [...phases]};
+        """,
+    )
+    assert (loaded["device"], loaded["threads"], loaded["model"]) == ("wasm", 1, "smollm2"), loaded
+    assert loaded["phases"] == ["download", "start", "check"] and "WebGPU" in loaded["why"]
+
+    answer = create(driver, **ASK)
+    text = answer["choices"][0]["message"]["content"]
+    assert "Paris" in text and answer["object"] == "chat.completion"
+    assert answer["usage"]["completion_tokens"] <= 24
+    assert answer["timings"]["predicted_per_second"] > LEAST_TOKENS_PER_S
+
+    streamed = script(
+        driver,
+        f"""
+        const stream = await client.chat.completions.create({{...{json.dumps(ASK)}, stream: true, stop: ["Paris"]}});
+        const chunks = [];
+        for await (const chunk of stream) chunks.push(chunk);
+        return chunks;
+        """,
+    )
+    assert {chunk["object"] for chunk in streamed} == {"chat.completion.chunk"}
+    assert (
+        "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in streamed)
+        == text.split("Paris")[0]
+    )
+    assert streamed[-1]["choices"][0]["finish_reason"] == "stop"
+
+    warm = {**ASK, "temperature": 1.5, "top_p": 0.95, "max_tokens": 8}
+    drawn = [create(driver, **warm, seed=seed)["choices"][0]["message"]["content"] for seed in (1, 1, 2, 3)]
+    assert drawn[0] == drawn[1] and len(set(drawn)) > 1
+
+    for wrong, code in (
+        ({"tools": []}, "unsupported"),
+        ({"response_format": {"type": "json_schema"}}, "unsupported"),
+        ({"model": "another"}, "invalid_input"),
+        ({"temperature": 3}, "invalid_input"),
+        ({"messages": [{"role": "owner", "content": "x"}]}, "invalid_input"),
+        ({"messages": [{"role": "user", "content": "word " * 3000}]}, "context_length_exceeded"),
+        ({"speed": 1}, "invalid_input"),
+    ):
+        assert create(driver, **{**ASK, **wrong})["error"]["code"] == code, wrong
+    assert script(driver, 'return client.embeddings.create({input: "x"})')["error"]["code"] == "unsupported"
+
+    left = script(
+        driver,
+        f"""
+        const abort = new AbortController();
+        const stream = await client.chat.completions.create({{...{json.dumps(ASK)}, stream: true}}, {{signal: abort.signal}});
+        let count = 0;
+        for await (const chunk of stream) if (++count === 3) abort.abort();
+        return count;
+        """,
+    )
+    assert left["error"]["code"] == "cancelled"
+
+    before = page_bytes(driver)
+    closed = script(driver, f"client.close(); return client.chat.completions.create({json.dumps(ASK)})")
+    assert closed["error"]["code"] == "closed"
+    deadline = time.monotonic() + 20
+    while page_bytes(driver) > before / 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert before > 500e6 and page_bytes(driver) < before / 2
+
+
+def test_the_page_goes_on_without_a_network(driver: Driver, server: FaultyServer) -> None:
+    with server.running():
+        driver.get(server.url)
+        assert re.fullmatch(r"smollm2 \d+ · WebAssembly, \d+ threads?", wait_until_ready(driver))
+        answer = ask(driver)
+        assert "Paris" in answer
+    server.stop_listening()
+    driver.refresh()
+    assert wait_until_ready(driver).endswith("offline")
+    assert ask(driver) == answer
+
+
+def test_numbers_that_differ_are_refused(driver: Driver, smollm2_site: Path) -> None:
+    file = smollm2_site / "edge.json"
+    kept = file.read_text()
+    manifest = json.loads(kept)
+    manifest["probes"][1]["top_logits"][3] += 3 * manifest["bound"]
+    file.write_text(json.dumps(manifest))
+    server = FaultyServer(smollm2_site)
+    try:
+        with server.running():
+            driver.get(server.url)
+            assert "differ by 0.3" in wait_until_ready(driver)
+            assert driver.find_element("id", "status").get_attribute("data-error") == "mismatch"
+            assert driver.find_element("id", "retry").is_displayed()
+    finally:
+        file.write_text(kept)
+        server.stop_listening()

@@ -69,7 +69,6 @@ def server(site: Path) -> Iterator[FaultyServer]:
     server = FaultyServer(site)
     with server.running():
         yield server
-    server.stop_listening()
 
 
 def fetch(driver: Driver, url: str, **params: Any) -> dict[str, Any]:
@@ -159,7 +158,6 @@ def test_a_bad_manifest_is_refused_before_anything_is_fetched(
         driver.get(server.url + "blank.html")
         assert fetch(driver, server.url)["error"]["code"] == code
         assert not set(SIZES) & set(server.faults.sent)
-    server.stop_listening()
 
 
 def test_a_second_version_takes_from_the_first_what_has_not_changed(
@@ -180,4 +178,3 @@ def test_a_second_version_takes_from_the_first_what_has_not_changed(
         assert fetch(driver, server.url)["result"]["version"].startswith("2-")
         assert server.faults.sent["model.onnx"] == len(content)
         assert not {"weights-000.bin", "weights-001.bin"} & set(server.faults.sent)
-    server.stop_listening()

@@ -7,5 +7,6 @@
 ``weights``: the tensors, in files of at most 32 MiB
 ``probes``: logits that every runtime must reproduce
 
-``web`` is the page and the module that read such a folder.
+``web`` is the page and the module that read such a folder; ``native`` is the file that serves one on Linux, and projects
+for phones.
 """

@@ -26,6 +26,9 @@ PACKAGES = (
     "zlib1g",
     "libexpat1",
     "libffi8",
+    "libssl3",
+    "libbz2-1.0",
+    "liblzma5",
 )
 WHEELS = ("numpy", "onnxruntime")
 PLATFORMS = [f"manylinux_2_{minor}_aarch64" for minor in range(17, 29)]
@@ -47,17 +50,23 @@ class NotFetched(Exception):
 
 def arm64_root(folder: Path) -> Path:
     """``folder`` filled where it is not: usr/bin/python3.11, and site/ with the wheels. Raises NotFetched."""
+    return python_root(folder, "arm64", WHEELS)
+
+
+def python_root(folder: Path, architecture: str, wheels: tuple[str, ...] = ()) -> Path:
+    """The same for an architecture of Debian's; ``wheels`` are arm64's."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    pinned = "\n".join(pinned_in(LOCK.read_text(), name) for name in WHEELS)
+    pinned = "\n".join(pinned_in(LOCK.read_text(), name) for name in wheels)
     done = folder / "done"
     with FileLock(folder.with_suffix(".lock")):
         if done.is_file() and done.read_text() == pinned:
             return folder
         shutil.rmtree(folder)
         folder.mkdir()
-        unpack_packages(folder)
-        unpack_wheels(folder, pinned)
+        unpack_packages(folder, architecture)
+        if wheels:
+            unpack_wheels(folder, pinned)
         describe_cpus(folder)
         done.write_text(pinned)
     return folder
@@ -70,18 +79,18 @@ def pinned_in(lock: str, name: str) -> str:
     return found.group().rstrip().removesuffix("\\")
 
 
-def unpack_packages(root: Path) -> None:
+def unpack_packages(root: Path, architecture: str) -> None:
     """Debian's packages, by an apt that keeps its lists and its notion of the machine in ``root``."""
     for tool in ("apt-get", "dpkg-deb"):
         if not shutil.which(tool):
-            raise NotFetched(f"an arm64 Python is made of Debian's packages, and {tool} is not here")
+            raise NotFetched(f"that Python is made of Debian's packages, and {tool} is not here")
     apt = root / "apt"
     for folder in ("lists/partial", "cache/archives/partial", "debs"):
         (apt / folder).mkdir(parents=True)
     (apt / "status").touch()
     settings = {
-        "APT::Architecture": "arm64",
-        "APT::Architectures": "arm64",
+        "APT::Architecture": architecture,
+        "APT::Architectures": architecture,
         "APT::Sandbox::User": "",
         "Dir::State": apt,
         "Dir::State::status": apt / "status",

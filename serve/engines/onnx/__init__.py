@@ -2,7 +2,7 @@
 
 A request's path, file by file:
 
-- ``__main__``: opens the bundle, and starts one backend and its HTTP server
+- ``__main__``: opens the bundle; ``server`` starts its backend and HTTP server
 - ``http``: the routes, health, metrics, and what a request has used
 - ``responder``: reads a request's body, writes its answer, and knows when the client has left
 - ``generate``: the backend of text models; ``embed``: that of encoders

@@ -24,10 +24,12 @@ from serve.protocol.parsing import parse
 class EmbedBackend:
     """One encoder behind /v1/embeddings."""
 
-    def __init__(self, bundle: Path, model: str, sizes: Sizes) -> None:
+    def __init__(self, bundle: Path, model: str, sizes: Sizes, context: int | None = None) -> None:
         self.model = model
         self.stuck_s = sizes.stuck_s
-        self.embedder = Embedder(bundle, threads=sizes.threads, queue_limit=sizes.queue_limit * 64)
+        self.embedder = Embedder(
+            bundle, threads=sizes.threads, queue_limit=sizes.queue_limit * 64, context=context
+        )
         self.readers = Readers()
         self.routes = {"/v1/embeddings": self.embeddings}
         Gauge("everlearn_engine_running", "texts being embedded").set_function(lambda: self.embedder.active)

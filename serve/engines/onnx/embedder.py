@@ -33,9 +33,12 @@ class Pending:
 
 
 class Embedder:
-    """One encoder. Lives on one event loop; the model runs in a thread."""
+    """One encoder. Lives on one event loop; the model runs in a thread.
 
-    def __init__(self, bundle: Path, *, threads: int, queue_limit: int) -> None:
+    ``context``: tokens of one text; None: as many as its config.json says that it has positions for.
+    """
+
+    def __init__(self, bundle: Path, *, threads: int, queue_limit: int, context: int | None = None) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         make_exact(options)
@@ -48,7 +51,9 @@ class Embedder:
         self.tokenizer = Tokenizer.from_file(str(path))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
-        self.context = int(json.loads((bundle / "config.json").read_text())["max_position_embeddings"])
+        self.context = context or int(
+            json.loads((bundle / "config.json").read_text())["max_position_embeddings"]
+        )
         definition = json.loads(path.read_bytes())
         longest = max(len(token.encode()) for token in self.tokenizer.get_vocab())
         self.bound = Bound(self.tokenizer, definition, longest, self.context)

@@ -9,7 +9,7 @@ import onnxruntime as ort
 from everlearn.errors import ConfigError
 from everlearn.memory import physical_bytes
 
-WEIGHTS = (".onnx", ".data", ".onnx_data")
+WEIGHTS = (".onnx", ".data", ".onnx_data", ".bin")
 
 
 def open_session(graph: Path | bytes, bundle: Path, options: ort.SessionOptions) -> ort.InferenceSession:

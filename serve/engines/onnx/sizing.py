@@ -32,6 +32,7 @@ class Sizes(BaseModel):
     batch_invariant: bool
     speculative_tokens: int
     stuck_s: float = 120
+    prefix_bytes: int = PREFIX_BYTES
 
     @classmethod
     def of(cls, settings: Settings) -> Sizes:
@@ -58,7 +59,7 @@ class Sizes(BaseModel):
 
     def prefix_tokens(self, bytes_per_token: int) -> int:
         """Tokens kept for reuse."""
-        return PREFIX_BYTES // bytes_per_token
+        return self.prefix_bytes // bytes_per_token
 
 
 def usable_cores() -> int:

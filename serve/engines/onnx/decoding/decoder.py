@@ -116,6 +116,9 @@ def chosen_positions_graph(path: Path) -> bytes:
     weights stay in the external data file.
     """
     model = onnx.load(path, load_external_data=False)
+    logits = next(output for output in model.graph.output if output.name == "logits")
+    if logits.type.tensor_type.shape.dim[1].dim_value == 1:  # an edge folder's: of the last position alone
+        return model.SerializeToString()
     head = head_of(model)
     if "prune" not in head.input[0]:
         hidden = head.input[0]
@@ -126,7 +129,6 @@ def chosen_positions_graph(path: Path) -> bytes:
         nodes.insert(nodes.index(head), gather)
         del model.graph.node[:]
         model.graph.node.extend(nodes)
-        logits = next(output for output in model.graph.output if output.name == "logits")
         logits.type.tensor_type.shape.dim[1].Clear()
         logits.type.tensor_type.shape.dim[1].dim_param = "chosen"
     return model.SerializeToString()

@@ -1,0 +1,111 @@
+"""An edge folder as the server reads it, and the check that this machine computes it rightly.
+
+``deploy.edge.manifest`` specifies edge.json; its files are verified before the server starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
+
+from everlearn.bundles.contents import read_json_object
+from everlearn.errors import Corrupt, Unsupported
+from serve.engines.onnx.embed import EmbedBackend
+from serve.engines.onnx.generate import GenerateBackend
+from serve.engines.onnx.http import Backend
+
+MANIFEST = "edge.json"
+TASKS = ("generate", "embed")
+RUNTIMES = ("onnxruntime", "onnxruntime-genai")
+
+
+class Runtime(BaseModel):
+    name: str
+
+
+class Graph(BaseModel):
+    context: int = Field(gt=0)
+
+
+class Probe(BaseModel):
+    """The largest logits after ``token_ids``, or the first numbers of their embedding."""
+
+    token_ids: list[int] = Field(min_length=1)
+    top_ids: list[int] = []
+    top_logits: list[float] = []
+    embedding: list[float] = []
+
+
+class EdgeFolder(BaseModel):
+    """The fields of edge.json that serving needs."""
+
+    model: str
+    version: int
+    task: str
+    target: str
+    form: str
+    runtime: Runtime
+    graph: Graph
+    probes: list[Probe] = Field(min_length=1)
+    bound: float = Field(gt=0)
+    memory_bytes: int
+
+
+def read_edge_folder(folder: Path) -> EdgeFolder:
+    """Raises Corrupt where edge.json is not one, Unsupported for a folder that another runtime is to serve."""
+    try:
+        said = EdgeFolder.model_validate(read_json_object(folder / MANIFEST))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in fault["loc"])
+        raise Corrupt(f"{folder / MANIFEST}: {field}: {fault['msg']}", param=MANIFEST) from None
+    if said.runtime.name not in RUNTIMES:
+        raise Unsupported(
+            f"{folder} was made for {said.target}, whose runtime is {said.runtime.name}: make one with "
+            "everlearn deploy edge --target linux-x64, or linux-arm64"
+        )
+    if said.task not in TASKS:
+        raise Unsupported(f"{folder} has a model for {said.task}; served are {' and '.join(TASKS)}")
+    return said
+
+
+async def check_probes(folder: Path, said: EdgeFolder, backend: Backend) -> float:
+    """The largest absolute difference from the folder's probes; to be called before anyone asks the model anything.
+
+    Raises Corrupt where it is above the folder's bound: the CPU or the runtime computes the model otherwise.
+    """
+    worst = 0.0
+    for probe in said.probes:
+        if isinstance(backend, GenerateBackend):
+            logits = await asyncio.to_thread(
+                backend.decoder.prefill, 0, np.array(probe.token_ids, np.int64), 0
+            )
+            backend.decoder.release(0)
+            worst = max(worst, logits_difference(logits, probe, said.bound))
+        elif isinstance(backend, EmbedBackend):
+            (vector,) = await backend.embedder.embed([probe.token_ids])
+            worst = max(worst, difference(vector[: len(probe.embedding)], probe.embedding))
+    if not worst <= said.bound:  # NaN is not
+        raise Corrupt(
+            f"{folder}: this machine computes other numbers than the folder's probes: they differ by {worst:.4g}, "
+            f"and at most {said.bound} is allowed. The model is not served"
+        )
+    return worst
+
+
+def logits_difference(logits: np.ndarray, probe: Probe, bound: float) -> float:
+    """Of a probe's tokens; infinite where another token than the probe's clear first leads. logits: (vocabulary,)."""
+    first, second = [*probe.top_logits, -np.inf][:2]
+    if first - second > bound and int(np.argmax(logits)) != probe.top_ids[0]:
+        return float("inf")
+    return difference(logits[probe.top_ids], probe.top_logits)
+
+
+def difference(found: np.ndarray, expected: list[float]) -> float:
+    """The largest absolute one; infinite where nothing, or another number of values, is to be compared."""
+    if not expected or len(found) != len(expected):
+        return float("inf")
+    return float(np.abs(np.asarray(found, np.float64) - expected).max())

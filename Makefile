@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 
 .PHONY: help serve demo test lint bench lock sbom audit clean \
-	test-kernel test-train test-compress test-continual test-serve test-deploy test-e2e
+	test-kernel test-train test-compress test-continual test-serve test-deploy test-image test-e2e
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -48,6 +48,9 @@ test-serve: $(VENV)/.stamp-all ## Run the tests of serve/, 12 minutes
 
 test-deploy: $(VENV)/.stamp-all ## Run the tests of deploy/, half a minute
 	$(AT_ONCE) tests/deploy
+
+test-image: $(VENV)/.stamp-all ## Build the gateway's image with buildah, and ask it; as root, 5 minutes
+	EVERLEARN_TEST_IMAGE=1 $(PYTEST) -s tests/deploy/containers/test_image.py
 
 test-e2e: $(VENV)/.stamp-all ## Run servers as users do, with real models, 8 minutes
 	$(PYTEST) tests/e2e

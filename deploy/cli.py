@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from deploy.edge.cli import edge
+from deploy.edge.cli import check, edge
 from deploy.edge.native.cli import runner
 from deploy.updates.cli import channel
 
@@ -12,5 +12,6 @@ commands = typer.Typer()
 deploy = typer.Typer(name="deploy", help="Ship a model to devices.", no_args_is_help=True)
 commands.add_typer(deploy)
 deploy.command()(edge)
+deploy.command()(check)
 deploy.command()(runner)
 deploy.add_typer(channel)

@@ -22,6 +22,8 @@ from everlearn.errors import Corrupt, InvalidInput, NotFound, Unsupported
 MANIFEST = "edge.json"
 FORMAT = "everlearn-edge/1"
 GRAPH = "model.onnx"
+WEBGPU_GRAPH = "model-webgpu.onnx"
+"""A web folder's second graph, of the same weights: MatMulNBits, which WebGPU has kernels for and WebAssembly has not."""
 MAX_MANIFEST_BYTES = 4 * 1024**2
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]

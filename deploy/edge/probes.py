@@ -9,59 +9,143 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
+import onnx
 from tokenizers import Tokenizer
 
-from deploy.edge.manifest import GRAPH, DecoderGraph, DecoderProbe
-from deploy.edge.targets import LOGITS, PAST
-from everlearn.errors import Unsupported
+from deploy.edge.check.sessions import native
+from deploy.edge.manifest import GRAPH, DecoderGraph, DecoderProbe, EdgeManifest, EncoderGraph, EncoderProbe
+from deploy.edge.plan import round_nothing
+from deploy.edge.targets import FORMS, FormName
+from everlearn.bundles.bundle import Task
+from everlearn.errors import EverlearnError
 
-PROMPTS = (
+TEXTS = (
     "The capital of France is",
     "def add(a, b):\n    return",
     "Water boils at a temperature of 100 degrees",
     "Once upon a time, there was a little",
 )
 TOP = 8
+STEPS = 16
+"""Tokens decoded to measure speed."""
 DIGITS = 5
-DEQUANTIZE_ONCE = {"session.disable_quant_qdq": "1"}
+LOGITS_BOUND = 0.1
+EMBEDDING_BOUND = 0.01
+"""A number of an embedding of 384 is about 0.05."""
+ROUNDED = 2.0
+"""Kernels that round what they multiply differ from each other by up to this many times what they differ from exact ones."""
+
+Probes = list[DecoderProbe] | list[EncoderProbe]
 
 
-def open_native(graph: Path, entries: dict[str, str]) -> ort.InferenceSession:
-    """A session on this machine's CPU, on one thread. Raises Unsupported where onnxruntime does not load the graph."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    for key, value in entries.items():
-        options.add_session_config_entry(key, value)
-    try:
-        return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 (onnxruntime's errors share no other base)
-        raise Unsupported(
-            f"onnxruntime {ort.__version__} does not load {graph}: {str(error)[:600]}"
-        ) from None
+class Differs(EverlearnError):
+    """A runtime that computes something else than the folder's probes."""
+
+    code = "differs"
 
 
-def decoder_probes(directory: Path, graph: DecoderGraph, entries: dict[str, str]) -> list[DecoderProbe]:
-    """The probes of a decoder's folder."""
-    session = open_native(directory / GRAPH, entries)
+def request_of(
+    directory: Path,
+    task: Task,
+    form: FormName,
+    graph: DecoderGraph | EncoderGraph,
+    prompts: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """What a session is asked, as deploy.edge.check.native_session has it."""
+    return {
+        "graph": str(directory.absolute() / GRAPH),
+        "task": task,
+        "session": dict(FORMS[form].session),
+        "shape": graph.model_dump(),
+        "context": graph.context,
+        "prompts": prompts,
+        "top": TOP,
+        "steps": STEPS,
+    }
+
+
+def compute(
+    directory: Path, bundle: Path, task: Task, form: FormName, graph: DecoderGraph | EncoderGraph
+) -> tuple[Probes, float]:
+    """The probes of a folder that was made of ``bundle``, and their bound.
+
+    Where a decoder's kernels round what they multiply, the probes are the bundle's without that, and the bound is twice
+    what rounding changes here: kernels of other instruction sets round otherwise, and by as much.
+    """
     tokenizer: Any = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    found: list[DecoderProbe] = []
-    for prompt in PROMPTS:
-        ids = tokenizer.encode(prompt).ids
-        logits = last_logits(session, graph, ids)
-        top = np.argsort(-logits, kind="stable")[:TOP]
-        values = [round(float(logits[one]), DIGITS) for one in top]
-        found.append(DecoderProbe(token_ids=ids, top_ids=[int(one) for one in top], top_logits=values))
-    return found
+    prompts = [{"token_ids": tokenizer.encode(text).ids[: graph.context]} for text in TEXTS]
+    request, here = request_of(directory, task, form, graph, prompts), native()
+    if task == "embed":
+        return probes_of(here.ask(request), prompts), EMBEDDING_BOUND
+    if form == "int4-qdq":
+        return probes_of(here.ask(request), prompts), LOGITS_BOUND
+    exact = directory / "exact.onnx"
+    exact.write_bytes(without_rounding(bundle / GRAPH))
+    try:
+        other = {"graph": str(exact.absolute()), "weights": str(bundle.absolute()), "steps": 1}
+        probes = probes_of(here.ask(request | other), prompts)
+    finally:
+        exact.unlink()
+    said = here.ask({**request, "prompts": asked(probes)})
+    return probes, round(max(LOGITS_BOUND, ROUNDED * apart(said, probes)), 3)
 
 
-def last_logits(session: ort.InferenceSession, graph: DecoderGraph, ids: list[int]) -> np.ndarray:
-    """float32 (vocabulary,) after the last of ``ids``."""
-    nothing = np.zeros((1, graph.kv_heads, 0, graph.head_size), graph.cache)
-    feeds = {one.name: nothing for one in session.get_inputs() if one.name.startswith(PAST)}
-    feeds["input_ids"] = np.array([ids], np.int64)
-    feeds["attention_mask"] = np.ones((1, len(ids)), np.int64)
-    (logits,) = session.run([LOGITS], feeds)
-    return np.asarray(logits)[0, -1].astype(np.float32)
+def without_rounding(graph: Path) -> bytes:
+    """The graph with its MatMulNBits multiplying in float32."""
+    model = onnx.load(str(graph), load_external_data=False)
+    round_nothing(model)
+    return model.SerializeToString()
+
+
+def probes_of(said: dict[str, Any], prompts: list[dict[str, Any]]) -> Probes:
+    def rounded(values: list[float]) -> list[float]:
+        return [round(one, DIGITS) for one in values]
+
+    pairs = list(zip(prompts, said["outputs"], strict=True))
+    if "ids" in said["outputs"][0]:
+        return [
+            DecoderProbe(token_ids=prompt["token_ids"], top_ids=one["ids"], top_logits=rounded(one["values"]))
+            for prompt, one in pairs
+        ]
+    return [
+        EncoderProbe(token_ids=prompt["token_ids"], embedding=rounded(one["values"])) for prompt, one in pairs
+    ]
+
+
+def asked(probes: Probes) -> list[dict[str, Any]]:
+    """The probes as prompts of a request: of decoders with the ids whose logits are wanted."""
+    return [
+        {"token_ids": one.token_ids, **({"ids": one.top_ids} if isinstance(one, DecoderProbe) else {})}
+        for one in probes
+    ]
+
+
+def apart(said: dict[str, Any], probes: Probes) -> float:
+    """The largest absolute difference of a session's numbers from the probes'."""
+    return max(
+        abs(value - expected)
+        for one, probe in zip(said["outputs"], probes, strict=True)
+        for value, expected in zip(one["values"], values_of(probe), strict=True)
+    )
+
+
+def values_of(probe: DecoderProbe | EncoderProbe) -> list[float]:
+    return probe.top_logits if isinstance(probe, DecoderProbe) else probe.embedding
+
+
+def refuse_difference(said: dict[str, Any], manifest: EdgeManifest, on: str) -> float:
+    """The largest difference from the manifest's probes. Raises Differs where a device must not serve the folder."""
+    largest = apart(said, manifest.probes)
+    if not largest <= manifest.bound:
+        raise Differs(
+            f"{on} computes other numbers than the probes say: {largest:.4f} apart, at most {manifest.bound:g} is "
+            "accepted. A device must not serve this folder with that runtime"
+        )
+    for one, probe in zip(said["outputs"], manifest.probes, strict=True):
+        if isinstance(probe, DecoderProbe):
+            clear = probe.top_logits[0] - probe.top_logits[1] > manifest.bound
+            if clear and one["best"] != probe.top_ids[0]:
+                raise Differs(
+                    f"{on} predicts the token {one['best']} after {probe.token_ids}, and {probe.top_ids[0]} is right"
+                )
+    return largest

@@ -1,6 +1,7 @@
 """The table of targets and forms, which the command line, the builder, the checks and docs/edge.md read.
 
-It imports nothing of weight, so that ``everlearn --help`` stays quick.
+It imports nothing of weight, so that ``everlearn --help`` stays quick. After a change, ``python -m
+tests.deploy.edge.tables`` writes it into docs/edge.md.
 """
 
 from __future__ import annotations
@@ -9,36 +10,134 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from everlearn.bundles.bundle import Task
+
 FormName = Literal["int4-qdq", "int4-matmulnbits", "int8-dynamic"]
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """What runs a graph on a device, and the version that everlearn checks with."""
-
-    name: Literal["onnxruntime-web", "onnxruntime", "onnxruntime-genai"]
-    version: str
-
-
-@dataclass(frozen=True)
-class EdgeTarget:
-    """A kind of device. ``forms``: that it can run well, the default first. ``context``: tokens kept at most."""
-
-    runtime: Runtime
-    forms: tuple[FormName, ...]
-    context: int
-    description: str
-
-
-WEB = Runtime("onnxruntime-web", "1.30.0")
-NATIVE = Runtime("onnxruntime", "1.32.0")
-MOBILE = Runtime("onnxruntime-genai", "0.18.0")
-
-TARGETS: Mapping[str, EdgeTarget] = {
-    "web": EdgeTarget(WEB, ("int4-qdq",), 2048, "a page in any browser, on WebAssembly"),
-}
+Where = Literal["node", "native", "arm64"]
 
 LOGITS = "logits"
 """A decoder graph's output, as onnxruntime-genai names it."""
 PAST = "past_key_values."
 """What the names of its inputs of keys and values begin with."""
+EMBEDDING = "sentence_embedding"
+"""An encoder graph's output."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How weights are stored and multiplied. ``session``: onnxruntime's session configuration entries for it."""
+
+    description: str
+    session: Mapping[str, str]
+
+
+FORMS: Mapping[FormName, Form] = {
+    "int4-qdq": Form(
+        "4 bits in blocks of 32 with a float16 scale each, dequantized to float32 once, at load",
+        {"session.disable_quant_qdq": "1"},
+    ),
+    "int4-matmulnbits": Form("the same bytes, multiplied as they are by kernels of 4 bits", {}),
+    "int8-dynamic": Form(
+        "8 bits for each output channel, activations rounded as they come; products of integers",
+        {"session.x64quantprecision": "1"},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Slow:
+    """An operator that runs, and should not. ``instead``: what to do."""
+
+    operator: str
+    why: str
+    instead: str
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What runs a graph on a device, the version that everlearn checks with, and what is known of it.
+
+    ``opset``: the newest of ONNX's own operators. ``process_bytes``: what a process of it holds without a model.
+    """
+
+    name: Literal["onnxruntime-web", "onnxruntime-genai"]
+    version: str
+    opset: int
+    process_bytes: int
+    slow: tuple[Slow, ...] = ()
+
+
+@dataclass(frozen=True)
+class EdgeTarget:
+    """A kind of device.
+
+    ``forms``: of each task, those that it runs well, the default first. ``context``: tokens that a device keeps at most.
+    ``checked_by``: where a session of it runs on the machine that builds: in node, as a process, or as one of arm64.
+    """
+
+    runtime: Runtime
+    forms: Mapping[Task, tuple[FormName, ...]]
+    context: int
+    checked_by: Where
+    description: str
+
+
+WASM_NBITS = Slow(
+    "MatMulNBits",
+    "WebAssembly has no kernel of 4 bits, so the whole matrix is dequantized at every token (12 times slower, measured)",
+    "the form int4-qdq, which dequantizes once",
+)
+WEB = Runtime(
+    "onnxruntime-web",
+    "1.30.0",
+    opset=26,
+    process_bytes=265_000_000,
+    slow=(
+        WASM_NBITS,
+        Slow(
+            "MatMulBnb4",
+            "it dequantizes the whole matrix at every token",
+            "everlearn compress MODEL --to int4-onnx",
+        ),
+    ),
+)
+GENAI = Runtime(
+    "onnxruntime-genai",
+    "0.18.0",
+    opset=26,
+    process_bytes=73_000_000,
+    slow=(
+        Slow("MatMulBnb4", "it has no kernel for CPUs of its own", "everlearn compress MODEL --to int4-onnx"),
+    ),
+)
+NATIVE: Mapping[Task, tuple[FormName, ...]] = {"generate": ("int4-matmulnbits",), "embed": ("int8-dynamic",)}
+
+TARGETS: Mapping[str, EdgeTarget] = {
+    "web": EdgeTarget(
+        WEB,
+        {"generate": ("int4-qdq", "int8-dynamic"), "embed": ("int8-dynamic",)},
+        2048,
+        "node",
+        "a page in any browser: WebAssembly, and WebGPU where it computes the same",
+    ),
+    "linux-x64": EdgeTarget(GENAI, NATIVE, 4096, "native", "Linux on x86-64 processors"),
+    "linux-arm64": EdgeTarget(GENAI, NATIVE, 4096, "arm64", "Linux on 64-bit Arm, as a Raspberry Pi 4 or 5"),
+    "android": EdgeTarget(GENAI, NATIVE, 2048, "arm64", "Android 10 and newer, 64-bit Arm"),
+    "ios": EdgeTarget(GENAI, NATIVE, 2048, "arm64", "iOS 16 and newer"),
+}
+
+
+def targets_table() -> list[str]:
+    """The targets as docs/edge.md has them, line by line."""
+    lines = ["| target | device | runtime | decoders | encoders | tokens kept |", "|---|---|---|---|---|---|"]
+    for name, one in TARGETS.items():
+        runtime = f"{one.runtime.name} {one.runtime.version}"
+        forms = (", ".join(f"`{form}`" for form in one.forms[task]) for task in ("generate", "embed"))
+        lines.append(f"| `{name}` | {one.description} | {runtime} | {' | '.join(forms)} | {one.context} |")
+    return lines
+
+
+def forms_table() -> list[str]:
+    """The forms, likewise."""
+    rows = [f"| `{name}` | {form.description} |" for name, form in FORMS.items()]
+    return ["| form | weights |", "|---|---|", *rows]

@@ -6,20 +6,29 @@ the part that it was at. A tensor larger than a part has a file of its own. Tens
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onnx import ModelProto, StringStringEntryProto, TensorProto, external_data_helper
+from onnx import ModelProto, StringStringEntryProto, TensorProto, external_data_helper, numpy_helper
 
 from deploy.edge.manifest import TensorSpan
 from everlearn.errors import Corrupt
 from everlearn.progress import Progress
 
 PART_BYTES = 32 * 1024**2
+INLINE_BYTES = 1024
 ALIGNMENT = 16
 """Of a tensor in its file, in bytes: the widest that a runtime reads at once from memory that the file is mapped to."""
 COPIED_BYTES = 4 * 1024**2
+
+
+@dataclass(frozen=True)
+class Content:
+    """A tensor's bytes: how many, and how to get them, piece by piece."""
+
+    bytes: int
+    chunks: Callable[[], Iterator[bytes]]
 
 
 @dataclass
@@ -34,64 +43,79 @@ class Placed:
         return self.spans[-1].offset + self.spans[-1].bytes if self.spans else 0
 
 
-def place(model: ModelProto) -> list[Placed]:
-    """Where each external tensor of ``model`` is going to be, in the graph's order."""
+def contents_of(model: ModelProto, bundle: Path) -> dict[str, Content]:
+    """The tensors of ``model`` that do not stay in the graph, by name; none of those in other files is read."""
+    found: dict[str, Content] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            at = external_data_helper.ExternalDataInfo(tensor)
+            found[tensor.name] = from_file(bundle / at.location, at.offset or 0, at.length)
+        elif len(raw := tensor.raw_data or numpy_helper.to_array(tensor).tobytes()) > INLINE_BYTES:
+            found[tensor.name] = from_memory(raw)
+    return found
+
+
+def from_file(file: Path, offset: int, length: int) -> Content:
+    def chunks() -> Iterator[bytes]:
+        with file.open("rb") as stream:
+            stream.seek(offset)
+            left = length
+            while left:
+                if not (chunk := stream.read(min(left, COPIED_BYTES))):
+                    raise Corrupt(f"{file} ends within a tensor that begins at {offset}")
+                left -= len(chunk)
+                yield chunk
+
+    return Content(length, chunks)
+
+
+def from_memory(raw: bytes) -> Content:
+    return Content(len(raw), lambda: iter([raw]))
+
+
+def place(model: ModelProto, contents: Mapping[str, Content]) -> list[Placed]:
+    """Decides where each of ``contents`` is going to be, in the graph's order, and lets ``model`` refer to it there."""
     parts: list[Placed] = []
-    for tensor in external(model):
-        size = source(tensor).length
+    for tensor in model.graph.initializer:
+        if tensor.name not in contents:
+            continue
+        size = contents[tensor.name].bytes
         start = -(-parts[-1].size_bytes // ALIGNMENT) * ALIGNMENT if parts else 0
         if not parts or start + size > PART_BYTES:
             parts.append(Placed(f"weights-{len(parts):03d}.bin"))
             start = 0
         parts[-1].spans.append(TensorSpan(name=tensor.name, offset=start, bytes=size))
+        refer(tensor, parts[-1].name, parts[-1].spans[-1])
     return parts
 
 
-def move_weights(model: ModelProto, bundle: Path, directory: Path, progress: Progress) -> list[Placed]:
-    """Copies the tensors of ``bundle`` to ``directory``, and lets ``model`` refer to them there.
-
-    One buffer's worth is in memory. Raises Corrupt where a tensor is not all there.
-    """
-    parts = place(model)
-    tensors = {one.name: one for one in external(model)}
-    total, done = sum(part.size_bytes for part in parts), 0
-    for part in parts:
-        with (directory / part.name).open("wb") as target:
-            for span in part.spans:
-                tensor = tensors[span.name]
-                target.write(bytes(span.offset - target.tell()))
-                for chunk in read(tensor, bundle):
-                    target.write(chunk)
-                    done += len(chunk)
-                    progress("writing the weights", done / total)
-                refer(tensor, part.name, span)
-    return parts
+def refer_to(model: ModelProto, parts: list[Placed]) -> None:
+    """Lets another graph of the same tensors refer to them where they are placed."""
+    at = {span.name: (part.name, span) for part in parts for span in part.spans}
+    for tensor in model.graph.initializer:
+        if tensor.name in at:
+            refer(tensor, *at[tensor.name])
 
 
 def refer(tensor: TensorProto, file: str, span: TensorSpan) -> None:
     """The tensor's bytes are those of ``span`` in ``file`` from here on."""
+    described = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     facts = {"location": file, "offset": span.offset, "length": span.bytes}
-    del tensor.external_data[:]
-    tensor.external_data.extend(StringStringEntryProto(key=k, value=str(v)) for k, v in facts.items())
+    described.external_data.extend(StringStringEntryProto(key=k, value=str(v)) for k, v in facts.items())
+    described.data_location = TensorProto.EXTERNAL
+    tensor.CopyFrom(described)
 
 
-def external(model: ModelProto) -> list[TensorProto]:
-    """The tensors that lie outside of the graph, in its order."""
-    return [one for one in model.graph.initializer if one.data_location == TensorProto.EXTERNAL]
-
-
-def source(tensor: TensorProto) -> external_data_helper.ExternalDataInfo:
-    return external_data_helper.ExternalDataInfo(tensor)
-
-
-def read(tensor: TensorProto, bundle: Path) -> Iterator[bytes]:
-    """The bytes of an external tensor. Raises Corrupt where the file ends before them."""
-    at = source(tensor)
-    with (bundle / at.location).open("rb") as stream:
-        stream.seek(at.offset or 0)
-        left = at.length
-        while left:
-            if not (chunk := stream.read(min(left, COPIED_BYTES))):
-                raise Corrupt(f"{bundle / at.location} ends within the tensor {tensor.name}")
-            left -= len(chunk)
-            yield chunk
+def write_weights(
+    parts: list[Placed], contents: Mapping[str, Content], directory: Path, progress: Progress
+) -> None:
+    """Writes the files that :func:`place` decided on; a few megabytes are in memory. Raises Corrupt for a short tensor."""
+    total, done = sum(part.size_bytes for part in parts), 0
+    for part in parts:
+        with (directory / part.name).open("wb") as target:
+            for span in part.spans:
+                target.write(bytes(span.offset - target.tell()))
+                for chunk in contents[span.name].chunks():
+                    target.write(chunk)
+                    done += len(chunk)
+                    progress("writing the weights", done / total)

@@ -58,9 +58,10 @@ def python_root(folder: Path, architecture: str, wheels: tuple[str, ...] = ()) -
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     pinned = "\n".join(pinned_in(LOCK.read_text(), name) for name in wheels)
+    holds = "\n".join((*PACKAGES, pinned))
     done = folder / "done"
     with FileLock(folder.with_suffix(".lock")):
-        if done.is_file() and done.read_text() == pinned:
+        if done.is_file() and done.read_text() == holds:
             return folder
         shutil.rmtree(folder)
         folder.mkdir()
@@ -68,7 +69,7 @@ def python_root(folder: Path, architecture: str, wheels: tuple[str, ...] = ()) -
         if wheels:
             unpack_wheels(folder, pinned)
         describe_cpus(folder)
-        done.write_text(pinned)
+        done.write_text(holds)
     return folder
 
 

@@ -18,8 +18,10 @@ from everlearn.errors import Unsupported
 from everlearn.progress import Progress, silent
 from everlearn.settings import Settings
 
-PAGES: Mapping[str, str] = {"generate": "chat", "embed": "notes"}
-"""The page that shows what a model of a task does."""
+PAGES: Mapping[str, tuple[str, ...]] = {"generate": ("chat",), "embed": ("notes", "notes_store")}
+"""Of a task: the name of the page that shows what its models do, and the other scripts that it has."""
+UPDATES = WEB.parents[1] / "updates" / "web"
+"""How a page follows a channel of updates."""
 SHARED = ("page.css", "start.js", "sw.js")
 APP_FILES = "app_files.js"
 VENDOR: Mapping[str, str] = {
@@ -40,8 +42,8 @@ WEBGPU: Mapping[str, str] = {
 """Kept by a browser once it has used them: 27 MB that one without WebGPU never needs."""
 
 
-def page_of(task: str) -> str:
-    """The page for a task. Raises Unsupported for a task that has none."""
+def page_of(task: str) -> tuple[str, ...]:
+    """The entry of `PAGES`. Raises Unsupported for a task that has none."""
     if task not in PAGES:
         raise Unsupported(f"there is no page for models that {task}; there are pages for: {', '.join(PAGES)}")
     return PAGES[task]
@@ -52,25 +54,27 @@ def write_site(directory: Path, task: str, settings: Settings, progress: Progres
 
     Raises Unsupported for a task without a page, and as `node_modules`.
     """
-    page = page_of(task)
+    scripts = [f"{name}.js" for name in page_of(task)]
     modules = node_modules(settings, progress=progress)
     module = directory / "everlearn_web"
     shutil.copytree(WEB / "everlearn_web", module, dirs_exist_ok=True)
+    if UPDATES.is_dir():
+        shutil.copytree(UPDATES, module / "updates", dirs_exist_ok=True)
     for name, source in (*VENDOR.items(), *WEBGPU.items()):
         (module / "vendor" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(modules / source, module / "vendor" / name)
-    for name in (*SHARED, f"{page}.js"):
+    for name in (*SHARED, *scripts):
         shutil.copyfile(WEB / "pages" / name, directory / name)
-    shutil.copyfile(WEB / "pages" / f"{page}.html", directory / "index.html")
-    _write_app_files(directory, page)
+    shutil.copyfile(WEB / "pages" / f"{page_of(task)[0]}.html", directory / "index.html")
+    _write_app_files(directory, scripts)
 
 
-def _write_app_files(directory: Path, page: str) -> None:
+def _write_app_files(directory: Path, scripts: list[str]) -> None:
     """What the service worker keeps, under a name that changes with any of it."""
     later = [f"everlearn_web/vendor/{name}" for name in WEBGPU]
     module = (path for path in (directory / "everlearn_web").rglob("*") if path.is_file())
     inside = sorted(path.relative_to(directory).as_posix() for path in module)
-    files = ["index.html", f"{page}.js", *SHARED, *(path for path in inside if path not in later)]
+    files = ["index.html", *scripts, *SHARED, *(path for path in inside if path not in later)]
     files.remove("sw.js")  # the browser keeps that itself
     digest = hashlib.sha256()
     for path in (*files, *later):

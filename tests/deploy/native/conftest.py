@@ -42,7 +42,7 @@ from tests.support.tiny_models import write_bert, write_llama
 
 RUNTIME = RuntimeUsed(name="onnxruntime", version=ort.__version__)
 RUNNER = (sys.executable, "-m", "deploy.edge.native")
-READY_S = 120
+READY_S = 300
 
 
 @dataclass

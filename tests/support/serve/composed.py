@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ RUN = """
 set -e
 mount -t tmpfs tmpfs /mnt
 mkdir /mnt/upper /mnt/work /mnt/root
-mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
+mount -t overlay overlay -o lowerdir={root},upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
 cd /mnt/root
 chmod o+x root
 mount -t proc proc proc
@@ -100,6 +101,14 @@ def own_network() -> Iterator[None]:
             assert libc.setns(before.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
 
 
+@dataclass(frozen=True)
+class Image:
+    """A built image: its files, and the environment that it sets."""
+
+    root: Path
+    environment: Mapping[str, str]
+
+
 class Service:
     """One service; ``start`` it again after its end, as the restart policy would."""
 
@@ -109,6 +118,8 @@ class Service:
         self.described: dict[str, Any] = stack.file["services"][name]
         self.log = stack.folder / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.image: Image | None = None
+        """What it runs; None: this machine's programs."""
 
     def start(self, command: Sequence[str] | None = None) -> None:
         with self.log.open("ab") as log:
@@ -165,7 +176,8 @@ class Service:
 
     def _popen(self, command: Sequence[str], output: Any) -> subprocess.Popen[bytes]:
         script = RUN.format(
-            mounts="\n".join(self.stack.mounts(self.described)),
+            root=self.image.root if self.image else "/",
+            mounts="\n".join(self.stack.mounts(self)),
             uid=self._ids()[0],
             gid=self._ids()[1],
             environment="\n".join(
@@ -196,6 +208,8 @@ class Service:
         )
 
     def environment(self) -> dict[str, str]:
+        if self.image:
+            return {**self.image.environment, **self.described.get("environment", {})}
         own = {"PATH": self.stack.path}
         if self.name in OURS:
             own |= {"PYTHONPATH": str(REPOSITORY), **image_environment()}
@@ -252,13 +266,10 @@ class Stack:
         """
         self["postgres"].run("sh", "-c", initdb)
 
-    def mounts(self, described: Mapping[str, Any]) -> Iterator[str]:
+    def mounts(self, service: Service) -> Iterator[str]:
         """Shell commands, run in the root of a container."""
-        kept = [REPOSITORY, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()]
-        yield f"mkdir programs; mount --bind {self.folder}/programs programs"
         yield f"cp {self.folder}/hosts etc/hosts"
-        yield "echo everlearn:x:10001:10001::/var/lib/everlearn:/bin/false >> etc/passwd; echo everlearn:x:10001: >> etc/group"
-        for volume in described.get("volumes", []):
+        for volume in service.described.get("volumes", []):
             source, target, *mode = volume.split(":")
             path = self.folder / source if source in self.file["volumes"] else (FOLDER / source).resolve()
             make = (
@@ -269,10 +280,15 @@ class Stack:
             yield f"{make}; mount --bind {path} .{target}"
             if mode == ["ro"]:
                 yield f"mount -o remount,bind,ro .{target}"
-        for tmpfs in described.get("tmpfs", []):
+        for tmpfs in service.described.get("tmpfs", []):
             target, _, options = tmpfs.partition(":")
-            yield f"mkdir -p .{target}; mount -t tmpfs -o {options} tmpfs .{target}"
-        for path in kept:
+            yield f"mkdir -p .{target}; mount -t tmpfs -o noexec,nosuid,nodev,{options} tmpfs .{target}"
+        if service.image:
+            return
+        yield f"mkdir programs; mount --bind {self.folder}/programs programs"
+        yield "echo everlearn:x:10001:10001::/var/lib/everlearn:/bin/false >> etc/passwd"
+        yield "echo everlearn:x:10001: >> etc/group"
+        for path in (REPOSITORY, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()):
             if path.is_relative_to("/tmp"):
                 yield f"mkdir -p .{path}; mount --bind {path} .{path}"
 

@@ -7,13 +7,12 @@ const PIECE_BYTES = 4 * 1024 * 1024;
 const TRIES = 5;
 const FIRST_PAUSE_MS = 500;
 
-/** The bytes of edge.json on the server, or null while it cannot be reached. */
-export async function fetchManifest(url, { signal } = {}) {
-  const response = await fetch(new URL("edge.json", url), { cache: "no-cache", signal }).catch((error) => {
-    if (error.name === "AbortError") throw error;
-    return null;
+/** The bytes of edge.json on the server. Throws "unavailable" while it cannot be reached. */
+export async function fetchManifest(url) {
+  const response = await fetch(new URL("edge.json", url), { cache: "no-cache" }).catch((error) => {
+    throw new EverlearnError("unavailable", `${url} cannot be reached (${error.message}), and this browser keeps no model of it: connect once`);
   });
-  if (!response) return null;
+  if (response.status >= 500) throw new EverlearnError("unavailable", `${response.url} answers ${response.status}`);
   if (!response.ok) throw new EverlearnError("not_found", `${response.url} answers ${response.status}: is there a folder of \`everlearn deploy edge\`?`);
   const bytes = new Uint8Array(await response.arrayBuffer());
   if (bytes.length > MAX_MANIFEST_BYTES) throw new EverlearnError("corrupt", "edge.json is larger than 4 MiB");
@@ -53,7 +52,7 @@ async function checkRoom(manifest, folder, total) {
 }
 
 /** The bytes of a file from `start` on, piece by piece; what breaks off is asked for again. */
-async function* pieces(url, bytes, start, told, signal) {
+export async function* pieces(url, bytes, start, told, signal) {
   let at = start;
   let failed = 0;
   while (at < bytes) {

@@ -19,39 +19,31 @@ export class EverlearnWeb {
    * Loads the folder at `url` (written by `everlearn deploy edge MODEL --target web`): downloaded once, then from this
    * browser. onProgress gets {phase: "download", loaded, total} in bytes, then "start" and "check". device "auto" takes
    * WebGPU where the browser has it and it computes the numbers that edge.json says, else WebAssembly. threads: at most
-   * so many, where the page is crossOriginIsolated; one thread elsewhere.
+   * so many, where the page is crossOriginIsolated; one thread elsewhere. channel: {url, model, root}, to follow
+   * `everlearn deploy channel` instead of a folder; root: the bytes of a root.json that this page trusts.
+   * A version that cannot be had or does not work leaves the last good one in service; `notice` then says why.
    * Throws EverlearnError: "corrupt", "unavailable", "storage_full", "mismatch", "unsupported", "runtime".
    */
-  static async load(url, { onProgress = () => {}, device = "auto", threads = 4 } = {}) {
+  static async load(url, { onProgress = () => {}, device = "auto", threads = 4, channel } = {}) {
     if (!DEVICES.includes(device)) throw new EverlearnError("invalid_input", `device is ${device}; it must be one of ${DEVICES.join(", ")}`);
     const folder = new URL(url.endsWith("/") ? url : `${url}/`, document.baseURI).href;
     const remembered = `everlearn-web ${folder}`; // which model this URL is, for when the server cannot be reached
     navigator.storage?.persist?.().catch(() => {});
-    let calls = new WorkerCalls();
+    const loading = new Loading(device, threads, onProgress);
     try {
-      const version = await calls.call("fetch", { url: folder, name: localStorage.getItem(remembered) }, onProgress);
-      localStorage.setItem(remembered, version.model);
-      const tries = device === "auto" ? await devices() : [{ device, why: "it was asked for" }];
-      for (const [index, { device: tried, why }] of tries.entries()) {
-        try {
-          const opened = await calls.call("open", { ...version, device: tried, threads }, onProgress);
-          return new EverlearnWeb(calls, opened, { device: tried, threads: opened.threads, why, offline: version.offline });
-        } catch (error) {
-          if (index === tries.length - 1) throw error;
-          calls.close(); // with all the memory that it took
-          calls = new WorkerCalls();
-          tries[index + 1].why = `WebGPU was not used: ${error.message}`;
-        }
-      }
+      const params = { url: folder, name: channel?.model ?? localStorage.getItem(remembered), channel };
+      const found = await loading.calls.call("fetch", params, onProgress);
+      localStorage.setItem(remembered, found.model);
+      return await loading.open(found).catch((error) => loading.openLastGood(found, error));
     } catch (error) {
-      calls.close();
+      loading.calls.close();
       throw error;
     }
   }
 
   #calls;
 
-  constructor(calls, opened, backend) {
+  constructor(calls, opened, backend, notice) {
     this.#calls = calls;
     this.model = opened.model;
     this.version = opened.version;
@@ -59,8 +51,15 @@ export class EverlearnWeb {
     this.context = opened.graph.context;
     /** {device: "wasm" | "webgpu", threads, why, offline} */
     this.backend = Object.freeze(backend);
+    /** Why a newer version does not serve, or null. */
+    this.notice = notice ?? null;
     this.chat = { completions: { create: (request, options) => this.#chat(request, options) } };
     this.embeddings = { create: (request, options) => calls.call("embeddings", request, undefined, options) };
+  }
+
+  /** Of a model that follows a channel: the version before this one serves from the next load on, until there is a newer. */
+  goBack() {
+    return this.#calls.call("goBack", { model: this.model });
   }
 
   /** Stops everything, and gives the model's memory back. */
@@ -81,8 +80,40 @@ export class EverlearnWeb {
   }
 }
 
+/** Opens versions in workers: a worker that failed is ended, with all the memory that it took. */
+class Loading {
+  constructor(device, threads, onProgress) {
+    this.device = device;
+    this.threads = threads;
+    this.onProgress = onProgress;
+    this.calls = new WorkerCalls();
+  }
+
+  async open({ model, version, offline, notice }) {
+    const tries = await devices(this.device);
+    for (const [index, { device, why }] of tries.entries()) {
+      try {
+        const opened = await this.calls.call("open", { model, version, device, threads: this.threads }, this.onProgress);
+        return new EverlearnWeb(this.calls, opened, { device, threads: opened.threads, why, offline }, notice);
+      } catch (error) {
+        this.calls.close();
+        this.calls = new WorkerCalls();
+        if (index === tries.length - 1) throw error;
+        tries[index + 1].why = `WebGPU was not used: ${error.message}`;
+      }
+    }
+  }
+
+  async openLastGood(found, error) {
+    const version = await this.calls.call("refuse", found);
+    if (version === null) throw error;
+    return this.open({ ...found, version, notice: `${found.version} was refused: ${error.message}` });
+  }
+}
+
 /** Where to try, in this order. */
-async function devices() {
+async function devices(device) {
+  if (device !== "auto") return [{ device, why: "it was asked for" }];
   const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
   if (adapter) return [{ device: "webgpu", why: "its numbers agree with the author's" }, { device: "wasm", why: "" }];
   return [{ device: "wasm", why: navigator.gpu ? "WebGPU has no adapter here" : "this browser has no WebGPU" }];

@@ -11,6 +11,8 @@ import { checkProbes, embed, openRuntime, openSession } from "./session.js";
 import { MANIFEST, openStorage } from "./storage.js";
 import { ChatTemplate, TextTokenizer } from "./tokenizer.js";
 
+const UPDATES = "./updates/update.js"; // loaded for those who follow a channel
+
 const cancelled = new Set();
 let last = Promise.resolve();
 let model = null; // what answers: {manifest, runtime, session, tokenizer, …}
@@ -42,21 +44,33 @@ async function pause(id) {
 }
 
 const METHODS = {
-  /** {url, model} -> the version that storage has whole now: that of the server, or offline the one kept. */
-  async fetch({ url, name }, told) {
-    const bytes = await fetchManifest(url);
-    if (bytes === null) return kept(name, url);
-    const manifest = readManifest(bytes);
-    const storage = await openStorage(manifest.model);
-    await storage.locked(async () => {
-      const folder = storage.folder(manifest.id);
-      if (!(await folder.whole())) {
-        const onBytes = (loaded, total) => told({ phase: "download", loaded, total });
-        await downloadFiles(url, manifest, folder, { onBytes, found: await unchanged(storage) });
-        await folder.seal(bytes);
-      }
-    });
-    return { model: manifest.model, version: manifest.id, offline: false };
+  /** {url, name, channel} -> the version that storage has whole now: the server's, or else the one that served last. */
+  async fetch({ url, name, channel }, told) {
+    const onBytes = (loaded, total) => told({ phase: "download", loaded, total });
+    try {
+      return channel ? await fromChannel(channel, onBytes) : await fromFolder(url, onBytes);
+    } catch (error) {
+      const storage = name ? await openStorage(name) : null;
+      const version = await storage?.current();
+      if (!version) throw error;
+      const offline = error.code === "unavailable";
+      return { model: name, version, offline, notice: offline ? null : `a newer version was refused: ${error.message}` };
+    }
+  },
+
+  /** {model, version, channel} -> the version to serve instead of one that did not open, or null. */
+  async refuse({ model: name, version, channel }) {
+    const storage = await openStorage(name);
+    const current = await storage.current();
+    if (current === version) return null;
+    if (channel) await (await import(UPDATES)).refuse(storage, version);
+    return current;
+  },
+
+  /** {model} -> the version that serves from now on: the one before. */
+  async goBack({ model: name }) {
+    const storage = await openStorage(name);
+    return storage.locked(async () => (await import(UPDATES)).goBack(storage));
   },
 
   /** {model, version, device, threads} -> what answers. Throws "mismatch" where the device computes other numbers. */
@@ -98,11 +112,24 @@ const METHODS = {
   },
 };
 
-async function kept(name, url) {
-  const storage = name && (await openStorage(name));
-  const version = storage && (await storage.current());
-  if (!version) throw new EverlearnError("unavailable", `${url} cannot be reached, and this browser keeps no model of it: connect once`);
-  return { model: name, version, offline: true };
+async function fromFolder(url, onBytes) {
+  const bytes = await fetchManifest(url);
+  const manifest = readManifest(bytes);
+  const storage = await openStorage(manifest.model);
+  await storage.locked(async () => {
+    const folder = storage.folder(manifest.id);
+    if (await folder.whole()) return;
+    await downloadFiles(url, manifest, folder, { onBytes, found: await unchanged(storage) });
+    await folder.seal(bytes);
+  });
+  return { model: manifest.model, version: manifest.id, offline: false };
+}
+
+async function fromChannel({ url, model: name, root }, onBytes) {
+  const { update } = await import(UPDATES);
+  const storage = await openStorage(name);
+  const { version } = await storage.locked(() => update(storage, { url, target: "web", root }, onBytes));
+  return { model: name, version, channel: true, offline: false };
 }
 
 /** Finds a file that some whole version has already. */

@@ -14,7 +14,7 @@ export async function start() {
       const client = await EverlearnWeb.load(document.querySelector('meta[name="model"]').content, { onProgress: show, device: device() });
       one("bar").hidden = true;
       one("status").textContent = described(client);
-      one("status").title = client.backend.why;
+      one("status").title = client.notice ?? client.backend.why;
       addEventListener("pagehide", () => client.close());
       return client;
     } catch (error) {
@@ -28,9 +28,9 @@ function device() {
   return new URLSearchParams(location.search).get("device") ?? "auto";
 }
 
-function described({ model, version, backend }) {
+function described({ model, version, backend, notice }) {
   const where = backend.device === "webgpu" ? "WebGPU" : `WebAssembly, ${backend.threads} thread${backend.threads > 1 ? "s" : ""}`;
-  return `${model} ${version} · ${where}${backend.offline ? " · offline" : ""}`;
+  return `${model} ${version} · ${where}${backend.offline ? " · offline" : ""}${notice ? " · an update was refused" : ""}`;
 }
 
 function show({ phase, loaded, total }) {

@@ -24,6 +24,15 @@ def smollm2_site(real_settings: Settings, tmp_path_factory: pytest.TempPathFacto
     return directory
 
 
+@pytest.fixture(scope="session")
+def empty_site(real_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The chat page without a model."""
+    directory = tmp_path_factory.mktemp("empty")
+    write_site(directory, "generate", real_settings)
+    (directory / "blank.html").write_text(BLANK)
+    return directory
+
+
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     """One browser for a module: each server has a port of its own, so storage of its own."""

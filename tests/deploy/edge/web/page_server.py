@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,24 +29,23 @@ class FaultyServer:
     def __init__(self, directory: Path, *, isolated: bool = True) -> None:
         self.faults = Faults()
         self._app = create_app(directory, HEADERS if isolated else {})
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://localhost:{self._socket.getsockname()[1]}/"
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.url = f"http://localhost:{self._port}/"
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The second time on the same port: the network is back."""
-        held = self._socket.dup()
-        server = uvicorn.Server(uvicorn.Config(self, log_level="critical", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [held]})
+        """Between two times, the network is gone."""
+        server = uvicorn.Server(uvicorn.Config(self, port=self._port, log_level="critical", lifespan="off"))
+        thread = threading.Thread(target=server.run)
         thread.start()
         try:
+            while not server.started:
+                time.sleep(0.01)
             yield
         finally:
             server.should_exit = server.force_exit = True
             thread.join()
-
-    def stop_listening(self) -> None:
-        self._socket.close()
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         path = scope["path"].lstrip("/")

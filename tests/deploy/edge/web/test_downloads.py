@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.edge.web.site import write_site
-from everlearn.settings import Settings
-from tests.deploy.edge.web.conftest import BLANK
 from tests.deploy.edge.web.page_server import FaultyServer
 from tests.support.serve.browser import IN_A_BROWSER, Driver
 
@@ -60,11 +57,10 @@ def write_folder(directory: Path, version: int = 1, seed: int = 0, **said: Any) 
 
 
 @pytest.fixture(scope="module")
-def site(real_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("noise")
-    write_site(directory, "generate", real_settings)
+def site(empty_site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("noise") / "site"
+    shutil.copytree(empty_site, directory, ignore=shutil.ignore_patterns("*.wasm"))
     write_folder(directory)
-    (directory / "blank.html").write_text(BLANK)
     return directory
 
 
@@ -73,7 +69,6 @@ def server(site: Path) -> Iterator[FaultyServer]:
     server = FaultyServer(site)
     with server.running():
         yield server
-    server.stop_listening()
 
 
 def fetch(driver: Driver, url: str, **params: Any) -> dict[str, Any]:
@@ -156,21 +151,20 @@ def test_a_bad_manifest_is_refused_before_anything_is_fetched(
     driver: Driver, site: Path, tmp_path: Path, said: dict[str, Any], code: str
 ) -> None:
     directory = tmp_path / "bad"
-    shutil.copytree(site, directory, ignore=shutil.ignore_patterns("*.wasm"))
+    shutil.copytree(site, directory)
     write_folder(directory, **said)
     server = FaultyServer(directory)
     with server.running():
         driver.get(server.url + "blank.html")
         assert fetch(driver, server.url)["error"]["code"] == code
         assert not set(SIZES) & set(server.faults.sent)
-    server.stop_listening()
 
 
 def test_a_second_version_takes_from_the_first_what_has_not_changed(
     driver: Driver, site: Path, tmp_path: Path
 ) -> None:
     directory = tmp_path / "changing"
-    shutil.copytree(site, directory, ignore=shutil.ignore_patterns("*.wasm"))
+    shutil.copytree(site, directory)
     server = FaultyServer(directory)
     with server.running():
         driver.get(server.url + "blank.html")
@@ -184,4 +178,3 @@ def test_a_second_version_takes_from_the_first_what_has_not_changed(
         assert fetch(driver, server.url)["result"]["version"].startswith("2-")
         assert server.faults.sent["model.onnx"] == len(content)
         assert not {"weights-000.bin", "weights-001.bin"} & set(server.faults.sent)
-    server.stop_listening()

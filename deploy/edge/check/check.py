@@ -1,0 +1,75 @@
+"""``everlearn deploy check DIR``: a folder's bytes, its operators, and what its runtime computes of the probes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from deploy.edge.check.operators import refuse_operators
+from deploy.edge.check.sessions import Place, emulated_x64, place_for
+from deploy.edge.manifest import GRAPH, EdgeManifest, read_manifest, verify_files
+from deploy.edge.probes import asked, refuse_difference, request_of
+from deploy.edge.targets import TARGETS
+from everlearn.errors import Unavailable
+from everlearn.progress import Progress, silent
+from everlearn.settings import Settings
+
+
+@dataclass(frozen=True)
+class Session:
+    """What one runtime made of a folder. ``difference``: the largest from the probes. ``peak_bytes`` of its process."""
+
+    on: str
+    is_device: bool
+    difference: float
+    tokens_per_s: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Checked:
+    """``skipped``: what could not be run here, and why."""
+
+    manifest: EdgeManifest
+    sessions: list[Session]
+    skipped: list[str]
+
+
+def check(
+    settings: Settings, directory: Path, arm64: Path | None = None, progress: Progress = silent
+) -> Checked:
+    """Raises Corrupt naming a file that changed, CannotRun naming operators, Differs where numbers are others."""
+    manifest = read_manifest(directory)
+    progress("hashing the files", None)
+    verify_files(directory, manifest)
+    places, skipped = places_for(settings, manifest.target, arm64)
+    sessions: list[Session] = []
+    for place in places:
+        progress(f"running on {place.on}", None)
+        sessions.append(run(directory, manifest, place))
+    return Checked(manifest, sessions, skipped)
+
+
+def places_for(settings: Settings, target: str, arm64: Path | None) -> tuple[list[Place], list[str]]:
+    """Every place that a target runs in here: of Linux on x86-64, a CPU without AVX2 as well."""
+    places, skipped = [place_for(settings, target, arm64)], list[str]()
+    if target == "linux-x64":
+        try:
+            places.append(emulated_x64())
+        except Unavailable as why:
+            skipped.append(f"a CPU without AVX2: {why.message}")
+    if target in ("linux-arm64", "android", "ios") and not (arm64 or places[0].is_device):
+        skipped.append("an arm64 CPU: name a folder with an arm64 Python and onnxruntime by --arm64")
+    return places, skipped
+
+
+def run(directory: Path, manifest: EdgeManifest, place: Place) -> Session:
+    """Opens the folder's operators and the folder itself in ``place``. Raises CannotRun, Differs."""
+    model = onnx.load(str(directory / GRAPH), load_external_data=False)
+    refuse_operators(model, TARGETS[manifest.target].runtime, place, str(directory))
+    prompts = asked(manifest.probes)
+    said = place.ask(request_of(directory, manifest.task, manifest.form, manifest.graph, prompts))
+    difference = refuse_difference(said, manifest, place.on)
+    return Session(place.on, place.is_device, difference, said["tokens_per_s"], said["peak_bytes"])

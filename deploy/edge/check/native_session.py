@@ -1,0 +1,129 @@
+"""Sessions of native onnxruntime, in a process of its own: ``python native_session.py < request.json > answer.json``.
+
+numpy and onnxruntime are all it imports, so that it runs on an emulated CPU as well. The request names either
+``operators``, graphs that are to load, or a ``graph`` with ``prompts``; web_session.js answers the same requests.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+STATUS = Path("/proc/self/status")
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """``failures`` by graph; or of a graph its ``outputs`` for each prompt, ``tokens_per_s`` and ``peak_bytes``."""
+    said: dict[str, Any] = {"runtime": ort.__version__, "failures": {}}
+    for graph in request.get("operators", []):
+        try:
+            open_session(graph, {})
+        except Exception as error:  # noqa: BLE001 (onnxruntime's errors share no other base)
+            said["failures"][graph] = str(error)
+    if "graph" in request:
+        started = time.perf_counter()
+        session = open_session(request["graph"], request["session"], request.get("weights"))
+        said["load_s"] = time.perf_counter() - started
+        run = run_decoder if request["task"] == "generate" else run_encoder
+        said |= run(session, request)
+        said["peak_bytes"] = peak_bytes()
+    return said
+
+
+def open_session(graph: str, entries: dict[str, str], weights: str | None = None) -> ort.InferenceSession:
+    """``weights``: the folder of the graph's files of weights, where it is not the graph's own."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    if weights:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights)
+    given = Path(graph).read_bytes() if weights else graph
+    return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+
+
+def run_decoder(session: ort.InferenceSession, request: dict[str, Any]) -> dict[str, Any]:
+    """``outputs``: of each prompt the largest logits after its last token, or those of the ids that it asks for."""
+    outputs: list[dict[str, Any]] = []
+    for prompt in request["prompts"]:
+        logits, _ = step(session, request, prompt["token_ids"], nothing(session, request), 0)
+        top = np.argsort(-logits, kind="stable")[: request["top"]]
+        ids = prompt.get("ids") or [int(one) for one in top]
+        outputs.append({"ids": ids, "values": [float(logits[one]) for one in ids], "best": int(top[0])})
+    return {"outputs": outputs, "tokens_per_s": decoding_speed(session, request)}
+
+
+def decoding_speed(session: ort.InferenceSession, request: dict[str, Any]) -> float:
+    """Tokens per second, one after the other, by the median step."""
+    ids = request["prompts"][0]["token_ids"]
+    past, total = nothing(session, request), 0
+    steps: list[float] = []
+    for _ in range(request["steps"] + 1):
+        started = time.perf_counter()
+        logits, past = step(session, request, ids, past, total)
+        steps.append(time.perf_counter() - started)
+        total += len(ids)
+        ids = [int(logits.argmax())]
+    return 1 / float(np.median(steps[1:]))
+
+
+def step(
+    session: ort.InferenceSession, request: dict[str, Any], ids: list[int], past: dict[str, Any], total: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """float32 (vocabulary,) after ``ids``, which follow ``total`` tokens; and the past that they belong to."""
+    feeds = dict(past)
+    feeds["input_ids"] = np.array([ids], np.int64)
+    feeds["attention_mask"] = np.ones((1, total + len(ids)), np.int64)
+    names = [one.name for one in session.get_outputs()]
+    made = dict(zip(names, session.run(None, feeds), strict=True))
+    logits = np.asarray(made.pop("logits"))[0, -1].astype(np.float32)
+    return logits, {name.replace("present.", "past_key_values."): value for name, value in made.items()}
+
+
+def nothing(session: ort.InferenceSession, request: dict[str, Any]) -> dict[str, Any]:
+    """Keys and values of no token: (1, kv_heads, 0, head_size) each."""
+    shape = request["shape"]
+    empty = np.zeros((1, shape["kv_heads"], 0, shape["head_size"]), shape["cache"])
+    return {one.name: empty for one in session.get_inputs() if one.name.startswith("past_key_values.")}
+
+
+def run_encoder(session: ort.InferenceSession, request: dict[str, Any]) -> dict[str, Any]:
+    """``outputs``: the first numbers of each text's embedding. Speed is of one text as long as ``context``."""
+    outputs = [
+        {"values": [float(one) for one in embed(session, prompt["token_ids"])[: request["top"]]]}
+        for prompt in request["prompts"]
+    ]
+    ids = request["prompts"][0]["token_ids"]
+    long = (ids * request["context"])[: request["context"]]
+    embed(session, long)
+    started = time.perf_counter()
+    embed(session, long)
+    return {"outputs": outputs, "tokens_per_s": len(long) / (time.perf_counter() - started)}
+
+
+def embed(session: ort.InferenceSession, ids: list[int]) -> np.ndarray:
+    """float32 (hidden,)."""
+    given = {
+        "input_ids": np.array([ids], np.int64),
+        "attention_mask": np.ones((1, len(ids)), np.int64),
+        "token_type_ids": np.zeros((1, len(ids)), np.int64),
+    }
+    feeds = {one.name: given[one.name] for one in session.get_inputs()}
+    return np.asarray(session.run(["sentence_embedding"], feeds)[0])[0]
+
+
+def peak_bytes() -> int:
+    """The most this process has held at once; 0 where the system does not say."""
+    said = STATUS.read_text() if STATUS.is_file() else ""
+    return int(said.partition("VmHWM:")[2].split()[0]) * 1024 if "VmHWM:" in said else 0
+
+
+if __name__ == "__main__":
+    json.dump(answer(json.load(sys.stdin)), sys.stdout)

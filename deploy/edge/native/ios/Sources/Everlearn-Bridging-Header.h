@@ -1,0 +1,2 @@
+#import <Foundation/Foundation.h>
+#import <onnxruntime-genai/ort_genai_objc.h>

@@ -1,0 +1,178 @@
+"""What a folder is going to hold, known to the byte before anything of it is written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import ModelProto
+
+from deploy.edge.int8 import round_to_int8
+from deploy.edge.last_logits import keep_last_logits
+from deploy.edge.manifest import GRAPH, WEBGPU_GRAPH, DecoderGraph, EncoderGraph, Generation
+from deploy.edge.qdq import dequantize_once
+from deploy.edge.targets import EMBEDDING, LOGITS, PAST, TARGETS, EdgeTarget, FormName
+from deploy.edge.weights import Content, Placed, contents_of, place, refer_to
+from everlearn.bundles.contents import read_json_object
+from everlearn.errors import Unsupported
+from everlearn.registry.records import Version
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+GENAI_CONFIG = "genai_config.json"
+FP32 = "float32"
+
+
+@dataclass
+class Plan:
+    """A folder before it is written. ``files``: the content, or the file to copy, of all but the weights."""
+
+    version: Version
+    target: str
+    form: FormName
+    model: ModelProto
+    contents: dict[str, Content]
+    graph: DecoderGraph | EncoderGraph
+    parts: list[Placed] = field(default_factory=list[Placed])
+    files: dict[str, bytes | Path] = field(default_factory=dict[str, bytes | Path])
+    generation: Generation | None = None
+
+    @property
+    def of(self) -> EdgeTarget:
+        return TARGETS[self.target]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file but edge.json."""
+        small = {
+            name: len(one) if isinstance(one, bytes) else one.stat().st_size
+            for name, one in self.files.items()
+        }
+        return small | {part.name: part.size_bytes for part in self.parts}
+
+    @property
+    def download_bytes(self) -> int:
+        return sum(self.sizes.values())
+
+
+def plan(version: Version, bundle: Path, target: str, form: FormName) -> Plan:
+    """Rewrites the graph in memory; weights are neither read nor written.
+
+    Raises Unsupported for a version that has no such form.
+    """
+    refuse_version(version, target)
+    model = onnx.load(str(bundle / GRAPH), load_external_data=False)
+    made = plan_decoder if version.task == "generate" else plan_encoder
+    planned = made(version, bundle, target, form, model)
+    planned.parts = place(model, planned.contents)
+    if form == "int4-qdq":  # the same bytes, as WebGPU multiplies them
+        other = onnx.load(str(bundle / GRAPH), load_external_data=False)
+        keep_last_logits(other)
+        round_nothing(other)
+        refer_to(other, planned.parts)
+        planned.files[WEBGPU_GRAPH] = serialized(other)
+    planned.files[GRAPH] = serialized(model)
+    for name in TOKENIZER:
+        if (bundle / name).is_file():
+            planned.files[name] = bundle / name
+    return planned
+
+
+def refuse_version(version: Version, target: str) -> None:
+    """Raises Unsupported for a version that is no ONNX graph, saying which command makes one."""
+    if version.format not in ("onnx-genai", "onnx"):
+        to = "int4-onnx" if version.task == "generate" else "int8-onnx"
+        raise Unsupported(
+            f"{version.ref} is {version.format}, and {target} takes an ONNX version: "
+            f"everlearn compress {version.model} --to {to}"
+        )
+
+
+def plan_decoder(version: Version, bundle: Path, target: str, form: FormName, model: ModelProto) -> Plan:
+    if not any(node.op_type == "MatMulNBits" for node in model.graph.node):
+        raise Unsupported(
+            f"{version.ref} has no weights of 4 or 8 bits in blocks, which the form {form} is made of: "
+            f"everlearn compress {version.model} --to int4-onnx"
+        )
+    config = read_json_object(bundle / GENAI_CONFIG)
+    contents = contents_of(model, bundle)
+    if form != "int4-matmulnbits":
+        keep_last_logits(model)
+    if form == "int4-qdq":
+        dequantize_once(model)
+    elif form == "int8-dynamic":
+        round_to_int8(model, contents)
+    graph = decoder_graph(model, config["model"], TARGETS[target].context)
+    made = Plan(version, target, form, model, contents, graph, generation=generation(config))
+    if target != "web":
+        made.files[GENAI_CONFIG] = json.dumps(
+            shorter(config, graph.context), indent=4, sort_keys=True
+        ).encode()
+    return made
+
+
+def plan_encoder(version: Version, bundle: Path, target: str, form: FormName, model: ModelProto) -> Plan:
+    if not any(node.op_type == "MatMulInteger" for node in model.graph.node):
+        raise Unsupported(
+            f"{version.ref} has no weights of 8 bits, which the form {form} is made of: "
+            f"everlearn compress {version.model} --to int8-onnx"
+        )
+    config = read_json_object(bundle / "config.json")
+    (output,) = (one for one in model.graph.output if one.name == EMBEDDING)
+    hidden = output.type.tensor_type.shape.dim[-1].dim_value or config["hidden_size"]
+    graph = EncoderGraph(context=config["max_length"], hidden=hidden)
+    made = Plan(version, target, form, model, contents_of(model, bundle), graph)
+    made.files["config.json"] = bundle / "config.json"
+    return made
+
+
+def round_nothing(model: ModelProto) -> None:
+    """Lets MatMulNBits multiply in float32, in place: with activations rounded to 8 bits, logits are one off."""
+    for node in model.graph.node:
+        for one in node.attribute:
+            if one.name == "accuracy_level":
+                one.i = 0
+
+
+def serialized(model: ModelProto) -> bytes:
+    return model.SerializeToString(deterministic=True)
+
+
+def decoder_graph(model: ModelProto, config: dict[str, Any], context: int) -> DecoderGraph:
+    """Shapes, as onnxruntime-genai's configuration and the graph itself say them."""
+    decoder = config["decoder"]
+    pasts = [one for one in model.graph.input if one.name.startswith(PAST)]
+    (logits,) = (one for one in model.graph.output if one.name == LOGITS)
+    cache = onnx.TensorProto.DataType.Name(pasts[0].type.tensor_type.elem_type).lower()
+    return DecoderGraph(
+        layers=decoder["num_hidden_layers"],
+        kv_heads=decoder["num_key_value_heads"],
+        head_size=decoder["head_size"],
+        vocabulary=logits.type.tensor_type.shape.dim[2].dim_value,
+        context=min(context, config["context_length"]),
+        hidden=decoder["hidden_size"],
+        cache={"float": FP32}.get(cache, cache),
+    )
+
+
+def shorter(config: dict[str, Any], context: int) -> dict[str, Any]:
+    """onnxruntime-genai's configuration with room for ``context`` tokens: it allocates all of them at once."""
+    config["model"]["context_length"] = context
+    config["search"]["max_length"] = context
+    return config
+
+
+def generation(config: dict[str, Any]) -> Generation:
+    """Stops and sampling, as genai_config.json says them."""
+    model, search = config["model"], config["search"]
+    stops = model["eos_token_id"]
+    sampling = {key: search[key] for key in ("temperature", "top_k", "top_p") if key in search}
+    if not search.get("do_sample", False):
+        sampling["temperature"] = 0.0
+    return Generation(
+        eos_token_ids=stops if isinstance(stops, list) else [stops],
+        bos_token_id=model.get("bos_token_id"),
+        **sampling,
+    )

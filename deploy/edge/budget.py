@@ -117,9 +117,12 @@ def multiplied_bytes(plan: Plan) -> int:
     found = 0
     for name in names:
         source = made_of.get(name, name)  # what a DequantizeLinear or a Transpose makes of it
-        if source in tensors:
-            elements = math.prod(tensors[source].dims)
-            found += FLOAT_BYTES * elements if plan.form == "int4-qdq" else plan.contents[source].bytes
+        if source not in tensors:
+            continue
+        if plan.form == "int4-qdq":
+            found += FLOAT_BYTES * math.prod(tensors[source].dims)
+        elif source in plan.contents:  # what is inline is of no weight
+            found += plan.contents[source].bytes
     return found
 
 

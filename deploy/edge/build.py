@@ -67,8 +67,8 @@ def build(
         write_files(planned, staging, progress)
         manifest = describe_folder(planned, bundle, staging, predicted, progress)
         progress(f"measuring on {place.on}", None)
-        prompts = asked(manifest.probes)
-        said = place.ask(request_of(staging, manifest.task, form, manifest.graph, prompts))
+        request = request_of(staging, manifest.task, form, manifest.graph, asked(manifest.probes))
+        said = place.ask(request if place.is_device else request | {"steps": 1})
         refuse_difference(said, manifest, place.on)
         if place.is_device:
             measured = Measured(

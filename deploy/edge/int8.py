@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from deploy.edge.qdq import Matrix, drop_unused, matrix_of
-from deploy.edge.weights import Content
+from deploy.edge.weights import Content, from_memory
 from everlearn.errors import Unsupported
 
 LARGEST = 127
@@ -41,7 +41,9 @@ def round_to_int8(model: ModelProto, contents: dict[str, Content]) -> None:
     Raises Unsupported as deploy.edge.qdq.matrix_of does.
     """
     graph = model.graph
-    work = Rounding(graph, dict(contents), contents)
+    inline = {one.name: one for one in graph.initializer if one.name not in contents}
+    sources = {name: from_memory(numpy_helper.to_array(one).tobytes()) for name, one in inline.items()}
+    work = Rounding(graph, sources | contents, contents)
     gathers = [node for node in graph.node if node.op_type == "GatherBlockQuantized"]
     reshaped = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Reshape"}
     tables = {reshaped.get(node.input[0], node.input[0]): node for node in gathers}

@@ -23,6 +23,13 @@ from everlearn.registry.records import Version
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 GENAI_CONFIG = "genai_config.json"
 FP32 = "float32"
+NOT_YET = {
+    "ForSequenceClassification": "a classifier",
+    "ForTokenClassification": "a classifier of tokens",
+    "ForConditionalGeneration": "an encoder-decoder",
+    "ForQuestionAnswering": "a model of answers in a text",
+}
+"""What the names of architectures end with, and what they are."""
 
 
 @dataclass
@@ -81,7 +88,14 @@ def plan(version: Version, bundle: Path, target: str, form: FormName) -> Plan:
 
 
 def refuse_version(version: Version, target: str) -> None:
-    """Raises Unsupported for a version that is no ONNX graph, saying which command makes one."""
+    """Raises Unsupported for a kind of model that no folder holds, and for a version that is no ONNX graph."""
+    architecture = version.manifest.architecture
+    other = next((kind for end, kind in NOT_YET.items() if architecture.endswith(end)), None)
+    if other and version.task != "generate":
+        raise Unsupported(
+            f"{version.ref} is {other} ({architecture}), and everlearn's versions hold decoders and encoders: the "
+            "graph of one that it compressed gives embeddings alone. docs/edge.md says what works"
+        )
     if version.format not in ("onnx-genai", "onnx"):
         to = "int4-onnx" if version.task == "generate" else "int8-onnx"
         raise Unsupported(
@@ -98,8 +112,7 @@ def plan_decoder(version: Version, bundle: Path, target: str, form: FormName, mo
         )
     config = read_json_object(bundle / GENAI_CONFIG)
     contents = contents_of(model, bundle)
-    if form != "int4-matmulnbits":
-        keep_last_logits(model)
+    keep_last_logits(model)
     if form == "int4-qdq":
         dequantize_once(model)
     elif form == "int8-dynamic":

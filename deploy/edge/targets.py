@@ -57,7 +57,7 @@ class Slow:
 class Runtime:
     """What runs a graph on a device, the version that everlearn checks with, and what is known of it.
 
-    ``opset``: the newest of ONNX's own operators. ``process_bytes``: what a process of it holds without a model.
+    ``opset``: the newest of ONNX's own operators that its builds for all its devices open. ``process_bytes``: what a process of it holds without a model.
     """
 
     name: Literal["onnxruntime-web", "onnxruntime-genai"]

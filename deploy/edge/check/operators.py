@@ -53,8 +53,8 @@ def opset_faults(model: ModelProto, runtime: Runtime) -> Iterator[str]:
     for one in model.opset_import:
         if one.domain in ONNX and one.version > runtime.opset:
             yield (
-                f"its ONNX opset is {one.version}, and {runtime.name} {runtime.version} has operators up to opset "
-                f"{runtime.opset}: export it with opset {runtime.opset} or older"
+                f"its ONNX opset is {one.version}, and {runtime.opset} is the newest that {runtime.name} "
+                f"{runtime.version} is sent: export it with opset {runtime.opset} or older"
             )
 
 

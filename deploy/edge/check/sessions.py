@@ -16,6 +16,7 @@ from typing import Any
 
 from deploy.edge.targets import TARGETS
 from deploy.edge.web.packages import node, node_modules
+from everlearn.bundles.durable import write_file
 from everlearn.errors import NotFound, Unavailable, Unsupported
 from everlearn.settings import Settings
 
@@ -23,6 +24,14 @@ PROGRAM = Path(__file__).with_name("native_session.py")
 WEB_PROGRAM = Path(__file__).with_name("web_session.js")
 TIMEOUT_S = 600
 SAID = 600
+CORTEX_A72 = b"""processor\t: 0
+Features\t: fp asimd evtstrm crc32 cpuid
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x0
+CPU part\t: 0xd08
+CPU revision\t: 3
+"""
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,10 @@ def emulated_arm64(root: Path) -> Place:
     python, site = root / "usr" / "bin" / "python3.11", root / "site"
     if not python.exists() or not site.is_dir():
         raise NotFound(f"--arm64 {root}: it has no {python.relative_to(root)} or no site/", param="arm64")
+    cpuinfo = root / "proc" / "cpuinfo"  # onnxruntime ends as it starts where it finds none of its own kind
+    if not cpuinfo.exists():
+        cpuinfo.parent.mkdir(exist_ok=True)
+        write_file(cpuinfo, CORTEX_A72)
     started = ("-L", str(root), "-cpu", "cortex-a72", "-E", f"PYTHONPATH={site}", str(python), str(PROGRAM))
     return Place((*emulator("aarch64"), *started), "onnxruntime on arm64 (Cortex-A72) under qemu", False)
 

@@ -1,0 +1,42 @@
+"""Settings whose registry holds a tiny decoder and a tiny encoder, and folders made of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from deploy.edge.build import build
+from everlearn.settings import Settings
+from tests.conftest import TEST_HOME
+from tests.deploy.edge.models import register_decoder, register_encoder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """The npm packages are the test home's: they are installed once."""
+    folder = tmp_path_factory.mktemp("tiny")
+    settings = Settings(home=folder / "home")
+    packages = TEST_HOME / "cache" / "npm"
+    packages.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.symlink(packages, settings.directory("cache") / "npm")
+    register_decoder(settings, folder / "decoder")
+    register_encoder(settings, folder / "encoder")
+    return settings
+
+
+@pytest.fixture(scope="session")
+def web_folder(tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The decoder for web as int4-qdq; read it, and change nothing in it."""
+    out = tmp_path_factory.mktemp("edge") / "web"
+    build(tiny, "decoder", "web", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def linux_folder(tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The decoder for linux-x64; read it, and change nothing in it."""
+    out = tmp_path_factory.mktemp("edge") / "linux"
+    build(tiny, "decoder", "linux-x64", out)
+    return out

@@ -1,0 +1,88 @@
+"""A registry with a tiny decoder and a tiny encoder as ONNX, made once by each run: ``decoder`` and ``encoder``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+
+from compress.export import decoder_request
+from compress.parent_files import keep_tokenizer
+from compress.recipe import Calibration, CompressRecipe
+from compress.targets import onnx_decoder, onnx_encoder
+from everlearn.bundles.bundle import write_bundle
+from everlearn.chat.stops import write_genai_config
+from everlearn.progress import silent
+from everlearn.registry.registry import Registry
+from everlearn.settings import Settings
+from tests.support.tiny_models import write_bert, write_llama
+
+
+def register_decoder(settings: Settings, parent: Path) -> None:
+    """As ``everlearn compress --to int4-onnx`` makes it, measurements left out."""
+    parent.mkdir()
+    write_llama(parent)
+    registry = Registry(settings)
+    with registry.staging() as staging:
+        request = decoder_request(parent, staging, CompressRecipe(to="int4-onnx"), parent / "scratch")
+        kept = {name: str(parent / name) for name in ("cache_dir", "reference", "carried", "far")}
+        onnx_decoder.build_onnx_decoder(request | kept, silent)
+        keep_tokenizer(parent, staging)
+        write_genai_config(staging, parent)
+        write_bundle(
+            staging,
+            name="decoder",
+            format="onnx-genai",
+            task="generate",
+            architecture="LlamaForCausalLM",
+            parameters=1,
+        )
+        registry.add(staging, "decoder")
+
+
+def register_encoder(settings: Settings, parent: Path) -> None:
+    """As ``everlearn compress --to int8-onnx`` makes it."""
+    parent.mkdir()
+    write_bert(parent)
+    registry = Registry(settings)
+    with registry.staging() as staging:
+        request = {
+            "model_dir": str(parent),
+            "directory": str(staging),
+            "precision": "int8",
+            "calibration": Calibration(tokens=1024).model_dump(mode="json"),
+        }
+        onnx_encoder.build_onnx_encoder(request, silent)
+        write_bundle(
+            staging, name="encoder", format="onnx", task="embed", architecture="BertModel", parameters=1
+        )
+        registry.add(staging, "encoder")
+
+
+def register_changed(
+    settings: Settings,
+    model: str,
+    change: Callable[[onnx.ModelProto], object] = lambda _: None,
+    architecture: str | None = None,
+) -> str:
+    """Another version of ``model``, its graph or what it says of itself changed; returns its reference."""
+    registry = Registry(settings)
+    first = registry.resolve(f"{model}@1")
+    folder = registry.path(first)
+    with registry.staging() as staging:
+        for file in folder.iterdir():
+            if file.name != "bundle.json":
+                (staging / file.name).write_bytes(file.read_bytes())
+        graph = onnx.load(folder / "model.onnx", load_external_data=False)
+        change(graph)
+        (staging / "model.onnx").write_bytes(graph.SerializeToString())
+        write_bundle(
+            staging,
+            name=model,
+            format=first.format,
+            task=first.task,
+            architecture=architecture or first.manifest.architecture,
+            parameters=1,
+        )
+        return registry.add(staging, model).ref

@@ -15,32 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
-from tokenizers import Tokenizer
 
 from compress.export import decoder_request
+from compress.parent_files import keep_tokenizer
 from compress.recipe import Calibration, CompressRecipe
 from compress.targets import onnx_decoder, onnx_encoder
-from deploy.edge.build import decoder_graph
-from deploy.edge.last_logits import keep_last_logits
-from deploy.edge.manifest import (
-    EdgeManifest,
-    EncoderGraph,
-    EncoderProbe,
-    RuntimeUsed,
-    describe,
-    write_manifest,
-)
-from deploy.edge.probes import decoder_probes
-from deploy.edge.weights import move_weights
+from deploy.edge.build import build
+from everlearn.bundles.bundle import write_bundle
+from everlearn.chat.stops import write_genai_config
 from everlearn.progress import silent
+from everlearn.registry.registry import Registry
+from everlearn.settings import Settings
 from tests.conftest import REPOSITORY
 from tests.support.tiny_models import write_bert, write_llama
 
-RUNTIME = RuntimeUsed(name="onnxruntime", version=ort.__version__)
 RUNNER = (sys.executable, "-m", "deploy.edge.native")
 READY_S = 300
 
@@ -104,65 +93,51 @@ def refused(*options: object, **env: str) -> tuple[int, str]:
 
 
 @pytest.fixture(scope="session")
-def decoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny decoder of 4 bits, as linux targets have it."""
-    parent, bundle, out = (tmp_path_factory.mktemp(name) for name in ("llama", "int4", "decoder"))
-    write_llama(parent)
-    onnx_decoder.build_onnx_decoder(
-        decoder_request(parent, bundle, CompressRecipe(to="int4-onnx"), None), silent
-    )
-    model = onnx.load(bundle / "model.onnx", load_external_data=False)
-    keep_last_logits(model)
-    move_weights(model, bundle, out, silent)
-    (out / "model.onnx").write_bytes(model.SerializeToString())
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "genai_config.json"):
-        shutil.copyfile(bundle / name, out / name)
-    config = json.loads((out / "genai_config.json").read_text())["model"]
-    graph = decoder_graph(model, config, 1024)
-    say(out, task="generate", form="int4-matmulnbits", graph=graph, probes=decoder_probes(out, graph, {}))
+def home(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Versions to make folders of: a tiny decoder of 4 bits, and a tiny encoder of 8."""
+    settings = Settings(home=tmp_path_factory.mktemp("home"))
+    registry = Registry(settings)
+    parents = {name: tmp_path_factory.mktemp(name) for name in ("decoder", "encoder")}
+    write_llama(parents["decoder"])
+    write_bert(parents["encoder"])
+    with registry.staging() as staging:
+        scratch = tmp_path_factory.mktemp("scratch")
+        request = decoder_request(parents["decoder"], staging, CompressRecipe(to="int4-onnx"), scratch)
+        kept = {name: str(scratch / name) for name in ("cache_dir", "reference", "carried", "far")}
+        onnx_decoder.build_onnx_decoder(request | kept, silent)
+        keep_tokenizer(parents["decoder"], staging)
+        write_genai_config(staging, parents["decoder"])
+        known = {"format": "onnx-genai", "task": "generate", "architecture": "llama", "parameters": 1}
+        write_bundle(staging, name="tiny", **known)
+        registry.add(staging, "tiny")
+    with registry.staging() as staging:
+        request = {
+            "model_dir": str(parents["encoder"]),
+            "directory": str(staging),
+            "precision": "int8",
+            "calibration": Calibration(tokens=1024).model_dump(mode="json"),
+        }
+        onnx_encoder.build_onnx_encoder(request, silent)
+        known = {"format": "onnx", "task": "embed", "architecture": "bert", "parameters": 1}
+        write_bundle(staging, name="notes", **known)
+        registry.add(staging, "notes")
+    return settings
+
+
+@pytest.fixture(scope="session")
+def decoder_folder(home: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the decoder, for this kind of machine."""
+    out = tmp_path_factory.mktemp("linux") / "decoder"
+    build(home, "tiny", "linux-x64", out)
     return out
 
 
 @pytest.fixture(scope="session")
-def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny encoder of 8 bits."""
-    parent, out = (tmp_path_factory.mktemp(name) for name in ("bert", "encoder"))
-    write_bert(parent)
-    request = {
-        "model_dir": str(parent),
-        "directory": str(out),
-        "precision": "int8",
-        "calibration": Calibration(tokens=1024).model_dump(mode="json"),
-    }
-    onnx_encoder.build_onnx_encoder(request, silent)
-    ids = Tokenizer.from_file(str(out / "tokenizer.json")).encode("the cat sat").ids
-    session = ort.InferenceSession(str(out / "model.onnx"))
-    row = np.array([ids], np.int64)
-    feeds = {"input_ids": row, "attention_mask": np.ones_like(row), "token_type_ids": np.zeros_like(row)}
-    taken = {one.name for one in session.get_inputs()}
-    (vector,) = np.asarray(
-        session.run(["sentence_embedding"], {k: v for k, v in feeds.items() if k in taken})[0]
-    )
-    probe = EncoderProbe(token_ids=ids, embedding=[round(float(one), 5) for one in vector[:8]])
-    (out / "config.json").unlink()
-    graph = EncoderGraph(context=64, hidden=len(vector))
-    say(out, task="embed", form="int8-dynamic", graph=graph, probes=[probe])
+def encoder_folder(home: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the encoder."""
+    out = tmp_path_factory.mktemp("linux") / "encoder"
+    build(home, "notes", "linux-x64", out)
     return out
-
-
-def say(folder: Path, **fields: Any) -> None:
-    """Writes edge.json over the files that are there."""
-    (folder / "edge.json").unlink(missing_ok=True)
-    files = [
-        describe(folder, path.relative_to(folder).as_posix())
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
-    size = sum(one.bytes for one in files)
-    known = {"model": "tiny", "version": 1, "digest": "0" * 64, "target": "linux-x64", "runtime": RUNTIME}
-    known |= {"tensors": {}, "bound": 0.1, "memory_is": "estimated"}
-    sizes = {"download_bytes": size, "memory_bytes": size}
-    write_manifest(folder, EdgeManifest(**known, **sizes, files=files, **fields))
 
 
 def changed(source: Path, copy: Path, **fields: Any) -> Path:

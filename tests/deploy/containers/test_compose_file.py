@@ -73,6 +73,14 @@ def test_our_services_are_one_user_who_owns_the_home(file: dict[str, Any]) -> No
     assert dockerfile.count("USER 10001:10001") == 3
 
 
+def test_an_image_is_built_by_one_service_and_its_others_pull_nothing(file: dict[str, Any]) -> None:
+    """Builders that work on services at once refuse the second image of the same name."""
+    ours = [file["services"][name] for name in OURS]
+    built = [service["image"] for service in ours if "build" in service]
+    assert sorted(built) == sorted({service["image"] for service in ours})
+    assert all(service["pull_policy"] == "never" for service in ours if "build" not in service)
+
+
 def test_every_volume_has_a_name_and_every_mounted_file_is_there(file: dict[str, Any]) -> None:
     for service in file["services"].values():
         for volume in service.get("volumes", []):

@@ -72,8 +72,11 @@ class Buildah:
 
 
 @pytest.fixture(scope="module")
-def buildah(tmp_path_factory: pytest.TempPathFactory) -> Buildah:
-    return Buildah(tmp_path_factory.mktemp("images"))
+def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
+    """Its images, of more than a gigabyte, are not kept."""
+    storage = tmp_path_factory.mktemp("images")
+    yield Buildah(storage)
+    shutil.rmtree(storage)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from sqlalchemy import create_engine, insert, select, text
 from everlearn.doctor import examine
 from everlearn.errors import ConfigError, Corrupt, EverlearnError, Unavailable
 from everlearn.registry.database import SCHEMA, open_database, read, write, write_ahead
+from everlearn.registry.keys import create_key, list_keys
 from everlearn.registry.migrations import configuration
 from everlearn.registry.registry import Registry
 from everlearn.registry.tables import BestScoreRow, FileRow, ReplayExampleRow, Table
@@ -303,3 +304,19 @@ def forward(port: int, path: str) -> None:
 
     server = socket.create_server(("127.0.0.1", port))
     threading.Thread(target=accept, daemon=True).start()
+
+
+@pytest.mark.postgres
+def test_a_database_without_an_encoding_gives_text(postgres_server: str, settings: Settings) -> None:
+    """As `initdb` makes it where no locale is set."""
+    engine = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text("DROP DATABASE IF EXISTS plain"))
+        connection.execute(
+            text("CREATE DATABASE plain ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+        )
+    url = postgres_server.replace("/postgres?", "/plain?")
+    db = open_database(settings.model_copy(update={"database_url": url}))
+    create_key(db, "Zoë")
+    assert [key.name for key in list_keys(db)] == ["Zoë"]
+    db.dispose()

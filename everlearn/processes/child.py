@@ -69,16 +69,21 @@ class Limits:
 
 
 def run_child(
-    module: str, request: Mapping[str, Any], progress: Progress, limits: Limits | None = None
+    module: str,
+    request: Mapping[str, Any],
+    progress: Progress,
+    limits: Limits | None = None,
+    interpreter: str | None = None,
 ) -> dict[str, Any]:
     """Runs ``python -m module``, which calls :func:`answer`, and returns its result.
 
+    ``interpreter``: the Python of another environment; what its packages are is then its own matter.
     Raises the child's EverlearnError as itself, and Unavailable with the end of its log where it died; with
     ``limits`` InvalidInput, since then the file that it read is to blame.
     """
     with tempfile.TemporaryFile() as log:
         child = subprocess.Popen(
-            python(module),
+            [interpreter, *python(module)[1:]] if interpreter else python(module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -1,0 +1,1 @@
+"""Models in the formats of other runtimes: LiteRT, ExecuTorch, OpenVINO, MLX, JAX."""

@@ -14,7 +14,7 @@ from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.support.warm_children import Warm
 
-pytest_plugins = ["tests.support.seconds", "tests.support.order"]
+pytest_plugins = ["tests.support.quick_collection", "tests.support.order", "tests.support.seconds"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEST_HOME = Path(os.environ.get("EVERLEARN_TEST_HOME") or REPOSITORY / ".cache" / "test-home")

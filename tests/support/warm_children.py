@@ -155,6 +155,5 @@ if __name__ == "__main__":
         importlib.import_module(name)
     gc.freeze()
     module, *arguments = serve(socket.socket(fileno=os.dup(0)))
-    gc.unfreeze()
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

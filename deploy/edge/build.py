@@ -65,7 +65,7 @@ def build(
     refuse_operators(planned.model, planned.of.runtime, place, what)
     with folder_for(out) as staging:
         write_files(planned, staging, progress)
-        manifest = describe_folder(planned, bundle, staging, predicted, progress)
+        manifest = describe_folder(planned, staging, predicted, progress)
         progress(f"measuring on {place.on}", None)
         request = request_of(staging, manifest.task, form, manifest.graph, asked(manifest.probes))
         said = place.ask(request if place.is_device else request | {"steps": 1})
@@ -135,13 +135,11 @@ def write_files(planned: Plan, staging: Path, progress: Progress) -> None:
             shutil.copyfile(content, staging / name)
 
 
-def describe_folder(
-    planned: Plan, bundle: Path, staging: Path, predicted: Prediction, progress: Progress
-) -> EdgeManifest:
+def describe_folder(planned: Plan, staging: Path, predicted: Prediction, progress: Progress) -> EdgeManifest:
     """What edge.json is to say before anything was measured."""
     version, runtime = planned.version, planned.of.runtime
     progress("computing the probes", None)
-    probes, bound = compute(staging, bundle, version.task, planned.form, planned.graph)
+    probes, bound = compute(staging, version.task, planned.form, planned.graph)
     files = [describe(staging, name) for name in sorted(planned.sizes)]
     return EdgeManifest(
         model=version.model,

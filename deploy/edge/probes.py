@@ -65,28 +65,26 @@ def request_of(
 
 
 def compute(
-    directory: Path, bundle: Path, task: Task, form: FormName, graph: DecoderGraph | EncoderGraph
+    directory: Path, task: Task, form: FormName, graph: DecoderGraph | EncoderGraph
 ) -> tuple[Probes, float]:
-    """The probes of a folder that was made of ``bundle``, and their bound.
+    """The probes of a folder, and their bound.
 
-    Where a decoder's kernels round what they multiply, the probes are the bundle's without that, and the bound is twice
-    what rounding changes here: kernels of other instruction sets round otherwise, and by as much.
+    Where kernels round what they multiply (MatMulNBits with ``accuracy_level``), the probes are computed without, and
+    the bound is twice what rounding changes here: kernels of other instruction sets round otherwise, and by as much.
     """
     tokenizer: Any = Tokenizer.from_file(str(directory / "tokenizer.json"))
     prompts = [{"token_ids": tokenizer.encode(text).ids[: graph.context]} for text in TEXTS]
-    request, here = request_of(directory, task, form, graph, prompts), native()
-    if task == "embed":
-        return probes_of(here.ask(request), prompts), EMBEDDING_BOUND
-    if form == "int4-qdq":
-        return probes_of(here.ask(request), prompts), LOGITS_BOUND
+    request, here = request_of(directory, task, form, graph, prompts) | {"steps": 1}, native()
+    if form != "int4-matmulnbits":
+        bound = LOGITS_BOUND if task == "generate" else EMBEDDING_BOUND
+        return probes_of(here.ask(request), prompts), bound
     exact = directory / "exact.onnx"
-    exact.write_bytes(without_rounding(bundle / GRAPH))
+    exact.write_bytes(without_rounding(directory / GRAPH))
     try:
-        other = {"graph": str(exact.absolute()), "weights": str(bundle.absolute()), "steps": 1}
-        probes = probes_of(here.ask(request | other), prompts)
+        probes = probes_of(here.ask(request | {"graph": str(exact.absolute())}), prompts)
     finally:
         exact.unlink()
-    said = here.ask({**request, "prompts": asked(probes)})
+    said = here.ask(request | {"prompts": asked(probes)})
     return probes, round(max(LOGITS_BOUND, ROUNDED * apart(said, probes)), 3)
 
 

@@ -38,7 +38,7 @@ FORMS: Mapping[FormName, Form] = {
     ),
     "int4-matmulnbits": Form("the same bytes, multiplied as they are by kernels of 4 bits", {}),
     "int8-dynamic": Form(
-        "8 bits for each output channel, activations rounded as they come; products of integers",
+        "8 bits for each output channel, multiplied as integers; activations are rounded as they come, of decoders to two bytes",
         {"session.x64quantprecision": "1"},
     ),
 }

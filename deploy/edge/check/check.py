@@ -7,12 +7,12 @@ from pathlib import Path
 
 import onnx
 
-from deploy.edge.check.operators import refuse_operators
+from deploy.edge.check.operators import refuse_known, refuse_missing
 from deploy.edge.check.sessions import Place, emulated_x64, place_for
 from deploy.edge.manifest import GRAPH, EdgeManifest, read_manifest, verify_files
 from deploy.edge.probes import asked, refuse_difference, request_of
 from deploy.edge.targets import TARGETS
-from everlearn.errors import Unavailable
+from everlearn.errors import Unavailable, Unsupported
 from everlearn.progress import Progress, silent
 from everlearn.settings import Settings
 
@@ -66,11 +66,15 @@ def places_for(settings: Settings, target: str, arm64: Path | None) -> tuple[lis
 
 
 def run(directory: Path, manifest: EdgeManifest, place: Place) -> Session:
-    """Opens the folder's operators and the folder itself in ``place``. Raises CannotRun, Differs."""
+    """Opens the folder in ``place``, and each of its operators where that fails. Raises CannotRun, Differs."""
     model = onnx.load(str(directory / GRAPH), load_external_data=False)
-    refuse_operators(model, TARGETS[manifest.target].runtime, place, str(directory))
-    prompts = asked(manifest.probes)
+    runtime, prompts = TARGETS[manifest.target].runtime, asked(manifest.probes)
+    refuse_known(model, runtime, str(directory))
     request = request_of(directory, manifest.task, manifest.form, manifest.graph, prompts)
-    said = place.ask(request if place.is_device else request | {"steps": 1})
+    try:
+        said = place.ask(request if place.is_device else request | {"steps": 1})
+    except Unsupported:
+        refuse_missing(model, runtime, place, str(directory))
+        raise
     difference = refuse_difference(said, manifest, place.on)
     return Session(place.on, place.is_device, difference, said["tokens_per_s"], said["peak_bytes"])

@@ -28,7 +28,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             said["failures"][graph] = str(error)
     if "graph" in request:
         started = time.perf_counter()
-        session = open_session(request["graph"], request["session"], request.get("weights"))
+        session = open_session(request["graph"], request["session"])
         said["load_s"] = time.perf_counter() - started
         run = run_decoder if request["task"] == "generate" else run_encoder
         said |= run(session, request)
@@ -36,17 +36,13 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return said
 
 
-def open_session(graph: str, entries: dict[str, str], weights: str | None = None) -> ort.InferenceSession:
-    """``weights``: the folder of the graph's files of weights, where it is not the graph's own."""
+def open_session(graph: str, entries: dict[str, str]) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
-    if weights:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights)
-    given = Path(graph).read_bytes() if weights else graph
-    return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def run_decoder(session: ort.InferenceSession, request: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ ONNX = ("", "ai.onnx")
 
 
 class CannotRun(EverlearnError):
-    """A graph that a device's runtime does not run, or not well; nothing was written."""
+    """A graph that a device's runtime does not run, or not well."""
 
     code = "cannot_run"
 
@@ -40,13 +40,24 @@ class Operator:
 
 def refuse_operators(model: ModelProto, runtime: Runtime, place: Place, what: str) -> None:
     """Raises CannotRun naming every operator that ``runtime`` lacks or runs slowly, and an opset that is too new."""
-    faults = [*opset_faults(model, runtime), *slow_faults(model, runtime)]
-    faults += missing_faults(model, runtime, place) if not faults else []
+    refuse_known(model, runtime, what)
+    refuse_missing(model, runtime, place, what)
+
+
+def refuse_known(model: ModelProto, runtime: Runtime, what: str) -> None:
+    """The same of what the table of targets knows: the opset, and what is slow."""
+    _refuse([*opset_faults(model, runtime), *slow_faults(model, runtime)], runtime, what)
+
+
+def refuse_missing(model: ModelProto, runtime: Runtime, place: Place, what: str) -> None:
+    """The same of what the runtime itself says, in ``place``."""
+    _refuse(list(missing_faults(model, runtime, place)), runtime, what)
+
+
+def _refuse(faults: list[str], runtime: Runtime, what: str) -> None:
     if faults:
         listed = "".join(f"\n- {one}" for one in faults)
-        raise CannotRun(
-            f"{what} does not run well on {runtime.name} {runtime.version}:{listed}\nNothing was written"
-        )
+        raise CannotRun(f"{what} does not run well on {runtime.name} {runtime.version}:{listed}")
 
 
 def opset_faults(model: ModelProto, runtime: Runtime) -> Iterator[str]:

@@ -15,8 +15,17 @@ from onnx import external_data_helper, numpy_helper
 
 from deploy.edge.build import build
 from deploy.edge.check.check import check
+from deploy.edge.check.operators import CannotRun
 from deploy.edge.check.sessions import native, place_for
-from deploy.edge.manifest import MANIFEST, WEBGPU_GRAPH, EdgeManifest, read_manifest, verify_files
+from deploy.edge.manifest import (
+    MANIFEST,
+    WEBGPU_GRAPH,
+    EdgeManifest,
+    describe,
+    read_manifest,
+    verify_files,
+    write_manifest,
+)
 from deploy.edge.probes import Differs, apart, asked, request_of
 from deploy.edge.targets import TARGETS
 from deploy.edge.weights import PART_BYTES, Content, place
@@ -144,6 +153,21 @@ def test_a_file_too_many_or_too_few_is_found_by_name(
     (copy / "extra.py").rename(copy / "tokenizer.json")
     (copy / "weights-000.bin").unlink()
     with pytest.raises(Corrupt, match=r"(tokenizer.json|weights-000.bin) is"):
+        check(tiny, copy)
+
+
+def test_an_operator_that_a_folders_runtime_lacks_is_named(
+    tiny: Settings, linux_folder: Path, tmp_path: Path
+) -> None:
+    """As where the runtime on a machine is another than the folder was made with."""
+    copy = shutil.copytree(linux_folder, tmp_path / "copy")
+    model = onnx.load(copy / "model.onnx", load_external_data=False)
+    next(node for node in model.graph.node if node.op_type == "Sigmoid").op_type = "QuickGelus"
+    (copy / "model.onnx").write_bytes(model.SerializeToString())
+    made = read_manifest(copy)
+    files = [describe(copy, "model.onnx") if one.path == "model.onnx" else one for one in made.files]
+    write_manifest(copy, made.model_copy(update={"files": files}))
+    with pytest.raises(CannotRun, match=r"ai.onnx:QuickGelus .1 nodes, .* is missing"):
         check(tiny, copy)
 
 

@@ -34,6 +34,7 @@ from compress.recipe import CompressRecipe, recipe_from
 from compress.targets.architectures import architecture_of, refuse_architecture
 from compress.targets.table import FOR_ENCODERS, TARGETS, Target
 from everlearn.bundles.bundle import BundleManifest, Task, write_bundle
+from everlearn.bundles.bundle import read_manifest as read_bundle
 from everlearn.bundles.decoder_config import is_tied
 from everlearn.chat.stops import write_genai_config, write_generation_config
 from everlearn.errors import Conflict, InvalidInput, Unavailable, Unsupported
@@ -57,8 +58,12 @@ def export(settings: Settings, ref: str, recipe: CompressRecipe, progress: Progr
     needed = 2 * parent.manifest.size_bytes + logits_bytes(parent_dir, parent.task)
     refuse_full_disk(settings.directory("store"), needed)
     started = time.monotonic()
+    former = former_of(registry, parent, recipe)
+    scales_of = registry.path(former) if former else None
     with scratch_of(settings, parent, recipe) as scratch, registry.staging() as staging:
-        made, metrics = build_export(parent_dir, staging, parent.task, recipe, progress, scratch=scratch)
+        made, metrics = build_export(
+            parent_dir, staging, parent.task, recipe, progress, scratch=scratch, scales_of=scales_of
+        )
         metrics["seconds"] = round(time.monotonic() - started, 1)
         progress("checking and hashing", None)
         write_export(staging, parent, made, metrics)
@@ -73,11 +78,13 @@ def build_export(
     progress: Progress = silent,
     calibration: Path | None = None,
     scratch: Path | None = None,
+    scales_of: Path | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fills ``staging`` with what ``recipe`` makes of ``parent_dir``, and registers nothing.
 
     ``calibration``: a text file or a token store to read instead of the recipe's own. ``scratch``: where quantized
-    layers of a decoder are kept, and found again after an interruption.
+    layers of a decoder are kept, and found again after an interruption. ``scales_of``: the bundle whose scales a recipe
+    with ``scales_from: parent`` keeps.
     Returns the bundle's ``recipe`` and its metrics. The same inputs give the same model bytes.
     Raises Unsupported, Drifted.
     """
@@ -91,16 +98,22 @@ def build_export(
     elif TARGETS[recipe.to].format == "compressed-tensors":
         made, metrics = export_vllm(parent_dir, staging, recipe, progress)
     else:
-        made, metrics = export_decoder(parent_dir, staging, recipe, progress, scratch)
+        kept = scales_of if recipe.scales_from == "parent" else None
+        made, metrics = export_decoder(parent_dir, staging, recipe, progress, scratch, kept)
     return {"export": {**recipe.model_dump(mode="json"), **made}}, metrics
 
 
 def export_decoder(
-    parent_dir: Path, staging: Path, recipe: CompressRecipe, progress: Progress, scratch: Path | None
+    parent_dir: Path,
+    staging: Path,
+    recipe: CompressRecipe,
+    progress: Progress,
+    scratch: Path | None,
+    scales_of: Path | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds and measures a decoder; returns how it was made, and its metrics."""
     target = TARGETS[recipe.to]
-    request = decoder_request(parent_dir, staging, recipe, scratch)
+    request = decoder_request(parent_dir, staging, recipe, scratch, scales_of)
     made = run_child(target.decoder_child, request, progress)["made"]
     measured = {name: request[name] for name in ("tokens", "reference", "carried", "far")}
     measured |= {"parent": str(parent_dir), "export": str(staging)}
@@ -114,11 +127,33 @@ def export_decoder(
     refuse_drift(compared["divergence"], target)
     metrics = quality_metrics(compared)
     metrics["same_weights"] = {name: round(max(0.0, compared[name]), 6) for name in ("graph", "kernels")}
+    if scales_of:
+        made["scales_of"] = read_bundle(scales_of).digest
     return {"precision": target.precision, "options": request["options"], **made}, metrics
 
 
+def former_of(registry: Registry, parent: Version, recipe: CompressRecipe) -> Version | None:
+    """The version whose scales ``recipe`` keeps: of its target, made of an ancestor, the nearest first.
+
+    Of several, the newest of those that kept scales themselves: they are a line of updates.
+    """
+    if recipe.scales_from != "parent":
+        return None
+    for ancestor in registry.lineage(parent.ref)[1:]:
+        made = [one for one in registry.versions(parent.model) if one.parent_digest == ancestor.digest]
+        said = {one.version: one.manifest.recipe.get("export", {}) for one in made}
+        same = [one for one in made if said[one.version].get("to") == recipe.to]
+        if same:
+            return max(same, key=lambda one: (said[one.version].get("scales_from") == "parent", one.version))
+    return None
+
+
 def decoder_request(
-    parent_dir: Path, staging: Path, recipe: CompressRecipe, scratch: Path | None
+    parent_dir: Path,
+    staging: Path,
+    recipe: CompressRecipe,
+    scratch: Path | None,
+    scales_of: Path | None = None,
 ) -> dict[str, Any]:
     """What :mod:`compress.targets.onnx_decoder` is asked for."""
     target, cache = TARGETS[recipe.to], staging / "cache"
@@ -131,6 +166,7 @@ def decoder_request(
         "options": decoder_options(parent_dir, target),
         "method": asdict(METHODS[recipe.weights]),
         "head_bits": recipe.head_bits,
+        "scales_of": str(scales_of) if scales_of else None,
         "tied": is_tied(config_of(parent_dir)),
         "high_precision_fraction": recipe.high_precision_fraction,
         "kv_cache": recipe.kv_cache,

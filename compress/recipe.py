@@ -89,6 +89,9 @@ class PlannedTarget(BaseModel):
     tenth by GPTQ), of w8a8 not at all (a quarter at most: fewer where the others are hurt little). Once ``wide_share``."""
     kv_cache: Literal["float32", "int8"] = "float32"
     """int4-onnx and int8-onnx alone: how keys and values of past tokens are kept."""
+    scales_from: Literal["fresh", "parent"] = "fresh"
+    """int4-onnx and int8-onnx alone. parent: a fine-tuned version is rounded with the scales and the bits of the version
+    that it updates, so that devices need few bytes; where there is none of the same target, with its own."""
 
     @model_validator(mode="before")
     @classmethod
@@ -114,6 +117,12 @@ class PlannedTarget(BaseModel):
         if self.kv_cache == "int8" and not target.int8_cache:
             able = " and ".join(name for name, one in TARGETS.items() if one.int8_cache)
             raise ValueError(f"kv_cache: int8 is for {able}, not {self.to}")
+        if self.scales_from == "parent" and not (target.int8_cache and METHODS[self.weights].keeps_scales):
+            able = " and ".join(name for name, one in TARGETS.items() if one.int8_cache)
+            methods = " or ".join(name for name, one in METHODS.items() if one.keeps_scales)
+            raise ValueError(
+                f"scales_from: parent is for {able} by {methods}, not {self.to} by {self.weights}"
+            )
         if target.high_precision == "bfloat16" and self.high_precision_fraction == 1:
             raise ValueError(
                 f"a high_precision_fraction of 1 leaves {self.to} nothing to round; "

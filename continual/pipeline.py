@@ -268,7 +268,10 @@ class Pipeline:
         def make(directory: Path) -> Mapping[str, Any]:
             target = directory / "bundle"
             target.mkdir()
-            made, metrics = build_export(bundle, target, "generate", recipe_of(champion), progress)
+            of = self.registry.path(champion)
+            made, metrics = build_export(
+                bundle, target, "generate", recipe_of(champion), progress, scales_of=of
+            )
             parent = Version(plan.model, 0, manifest, manifest.created_at)
             return {"digest": write_export(target, parent, made, metrics).digest}
 

@@ -56,11 +56,14 @@ def inverse_factor(hessian: Tensor) -> Tensor:
     return torch.linalg.cholesky(inverse, upper=True).float()
 
 
-def quantize_columns(weight: Tensor, factor: Tensor, importance: Tensor) -> Quantized:
+def quantize_columns(
+    weight: Tensor, factor: Tensor, importance: Tensor, kept: Tensor | None = None
+) -> Quantized:
     """Rounds one input column after the other, and moves each one's error onto the columns not yet rounded.
 
-    weight: (out, in). factor: (in, in) of :func:`inverse_factor`. importance: (in,). Scales are found when a
-    block's turn comes, from the weights as corrected so far; the columns after it are corrected once a block.
+    weight: (out, in). factor: (in, in) of :func:`inverse_factor`. importance: (in,). kept: scales (out, in / 32)
+    to round to; else they are found when a block's turn comes, from the weights as corrected so far. The columns after
+    it are corrected once a block.
     """
     left = weight.float().T.contiguous()  # (in, out): a column of the weight is a row here
     columns, out = left.shape
@@ -69,7 +72,11 @@ def quantize_columns(weight: Tensor, factor: Tensor, importance: Tensor) -> Quan
     for block, start in enumerate(range(0, columns, BLOCK)):
         stop = start + BLOCK
         part, within = left[start:stop], factor[start:stop, start:stop]
-        scale = block_scales(part.T[:, None], importance[None, start:stop])[:, 0]
+        scale = (
+            block_scales(part.T[:, None], importance[None, start:stop])[:, 0]
+            if kept is None
+            else kept[:, block]
+        )
         errors = torch.empty_like(part)
         for at, pivot in enumerate(within.diagonal().tolist()):
             rounded = (part[at] / scale).round_().clamp_(-CENTRE, CENTRE - 1)
@@ -104,12 +111,14 @@ def quantize_model(
     on_layer: OnLayer | None = None,
     *,
     bits: Mapping[str, int] | None = None,
+    scales: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Adds every linear layer of a transformers causal language model, quantized, to ``matrices`` by its name.
 
     Those that are there already, of an interrupted run, are taken as they are. The model stays as it is.
     ids: int64 (windows, seq). bits: of layers that shall not have 4, by name. Those of 8 are rounded to nearest, and
-    so is an output layer that is the embedding too: an embedding has no inputs to be judged by. Raises Unsupported for
+    so is an output layer that is the embedding too: an embedding has no inputs to be judged by. scales: float32
+    (out, in / 32) of layers that shall keep them. Raises Unsupported for
     a layer whose width is no multiple of 32.
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -126,9 +135,11 @@ def quantize_model(
         assert isinstance(weight, Tensor)
         if name not in matrices:
             if module in rounded:
-                matrices[name] = round_to_nearest(weight, (bits or {}).get(name, BITS))
+                matrices[name] = round_to_nearest(
+                    weight, (bits or {}).get(name, BITS), (scales or {}).get(name)
+                )
             else:
-                matrices[name] = quantize_columns(weight, *shared.of(inputs))
+                matrices[name] = quantize_columns(weight, *shared.of(inputs), (scales or {}).get(name))
             if on_layer:
                 on_layer(len(matrices), count)
         return matrices[name].weight()

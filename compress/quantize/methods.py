@@ -22,7 +22,8 @@ class Method:
     """A way to round weights: which ``module`` has it, and the ``targets`` whose weights it can round.
 
     ``calibrated``: whether ``ids`` are the calibration set's tokens, and not None. ``high_precision_fraction``: where the
-    target lets layers keep more bits, the share of the weights that do unless the recipe says otherwise.
+    target lets layers keep more bits, the share of the weights that do unless the recipe says otherwise. ``keeps_scales``:
+    whether ``quantize_model`` takes ``scales``, and rounds to those of another version instead of finding its own.
     """
 
     module: str
@@ -30,16 +31,18 @@ class Method:
     description: str
     calibrated: bool = True
     high_precision_fraction: float = 0.0
+    keeps_scales: bool = False
 
 
 METHODS: dict[str, Method] = {
-    "rtn": Method("compress.quantize.rtn", tuple(TARGETS), "to nearest", calibrated=False),
+    "rtn": Method("compress.quantize.rtn", tuple(TARGETS), "to nearest", calibrated=False, keeps_scales=True),
     "gptq": Method(
         "compress.quantize.gptq",
         ("int4-onnx", "w4a16"),
         "GPTQ ([arXiv 2210.17323](https://arxiv.org/abs/2210.17323)): each column's error is moved onto the columns "
         "not yet rounded",
         high_precision_fraction=0.1,
+        keeps_scales=True,
     ),
     "awq": Method(
         "compress.quantize.awq",

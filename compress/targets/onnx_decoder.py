@@ -7,6 +7,7 @@ built, and what an interrupted run quantized is there when it is started again.
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -83,6 +84,7 @@ def quantize(
 
     from compress.quantize.blocks import layers_in_blocks, linear_layers
     from compress.quantize.calibration import calibration_windows, seen
+    from compress.quantize.kept_scales import kept_scales
     from compress.quantize.kv_scales import write_scales
     from compress.quantize.mapped import mapped_causal_lm
     from compress.quantize.matrices import Matrices
@@ -100,11 +102,16 @@ def quantize(
         progress(label, 0.0)
         return lambda done, total: progress(label, done / total)
 
-    scratch = Path(request["scratch"])
+    scratch, kept = Path(request["scratch"]), dict[str, Any]()
+    if former := request["scales_of"]:
+        layers = {name: module.out_features for module, name in linear_layers(model).items()}
+        kept["scales"], bits = kept_scales(Path(former), layers)
+        scratch /= hashlib.sha256(former.encode()).hexdigest()[:12]
     calibrated, quantizer = request["method"]["calibrated"], import_module(request["method"]["module"])
-    if not (calibrated or request["high_precision_fraction"] or request["kv_cache"] == "int8"):
+    wide = request["high_precision_fraction"] and not kept
+    if not (calibrated or wide or request["kv_cache"] == "int8"):
         matrices = Matrices(scratch / "rounded")
-        quantizer.quantize_model(model, None, matrices, shown("rounding"), bits=bits)
+        quantizer.quantize_model(model, None, matrices, shown("rounding"), bits=bits, **kept)
         return matrices, {}
     chosen = Calibration.model_validate(request["calibration"])
     windows = calibration_windows(chosen, model_dir / "tokenizer.json")
@@ -112,7 +119,7 @@ def quantize(
     matrices = Matrices(scratch / made["calibration_seen"]["sha256"][:12])
     if request["kv_cache"] == "int8":
         write_scales(scales_file(request), model, ids, shown("measuring keys and values"))
-    if request["high_precision_fraction"]:
+    if wide:
         groups = stacked([name for name in layers_in_blocks(model).values() if name != head])
         found = matrices.folder / "wide.json"
         if not found.exists():
@@ -122,7 +129,7 @@ def quantize(
         made["wide"] = json.loads(found.read_bytes())
         bits |= {name: 8 for group in made["wide"] for name in groups[group]}
     label = "quantizing" if calibrated else "rounding"
-    quantizer.quantize_model(model, ids if calibrated else None, matrices, shown(label), bits=bits)
+    quantizer.quantize_model(model, ids if calibrated else None, matrices, shown(label), bits=bits, **kept)
     return matrices, made
 
 

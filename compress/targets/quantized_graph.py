@@ -9,6 +9,7 @@ memory and speed stay as they were.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def multiply_packed(
         node.attributes[key] = ir.AttrInt64(key, value)
 
 
-def layers_of(node: ir.Node, matrices: Matrices) -> list[str]:
+def layers_of(node: ir.Node, matrices: Container[str]) -> list[str]:
     """The names of the layers whose product ``node`` is; none where it is not understood."""
     name = (node.name or "").removeprefix("/").rpartition("/MatMul")[0].replace("/", ".")
     name = name.replace(".attn.", ".self_attn.")

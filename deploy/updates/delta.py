@@ -26,7 +26,10 @@ from everlearn.errors import Corrupt
 MAGIC = b"EVDELTA1"
 SEGMENT_BYTES = 4 << 20
 MAX_HEADER_BYTES = 16 << 20
-LEVEL = 15
+LEVEL = 19
+"""Of differences: a sixth fewer bytes than at 15, for three times the publisher's time."""
+ALONE_LEVEL = 3
+"""Of files by themselves: rounded weights do not get smaller at higher ones."""
 
 Segment = tuple[int, int]
 """Bytes of the result, and where in the base what they are XORed with begins; -1: with nothing."""
@@ -40,7 +43,7 @@ def write_delta(
     base_tensors: Sequence[Tensor] = (),
 ) -> None:
     """Writes to ``out`` what makes ``target`` of ``base``. Without tensors, or a base, it is compressed alone."""
-    compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False)
+    compressor = zstandard.ZstdCompressor(level=LEVEL if base else ALONE_LEVEL)
     size = target.stat().st_size
     base_size = base.stat().st_size if base else 0
     plan = list(segments(size, base_size, tensors, base_tensors))

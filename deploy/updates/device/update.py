@@ -19,7 +19,7 @@ from tuf.api.exceptions import (
 from tuf.ngclient import Updater, UpdaterConfig
 
 from deploy.updates.device.fetch import fetch
-from deploy.updates.device.probes import refuse_other_logits
+from deploy.updates.device.probes import refuse_other_numbers
 from deploy.updates.device.store import Device
 from deploy.updates.metadata import FOLDER, TARGETS
 from deploy.updates.release import (
@@ -49,7 +49,7 @@ class Updated:
 
 
 def update(
-    device: Device, progress: Progress = silent, verify: Callable[[Path], None] = refuse_other_logits
+    device: Device, progress: Progress = silent, verify: Callable[[Path], None] = refuse_other_numbers
 ) -> Updated:
     """Brings a device to what the channel says, or leaves it as it is.
 

@@ -68,6 +68,7 @@ def write_edge_folder(
         "form": "int8-dynamic", "runtime": {"name": "onnxruntime", "version": onnxruntime.__version__},
         "files": [listed(folder / one) for one in files], "tensors": {"weights-000.bin": spans},
         "probes": [probe(session, ids, wrong_by) for ids in PROMPTS], "bound": 0.01,
+        "graph": {"kv_heads": 1, "head_size": 1, "cache": "float32"},
     }  # fmt: skip
     (folder / "edge.json").write_text(json.dumps(manifest, sort_keys=True, separators=(",", ":")))
     return folder
@@ -100,14 +101,18 @@ def graph(tensors: dict[str, np.ndarray], spans: dict[str, Any]) -> onnx.ModelPr
         helper.make_node("Tanh", ["mixed"], ["hidden"]),
         helper.make_node("MatMul", ["hidden", "head"], ["logits"]),
     ]
-    inputs = [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
+        for name in ("input_ids", "attention_mask")
+    ]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "length", VOCABULARY])]
     made = helper.make_graph(nodes, "tiny", inputs, outputs, initializers)
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
 def probe(session: Any, ids: list[int], wrong_by: float) -> dict[str, Any]:
-    logits = session.run(["logits"], {"input_ids": np.array([ids], np.int64)})[0][0, -1]
+    feeds = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
+    logits = session.run(["logits"], feeds)[0][0, -1]
     top = [int(one) for one in np.argsort(-logits)[:8]]
     return {
         "token_ids": ids,

@@ -73,7 +73,7 @@ def test_a_version_that_this_machine_computes_otherwise_never_becomes_current(
     device = published.device(tmp_path / "device")
     update(device)
     published.publish(write_edge_folder(tmp_path / "wrong", lesson(weights(), 5), 5, wrong_by=0.5))
-    with pytest.raises(Corrupt, match=r"logits differ by 0\.5.*0\.01 is allowed"):
+    with pytest.raises(Corrupt, match=r"numbers 0\.5 from those of its manifest, and 0\.01 is allowed"):
         update(device)
     same(device.current(), edge_folders[2])
     assert not update(device).changed, "it is not fetched again"

@@ -17,18 +17,10 @@ from typing import Any
 import httpx
 import pytest
 
-from compress.export import decoder_request
-from compress.parent_files import keep_tokenizer
-from compress.recipe import Calibration, CompressRecipe
-from compress.targets import onnx_decoder, onnx_encoder
 from deploy.edge.build import build
-from everlearn.bundles.bundle import write_bundle
-from everlearn.chat.stops import write_genai_config
-from everlearn.progress import silent
-from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.conftest import REPOSITORY
-from tests.support.tiny_models import write_bert, write_llama
+from tests.deploy.edge.models import register_decoder, register_encoder
 
 RUNNER = (sys.executable, "-m", "deploy.edge.native")
 READY_S = 300
@@ -95,32 +87,10 @@ def refused(*options: object, **env: str) -> tuple[int, str]:
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Versions to make folders of: a tiny decoder of 4 bits, and a tiny encoder of 8."""
-    settings = Settings(home=tmp_path_factory.mktemp("home"))
-    registry = Registry(settings)
-    parents = {name: tmp_path_factory.mktemp(name) for name in ("decoder", "encoder")}
-    write_llama(parents["decoder"])
-    write_bert(parents["encoder"])
-    with registry.staging() as staging:
-        scratch = tmp_path_factory.mktemp("scratch")
-        request = decoder_request(parents["decoder"], staging, CompressRecipe(to="int4-onnx"), scratch)
-        kept = {name: str(scratch / name) for name in ("cache_dir", "reference", "carried", "far")}
-        onnx_decoder.build_onnx_decoder(request | kept, silent)
-        keep_tokenizer(parents["decoder"], staging)
-        write_genai_config(staging, parents["decoder"])
-        known = {"format": "onnx-genai", "task": "generate", "architecture": "llama", "parameters": 1}
-        write_bundle(staging, name="tiny", **known)
-        registry.add(staging, "tiny")
-    with registry.staging() as staging:
-        request = {
-            "model_dir": str(parents["encoder"]),
-            "directory": str(staging),
-            "precision": "int8",
-            "calibration": Calibration(tokens=1024).model_dump(mode="json"),
-        }
-        onnx_encoder.build_onnx_encoder(request, silent)
-        known = {"format": "onnx", "task": "embed", "architecture": "bert", "parameters": 1}
-        write_bundle(staging, name="notes", **known)
-        registry.add(staging, "notes")
+    folder = tmp_path_factory.mktemp("native")
+    settings = Settings(home=folder / "home")
+    register_decoder(settings, folder / "decoder")
+    register_encoder(settings, folder / "encoder")
     return settings
 
 
@@ -128,7 +98,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 def decoder_folder(home: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the decoder, for this kind of machine."""
     out = tmp_path_factory.mktemp("linux") / "decoder"
-    build(home, "tiny", "linux-x64", out)
+    build(home, "decoder", "linux-x64", out)
     return out
 
 
@@ -136,7 +106,7 @@ def decoder_folder(home: Settings, tmp_path_factory: pytest.TempPathFactory) -> 
 def encoder_folder(home: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the encoder."""
     out = tmp_path_factory.mktemp("linux") / "encoder"
-    build(home, "notes", "linux-x64", out)
+    build(home, "encoder", "linux-x64", out)
     return out
 
 

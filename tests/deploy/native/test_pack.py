@@ -37,7 +37,7 @@ def greedy(folder: Path | str, log: Path, **how: tuple[str, ...]) -> list[str]:
     with running(folder, "--threads", 1, log=log, **how) as runner:
         found = []
         for prompt in PROMPTS:
-            body = {"model": "tiny", "prompt": prompt, "temperature": 0, "max_tokens": 6}
+            body = {"model": "decoder", "prompt": prompt, "temperature": 0, "max_tokens": 6}
             answer = runner.client.post("/completions", json=body, timeout=300)
             found.append(answer.raise_for_status().json()["choices"][0]["text"])
     return found

@@ -36,7 +36,7 @@ TOKENS = 6
 @pytest.fixture(scope="module")
 def folder(home: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("phone") / "model"
-    build(home, "tiny", "android", out)
+    build(home, "decoder", "android", out)
     return out
 
 

@@ -20,7 +20,7 @@ import pytest
 from tests.deploy.native.conftest import Running, changed, refused, running, started
 from tests.support.serve.supervised import eventually
 
-CHAT = {"model": "tiny", "temperature": 0, "messages": [{"role": "user", "content": "the cat"}]}
+CHAT = {"model": "decoder", "temperature": 0, "messages": [{"role": "user", "content": "the cat"}]}
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +33,16 @@ def served(decoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 def test_it_answers_openai_s_client(served: Running) -> None:
     client = openai.OpenAI(base_url=str(served.client.base_url), api_key="none", max_retries=0)
     messages = CHAT["messages"]
-    whole = client.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=12)
+    whole = client.chat.completions.create(model="decoder", messages=messages, temperature=0, max_tokens=12)
     stream = client.chat.completions.create(
-        model="tiny", messages=messages, temperature=0, max_tokens=12, stream=True
+        model="decoder", messages=messages, temperature=0, max_tokens=12, stream=True
     )
     pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
     assert whole.choices[0].message.content == "".join(pieces) != ""
-    assert client.completions.create(model="tiny", prompt="the cat", max_tokens=3).choices[0].text
-    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.completions.create(model="decoder", prompt="the cat", max_tokens=3).choices[0].text
+    assert [model.id for model in client.models.list()] == ["decoder"]
     with pytest.raises(openai.NotFoundError, match="it offers /detokenize"):
-        client.embeddings.create(model="tiny", input="the cat")
+        client.embeddings.create(model="decoder", input="the cat")
 
 
 def test_it_says_its_threads_its_memory_and_how_far_from_the_probes_it_is(
@@ -50,7 +50,7 @@ def test_it_says_its_threads_its_memory_and_how_far_from_the_probes_it_is(
 ) -> None:
     bound = json.loads((decoder_folder / "edge.json").read_text())["bound"]
     (said,) = served.said("serving")
-    assert said["threads"] == 1 and said["model"] == "tiny@1" and said["form"] == "int4-matmulnbits"
+    assert said["threads"] == 1 and said["model"] == "decoder@1" and said["form"] == "int4-matmulnbits"
     assert 50 < said["memory_mb"] < 1000 and 0 <= said["probes_differ_by"] <= bound
 
 
@@ -152,7 +152,9 @@ def answers(client: httpx.Client) -> bool:
 
 def test_it_embeds(encoder_folder: Path, tmp_path: Path) -> None:
     with running(encoder_folder, "--threads", 1, log=tmp_path / "log") as runner:
-        body = runner.client.post("/embeddings", json={"model": "tiny", "input": ["the cat", "a dog"]}).json()
+        body = runner.client.post(
+            "/embeddings", json={"model": "decoder", "input": ["the cat", "a dog"]}
+        ).json()
     vectors = np.array([one["embedding"] for one in body["data"]])
     assert vectors.shape == (2, 64) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)
 
@@ -197,7 +199,7 @@ def test_a_moved_link_is_followed_without_losing_a_request_and_a_broken_folder_i
             thread.join()
         (why,) = runner.said("not served; the former folder still is")
         assert why["why"] == f"{third}/model.onnx is not the file that was written: its bytes changed"
-    assert not lost and set(answered) == {"tiny", "newer"}
+    assert not lost and set(answered) == {"decoder", "newer"}
 
 
 def move(link: Path, target: Path) -> None:

@@ -12,12 +12,18 @@ from deploy.edge.native.runner import Runner
 from everlearn.errors import EverlearnError, InvalidInput
 from everlearn.logs import configure_logging
 
+UPDATES = ("init", "update", "rollback", "current")
+"""First arguments that are commands of deploy.updates.device, which the file brings along."""
 KEY_VARIABLE = "EVERLEARN_API_KEY"
 MAX_KEY_BYTES = 4096
 
 
 def main() -> None:
-    """Serve until SIGTERM; running answers are ended first."""
+    """Serve until SIGTERM; running answers are ended first. Or keep a device's folder up to date."""
+    if sys.argv[1:2] and sys.argv[1] in UPDATES:
+        from deploy.updates.device.__main__ import main as update
+
+        sys.exit(update(sys.argv[1:]))
     options = parser().parse_args()
     configure_logging("info")
     try:
@@ -38,10 +44,11 @@ def parser() -> argparse.ArgumentParser:
         prog="everlearn-runner",
         description="Serve the model of an edge folder by OpenAI's HTTP API: chat completions, completions, "
         "embeddings, models, health.",
-        epilog="SIGTERM ends it after the running answers. Where FOLDER is a link, what it is moved to is verified, "
-        "loaded and served, and the old one ends its running answers.",
+        epilog="SIGTERM ends it after the running answers. Where FOLDER is a link that is moved, or the folder of a "
+        "device that is updated, the new version is verified, loaded and served, and the old one ends its running "
+        f"answers. {', '.join(UPDATES)}: commands that keep a device's folder up to date.",
     )
-    made.add_argument("folder", type=Path, metavar="FOLDER", help="a folder made by everlearn deploy edge")
+    made.add_argument("folder", type=Path, metavar="FOLDER", help="made by everlearn deploy edge, or by init")
     made.add_argument("--host", default="127.0.0.1", help="another than this machine's own needs a key")
     made.add_argument("--port", type=int, default=8080, help="0: any free one (%(default)s)")
     made.add_argument("--uds", type=Path, metavar="PATH", help="a unix socket instead of a port")

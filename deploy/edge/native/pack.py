@@ -25,14 +25,19 @@ PINS = Path(__file__).with_name("requirements.txt")
 REQUIREMENTS = (
     "annotated-types",
     "anyascii",
+    "cffi",
     "click",
+    "cryptography",
+    "filelock",
     "flatbuffers",
     "h11",
     "httptools",
     "jinja2",
     "jiter",
     "llguidance",
+    "markdown-it-py",
     "markupsafe",
+    "mdurl",
     "ml-dtypes",
     "numpy",
     "onnx",
@@ -42,23 +47,30 @@ REQUIREMENTS = (
     "prometheus-client",
     "protobuf",
     "psutil",
+    "pycparser",
     "pydantic",
     "pydantic-core",
     "pydantic-settings",
+    "pygments",
     "python-dotenv",
     "pyyaml",
+    "rich",
+    "securesystemslib",
     "structlog",
     "tokenizers",
+    "tuf",
     "typing-extensions",
     "typing-inspection",
+    "urllib3",
     "uvicorn",
     "uvloop",
+    "zstandard",
 )
 EXCLUDED = ("huggingface-hub",)
-"""tokenizers downloads with it; the runner opens no connection."""
+"""tokenizers downloads with it; the runner loads what is there."""
 ENTRY = "deploy.edge.native.__main__:main"
 SOURCES = ("everlearn", "serve", "deploy")
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "web", "pages", "android", "ios", "react-native", "updates")
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "web", "pages", "android", "ios", "react-native")
 OLDEST_GLIBC, NEWEST_GLIBC = 17, 36
 """Wheels for glibc 2.17 to 2.36 (Debian 12, Raspberry Pi OS of 2023) are taken."""
 TIMEOUT_S = 1800

@@ -1,4 +1,4 @@
-"""Keeps one server of an edge folder running, and replaces it when the folder's link is moved.
+"""Keeps one server of an edge folder running, and replaces it when there is a newer one.
 
 The runner holds the listening socket, and each server accepts from it. A new server is started beside the old one, and
 the old one is told to end once the new one has loaded its model and checked its probes; until then, and if that fails, the
@@ -18,9 +18,12 @@ import structlog
 
 from deploy.edge.manifest import read_manifest, verify_files
 from deploy.edge.native.listening import url_of
+from deploy.updates.device.store import Device
 from everlearn.errors import EverlearnError, NotFound
 from everlearn.processes.program import describe_exit, environment, python
 
+CHANNEL = "channel.json"
+"""In the folder of a device that deploy.updates.device keeps up to date."""
 TICK_S = 0.25
 """How often the link is looked at, and servers that start or end are."""
 STOP_S = 45
@@ -46,7 +49,7 @@ class Server:
 
 
 class Runner:
-    """Serves what ``folder`` points to on ``listener``, which stays open while servers come and go."""
+    """Serves the newest of ``folder`` on ``listener``, which stays open while servers come and go."""
 
     def __init__(self, folder: Path, listener: socket.socket, key: str | None, threads: int | None) -> None:
         self.folder = folder
@@ -65,7 +68,7 @@ class Runner:
         """Serves until SIGTERM; returns the exit code. Raises what keeps the first folder from being served."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
-            self.coming = self.start(self.verified(self.folder.resolve()))
+            self.coming = self.start(self.verified(newest(self.folder)))
             while True:
                 received = signal.sigtimedwait(SIGNALS, TICK_S)
                 if received and received.si_signo != signal.SIGHUP:
@@ -74,7 +77,7 @@ class Runner:
                     self.refused = None
                 if (code := self.settle()) is not None:
                     return code
-                self.follow_link()
+                self.follow()
         finally:
             self.stop()
 
@@ -125,10 +128,17 @@ class Runner:
             return code or 1
         return None
 
-    def follow_link(self) -> None:
-        """Starts a server for another folder that the link points to by now."""
-        folder = self.folder.resolve()
-        if self.serving is None or self.coming or folder == self.refused:
+    def follow(self) -> None:
+        """Starts a server for another folder that is to be served by now."""
+        if self.serving is None or self.coming:
+            return
+        try:
+            folder = newest(self.folder)
+        except (EverlearnError, OSError) as error:
+            if self.refused != self.folder:
+                self.refuse(self.folder, str(error))
+            return
+        if folder == self.refused:
             return
         self.refused = None
         if folder == self.serving.folder:
@@ -155,6 +165,14 @@ class Runner:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def newest(folder: Path) -> Path:
+    """What ``folder`` points to, by a link or as the folder of a device that is updated. Raises NotFound, Corrupt."""
+    folder = folder.resolve()
+    if (folder / CHANNEL).is_file():
+        return Device(folder).current().resolve()
+    return folder
 
 
 def let_signals_end_it() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -55,4 +54,4 @@ def test_it_starts_the_runner_with_options_that_there_are() -> None:
         [*RUNNER, "--help"], capture_output=True, text=True, check=True, cwd=REPOSITORY
     ).stdout
     assert {"--port", "--key-file"} <= set(options) and all(one in said for one in options)
-    assert command.split()[1] == "/srv/everlearn/current" and sys.executable
+    assert command.split()[1] == "/srv/everlearn/model"

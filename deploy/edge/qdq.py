@@ -38,10 +38,11 @@ def matrix_of(node: NodeProto) -> Matrix:
     facts = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     bits, block, columns, rows = (int(facts[key]) for key in ("bits", "block_size", "K", "N"))
     if bits not in CODES or columns % block or any(node.input[3:]):
+        zero_points = " and zero points" if any(node.input[3:]) else ""
         raise Unsupported(
-            f"{node.name} has {bits} bits, blocks of {block} in rows of {columns}"
-            f"{' and zero points' if any(node.input[3:]) else ''}, and everlearn's own 4 and 8 bits in whole blocks "
-            "without zero points are known here: compress the model again"
+            f"{node.name} has {bits} bits, blocks of {block} in rows of {columns}{zero_points}; this form takes 4 and 8 "
+            "bits in whole blocks without zero points. int4-matmulnbits, which linux-x64, linux-arm64, android and ios "
+            "run, takes it as it is"
         )
     return Matrix(
         node.input[1].removesuffix(".codes"), node.input[1], node.input[2], rows, columns, bits, block

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnx
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from compress.export import decoder_request
 from compress.parent_files import keep_tokenizer
@@ -16,13 +17,16 @@ from everlearn.chat.stops import write_genai_config
 from everlearn.progress import silent
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from tests.support.tiny_models import write_bert, write_llama
+from tests.support.tiny_models import TINY, write_bert, write_llama
 
 
-def register_decoder(settings: Settings, parent: Path) -> None:
+def register_decoder(settings: Settings, parent: Path, family: str = "llama") -> None:
     """As ``everlearn compress --to int4-onnx`` makes it, measurements left out."""
     parent.mkdir()
     write_llama(parent)
+    if family != "llama":
+        config = AutoConfig.for_model(family, **{**TINY, "head_dim": 16})
+        AutoModelForCausalLM.from_config(config).save_pretrained(parent)
     registry = Registry(settings)
     with registry.staging() as staging:
         request = decoder_request(parent, staging, CompressRecipe(to="int4-onnx"), parent / "scratch")

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import external_data_helper, numpy_helper
 
-from deploy.edge.build import build
+from deploy.edge.build import build, write_files
 from deploy.edge.check.check import check
 from deploy.edge.check.operators import CannotRun
 from deploy.edge.check.sessions import native, place_for
@@ -26,12 +26,15 @@ from deploy.edge.manifest import (
     verify_files,
     write_manifest,
 )
-from deploy.edge.probes import Differs, apart, asked, request_of
+from deploy.edge.plan import plan
+from deploy.edge.probes import Differs, Probes, apart, asked, compute, request_of
 from deploy.edge.targets import TARGETS
 from deploy.edge.weights import PART_BYTES, Content, place
 from everlearn.errors import Corrupt, NotFound, Unsupported
+from everlearn.progress import silent
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
+from tests.deploy.edge.models import register_decoder
 
 
 def test_a_folder_says_what_it_holds(web_folder: Path) -> None:
@@ -116,6 +119,24 @@ def test_a_folder_of_8_bits_and_one_of_an_encoder_run_in_the_webs_runtime(
     )
     parts = sorted(one.name for one in (tmp_path / "encoder").iterdir())
     assert parts == ["config.json", MANIFEST, "model.onnx", "tokenizer.json", "weights-000.bin"]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
+def test_every_form_of_other_families_predicts_alike(family: str, tmp_path: Path) -> None:
+    """Qwen2 has biases and an output layer of its own, Gemma 3 norms, scaled embeddings and windows of its own."""
+    settings = Settings(home=tmp_path / "home")
+    register_decoder(settings, tmp_path / "parent", family)
+    registry = Registry(settings)
+    version = registry.resolve("decoder@1")
+    probes: list[Probes] = []
+    for form, apart_at_most in (("int4-qdq", 1e-5), ("int4-matmulnbits", 0.05), ("int8-dynamic", 0.05)):
+        made, folder = plan(version, registry.path(version), "web", form), tmp_path / form
+        folder.mkdir()
+        write_files(made, folder, silent)
+        request = request_of(folder, "generate", form, made.graph, [])
+        probes = probes or compute(folder, "generate", form, made.graph)[0]
+        said = native().ask(request | {"prompts": asked(probes), "steps": 1})
+        assert apart(said, probes) < apart_at_most
 
 
 def test_genai_answers_from_a_folder_for_linux(linux_folder: Path) -> None:

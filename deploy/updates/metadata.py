@@ -125,11 +125,16 @@ class Repository(ChannelMetadata):
     def refresh(self) -> list[str]:
         """Signs the timestamp anew, and what is past half of its life or is no longer signed by its role's key.
 
-        Returns the roles that were. Raises NotFound where a key that this takes is not here.
+        The root is, where enough of its keys are here. Returns the roles that were signed. Raises NotFound where a key
+        that this takes is not here.
         """
+        former = self.keys.of(ROOT, self.root.signed.roles[ROOT].keyids)
+        enough = len(former) >= self.root.signed.roles[ROOT].threshold
+        if renewed := enough and self.root.signed.expires - self.now < LIFE[ROOT] / 2:
+            self._write_root(former)
         due = [role for role in ("targets", "snapshot") if self._is_due(role)]
         self.write(*due)
-        return [*due, "timestamp"]
+        return [*([ROOT] if renewed else []), *due, "timestamp"]
 
     def _is_due(self, role: str) -> bool:
         metadata: Metadata[Any] = getattr(self, role)
@@ -174,12 +179,6 @@ class Repository(ChannelMetadata):
         if role in ONLINE:
             self.write(role)
         self.keys.forget(role, replaced)
-
-    def renew_root(self) -> None:
-        """The same keys, for another year."""
-        former = self.keys.of(ROOT, self.root.signed.roles[ROOT].keyids)
-        self._refuse_too_few(len(former))
-        self._write_root(former)
 
     def _refuse_too_few(self, here: int) -> None:
         if here < (needed := self.root.signed.roles[ROOT].threshold):

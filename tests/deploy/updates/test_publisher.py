@@ -164,6 +164,10 @@ def test_refresh_signs_what_is_past_half_of_its_life(published: Published) -> No
     assert after(1) == ["timestamp"]
     assert after(20) == ["snapshot", "timestamp"]
     assert after(60) == ["targets", "snapshot", "timestamp"]
+    assert after(200) == ["root", "targets", "snapshot", "timestamp"]
+    for key in published.keys.files("root"):
+        key.unlink()
+    assert after(400) == ["targets", "snapshot", "timestamp"], "the root waits for its keys"
 
 
 def test_what_no_version_needs_goes(

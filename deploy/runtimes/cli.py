@@ -52,4 +52,5 @@ def convert(
     print(
         f"off from torch by at most {made['largest_difference']:g}; {made['tokens_per_s']:.0f} tokens/s of one text"
     )
-    print(f"chat: {RUNTIMES[to].chat}")
+    if made["task"] == "generate":
+        print(f"chat: {RUNTIMES[to].chat}")

@@ -63,9 +63,9 @@ class Source:
         """A text of ``length`` tokens from all over the vocabulary, for encoders padded to ``padded`` on the right."""
         ids = (np.arange(length, dtype=np.int64) * 7919 + 11) % self.vocabulary
         if self.task == "generate":
-            return {"input_ids": ids[None]}
+            return {"input_ids": ids.reshape(1, -1)}  # [None] gives a stride of 0, which ExecuTorch refuses
         row = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-        return {name: np.pad(row[name], (0, padded - length))[None] for name in self.inputs}
+        return {name: np.pad(row[name], (0, padded - length)).reshape(1, -1) for name in self.inputs}
 
     @torch.no_grad()
     def run(self, feeds: Feeds) -> np.ndarray:

@@ -22,9 +22,8 @@ def write(source: Source, out: Path) -> None:
     example = source.example(min(12, source.context))
     shapes: Any = tuple({1: length} for _ in example)
     by_name = shapes if source.task == "generate" else (shapes,)  # an encoder takes *tensors
-    with torch.no_grad():
-        exported = torch.export.export(source.module, example, dynamic_shapes=by_name, strict=False)
-        program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
+    exported = torch.export.export(source.module, example, dynamic_shapes=by_name, strict=False)
+    program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
     with (out / FILE).open("wb") as file:
         program.write_to_file(file)
 

@@ -142,3 +142,22 @@ def test_a_child_runs_in_the_environment_it_is_told(tmp_path: Path) -> None:
     finally:
         sys.path.remove(str(tmp_path))
     assert found == {"prefix": str(tmp_path / "other")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", each_runtime("jax"))
+def test_the_functions_beside_the_weights_continue_a_text_as_torch_does(
+    to: str, tiny_home: Settings, tmp_path: Path
+) -> None:
+    """Each token from the cache of the earlier ones, by the folder's own model.py."""
+    convert(tiny_home, "tiny", to, tmp_path / "made")
+    code = "import numpy, model; print(model.greedy(*model.load('.'), numpy.array([[5, 90, 33]]), tokens=8))"
+    argv = [interpreter_for(to) or sys.executable, "-c", code]
+    said = subprocess.run(argv, cwd=tmp_path / "made", capture_output=True, text=True, check=True).stdout
+    registry = Registry(tiny_home)
+    decoder = load_causal_lm(registry.path(registry.resolve("tiny")))
+    ids = torch.tensor([[5, 90, 33]])
+    with torch.no_grad():
+        for _ in range(8):
+            ids = torch.cat([ids, decoder(ids).logits[:, -1:].argmax(-1)], dim=1)
+    assert json.loads(said) == ids[0, 3:].tolist()

@@ -1,1 +1,1 @@
-"""Measurements of compress/, each beside a peer in the same run."""
+"""Measurements of deploy/, each beside a peer in the same run."""

@@ -20,6 +20,7 @@ from deploy.edge.manifest import EdgeManifest, Measured, RuntimeUsed, describe, 
 from deploy.edge.plan import Plan, plan
 from deploy.edge.probes import asked, compute, refuse_difference, request_of
 from deploy.edge.targets import TARGETS, FormName
+from deploy.edge.web.site import write_site
 from deploy.edge.weights import write_weights
 from everlearn.bundles.durable import move_directory, sync_tree
 from everlearn.errors import Conflict, EverlearnError, InvalidInput, Unsupported
@@ -85,6 +86,8 @@ def build(
             )
             changed = {"measured": measured, "memory_bytes": memory, "memory_is": "measured"}
             manifest = manifest.model_copy(update=changed)
+        if target == "web":
+            write_site(staging, manifest.task, settings, progress)
         write_manifest(staging, manifest)
         share_folder(staging)
         sync_tree(staging)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from deploy.edge.web.packages import WEB, node_modules
 from everlearn.bundles.durable import write_file
-from everlearn.errors import Unsupported
 from everlearn.progress import Progress, silent
 from everlearn.settings import Settings
 
@@ -42,19 +41,12 @@ WEBGPU: Mapping[str, str] = {
 """Kept by a browser once it has used them: 27 MB that one without WebGPU never needs."""
 
 
-def page_of(task: str) -> tuple[str, ...]:
-    """The entry of `PAGES`. Raises Unsupported for a task that has none."""
-    if task not in PAGES:
-        raise Unsupported(f"there is no page for models that {task}; there are pages for: {', '.join(PAGES)}")
-    return PAGES[task]
-
-
 def write_site(directory: Path, task: str, settings: Settings, progress: Progress = silent) -> None:
-    """Writes the page of `task` into `directory`, beside edge.json: 18 MB, and 27 MB that WebGPU alone loads.
+    """Writes everlearn_web and the page of `task`, if it has one, into `directory`, beside edge.json.
 
-    Raises Unsupported for a task without a page, and as `node_modules`.
+    They are 18 MB, and 27 MB that WebGPU alone loads. Raises as `node_modules`.
     """
-    scripts = [f"{name}.js" for name in page_of(task)]
+    scripts = [f"{name}.js" for name in PAGES.get(task, ())]
     modules = node_modules(settings, progress=progress)
     module = directory / "everlearn_web"
     shutil.copytree(WEB / "everlearn_web", module, dirs_exist_ok=True)
@@ -63,9 +55,11 @@ def write_site(directory: Path, task: str, settings: Settings, progress: Progres
     for name, source in (*VENDOR.items(), *WEBGPU.items()):
         (module / "vendor" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(modules / source, module / "vendor" / name)
+    if not scripts:
+        return
     for name in (*SHARED, *scripts):
         shutil.copyfile(WEB / "pages" / name, directory / name)
-    shutil.copyfile(WEB / "pages" / f"{page_of(task)[0]}.html", directory / "index.html")
+    shutil.copyfile(WEB / "pages" / f"{PAGES[task][0]}.html", directory / "index.html")
     _write_app_files(directory, scripts)
 
 

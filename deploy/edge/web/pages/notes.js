@@ -66,7 +66,9 @@ async function embedAgain() {
   one("adding").textContent = "";
 }
 
-const ours = () => `${client.model} ${client.version}`;
+function ours() {
+  return `${client.model} ${client.version}`;
+}
 
 async function embedded(text) {
   const texts = passages(text);
@@ -119,7 +121,9 @@ async function search(query) {
   one("results").replaceChildren(...best.map(result));
 }
 
-const dot = (first, second) => first.reduce((sum, value, index) => sum + value * second[index], 0);
+function dot(first, second) {
+  return first.reduce((sum, value, index) => sum + value * second[index], 0);
+}
 
 function result({ text, score }) {
   const meter = document.createElement("meter");

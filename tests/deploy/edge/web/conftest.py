@@ -19,8 +19,17 @@ def smollm2_site(real_settings: Settings, tmp_path_factory: pytest.TempPathFacto
 
     directory = tmp_path_factory.mktemp("site") / "smollm2"
     build(real_settings, "smollm2", "web", directory)
-    write_site(directory, "generate", real_settings)
     (directory / "blank.html").write_text(BLANK)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def minilm_site(real_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniLM in INT8 and the page that searches notes."""
+    from deploy.edge.build import build
+
+    directory = tmp_path_factory.mktemp("site") / "minilm"
+    build(real_settings, "minilm", "web", directory)
     return directory
 
 

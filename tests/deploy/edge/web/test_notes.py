@@ -39,7 +39,9 @@ def until(driver: Driver, script: str) -> Any:
         if found := driver.execute_script(script):
             return found
         time.sleep(0.1)
-    raise AssertionError(f"never: {script}; {driver.find_element('id', 'status').text}; {driver.get_log('browser')}")
+    raise AssertionError(
+        f"never: {script}; {driver.find_element('id', 'status').text}; {driver.get_log('browser')}"
+    )
 
 
 def add(driver: Driver, text: str) -> None:

@@ -166,13 +166,18 @@ def read_manifest(directory: Path) -> EdgeManifest:
 
 
 def verify_files(directory: Path, manifest: EdgeManifest) -> None:
-    """Reads every byte. Raises Corrupt naming a file that is missing, not listed, or not what was written."""
+    """Reads every byte. Raises Corrupt naming a file that is missing, not listed, or not what was written.
+
+    A folder for web may hold more: the page around the model.
+    """
     listed = {one.path: one for one in manifest.files}
     present = {one.relative_to(directory).as_posix() for one in directory.rglob("*") if not one.is_dir()}
     for path in sorted(listed.keys() | present - {MANIFEST}):
         if path not in present:
             raise Corrupt(f"{directory / path} is missing", param=path)
         if path not in listed:
+            if manifest.target == "web":
+                continue
             raise Corrupt(f"{directory / path} is not listed in {MANIFEST}", param=path)
         if describe(directory, path) != listed[path]:
             raise Corrupt(

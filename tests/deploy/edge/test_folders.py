@@ -41,9 +41,8 @@ def test_a_folder_says_what_it_holds(web_folder: Path) -> None:
     made = read_manifest(web_folder)
     verify_files(web_folder, made)
     assert (made.model, made.version, made.target, made.form) == ("decoder", 1, "web", "int4-qdq")
-    assert made.download_bytes == sum(one.stat().st_size for one in web_folder.iterdir()) - size(
-        web_folder / MANIFEST
-    )
+    assert made.download_bytes == sum(size(web_folder / one.path) for one in made.files)
+    assert (web_folder / "index.html").is_file() and (web_folder / "everlearn_web" / "index.js").is_file()
     assert made.generation and made.generation.eos_token_ids == [2]
     assert made.measured and "onnxruntime-web in node" in made.measured.on and made.memory_is == "measured"
     assert {"tokenizer.json", "chat_template.jinja", "model.onnx", "weights-000.bin"} <= {
@@ -117,8 +116,8 @@ def test_a_folder_of_8_bits_and_one_of_an_encoder_run_in_the_webs_runtime(
     assert any(name.endswith(".int8") for name in tensors) and not any(
         name.endswith(".codes") for name in tensors
     )
-    parts = sorted(one.name for one in (tmp_path / "encoder").iterdir())
-    assert parts == ["config.json", MANIFEST, "model.onnx", "tokenizer.json", "weights-000.bin"]
+    parts = sorted(one.path for one in encoder.files)
+    assert parts == ["config.json", "model.onnx", "tokenizer.json", "weights-000.bin"]
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])

@@ -3,7 +3,7 @@
 import { EverlearnError } from "./errors.js";
 
 const VENDOR = new URL("./vendor/ort/", import.meta.url);
-const GRAPH = "model.onnx";
+const GRAPHS = { wasm: "model.onnx", webgpu: "model-webgpu.onnx" }; // a folder without the second has one for both
 const EMBEDDING = "sentence_embedding";
 
 // The graph's weights are dequantized once, as it loads: without the entry, at every token.
@@ -26,8 +26,9 @@ export async function openSession({ ort, device }, manifest, folder) {
   const options = { executionProviders: [device], externalData: files, enableMemPattern: false, enableCpuMemArena: false };
   if (device === "wasm") options.extra = ENTRIES[manifest.form] ?? {};
   if (device === "webgpu") options.preferredOutputLocation = cacheOnGpu(manifest);
+  const graph = manifest.files.some(({ path }) => path === GRAPHS[device]) ? GRAPHS[device] : GRAPHS.wasm;
   try {
-    return await ort.InferenceSession.create(await folder.read(GRAPH), options);
+    return await ort.InferenceSession.create(await folder.read(graph), options);
   } catch (error) {
     throw new EverlearnError("runtime", `onnxruntime-web cannot run ${manifest.model} on ${device}: ${error.message ?? error}`);
   }

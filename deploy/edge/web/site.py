@@ -50,8 +50,7 @@ def write_site(directory: Path, task: str, settings: Settings, progress: Progres
     modules = node_modules(settings, progress=progress)
     module = directory / "everlearn_web"
     shutil.copytree(WEB / "everlearn_web", module, dirs_exist_ok=True)
-    if UPDATES.is_dir():
-        shutil.copytree(UPDATES, module / "updates", dirs_exist_ok=True)
+    shutil.copytree(UPDATES, module / "updates", dirs_exist_ok=True)
     for name, source in (*VENDOR.items(), *WEBGPU.items()):
         (module / "vendor" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(modules / source, module / "vendor" / name)

@@ -18,7 +18,7 @@ pytestmark = IN_A_BROWSER
 
 QUESTION = "What is the capital of France?"
 LEAST_TOKENS_PER_S = 2
-"""A quiet core makes over 15, as docs/web.md says; this one may share its core with another test."""
+"""docs/web.md says what a quiet core makes; this one may share its core with another test."""
 
 RUN = """
 const done = arguments[arguments.length - 1];

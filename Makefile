@@ -15,7 +15,7 @@ serve: $(VENV)/.stamp-serve ## Serve a chat model and an embedding model on http
 demo: $(VENV)/.stamp-demo ## Teach a served model three texts, about 20 minutes; demo-report.html shows the rest
 	$(BIN)/python -m continual.demo
 
-# What measures time has the machine to itself. Of the other files three run at once, since servers and workers wait
+# Of what measures time two files run at once, one per core. Of the other files three run at once, since servers and workers wait
 # half of the time; tests/e2e, whose files share servers, is one of the three from the beginning (tests/support/order.py).
 TIMED = $(addprefix tests/serve/gateway/,test_process.py formats/test_schema.py http/test_bad_network.py \
 	routing/test_failover.py routing/test_slow.py routing/test_streams.py) \
@@ -23,11 +23,12 @@ TIMED = $(addprefix tests/serve/gateway/,test_process.py formats/test_schema.py 
 LONGEST_FIRST = $(addprefix tests/,e2e setup compress continual serve machine train everlearn deploy)
 EVERY_ROOM = $(LONGEST_FIRST) $(filter-out $(LONGEST_FIRST:%=%/) tests/support/ tests/__pycache__/,$(wildcard tests/*/))
 PYTEST = $(BIN)/python -m pytest
+TWO_AT_ONCE = OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
 AT_ONCE = OMP_NUM_THREADS=1 $(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder $(TIMED:%=--ignore=%)
 
 test: $(VENV)/.stamp-all lint ## Check style and types, then run every test
 	$(AT_ONCE) --durations=25 $(EVERY_ROOM)
-	$(PYTEST) --durations=10 $(TIMED)
+	$(TWO_AT_ONCE) --durations=10 $(TIMED)
 
 # Minutes on two cores of an AMD EPYC 9004, nothing else running.
 test-kernel: $(VENV)/.stamp-all ## Run the tests of everlearn/, 3 minutes
@@ -44,7 +45,7 @@ test-continual: $(VENV)/.stamp-all ## Run the tests of continual/, 3 minutes
 
 test-serve: $(VENV)/.stamp-all ## Run the tests of serve/, 12 minutes
 	$(AT_ONCE) tests/serve
-	$(PYTEST) $(TIMED)
+	$(TWO_AT_ONCE) $(TIMED)
 
 test-deploy: $(VENV)/.stamp-all ## Run the tests of deploy/, half a minute
 	$(AT_ONCE) tests/deploy

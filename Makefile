@@ -15,8 +15,8 @@ serve: $(VENV)/.stamp-serve ## Serve a chat model and an embedding model on http
 demo: $(VENV)/.stamp-demo ## Teach a served model three texts, about 20 minutes; demo-report.html shows the rest
 	$(BIN)/python -m continual.demo
 
-# Of what measures time two files run at once, one per core. Of the other files three run at once, since servers and workers wait
-# half of the time; tests/e2e, whose files share servers, is one of the three from the beginning (tests/support/order.py).
+# Of what measures time two files run at once, one per core. Of the other files three, since servers and workers
+# wait half of the time; tests/e2e, whose files share servers, is one of the three from the beginning (tests/support/order.py).
 TIMED = $(addprefix tests/serve/gateway/,test_process.py formats/test_schema.py http/test_bad_network.py \
 	routing/test_failover.py routing/test_slow.py routing/test_streams.py) \
 	$(addprefix tests/serve/engines/,test_tools.py onnx/test_engine_http.py onnx/decoding/test_scheduler.py)

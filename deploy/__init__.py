@@ -1,1 +1,1 @@
-"""Ship a bundle: edge devices, compose, Kubernetes and clouds."""
+"""Ship a model: folders for devices, signed updates, other runtimes, containers, monitoring."""

@@ -27,11 +27,11 @@ def share(file: Path) -> None:
 
 
 def share_folder(folder: Path) -> None:
-    """The same of a folder and of the files in it."""
+    """The same of a folder and of everything in it."""
     if _UMASK:
         folder.chmod(0o777 & ~_UMASK[0])
-        for file in folder.iterdir():
-            share(file)
+        for one in folder.iterdir():
+            share_folder(one) if one.is_dir() else share(one)
 
 
 def make_private(path: Path) -> None:

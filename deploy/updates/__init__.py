@@ -5,6 +5,7 @@
 ``blobs``: files and differences by their sha256
 ``keys``: private keys, in files outside of the channel
 ``metadata``: the TUF repository: root, targets, snapshot and timestamp
-``channel``: publish, roll back, refresh
+``channel``: what a channel holds, to read
+``publisher``: publish, roll back, refresh
 ``device``: a device's half; ``web`` is the same half for a page
 """

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import BinaryIO
 
+from deploy.updates.public_files import FILE_MODE, make_public_folder
 from deploy.updates.release import Blob
 from everlearn.bundles.durable import sync_directory
 from everlearn.errors import Corrupt
@@ -36,12 +37,12 @@ class Blobs:
 
     def write(self, fill: Callable[[BinaryIO], None], expected: str | None = None) -> Blob:
         """Adds what ``fill`` writes: on disk whole, or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_public_folder(self.folder, self.folder.parent)
         with NamedTemporaryFile(dir=self.folder, prefix=".", delete=False) as beside:
             try:
                 fill(beside)  # type: ignore[arg-type]
                 beside.flush()
-                os.fchmod(beside.fileno(), 0o644)
+                os.fchmod(beside.fileno(), FILE_MODE)
                 os.fsync(beside.fileno())
                 blob = Blob(bytes=os.fstat(beside.fileno()).st_size, sha256=sha256_of(Path(beside.name)))
                 if expected and blob.sha256 != expected:

@@ -1,4 +1,4 @@
-"""Private keys of a channel: one Ed25519 key a file, mode 0600, in folders outside of what is published.
+"""Private keys of a channel: one Ed25519 key per file, mode 0600, in folders outside of what is published.
 
 A role's keys lie in the folder of its name. The root's may lie elsewhere, as on media that are plugged in for a rotation
 alone: each folder that is named holds one of them.

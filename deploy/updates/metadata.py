@@ -16,7 +16,7 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from deploy.updates.keys import ONLINE, ROLES, ROOT, Keys
-from everlearn.bundles.durable import write_file
+from deploy.updates.public_files import make_public_folder, write_public
 from everlearn.errors import Conflict, Corrupt, InvalidInput, NotFound
 
 FOLDER, TARGETS = "metadata", "targets"
@@ -27,7 +27,6 @@ LIFE = {
     "timestamp": timedelta(days=3),
 }
 """Until when a role's signature holds: the timestamp's is how long a device can be kept from news unnoticed."""
-FULL_MODE = 0o644
 
 Payload = TypeVar("Payload", Root, Snapshot, Targets, Timestamp)
 
@@ -98,7 +97,7 @@ class Repository(ChannelMetadata):
             target = TargetFile.from_data(path, content, ["sha256"])
             target.unrecognized_fields["custom"] = custom
             file = self.channel / TARGETS / hashed(path, target)
-            file.parent.mkdir(parents=True, exist_ok=True)
+            make_public_folder(file.parent, self.channel)
             write_public(file, content)
             targets[path] = target
         self.write("targets")
@@ -206,7 +205,7 @@ def create(channel: Path, keys: Keys, threshold: int, now: datetime | None = Non
             "of them are named (--root-keys)"
         )
     moment = (now or datetime.now(UTC)).replace(microsecond=0)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_public_folder(folder, channel)
     root = Root(expires=moment + LIFE[ROOT], consistent_snapshot=True)
     made = {role: keys.create(role) for role in ROLES}
     for role, signers in made.items():
@@ -257,9 +256,3 @@ def hashed(path: str, target: TargetFile) -> str:
     """Where a target lies, with its sha256 in its name: none is ever written over."""
     folder, _, name = path.rpartition("/")
     return f"{folder}/{target.hashes['sha256']}.{name}"
-
-
-def write_public(file: Path, content: bytes) -> None:
-    """Durably, and readable by the server that hands it out."""
-    write_file(file, content)
-    file.chmod(FULL_MODE)

@@ -23,7 +23,7 @@ def main() -> None:
     if sys.argv[1:2] and sys.argv[1] in UPDATES:
         from deploy.updates.device.__main__ import main as update
 
-        sys.exit(update(sys.argv[1:]))
+        sys.exit(update(sys.argv[1:], "everlearn-runner"))
     options = parser().parse_args()
     configure_logging("info")
     try:

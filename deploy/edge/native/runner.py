@@ -19,7 +19,7 @@ import structlog
 from deploy.edge.manifest import read_manifest, verify_files
 from deploy.edge.native.listening import url_of
 from deploy.updates.device.store import Device
-from everlearn.errors import EverlearnError, NotFound
+from everlearn.errors import EverlearnError, NotFound, Unavailable
 from everlearn.processes.program import describe_exit, environment, python
 
 CHANNEL = "channel.json"
@@ -168,10 +168,18 @@ class Runner:
 
 
 def newest(folder: Path) -> Path:
-    """What ``folder`` points to, by a link or as the folder of a device that is updated. Raises NotFound, Corrupt."""
+    """What ``folder`` points to, by a link or as the folder of a device that is updated.
+
+    Raises NotFound, Corrupt, Unavailable where this user may not read it.
+    """
     folder = folder.resolve()
-    if (folder / CHANNEL).is_file():
-        return Device(folder).current().resolve()
+    try:
+        if (folder / CHANNEL).is_file():
+            return Device(folder).current().resolve()
+    except PermissionError as error:
+        raise Unavailable(
+            f"{error.filename}: this user may not read it; whoever updates the folder may"
+        ) from None
     return folder
 
 

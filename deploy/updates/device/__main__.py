@@ -1,4 +1,4 @@
-"""``python -m deploy.updates.device``: make a device's folder, update it, go back."""
+"""``python -m deploy.updates.device``, and the runner's ``init``, ``update``, ``rollback`` and ``current``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import argparse
 import sys
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from deploy.updates.device.store import Device, Followed, create
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, InvalidInput
+
+MAX_ROOT_BYTES = 1 << 20
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, program: str = "python -m deploy.updates.device") -> int:
     """The program; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.updates.device", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=program, description="Set up a device's folder, update it, or roll it back."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     first = commands.add_parser("init", help="make a folder that follows a channel")
     first.add_argument("folder", type=Path)
@@ -39,9 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(said: argparse.Namespace) -> None:
     if said.command == "init":
-        create(
-            said.folder, said.root.read_bytes(), Followed(url=said.url, model=said.model, target=said.target)
-        )
+        create(said.folder, read_root(said.root), followed(said))
         return
     device = Device(said.folder)
     if said.command == "update":
@@ -55,6 +59,25 @@ def run(said: argparse.Namespace) -> None:
     elif said.command == "rollback":
         device.go_back()
     print(device.current())
+
+
+def read_root(file: Path) -> bytes:
+    """Raises InvalidInput."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(MAX_ROOT_BYTES)
+    except OSError as error:
+        raise InvalidInput(f"--root {file}: {error.strerror}", param="root") from None
+
+
+def followed(said: argparse.Namespace) -> Followed:
+    """Raises InvalidInput naming the option."""
+    try:
+        return Followed(url=said.url, model=said.model, target=said.target)
+    except ValidationError as error:
+        name = str(error.errors(include_url=False)[0]["loc"][0])
+        right = "http:// or https:// and a host" if name == "url" else "a name, as smollm2 or linux-arm64"
+        raise InvalidInput(f"--{name} {getattr(said, name)!r} must be {right}", param=name) from None
 
 
 if __name__ == "__main__":

@@ -22,9 +22,11 @@ Arm64 = Annotated[
         help="Folder with usr/bin/python3.11 and site/ (numpy, onnxruntime) for arm64, to run under qemu.",
     ),
 ]
-FORM_HELP = "How weights are kept; default: the first that the target runs. " + "; ".join(
-    f"{target}: {', '.join(dict.fromkeys(form for forms in of.forms.values() for form in forms))}"
-    for target, of in TARGETS.items()
+FORM_HELP = "How weights are stored; the first is the default. Decoders: {}. Encoders: {}.".format(
+    *(
+        "; ".join(f"{target}: {', '.join(of.forms[task])}" for target, of in TARGETS.items())
+        for task in ("generate", "embed")
+    )
 )
 
 
@@ -34,13 +36,15 @@ def edge(
     out: Annotated[Path, typer.Option(help="Folder to make.")],
     budget: Annotated[
         str | None,
-        typer.Option(help="Largest sizes, as download<=100MB,memory<=400MB; nothing is made beyond."),
+        typer.Option(
+            help="Limits, such as download<=100MB,memory<=400MB; a folder beyond them is not built."
+        ),
     ] = None,
     form: Annotated[FormName | None, typer.Option(help=FORM_HELP)] = None,
     arm64: Arm64 = None,
     as_json: Json = False,
 ) -> None:
-    """Make the folder of a model for a kind of device, once it is shown to run there."""
+    """Write a folder that one kind of device runs, after checking that the model runs there."""
     from deploy.edge.budget import Budget, parse_budget
     from deploy.edge.build import build
     from everlearn.printing import print_json, size

@@ -51,7 +51,7 @@ RUNTIMES: Mapping[str, OtherRuntime] = {
         tasks=("generate", "embed"),
         lengths="fixed",
         chat=SCORES,
-        used_on="Android, microcontrollers, and where TensorFlow Lite was used",
+        used_on="Android, and programs that use TensorFlow Lite",
     ),
     "executorch": OtherRuntime(
         title="ExecuTorch (XNNPACK)",

@@ -29,9 +29,7 @@ KeysFolder = Annotated[
 ]
 RootKeys = Annotated[
     list[Path] | None,
-    typer.Option(
-        help="A folder with one of the root's keys, if not KEYS/root; several times for several keys."
-    ),
+    typer.Option(help="A folder with one of the root's keys, if not KEYS/root; repeat for several keys."),
 ]
 Target = Annotated[str, typer.Option(help="The kind of device, as web or linux-arm64.")]
 Alias = Annotated[str, typer.Option(help="champion, or canary for a share of the devices.")]
@@ -57,7 +55,7 @@ def publish(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="FOLDER|MODEL[@VERSION]", help="An edge folder, or a version to build one of."
+            metavar="FOLDER|MODEL[@VERSION]", help="An edge folder, or a version to build one from."
         ),
     ],
     keys: KeysFolder,
@@ -65,10 +63,12 @@ def publish(
         str | None, typer.Option(help="For a version: the kind of device, as web or linux-arm64.")
     ] = None,
     alias: Alias = "champion",
-    share: Annotated[str, typer.Option(help="Of the devices, for a canary: as 5%.")] = "100%",
+    share: Annotated[
+        str, typer.Option(help="Share of the devices that get the canary, such as 5%.")
+    ] = "100%",
     as_json: Json = False,
 ) -> None:
-    """Make an edge folder, or a version of the registry, what devices update to."""
+    """Publish an edge folder, or a version of the registry, to devices."""
     from deploy.updates.publisher import opened
     from deploy.updates.versions import publish_version
     from everlearn.errors import InvalidInput
@@ -120,7 +120,7 @@ def rotate(
     keys: KeysFolder,
     root_keys: RootKeys = None,
 ) -> None:
-    """Replace a role's keys; those before sign nothing any more. The root's keys must be here."""
+    """Replace a role's keys; the old ones become invalid. Needs the root's keys."""
     from deploy.updates.publisher import opened
 
     with opened(folder, keys_of(folder, keys, root_keys)) as published:

@@ -23,5 +23,4 @@ def make_public_folder(folder: Path, channel: Path) -> None:
 
 def write_public(file: Path, content: bytes) -> None:
     """Writes durably."""
-    write_file(file, content)
-    file.chmod(FILE_MODE)
+    write_file(file, content, FILE_MODE)

@@ -7,12 +7,13 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """``path`` holds either its former content or all of ``content``, whenever the machine stops."""
+def write_file(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """``path`` holds either its former content or all of ``content``, in this mode, whenever the machine stops."""
     with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as beside:
         try:
             beside.write(content)
             beside.flush()
+            os.fchmod(beside.fileno(), mode)
             os.fsync(beside.fileno())
             os.replace(beside.name, path)
         except BaseException:

@@ -110,3 +110,19 @@ share(pathlib.Path("shared"))
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert modes == {"kept": 0o600, "shared": 0o640}
+
+
+def test_a_folder_that_its_user_named_for_others_can_be_entered_at_any_depth(tmp_path: Path) -> None:
+    code = """
+import os, pathlib
+os.umask(0o022)
+from everlearn.privacy import keep_private, share_folder
+keep_private()
+inner = pathlib.Path("site/module")
+inner.mkdir(parents=True)
+(inner / "index.js").write_text("")
+share_folder(pathlib.Path("site"))
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert modes == {"site": 0o755, "module": 0o755, "index.js": 0o644}

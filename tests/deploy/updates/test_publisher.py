@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -73,6 +74,22 @@ def test_keys_are_for_their_owner_alone_and_outside_of_what_is_published(
         init(tmp_path / "channel", keys)
     with pytest.raises(NotFound, match="is no channel"):
         open_channel(tmp_path / "nothing")
+
+
+def test_a_server_of_another_user_reads_all_of_a_channel_whatever_the_umask(
+    edge_folders: dict[int, Path], tmp_path: Path
+) -> None:
+    keys, before = Keys(tmp_path / "keys", tmp_path / "channel"), os.umask(0o077)
+    try:
+        init(tmp_path / "channel", keys)
+        with opened(tmp_path / "channel", keys) as publisher:
+            publisher.publish(edge_folders[1])
+    finally:
+        os.umask(before)
+    there = [tmp_path / "channel", *(tmp_path / "channel").rglob("[!.]*")]
+    needed = {path: 0o055 if path.is_dir() else 0o044 for path in there}
+    closed = [path for path, bits in needed.items() if path.stat().st_mode & bits != bits]
+    assert len(there) > 10 and not closed
 
 
 def test_a_device_follows_the_rotation_of_every_key_and_former_keys_sign_nothing(

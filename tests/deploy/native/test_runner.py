@@ -10,6 +10,7 @@ import stat
 import subprocess
 import threading
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,10 @@ from tests.deploy.native.conftest import Running, changed, refused, running, sta
 from tests.support.serve.supervised import eventually
 
 CHAT = {"model": "decoder", "temperature": 0, "messages": [{"role": "user", "content": "the cat"}]}
+FOREIGN = (
+    {"host": "evil.example"}, {"origin": "https://evil.example"}, {"origin": "null"},
+    {"origin": "http://localhost:3000"}, {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"},
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +61,21 @@ def test_it_says_its_threads_its_memory_and_how_far_from_the_probes_it_is(
 
 def test_pages_of_other_sites_are_refused_and_health_is_open(served: Running) -> None:
     root = str(served.client.base_url).removesuffix("/v1/")
-    asked = [
-        httpx.get(f"{root}/v1/models", headers=headers)
-        for headers in ({"host": "evil.example"}, {"origin": "https://evil.example"}, {"origin": "null"})
-    ]
-    assert [one.status_code for one in asked] == [403, 403, 403]
+    asked = [httpx.get(f"{root}/v1/models", headers=headers) for headers in FOREIGN]
+    assert [one.status_code for one in asked] == [403] * len(FOREIGN)
     assert "'evil.example' is not this device's" in asked[0].json()["error"]["message"]
-    assert httpx.get(f"{root}/v1/models", headers={"origin": "http://localhost:3000"}).status_code == 200
+    for headers in ({"origin": root}, {"sec-fetch-site": "none"}, {"sec-fetch-site": "same-origin"}):
+        assert httpx.get(f"{root}/v1/models", headers=headers).status_code == 200, headers
+    twice = HTTPConnection(httpx.URL(root).netloc.decode())
+    twice.putrequest("GET", "/v1/models", skip_host=True)
+    for host in ("127.0.0.1", "evil.example"):
+        twice.putheader("host", host)
+    twice.endheaders()
+    assert twice.getresponse().status == 403
+    page = {"content-type": "text/plain", "origin": "http://127.0.0.1:1"}  # needs no preflight
+    assert httpx.post(f"{root}/v1/chat/completions", json=CHAT, headers=page).status_code == 403
+    image = {"sec-fetch-site": "cross-site", "sec-fetch-dest": "image"}
+    assert httpx.get(f"{root}/metrics", headers=image).status_code == 403
     assert httpx.get(f"{root}/health", headers={"host": "evil.example"}).json()["status"] == "ready"
     assert httpx.post(f"{root}/hand-over").status_code == 404  # a gateway's, of which there is none
 

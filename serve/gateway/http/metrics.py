@@ -72,7 +72,7 @@ class Metrics:
             ["model", "version", "role"], buckets=TIME_TO_FIRST_TOKEN_S, registry=registry,
         )  # fmt: skip
         self.updates = Counter(
-            "everlearn_updates", "Releases of edge folders that devices got.",
+            "everlearn_updates", "Downloads of the description of a version of an edge folder.",
             ["model", "target", "alias", "version"], registry=registry,
         )  # fmt: skip
         self.replicas = Gauge(

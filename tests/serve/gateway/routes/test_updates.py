@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
+from starlette.requests import ClientDisconnect
+from starlette.responses import FileResponse
 
+from serve.gateway.routes import updates
 from tests.serve.gateway.conftest import RunningGateway
 
 RELEASE = {"format": "everlearn-release/1", "version": 7}
 BLOB = bytes(range(256)) * 1000
+LARGE = "b" * 64
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +38,8 @@ def channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+    with (folder / "blobs" / LARGE).open("wb") as file:
+        file.truncate(32 << 20)
     (folder / "metadata" / "link.json").symlink_to(folder.parent / "beside.json")
     return folder
 
@@ -86,6 +95,49 @@ def test_versions_are_counted_without_who_got_them(updating: RunningGateway) -> 
     for _ in range(3):
         assert updating.client.get(f"/v1/updates/targets/tiny/web/{'a' * 64}.champion.json").json() == RELEASE
     assert updating.metric(name) == before + 3
+
+
+def ask_for_the_large_blob(port: int, client: str) -> tuple[socket.socket, bytes]:
+    """A connection that has read only the status of its answer, and that status."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(20)
+    connection.bind((client, 0))
+    connection.connect(("127.0.0.1", port))
+    connection.sendall(f"GET /v1/updates/blobs/{LARGE} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+    return connection, connection.recv(12).removeprefix(b"HTTP/1.1 ")
+
+
+def test_one_client_cannot_take_every_place(updating: RunningGateway) -> None:
+    with ExitStack() as held:
+        said = []
+        for client in ("127.0.0.1",) * (updates.PER_CLIENT + 1) + ("127.0.0.2",):
+            connection, status = ask_for_the_large_blob(updating.port, client)
+            held.enter_context(connection)
+            said.append(status)
+    assert said == [b"200"] * updates.PER_CLIENT + [b"429", b"200"]
+
+
+def test_a_reader_who_takes_nothing_is_broken_off(channel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(updates, "STALL_S", 0.1)
+    taken: list[int] = []
+
+    async def send(message: dict[str, object]) -> None:
+        if len(taken) == 3:
+            await asyncio.Event().wait()
+        taken.append(len(bytes(message.get("body", b""))))  # type: ignore[arg-type]
+
+    async def receive() -> dict[str, object]:
+        return await asyncio.Future()
+
+    async def sent() -> None:
+        answer = updates.Bounded(FileResponse(channel / "blobs" / LARGE))
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "extensions": {}}
+        with pytest.raises(ClientDisconnect):
+            await asyncio.wait_for(answer(scope, receive, send), 30)  # type: ignore[arg-type]
+
+    asyncio.run(sent())
+    assert taken == [0, 65536, 65536]
 
 
 def test_there_is_no_such_route_unless_the_settings_name_a_channel(gateway: RunningGateway) -> None:

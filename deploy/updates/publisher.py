@@ -14,6 +14,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from deploy.edge.manifest import read_manifest as read_edge_manifest
+from deploy.edge.manifest import verify_files
+from deploy.edge.targets import TARGETS as EDGE_TARGETS
 from deploy.updates.channel import Channel, Known, Versions
 from deploy.updates.deltas import Deltas
 from deploy.updates.keys import Keys
@@ -50,9 +53,20 @@ class Publisher(Channel):
     ) -> Release:
         """Makes an edge folder the version that an alias stands for.
 
-        Raises Corrupt where the folder is not what its edge.json says, InvalidInput for a share that is none.
+        Raises Corrupt where edge.json is not whole or the folder not what it says, Unsupported for another format,
+        InvalidInput for a share that is none.
         """
         raw = read_edge(folder)
+        whole = read_edge_manifest(
+            folder
+        )  # all of it: what a device lacks there, it finds after the download
+        if whole.target not in EDGE_TARGETS:
+            raise Corrupt(
+                f"{folder / MANIFEST}: target {whole.target!r} is none of {', '.join(EDGE_TARGETS)}",
+                param="target",
+            )
+        progress("comparing the files with their hashes", None)
+        verify_files(folder, whole)
         manifest = read_manifest(raw, str(folder / MANIFEST))
         for file in manifest.files:
             progress(f"copying {file.path}", None)

@@ -9,10 +9,10 @@ import onnx
 
 from deploy.edge.check.operators import refuse_known, refuse_missing
 from deploy.edge.check.sessions import Place, emulated_x64, place_for
-from deploy.edge.manifest import GRAPH, EdgeManifest, read_manifest, verify_files
+from deploy.edge.manifest import GRAPH, MANIFEST, EdgeManifest, read_manifest, verify_files
 from deploy.edge.probes import asked, refuse_difference, request_of
 from deploy.edge.targets import TARGETS
-from everlearn.errors import Unavailable, Unsupported
+from everlearn.errors import Corrupt, Unavailable, Unsupported
 from everlearn.progress import Progress, silent
 from everlearn.settings import Settings
 
@@ -42,6 +42,8 @@ def check(
 ) -> Checked:
     """Raises Corrupt naming a file that changed, CannotRun naming operators, Differs where numbers are others."""
     manifest = read_manifest(directory)
+    if manifest.target not in TARGETS:
+        raise Corrupt(f"{directory / MANIFEST}: target {manifest.target!r} is none of {', '.join(TARGETS)}")
     progress("hashing the files", None)
     verify_files(directory, manifest)
     places, skipped = places_for(settings, manifest.target, arm64)

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from deploy.updates.device.store import Device, Followed, create
-from everlearn.errors import EverlearnError, InvalidInput
+from everlearn.errors import EverlearnError, InvalidInput, Unavailable
 
 MAX_ROOT_BYTES = 1 << 20
 
@@ -40,6 +40,9 @@ def main(arguments: list[str] | None = None, program: str = "python -m deploy.up
     except EverlearnError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"error: {said.folder} cannot be read or written: {error}", file=sys.stderr)
+        return Unavailable.exit_code
     return 0
 
 

@@ -6,16 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import urllib3
 from urllib3.exceptions import HTTPError
 
 from deploy.updates.blobs import FOLDER, sha256_of
+from deploy.updates.device.transport import TRIES, Pace, Transport
 from deploy.updates.release import Blob
 from everlearn.errors import Corrupt, Unavailable
-
-TRIES = 5
-PIECE_BYTES = 256 << 10
-TIMEOUT = urllib3.Timeout(connect=10, read=30)
 
 Told = Callable[[int], None]
 """Called with the number of bytes that came."""
@@ -27,11 +23,14 @@ class Downloads:
     def __init__(self, url: str, folder: Path) -> None:
         self.base = f"{url.rstrip('/')}/{FOLDER}/"
         self.folder = folder
-        self.http = urllib3.PoolManager(retries=False, timeout=TIMEOUT)
+        self.transport = Transport()
         self.received_bytes = 0
 
     def fetch(self, blob: Blob, told: Told = lambda _: None) -> Path:
-        """The file with these bytes. Raises Corrupt where others came, Unavailable where the channel does not answer."""
+        """The file with these bytes.
+
+        Raises Corrupt where others came, Unavailable where the channel does not answer, stays busy or is too slow.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         whole, part = self.folder / blob.sha256, self.folder / f"{blob.sha256}.part"
         if whole.exists() and sha256_of(whole) == blob.sha256:
@@ -39,10 +38,10 @@ class Downloads:
         part.touch()
         if part.stat().st_size > blob.bytes:
             part.unlink()
-        tries = 0
+        tries, pace = 0, Pace(self.base + blob.sha256)
         while (had := part.stat().st_size if part.exists() else 0) < blob.bytes:
             try:
-                self._continue(part, had, blob, told)
+                self._continue(part, had, blob, told, pace)
                 problem = "the connection ended early"
             except HTTPError as error:
                 problem = f"{type(error).__name__}: {error}"
@@ -60,14 +59,9 @@ class Downloads:
         os.replace(part, whole)
         return whole
 
-    def _continue(self, part: Path, had: int, blob: Blob, told: Told) -> None:
+    def _continue(self, part: Path, had: int, blob: Blob, told: Told, pace: Pace) -> None:
         """Appends what the server sends from byte ``had`` on."""
-        headers = (
-            {"range": f"bytes={had}-", "accept-encoding": "identity"}
-            if had
-            else {"accept-encoding": "identity"}
-        )
-        answer = self.http.request("GET", self.base + blob.sha256, headers=headers, preload_content=False)
+        answer = self.transport.get(pace, {"range": f"bytes={had}-"} if had else {})
         try:
             if answer.status not in (200, 206):
                 raise Unavailable(f"{self.base}{blob.sha256} answers {answer.status}")
@@ -76,10 +70,11 @@ class Downloads:
             )
             with part.open("ab" if resumed else "wb") as file:
                 left = blob.bytes - (had if resumed else 0)
-                while left and (piece := answer.read(min(PIECE_BYTES, left))):
-                    file.write(piece)
-                    left -= len(piece)
+                for piece in self.transport.pieces(answer, pace):
+                    file.write(piece[:left])
                     self.received_bytes += len(piece)
                     told(len(piece))
+                    if (left := left - len(piece)) <= 0:
+                        return
         finally:
             answer.close()

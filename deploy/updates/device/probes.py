@@ -8,15 +8,20 @@ from typing import Any
 
 from deploy.edge.targets import FORMS
 from deploy.updates.release import MANIFEST
-from everlearn.errors import Corrupt
+from everlearn.errors import Corrupt, Unavailable
 
 
 def refuse_other_numbers(folder: Path) -> None:
     """Raises Corrupt where a probe's numbers differ by more than the manifest's bound, or another token comes first.
 
-    Where the two most likely tokens are no further apart than the bound, either may come first.
+    Where the two most likely tokens are no further apart than the bound, either may come first. Raises Unavailable
+    where the version could not be run now, which may pass.
     """
     manifest = json.loads((folder / MANIFEST).read_bytes())
+    if missing := {"probes", "bound", "form", "task", "graph"} - manifest.keys():
+        raise Corrupt(
+            f"version {manifest['version']} is refused: {MANIFEST} lacks {', '.join(sorted(missing))}"
+        )
     probes, bound = manifest["probes"], manifest["bound"]
     for probe, said in zip(probes, computed(folder, manifest), strict=True):
         expected = probe.get("top_logits") or probe["embedding"]
@@ -30,7 +35,7 @@ def refuse_other_numbers(folder: Path) -> None:
 
 
 def computed(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """What this machine says of each probe. Raises Corrupt where onnxruntime does not run the graph."""
+    """What this machine says of each probe. Raises Unavailable where onnxruntime does not run the graph, or not now."""
     from deploy.edge.check.native_session import answer
 
     prompts = [{"token_ids": one["token_ids"], "ids": one.get("top_ids")} for one in manifest["probes"]]
@@ -42,6 +47,7 @@ def computed(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         return answer(request)["outputs"]
     except Exception as error:  # noqa: BLE001 (onnxruntime's errors share no other base)
-        raise Corrupt(
-            f"version {manifest['version']} is refused: onnxruntime does not run it: {str(error)[:300]}"
+        told = f"{type(error).__name__}: {str(error)[:300]}"
+        raise Unavailable(
+            f"version {manifest['version']} did not run here, and is tried again by the next update: {told}"
         ) from None

@@ -23,7 +23,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 
-from deploy.updates.release import MANIFEST, Name, Record
+from deploy.updates.blobs import sha256_of
+from deploy.updates.release import MANIFEST, Name, Record, read_manifest
 from everlearn.bundles.durable import move_directory, sync_directory, sync_tree, write_file
 from everlearn.errors import Conflict, Corrupt, InvalidInput, NotFound
 
@@ -86,13 +87,13 @@ class Device:
 
     def take(self, staged: Path, name: str) -> None:
         """A verified folder becomes current, and what was current is kept as the last good one."""
-        sync_tree(staged)
-        target = self.versions / name
-        self.versions.mkdir(exist_ok=True)
-        if target.exists():  # moved there by an update that was killed before it said so
-            shutil.rmtree(target)
-        move_directory(staged, target)
-        former = self.state
+        former, target = self.state, self.versions / name
+        if name != former.previous or not self.is_whole(name):
+            sync_tree(staged)
+            self.versions.mkdir(exist_ok=True)
+            if target.exists():  # by an update that was killed before it said so, or broken since
+                shutil.rmtree(target)
+            move_directory(staged, target)
         self._write(State(current=name, previous=former.current))
         self.clear()
 
@@ -100,10 +101,21 @@ class Device:
         """The last good version is current again; what it replaces is not fetched again. Raises NotFound."""
         with self.locked():
             state = self.state
-            if state.previous is None or not (self.versions / state.previous / MANIFEST).exists():
-                raise NotFound(f"{self.folder} has no version to go back to")
+            if state.previous is None or not self.is_whole(state.previous):
+                raise NotFound(f"{self.folder} has no version to go back to, or a broken one")
             self._write(State(current=state.previous, previous=state.current, refused=state.current))
             return self.current()
+
+    def is_whole(self, name: str) -> bool:
+        """Whether every file of a version is the one that its edge.json lists."""
+        folder = self.versions / name
+        try:
+            if not sha256_of(folder / MANIFEST).startswith(name):
+                return False
+            listed = read_manifest((folder / MANIFEST).read_bytes()).files
+            return all(sha256_of(folder / one.path) == one.sha256 for one in listed)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def refuse(self, name: str) -> None:
         """``name`` is not fetched again, until the channel has another version."""

@@ -17,10 +17,12 @@ from tuf.api.exceptions import (
     RepositoryError,
 )
 from tuf.ngclient import Updater, UpdaterConfig
+from urllib3.exceptions import HTTPError
 
 from deploy.updates.device.fetch import fetch
 from deploy.updates.device.probes import refuse_other_numbers
 from deploy.updates.device.store import Device
+from deploy.updates.device.transport import MetadataFetcher, Transport
 from deploy.updates.metadata import FOLDER, TARGETS
 from deploy.updates.release import (
     CANARY,
@@ -53,11 +55,11 @@ def update(
 ) -> Updated:
     """Brings a device to what the channel says, or leaves it as it is.
 
-    Raises Unavailable where the channel does not answer, its signatures have expired or the disk is full, and Corrupt
-    for metadata or files that are not what was signed, older metadata included, and for a version that this machine
-    does not compute as it should.
+    Raises Unavailable where the channel does not answer, its signatures have expired, the disk is full or the version
+    could not be run now, and Corrupt for metadata or files that are not what was signed, older metadata included, and
+    for a version whose numbers are others here. That one alone is not fetched again.
     """
-    with device.locked(), room_on_disk(device):
+    with device.locked(), disk_of(device):
         progress("asking the channel", None)
         release, alias = newest(device)
         state = device.state
@@ -80,13 +82,13 @@ def update(
 
 
 @contextmanager
-def room_on_disk(device: Device) -> Iterator[None]:
-    """Raises Unavailable where the disk is full; what was fetched goes, so that what runs here has room again."""
+def disk_of(device: Device) -> Iterator[None]:
+    """Raises Unavailable where the disk fails; where it is full, what was fetched goes, so that what runs has room."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
+            raise Unavailable(f"{device.folder} cannot be updated: {error}") from None
         shutil.rmtree(device.staging, ignore_errors=True)
         raise Unavailable(f"the disk of {device.folder} is full: make room there, and update again") from None
 
@@ -104,7 +106,8 @@ def newest(device: Device) -> tuple[Release, str]:
             f"{base}/{FOLDER}/",
             str(releases),
             f"{base}/{TARGETS}/",
-            config=UpdaterConfig(app_user_agent="everlearn"),
+            fetcher=MetadataFetcher(Transport()),
+            config=UpdaterConfig(),
             bootstrap=(device.folder / "root.json").read_bytes(),
         )
         updater.refresh()
@@ -123,7 +126,7 @@ def newest(device: Device) -> tuple[Release, str]:
         raise Corrupt(
             f"the channel {base} is not what was signed, or is older than what was seen: {error}"
         ) from None
-    except DownloadError as error:
+    except (DownloadError, HTTPError) as error:
         raise Unavailable(f"the channel {base} does not answer: {error}") from None
     release = read_release(raw)
     if (release.model, release.target) != (followed.model, followed.target):

@@ -68,7 +68,12 @@ def write_edge_folder(
         "form": "int8-dynamic", "runtime": {"name": "onnxruntime", "version": onnxruntime.__version__},
         "files": [listed(folder / one) for one in files], "tensors": {"weights-000.bin": spans},
         "probes": [probe(session, ids, wrong_by) for ids in PROMPTS], "bound": 0.01,
-        "graph": {"kv_heads": 1, "head_size": 1, "cache": "float32"},
+        "graph": {
+            "layers": 0, "kv_heads": 1, "head_size": 1, "vocabulary": VOCABULARY, "context": 64, "hidden": HIDDEN,
+            "cache": "float32",
+        },
+        "download_bytes": sum((folder / one).stat().st_size for one in files), "memory_bytes": 10**8,
+        "memory_is": "estimated",
     }  # fmt: skip
     (folder / "edge.json").write_text(json.dumps(manifest, sort_keys=True, separators=(",", ":")))
     return folder

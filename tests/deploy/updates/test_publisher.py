@@ -11,14 +11,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from deploy.edge.check.check import check
 from deploy.updates import metadata
 from deploy.updates.channel import open_channel
 from deploy.updates.device.update import update
 from deploy.updates.keys import ROLES, Keys
 from deploy.updates.publisher import KEPT, init, opened
 from deploy.updates.release import CANARY, CHAMPION
+from deploy.updates.versions import publish_version
 from everlearn.cli.commands import app
 from everlearn.errors import Conflict, Corrupt, InvalidInput, NotFound
+from everlearn.settings import Settings
 from tests.deploy.updates.conftest import Published
 from tests.deploy.updates.edge_folders import lesson, weights, write_edge_folder
 from tests.deploy.updates.test_device import same
@@ -213,8 +216,23 @@ def test_what_cannot_be_published_says_why(
 ) -> None:
     broken = Path(shutil.copytree(edge_folders[3], tmp_path / "broken"))
     (broken / "weights-000.bin").write_bytes(b"other")
-    with pytest.raises(Corrupt, match=r"weights-000.bin is not what edge\.json lists"):
+    with pytest.raises(Corrupt, match=r"weights-000.bin is not the file that was written"):
         published.publish(broken)
+    whole = json.loads((edge_folders[3] / "edge.json").read_bytes())
+    for said, told in (
+        ({key: value for key, value in whole.items() if key != "probes"}, "probes: Field required"),
+        ({key: value for key, value in whole.items() if key != "bound"}, "bound: Field required"),
+        (whole | {"target": "webb"}, "target 'webb' is none of web, linux-x64"),
+    ):
+        (broken / "edge.json").write_text(json.dumps(said))
+        with pytest.raises(Corrupt, match=told):
+            published.publish(broken)
+    with pytest.raises(Corrupt, match="target 'webb' is none of web, linux-x64"):
+        check(Settings(), broken)
+    with pytest.raises(InvalidInput, match="--target 'webb' is none of web, linux-x64"):
+        published.change(
+            lambda publisher: publish_version(publisher, Settings(), "tiny", "webb", CHAMPION, 10**6)
+        )
     with pytest.raises(NotFound, match=r"no edge folder: it has no edge\.json"):
         published.publish(tmp_path)
     for alias, share, told in (

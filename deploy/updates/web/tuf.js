@@ -5,9 +5,11 @@
 //   const targets = await channel.refresh();     {path: {length, hashes, custom}}, all of it signed
 //   const bytes = await channel.target(path);    a target's bytes
 //
-// root: the bytes of a root.json that this page trusts. files: what was seen, {read(name) -> bytes or null, write(name,
+// root: the bytes of a root.json that this page trusts; where it is another one than before, what followed from that one
+// is no longer trusted. patienceMs: how long to wait for a busy server, in all. files: what was seen, {read(name) -> bytes or null, write(name,
 // bytes)}. Throws EverlearnError: "corrupt" for what is not signed, is changed or is older; "expired"; "unavailable".
 
+import { busyMs, isBusy } from "../busy.js";
 import { sha256 } from "../vendor/noble/sha2.js";
 import { EverlearnError } from "../errors.js";
 import { canonical } from "./canonical.js";
@@ -15,12 +17,17 @@ import { canonical } from "./canonical.js";
 const MOST_ROTATIONS = 256;
 const MOST_BYTES = { root: 512_000, timestamp: 16_384, snapshot: 2_000_000, targets: 5_000_000 };
 const MOST_TARGET_BYTES = 4 << 20;
+const PATIENCE_MS = 10_000;
+const STALL_MS = 10_000;
+const SLOWEST_BYTES_PER_MS = 2.048;
 
 export class TufClient {
-  constructor(url, { root, files, fetch = (...request) => globalThis.fetch(...request), now = () => Date.now() }) {
+  constructor(url, { root, files, patienceMs = PATIENCE_MS, stallMs = STALL_MS, fetch = (...request) => globalThis.fetch(...request), now = () => Date.now() }) {
     this.url = url.endsWith("/") ? url : `${url}/`;
     this.initial = root;
     this.files = files;
+    this.patienceMs = patienceMs;
+    this.stallMs = stallMs;
     this.fetch = fetch;
     this.now = now;
   }
@@ -45,8 +52,7 @@ export class TufClient {
   }
 
   async #newestRoot() {
-    const seen = await this.files.read("root.json");
-    let trusted = await this.#trustedRoot(seen);
+    let trusted = await this.#trustedRoot();
     for (let rotations = 0; rotations < MOST_ROTATIONS; rotations++) {
       const bytes = await this.#get(`metadata/${trusted.version + 1}.root.json`, MOST_BYTES.root, true);
       if (bytes === null) break;
@@ -61,15 +67,20 @@ export class TufClient {
     return trusted;
   }
 
-  async #trustedRoot(seen) {
+  /** The root that was reached from the page's own, or that one. Where the page has none just now, the one reached. */
+  async #trustedRoot() {
+    const seen = await this.files.read("root.json");
     if (!this.initial && !seen) throw new EverlearnError("unavailable", "the root.json that this page trusts cannot be reached: connect once");
-    const initial = parsed(this.initial ?? seen, "root");
-    await this.#verify(initial.signed, "root", initial);
-    if (!seen) await this.files.write("root.json", new Uint8Array(this.initial));
-    if (!seen) return initial.signed;
-    const kept = parsed(seen, "root");
-    await this.#verify(kept.signed, "root", kept);
-    return kept.signed.version >= initial.signed.version ? kept.signed : initial.signed;
+    const sum = this.initial && new TextEncoder().encode(hex(sha256(new Uint8Array(this.initial))));
+    const reachedFrom = await this.files.read("initial");
+    const reached = seen && (!sum || (reachedFrom && hex(reachedFrom) === hex(sum)));
+    const root = parsed(reached ? seen : this.initial, "root");
+    await this.#verify(root.signed, "root", root);
+    if (!reached) {
+      await this.files.write("root.json", new Uint8Array(this.initial));
+      await this.files.write("initial", sum); // last: a page that ends before begins anew
+    }
+    return root.signed;
   }
 
   async #timestamp() {
@@ -131,25 +142,69 @@ export class TufClient {
     if (!(Date.parse(expires) > this.now())) throw new EverlearnError("expired", `the channel's ${role} ${version} expired on ${expires}: its publisher must refresh it, or somebody holds back news`);
   }
 
+  /** A file's bytes, or null where it may be absent and is. */
   async #get(path, most, mayBeAbsent = false) {
-    const response = await this.fetch(this.url + path, { cache: "no-cache" }).catch((error) => {
-      throw new EverlearnError("unavailable", `${this.url} does not answer: ${error.message}`);
-    });
-    if (mayBeAbsent && (response.status === 404 || response.status === 403)) return null;
-    if (response.status >= 500) throw new EverlearnError("unavailable", `${this.url}${path} answers ${response.status}`);
-    if (!response.ok) throw corrupt(`${path} is missing (status ${response.status})`);
-    return upTo(most, response, path);
+    const url = this.url + path;
+    for (let tried = 0, waited = 0; ; tried++) {
+      const late = new Deadline(this.stallMs);
+      try {
+        const response = await this.fetch(url, { cache: "no-cache", signal: late.signal });
+        if (mayBeAbsent && (response.status === 404 || response.status === 403)) return null;
+        if (response.ok) return await upTo(most, response, path, late);
+        waited += busyMs(response, tried);
+        if (!isBusy(response) || waited > this.patienceMs) throw refusal(url, path, response.status);
+        late.end();
+        await new Promise((resolve) => setTimeout(resolve, busyMs(response, tried)));
+      } catch (error) {
+        if (error instanceof EverlearnError) throw error;
+        throw new EverlearnError("unavailable", `${url} does not answer: ${error.message}`);
+      } finally {
+        late.end();
+      }
+    }
+  }
+}
+
+const refusal = (url, path, status) =>
+  status >= 500 || status === 429 ? new EverlearnError("unavailable", `${url} answers ${status}`) : corrupt(`${path} is missing (status ${status})`);
+
+/** Aborts a request that begins later than `stallMs`, pauses for so long, or is slower than a modem. */
+class Deadline {
+  #controller = new AbortController();
+  #started = performance.now();
+  #stallMs;
+  #timer;
+
+  constructor(stallMs) {
+    this.#stallMs = stallMs;
+    this.came(0);
+  }
+
+  get signal() {
+    return this.#controller.signal;
+  }
+
+  /** So many bytes came in all. */
+  came(bytes) {
+    const left = this.#started + this.#stallMs + bytes / SLOWEST_BYTES_PER_MS - performance.now();
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#controller.abort(new Error("it is too slow")), Math.max(0, Math.min(left, this.#stallMs)));
+  }
+
+  end() {
+    clearTimeout(this.#timer);
   }
 }
 
 /** The body of a response, given up as soon as it is longer than `most`. */
-async function upTo(most, response, path) {
+async function upTo(most, response, path, late) {
   const parts = [];
   let size = 0;
   for (const reader = response.body.getReader(); ; ) {
     const { done, value } = await reader.read();
     if (done) break;
     size += value.length;
+    late.came(size);
     if (size > most) {
       await reader.cancel();
       throw corrupt(`${path} is longer than the ${most} bytes that it may have`);

@@ -10,6 +10,9 @@ import { applied } from "./delta.js";
 import { readRelease, takesCanary, waysTo } from "./release.js";
 import { TufClient, hex } from "./tuf.js";
 
+const STORED_PATIENCE_MS = 10_000; // a page whose model is here is not kept from it by a busy server
+const PATIENCE_MS = 120_000;
+
 /**
  * Brings the version that the channel has for this browser into `storage`, whole, and makes it current nowhere: the
  * caller does so once its probes agree. followed: {url, target, root}, root the bytes of a root.json that is trusted.
@@ -17,7 +20,8 @@ import { TufClient, hex } from "./tuf.js";
  */
 export async function update(storage, followed, told = () => {}) {
   const files = await seenFiles(storage.directory);
-  const channel = new TufClient(followed.url, { root: followed.root, files });
+  const patienceMs = (await storage.current()) ? STORED_PATIENCE_MS : PATIENCE_MS;
+  const channel = new TufClient(followed.url, { root: followed.root, files, patienceMs });
   const targets = await channel.refresh();
   const place = `${storage.model}/${followed.target}`;
   const canary = targets[`${place}/canary.json`]?.custom;
@@ -33,18 +37,21 @@ export async function update(storage, followed, told = () => {}) {
 
 /** The version before the current one is current again; the one that it replaces is not fetched again. */
 export async function goBack(storage) {
-  const current = await storage.current();
-  const others = (await storage.versions()).filter(({ version, whole }) => whole && version !== current);
-  if (!current || !others.length) throw new EverlearnError("not_found", `this browser keeps no version of ${storage.model} to go back to`);
+  const [current, before] = [await storage.current(), await storage.previous()];
+  if (!before || (await refused(await seenFiles(storage.directory))) === (await nameOf(storage, before))) throw new EverlearnError("not_found", `this browser keeps no version of ${storage.model} to go back to`);
   await refuse(storage, current);
-  await storage.makeCurrent(others.at(-1).version);
-  return others.at(-1).version;
+  await storage.makeCurrent(before);
+  return before;
 }
 
 /** A version that went wrong here is not fetched again, until the channel has another one. */
 export async function refuse(storage, version) {
-  const sum = hex(sha256(await storage.folder(version).read(MANIFEST)));
-  await (await seenFiles(storage.directory)).write("refused", new TextEncoder().encode(sum));
+  await (await seenFiles(storage.directory)).write("refused", new TextEncoder().encode(await nameOf(storage, version)));
+}
+
+/** A version as releases name it: the sha256 of its edge.json. */
+async function nameOf(storage, version) {
+  return hex(sha256(await storage.folder(version).read(MANIFEST)));
 }
 
 async function fetchRelease(storage, release, url, told) {

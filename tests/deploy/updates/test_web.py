@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from deploy.updates.publisher import init, opened
 from deploy.updates.release import takes_canary
 from everlearn.errors import NotFound
 from everlearn.settings import Settings
+from tests.deploy.updates.bad_server import bad_server, busy, dripping
 from tests.deploy.updates.conftest import Published
 from tests.deploy.updates.test_attacks import newest, of_longer_life, without_signature
 from tests.deploy.updates.test_delta import made, written
@@ -48,7 +51,7 @@ class Page:
     """A page that follows a channel, and remembers what it saw."""
 
     def __init__(self, module: Path, root: Path, state: Path) -> None:
-        state.mkdir()
+        state.mkdir(exist_ok=True)
         command = [str(node()), str(CLIENT), str(module), str(root), str(state)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -140,6 +143,52 @@ def test_a_page_refuses_what_was_changed_is_older_has_expired_or_is_signed_by_ot
     published.change(lambda publisher: publisher.refresh())
     assert page.ask(url=published.url)["result"]["version"] == 3
     assert page.ask(url="http://127.0.0.1:9")["error"]["code"] == "unavailable"
+
+
+def test_a_page_that_comes_with_another_root_trusts_nothing_that_the_former_one_led_to(
+    published: Published, page: Page, module: Path, edge_folders: dict[int, Path], tmp_path: Path
+) -> None:
+    published.change(lambda publisher: publisher.repository.rotate("root"))
+    assert page.ask(url=published.url)["result"]["root"] == 2
+    mine = Keys(tmp_path / "mine", tmp_path / "channel")
+    init(tmp_path / "channel", mine)
+    with opened(tmp_path / "channel", mine) as publisher:
+        publisher.publish(edge_folders[1])
+    former = shutil.copytree(published.folder, tmp_path / "former")
+    shutil.rmtree(published.folder)
+    shutil.copytree(tmp_path / "channel", published.folder)
+    assert page.ask(url=published.url)["error"]["code"] == "corrupt", "the page still has its root"
+    other = Page(module, tmp_path / "channel" / "metadata" / "1.root.json", tmp_path / "state")
+    assert other.ask(url=published.url)["result"] | {"targets": None} == {
+        "targets": None, "version": 1, "root": 1,
+    }  # fmt: skip
+    shutil.rmtree(published.folder)
+    shutil.copytree(former, published.folder)
+    said = other.ask(url=published.url)["error"]
+    assert said["code"] == "corrupt" and "has 0 of the 1 signatures" in said["message"], said
+    other.process.terminate()
+    other.process.wait()
+
+
+def test_a_page_waits_for_a_busy_server_and_leaves_one_that_is_slow(
+    published: Published, page: Page, tmp_path: Path
+) -> None:
+    def silent(request: BaseHTTPRequestHandler, _: bytes) -> bool:
+        time.sleep(4 if "timestamp" in request.path else 0)
+        return False
+
+    with bad_server(published.folder, busy({}, 2, 429, "0", "timestamp")) as url:
+        assert page.ask(url=url)["result"]["version"] == 2
+    for fault in (busy({}, 10, 429, "30", "timestamp"), dripping("timestamp", 4), silent):
+        with bad_server(published.folder, fault) as url:
+            said = page.ask(url=url, stallMs=500)
+            assert said["error"]["code"] == "unavailable", said
+    blob = max(published.folder.glob("blobs/*"), key=lambda one: one.stat().st_size)
+    with bad_server(published.folder, busy(seen := {}, 1, 429, "2", "blobs")) as url:
+        out = tmp_path / "blob"
+        page.ask(blob=f"{url}/blobs/{blob.name}", bytes=blob.stat().st_size, out=str(out))
+        first, second = next(iter(seen.values()))[:2]
+    assert out.read_bytes() == blob.read_bytes() and second - first >= 2
 
 
 def test_a_threshold_counts_each_key_once(

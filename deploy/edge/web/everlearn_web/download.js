@@ -1,5 +1,6 @@
 // A folder's files, from a server into storage: in pieces, going on where an earlier try ended.
 
+import { busyMs, isBusy } from "./busy.js";
 import { EverlearnError } from "./errors.js";
 import { MAX_MANIFEST_BYTES } from "./manifest.js";
 
@@ -12,7 +13,7 @@ export async function fetchManifest(url) {
   const response = await fetch(new URL("edge.json", url), { cache: "no-cache" }).catch((error) => {
     throw new EverlearnError("unavailable", `${url} cannot be reached (${error.message}), and this browser keeps no model of it: connect once`);
   });
-  if (response.status >= 500) throw new EverlearnError("unavailable", `${response.url} answers ${response.status}`);
+  if (response.status >= 500 || isBusy(response)) throw new EverlearnError("unavailable", `${response.url} answers ${response.status}`);
   if (!response.ok) throw new EverlearnError("not_found", `${response.url} answers ${response.status}: is there a folder of \`everlearn deploy edge\`?`);
   const bytes = new Uint8Array(await response.arrayBuffer());
   if (bytes.length > MAX_MANIFEST_BYTES) throw new EverlearnError("corrupt", "edge.json is larger than 4 MiB");
@@ -69,7 +70,7 @@ export async function* pieces(url, bytes, start, told, signal) {
       if (error.code || error.name === "AbortError") throw error;
       failed = at > before ? 1 : failed + 1;
       if (failed >= TRIES) throw new EverlearnError("unavailable", `${url} broke off at byte ${at} (${error.message}); loading again goes on from there`);
-      await new Promise((resolve) => setTimeout(resolve, FIRST_PAUSE_MS * 2 ** failed));
+      await new Promise((resolve) => setTimeout(resolve, error.busy ? busyMs(error.busy, failed) : FIRST_PAUSE_MS * 2 ** failed));
       continue;
     }
     if (at === before) throw new EverlearnError("corrupt", `${url} ends at byte ${at} of ${bytes}`);
@@ -84,6 +85,7 @@ async function* streamed(blob) {
 /** A reader of the bytes from `at` to `end`; of a server that knows no ranges, from `at` on. */
 async function opened(url, at, end, signal) {
   const response = await fetch(url, { headers: { Range: `bytes=${at}-${end - 1}` }, cache: "no-store", signal });
+  if (isBusy(response)) throw Object.assign(new Error(`status ${response.status}: it is busy`), { busy: response });
   if (response.status >= 500) throw new Error(`status ${response.status}`);
   if (!response.ok) throw new EverlearnError("not_found", `${url} answers ${response.status}`);
   const reader = response.body.getReader();

@@ -105,9 +105,10 @@ class Loading {
   }
 
   async openLastGood(found, error) {
-    const version = await this.calls.call("refuse", found);
+    const version = await this.calls.call("refuse", { ...found, code: error.code });
     if (version === null) throw error;
-    return this.open({ ...found, version, notice: `${found.version} was refused: ${error.message}` });
+    const what = error.code === "mismatch" ? "was refused" : "did not open, and is tried again by the next load";
+    return this.open({ ...found, version, notice: `${found.version} ${what}: ${error.message}` });
   }
 }
 

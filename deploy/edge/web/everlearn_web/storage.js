@@ -4,6 +4,7 @@
 //   const storage = await openStorage("smollm2");
 //   await storage.versions()                      [{version, whole, bytes}], oldest first
 //   await storage.current()                       the version that serves, or null
+//   await storage.previous()                      the version that served before it, or null
 //   const folder = storage.folder(version)        a version's files; it is made by the first write
 //   await folder.file(path)                       a File (a Blob that reads from disk), or null
 //   await folder.read(path)                       its bytes; throws "not_found"
@@ -60,12 +61,13 @@ export class Storage {
   }
 
   // The current version is a name of an empty file, "NUMBER,VERSION", of which the highest number counts: making a
-  // file is atomic.
+  // file is atomic. The number before it stays, for who goes back.
   async current() {
-    for (const { version } of await this.#turns()) {
-      if (await this.folder(version).whole()) return version;
-    }
-    return null;
+    return (await this.#served())[0] ?? null;
+  }
+
+  async previous() {
+    return (await this.#served())[1] ?? null;
   }
 
   async makeCurrent(version) {
@@ -76,7 +78,7 @@ export class Storage {
     if (turns[0]?.version === version) return;
     const directory = await this.directory.getDirectoryHandle("current", { create: true });
     await directory.getFileHandle(`${(turns[0]?.number ?? 0) + 1},${version}`, { create: true });
-    for (const { name } of turns) await directory.removeEntry(name);
+    for (const { name } of turns.slice(1)) await directory.removeEntry(name);
   }
 
   async remove(version) {
@@ -92,6 +94,15 @@ export class Storage {
 
   locked(work) {
     return navigator.locks.request(`everlearn/${this.model}`, work);
+  }
+
+  /** Whole versions that serve or served, newest first. */
+  async #served() {
+    const found = new Set();
+    for (const { version } of await this.#turns()) {
+      if (await this.folder(version).whole()) found.add(version);
+    }
+    return [...found];
   }
 
   async #turns() {

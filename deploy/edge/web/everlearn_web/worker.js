@@ -58,13 +58,20 @@ const METHODS = {
     }
   },
 
-  /** {model, version, channel} -> the version to serve instead of one that did not open, or null. */
-  async refuse({ model: name, version, channel }) {
+  /**
+   * {model, version, channel, code} -> the version to serve instead of one that did not open for `code`, or null. Of a
+   * channel it is not fetched again if its numbers are others here; whatever else was wrong may pass.
+   */
+  async refuse({ model: name, version, channel, code }) {
     const storage = await openStorage(name);
-    const current = await storage.current();
-    if (current === version) return null;
-    if (channel) await (await import(UPDATES)).refuse(storage, version);
-    return current;
+    return storage.locked(async () => {
+      const current = await storage.current();
+      if (channel && code === "mismatch") {
+        await (await import(UPDATES)).refuse(storage, version);
+        if (current !== version) await storage.remove(version);
+      }
+      return current === version ? storage.previous() : current;
+    });
   },
 
   /** {model} -> the version that serves from now on: the one before. */

@@ -27,8 +27,14 @@ FOLLOW = """
   const root = await (await fetch("/root.json")).arrayBuffer();
   const channel = { url: `${location.origin}/channel/`, model: "smollm2", root };
   window.client?.close();
-  window.client = await EverlearnWeb.load("/model/", { channel, device: "wasm" });
+  window.client = await EverlearnWeb.load("/model/", { channel, device: "DEVICE" });
   return { version: client.version, notice: client.notice };
+"""
+BACK = "return client.goBack().then((version) => ({ version }), ({ code }) => ({ code }))"
+KEPT = """
+  let folder = await navigator.storage.getDirectory();
+  for (const name of ["everlearn", "smollm2", "versions"]) folder = await folder.getDirectoryHandle(name);
+  return (await Array.fromAsync(folder.keys())).map((name) => Number(name.split("-")[0])).sort();
 """
 
 
@@ -84,7 +90,7 @@ def test_a_page_follows_its_channel_by_few_bytes_refuses_what_is_older_and_goes_
 
     def follow() -> tuple[dict[str, Any], int]:
         before = sent()
-        said = script(driver, FOLLOW)
+        said = script(driver, FOLLOW.replace("DEVICE", "wasm"))
         return said, sent() - before
 
     first, whole = follow()
@@ -100,10 +106,17 @@ def test_a_page_follows_its_channel_by_few_bytes_refuses_what_is_older_and_goes_
         older = shutil.copytree(channel, tmp_path / f"before-{manifest['version']}")
         with opened_channel(channel, keys) as publisher:
             publisher.publish(lesson)
+        if manifest is right:
+            sent_before = sent()
+            said = script(driver, FOLLOW.replace("DEVICE", "webgpu"))
+            assert "error" in said, "no GPU here, which refuses no version"
+            few += sent() - sent_before
         said, came = follow()
         few += came
         if manifest is wrong:
             assert said["version"] == version and "was refused" in said["notice"], said
+            assert script(driver, KEPT) == [version], "what was refused is gone"
+            assert script(driver, BACK) == {"code": "not_found"}, "and is nothing to go back to"
     assert said == {"version": 51, "notice": None}
     assert 1e5 < few < 0.1 * whole
 
@@ -113,7 +126,7 @@ def test_a_page_follows_its_channel_by_few_bytes_refuses_what_is_older_and_goes_
     assert said["version"] == 51 and "older than" in said["notice"], said
     shutil.rmtree(channel)
     shutil.move(tmp_path / "newer", channel)
-    assert script(driver, "return client.goBack()").startswith(f"{version}-")
+    assert script(driver, BACK)["version"].startswith(f"{version}-")
     said, came = follow()
     assert said == {"version": version, "notice": None} and came < 20_000, (
         "the newer one is not fetched again"

@@ -61,6 +61,7 @@ RIGHTS = {
     "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": "any key",
     "GET /console/state": "an administrator",
     "POST /console/acts": "an administrator",
+    "GET /v1/updates/{path:path}": "anybody",
     "GET /health": "anybody",
     "GET /ready": "anybody",
     "GET /metrics": "anybody",

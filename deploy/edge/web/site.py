@@ -6,6 +6,7 @@ elsewhere.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import shutil
@@ -63,15 +64,22 @@ def write_site(directory: Path, task: str, settings: Settings, progress: Progres
 
 
 def _write_app_files(directory: Path, scripts: list[str]) -> None:
-    """What the service worker keeps, under a name that changes with any of it."""
+    """What the service worker keeps, with the digests that it holds files to, under a name that changes with any of it."""
     later = [f"everlearn_web/vendor/{name}" for name in WEBGPU]
     module = (path for path in (directory / "everlearn_web").rglob("*") if path.is_file())
     inside = sorted(path.relative_to(directory).as_posix() for path in module)
     files = ["index.html", *scripts, *SHARED, *(path for path in inside if path not in later)]
     files.remove("sw.js")  # the browser keeps that itself
-    digest = hashlib.sha256()
-    for path in (*files, *later):
-        digest.update(f"{path}\0{hashlib.sha256((directory / path).read_bytes()).hexdigest()}\n".encode())
-    app = {"version": digest.hexdigest()[:16], "files": ["./", *files], "later": later}
-    text = f"const APP = {json.dumps(app, sort_keys=True)};\n"
+    app = {
+        "files": {path: integrity(directory / path) for path in files},
+        "later": {path: integrity(directory / path) for path in later},
+    }
+    app["files"]["./"] = app["files"]["index.html"]
+    version = hashlib.sha256(json.dumps(app, sort_keys=True).encode()).hexdigest()[:16]
+    text = f"const APP = {json.dumps({'version': version, **app}, sort_keys=True)};\n"
     write_file(directory / APP_FILES, text.encode())
+
+
+def integrity(path: Path) -> str:
+    """A file's digest as `fetch` and `<script>` take it (Subresource Integrity)."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(path.read_bytes()).digest()).decode()}"

@@ -64,11 +64,20 @@ function retried(error) {
 async function keepOffline() {
   if (!("serviceWorker" in navigator)) return;
   const first = !navigator.serviceWorker.controller;
-  await navigator.serviceWorker.register("./sw.js");
-  await navigator.serviceWorker.ready;
+  const { installing } = await navigator.serviceWorker.register("./sw.js", { updateViaCache: "none" });
+  await Promise.race([navigator.serviceWorker.ready, refused(installing)]);
   const again = first && !self.crossOriginIsolated && !sessionStorage.getItem("everlearn-again");
   if (!again) return;
   sessionStorage.setItem("everlearn-again", "1");
   location.reload();
   await new Promise(() => {});
+}
+
+/** Rejects if the service worker does not get its files: `ready` would wait forever. */
+function refused(worker) {
+  return new Promise((_, reject) => {
+    const check = () => worker?.state === "redundant" && reject(new Error("its files did not come, or are not of one build"));
+    worker?.addEventListener("statechange", check);
+    check();
+  });
 }

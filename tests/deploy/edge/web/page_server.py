@@ -1,5 +1,6 @@
 """The page's own server in a thread, with faults: connections that break, bytes that are changed, a network that is gone."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -16,10 +17,12 @@ from deploy.edge.web.serve import HEADERS, create_app
 
 @dataclass
 class Faults:
-    """``break_at``: of a path, the byte from which its connections break. ``flip_at``: the byte that is another one."""
+    """``break_at``: of a path, the byte from which its connections break. ``flip_at``: the byte that is another one.
+    ``silent_at``: the byte after which nothing comes and nobody hangs up."""
 
     break_at: dict[str, int] = field(default_factory=dict)
     flip_at: dict[str, int] = field(default_factory=dict)
+    silent_at: dict[str, int] = field(default_factory=dict)
     without_ranges: bool = False
     sent: dict[str, int] = field(default_factory=dict)
     """Bytes of each path that left the server."""
@@ -53,6 +56,9 @@ class FaultyServer:
         if faults.without_ranges:
             scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"range"]
         at = int(dict(scope["headers"]).get(b"range", b"bytes=0-").split(b"=")[1].split(b"-")[0])
+
+        if faults.silent_at.get(path) == at:
+            await asyncio.Event().wait()
 
         async def spoilt(message: dict[str, Any]) -> None:
             nonlocal at

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploy.edge.web.packages import node
 from tests.deploy.edge.web.page_server import FaultyServer
 from tests.support.serve.browser import IN_A_BROWSER, Driver
+from tests.support.serve.supervised import eventually
 
 pytestmark = IN_A_BROWSER
 
@@ -27,6 +30,22 @@ window.events = [];
 worker.onmessage = ({data}) => ("event" in data ? window.events.push(data.event) : done(data));
 worker.onerror = (event) => done({error: {code: "worker", message: event.message}});
 worker.postMessage({id: 1, method, params});
+"""
+KEPT = """
+const done = arguments[arguments.length - 1];
+(async () => {
+  const found = [];
+  for (const name of await caches.keys())
+    for (const { url } of await (await caches.open(name)).keys()) found.push(new URL(url).pathname.slice(1));
+  return found;
+})().then(done);
+"""
+OPENED = """
+const [version, done] = arguments;
+(async () => {
+const { openStorage } = await import("/everlearn_web/storage.js");
+await (await openStorage("noise")).makeCurrent(version);
+})().then(() => done(null), (error) => done(error.message));
 """
 STORED = """
 const done = arguments[arguments.length - 1];
@@ -101,6 +120,55 @@ def test_a_broken_download_goes_on_where_it_broke(driver: Driver, server: Faulty
     assert {path: sizes[path] for path in SIZES} == SIZES and not any(
         path.endswith(".part") for path in sizes
     )
+
+
+def test_a_server_that_falls_silent_is_unavailable(server: FaultyServer, site: Path) -> None:
+    server.faults.silent_at = {"edge.json": 0, "weights-000.bin": 4 * MEGABYTE}
+    said = {
+        "module": str(site / "everlearn_web" / "download.js"),
+        "url": server.url.replace("localhost", "127.0.0.1"),
+        "bytes": SIZES["weights-000.bin"],
+    }
+    program = Path(__file__).with_name("stalls.mjs")
+    run = subprocess.run(
+        [node(), program], input=json.dumps(said), capture_output=True, text=True, check=False, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["manifest"]["code"] == "unavailable"
+    end = found["file"]["end"]
+    assert end["code"] == "unavailable" and f"byte {4 * MEGABYTE}" in end["message"], end
+    assert found["file"]["came"] == 4 * MEGABYTE
+
+
+def test_a_stored_model_opens_while_the_server_is_silent(driver: Driver, server: FaultyServer) -> None:
+    driver.get(server.url + "blank.html")
+    stored_here = fetch(driver, server.url)["result"]
+    assert driver.execute_async_script(OPENED, stored_here["version"]) is None
+    server.faults.silent_at["edge.json"] = 0
+    found = fetch(driver, server.url, name="noise")
+    assert found == {"id": 1, "result": {**stored_here, "offline": True, "notice": None}}
+
+
+def test_the_page_keeps_no_file_of_another_build(driver: Driver, empty_site: Path) -> None:
+    later = "everlearn_web/vendor/ort/ort.webgpu.js"
+    server = FaultyServer(empty_site)
+    server.faults.flip_at = {"everlearn_web/errors.js": 5, later: 5}  # as in the middle of an upload
+    fetched = "const done = arguments[1]; fetch(arguments[0]).then(() => done('came'), () => done('refused'))"
+    with server.running():
+        driver.get(server.url)
+        assert eventually(
+            lambda: any("not of one build" in one["message"] for one in driver.get_log("browser"))
+        )
+        assert driver.execute_async_script(KEPT) == []
+        del server.faults.flip_at["everlearn_web/errors.js"]
+        driver.get(server.url + "index.html")
+        eventually(lambda: driver.execute_script("return navigator.serviceWorker.controller !== null"))
+        assert "everlearn_web/errors.js" in driver.execute_async_script(KEPT)
+        assert driver.execute_async_script(fetched, f"/{later}") == "refused"
+        server.faults.flip_at.clear()
+        assert driver.execute_async_script(fetched, f"/{later}") == "came"
+        assert later in driver.execute_async_script(KEPT)
 
 
 def test_a_changed_byte_is_refused_and_nothing_of_the_file_is_kept(

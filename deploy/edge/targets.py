@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from everlearn.bundles.bundle import Task
+if TYPE_CHECKING:
+    from everlearn.bundles.bundle import Task
 
 FormName = Literal["int4-qdq", "int4-matmulnbits", "int8-dynamic"]
 Where = Literal["node", "native", "arm64"]

@@ -34,12 +34,12 @@ def test_an_answer_that_is_left_is_counted_for_its_key(
     tokens = len(tokenizer.encode(PROMPT, add_special_tokens=False).ids)
     assert tokens > 600
     body: dict[str, Any] = {
-        "model": model, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 1000, "stream": stream,
+        "model": model, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 4000, "stream": stream,
         "temperature": 0, "logit_bias": {"2": -100},
     }  # fmt: skip
     headers = {"authorization": f"Bearer {secret}"}
     url = f"{server.url}/v1/chat/completions"
-    with httpx.Client(timeout=httpx.Timeout(60, read=60 if stream else 4)) as leaving:
+    with httpx.Client(timeout=httpx.Timeout(60, read=60 if stream else 12)) as leaving:
         if stream:
             with leaving.stream("POST", url, json=body, headers=headers) as answer:
                 for _, _ in zip(answer.iter_lines(), range(20), strict=False):
@@ -59,7 +59,7 @@ def test_an_answer_that_is_left_is_counted_for_its_key(
     )  # of a whole answer vLLM tells nothing before its end: bytes are all there is
     assert used.failed == 1 and used.prompt_tokens > tokens / 2, used
     assert abs(used.prompt_tokens - tokens) < 60 or not counted, used
-    assert 5 <= used.completion_tokens <= 1000
+    assert 5 <= used.completion_tokens <= 4000
     time.sleep(0.2)
     again = httpx.post(url, json=body | {"max_tokens": 1}, headers=headers, timeout=60)
     assert again.status_code == 429 and "tokens per minute is spent" in again.json()["error"]["message"]

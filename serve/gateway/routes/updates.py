@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
+from everlearn.errors import NotFound
 from serve.gateway.http.exchange import exchange_of
 from serve.gateway.http.failures import Overloaded
 from serve.gateway.pages.openapi import error_responses
@@ -26,6 +27,7 @@ SERVED = re.compile(
 RELEASE = re.compile(rf"targets/({NAME})/({NAME})/[0-9a-f]{{64}}\.(champion|canary)\.json")
 NEWS = "metadata/timestamp.json"
 """The one file that changes; every other has its version or its sha256 in its name."""
+MISSING = "There is no such file in the update channel."
 AT_ONCE = 64
 PER_CLIENT = 16
 MAX_RELEASE_BYTES = 4 << 20
@@ -61,7 +63,7 @@ def add_updates(app: FastAPI, gateway: Gateway) -> None:
     async def updates(request: Request, path: str) -> Response:
         """A file of the update channel; `Range` and `If-None-Match` are answered."""
         if folder is None or not SERVED.fullmatch(path):
-            raise HTTPException(404)
+            raise NotFound(MISSING)
         exchange = exchange_of(request)
         client = client_of(request)
         if len(running) >= AT_ONCE or list(running.values()).count(client) >= PER_CLIENT:
@@ -70,7 +72,10 @@ def add_updates(app: FastAPI, gateway: Gateway) -> None:
             )
         running[exchange.number] = client
         exchange.on_end.append(partial(running.pop, exchange.number))
-        response = await files.get_response(path, request.scope)
+        try:
+            response = await files.get_response(path, request.scope)
+        except HTTPException:
+            raise NotFound(MISSING) from None
         fresh = path == NEWS
         response.headers["cache-control"] = "no-cache" if fresh else "public, max-age=31536000, immutable"
         if settings.count and request.method == "GET" and response.status_code == 200:

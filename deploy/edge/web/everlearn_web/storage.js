@@ -24,6 +24,8 @@ import { EverlearnError } from "./errors.js";
 export const MANIFEST = "edge.json";
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
 const FLUSH_BYTES = 8 * 1024 * 1024;
+const BUSY_MS = 10_000;
+const BUSY_WAIT_MS = 100;
 
 /** The storage of one model. Throws "unsupported" where the browser has no OPFS, as in some private windows. */
 export async function openStorage(model) {
@@ -152,7 +154,7 @@ class VersionFolder {
     const folder = await this.#handle(true);
     const name = entry(path);
     const part = await folder.getFileHandle(`${name}.part`, { create: true });
-    const access = await part.createSyncAccessHandle();
+    const access = await exclusive(part);
     let found;
     try {
       const kept = resume && access.getSize() <= bytes ? access.getSize() : 0;
@@ -223,4 +225,17 @@ function checkName(name) {
 function absent(error) {
   if (error.name === "NotFoundError") return null;
   throw error;
+}
+
+/** The only handle that writes a file. A page that has just been closed may hold the former one for a moment. */
+async function exclusive(file) {
+  for (let waited = 0; ; waited += BUSY_WAIT_MS) {
+    try {
+      return await file.createSyncAccessHandle();
+    } catch (error) {
+      if (error.name !== "NoModificationAllowedError") throw error;
+      if (waited >= BUSY_MS) throw new EverlearnError("unavailable", `another page is writing ${file.name}`);
+      await new Promise((resolve) => setTimeout(resolve, BUSY_WAIT_MS));
+    }
+  }
 }

@@ -87,7 +87,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = error.status_code
     if status == 404:
-        message = f"Unknown request URL: {request.method} {request.url.path[:200]}."
+        method = "GET" if request.method == "HEAD" else request.method  # HEAD has the headers of GET's answer
+        message = f"Unknown request URL: {method} {request.url.path[:200]}."
         return JSONResponse(error_body(message, "invalid_request_error", None, "unknown_url"), 404)
     message = error.detail if status != 405 else f"{request.method} is not allowed here."
     body = error_body(message, "invalid_request_error", None, "method_not_allowed" if status == 405 else None)

@@ -63,7 +63,7 @@ def add_updates(app: FastAPI, gateway: Gateway) -> None:
     async def updates(request: Request, path: str) -> Response:
         """A file of the update channel; `Range` and `If-None-Match` are answered."""
         if folder is None or not SERVED.fullmatch(path):
-            raise NotFound(MISSING)
+            raise HTTPException(404)
         exchange = exchange_of(request)
         client = client_of(request)
         if len(running) >= AT_ONCE or list(running.values()).count(client) >= PER_CLIENT:

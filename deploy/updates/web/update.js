@@ -5,7 +5,7 @@ import { sha256 } from "../vendor/noble/sha2.js";
 import { pieces } from "../download.js";
 import { EverlearnError } from "../errors.js";
 import { readManifest } from "../manifest.js";
-import { MANIFEST } from "../storage.js";
+import { MANIFEST, exclusive } from "../storage.js";
 import { applied } from "./delta.js";
 import { readRelease, takesCanary, waysTo } from "./release.js";
 import { TufClient, hex } from "./tuf.js";
@@ -164,7 +164,7 @@ async function seenFiles(directory) {
     },
     async write(name, bytes) {
       const part = await folder.getFileHandle(`${name}.part`, { create: true });
-      const access = await part.createSyncAccessHandle();
+      const access = await exclusive(part);
       access.truncate(0);
       access.write(bytes);
       access.flush();

@@ -228,7 +228,7 @@ function absent(error) {
 }
 
 /** The only handle that writes a file. A page that has just been closed may hold the former one for a moment. */
-async function exclusive(file) {
+export async function exclusive(file) {
   for (let waited = 0; ; waited += BUSY_WAIT_MS) {
     try {
       return await file.createSyncAccessHandle();

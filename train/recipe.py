@@ -18,7 +18,7 @@ from everlearn.errors import ConfigError
 from everlearn.settings import flatten
 from everlearn.settings_file import SettingsFile, read_settings_file
 from everlearn.suggest import did_you_mean
-from train.data.options import DataOptions
+from train.data.options import DataOptions, TokenizerOptions
 from train.objectives.table import ObjectiveSpec, find_objective, implied, refuse_inconsistent
 
 Recipe = TypeVar("Recipe", bound=BaseModel)
@@ -67,6 +67,7 @@ class Architecture(_Part):
     context: int = Field(default=2048, ge=16, le=2**24)
     vocab: int = Field(default=16384, ge=260, le=2**21)
     tied: bool = True
+    tokenizer: TokenizerOptions | None = None
 
     @property
     def parameters(self) -> int:
@@ -325,9 +326,10 @@ def recipe_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def deciding(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What of a recipe's own values changes the result of a run, by dotted key; see OPERATIONAL and PLACES.
 
-    An objective that the recipe implies anyway is left out, as earlier recipes had no such key.
+    What earlier recipes had no key for is left out where it says what they did: an objective that the recipe implies
+    anyway, and the tokenizer that a model from scratch gets by default.
     """
-    same_without = {"objective": (None, implied(recipe).name)}
+    same_without = {"objective": (None, implied(recipe).name), "architecture.tokenizer": (None,)}
     return {
         key: value
         for key, value in flatten(recipe)

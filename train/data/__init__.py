@@ -6,7 +6,8 @@ reading/           files to examples
 examples           an example: a text or a conversation
 cleaning/          what is left out, and why: broken texts, duplicates
 collect            one file's cleaned documents, with what finds their duplicates
-tokenize           examples to token ids; ``chat_template`` writes conversations, ``train_tokenizer`` makes a tokenizer
+tokenize           examples to token ids; ``chat_template`` writes conversations, ``train_tokenizer`` makes a tokenizer,
+                   of one of the ``tokenizer_kinds``
 store              tokenized examples on disk
 card               what went in, what was left out, what came out
 packing            examples to rows, rows to batches: what training reads

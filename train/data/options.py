@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -35,3 +35,26 @@ class DataOptions(BaseModel):
     strip: bool = False
     min_examples: Annotated[int, Field(ge=1)] = 1
     max_line_bytes: Annotated[int, Field(gt=0)] = 2**20
+
+
+class TokenizerOptions(BaseModel):
+    """The kind of tokenizer that a model from scratch gets, and how it writes texts before it splits them.
+
+    ``kind``: bpe is byte-level BPE, as decoders have it; wordpiece is BERT's, with [CLS], [SEP] and [MASK]; unigram is
+    T5's, with ``sentinels`` and bytes for what it does not know. ``normalize`` is Unicode's NFC or NFKC.
+    ``strip_accents`` writes é as e. None is what the kind's family does: BERT writes lower case without accents, T5
+    in NFKC, byte-level BPE changes nothing. A string stands for its ``kind``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["bpe", "wordpiece", "unigram"] = "bpe"
+    normalize: Literal["none", "nfc", "nfkc"] | None = None
+    lowercase: bool | None = None
+    strip_accents: bool | None = None
+    sentinels: Annotated[int, Field(ge=0, le=1000)] = 100
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value

@@ -27,7 +27,8 @@ def prepare_run(request: Mapping[str, Any], progress: Progress) -> dict[str, Any
     options = DataOptions(**{**said, "max_tokens": data.max_tokens or recipe.sequence_tokens})
     if recipe.architecture and not tokenizer_dir.exists():
         progress("learning a tokenizer", None)
-        train_tokenizer(data.train, recipe.architecture.vocab, tokenizer_dir, options)
+        size, kind = recipe.architecture.vocab, recipe.architecture.tokenizer
+        train_tokenizer(data.train, size, tokenizer_dir, options, kind)
     if data.train:
         prepare(data.train, tokenizer_dir, run_dir / "data", options, progress, held=data.held)
     return {}

@@ -20,7 +20,7 @@ demo: $(VENV)/.stamp-demo ## Teach a served model three texts, about 20 minutes;
 TIMED = $(addprefix tests/serve/gateway/,test_process.py formats/test_schema.py http/test_bad_network.py \
 	routing/test_failover.py routing/test_slow.py routing/test_streams.py) \
 	$(addprefix tests/serve/engines/,test_tools.py onnx/test_engine_http.py onnx/decoding/test_scheduler.py)
-LONGEST_FIRST = $(addprefix tests/,e2e setup compress continual serve machine train everlearn deploy)
+LONGEST_FIRST = $(addprefix tests/,e2e deploy setup compress continual serve machine train everlearn)
 EVERY_ROOM = $(LONGEST_FIRST) $(filter-out $(LONGEST_FIRST:%=%/) tests/support/ tests/__pycache__/,$(wildcard tests/*/))
 PYTEST = $(BIN)/python -m pytest
 TWO_AT_ONCE = OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile

@@ -19,8 +19,6 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 TORCH = "torch==2.13.0"
 WITHOUT_TORCH = {"gateway"}
-UNCOMPILED = ["--no-compile"]
-"""Python compiles what it imports, once; pip would compile 30,000 modules, of which a tenth are ever imported."""
 LOCKS = ["gateway", "serve", "demo", "vllm-cpu", "vllm-cuda", "all", "runtimes"]
 
 CUDA_REFUSED = """\
@@ -69,7 +67,7 @@ def install(name: str, venv: Path) -> None:
     if name not in WITHOUT_TORCH and lock.name != "vllm-cuda.lock":
         install_torch(venv)
     say(f"{sum(line[:1].isalnum() for line in lock.open())} packages ({FOLDER.name}/{lock.name})")
-    pip(venv, "install", *UNCOMPILED, "--no-deps", "--require-hashes", "-r", lock)
+    pip(venv, "install", "--no-deps", "--require-hashes", "-r", lock)
     say("everlearn itself, editable")
     pip(venv, "install", "-qq", "--no-deps", "--no-build-isolation", "--editable", FOLDER.parent)
     unfinished.unlink()
@@ -104,7 +102,7 @@ def install_torch(venv: Path) -> None:
         print(CUDA_REFUSED.format(size_note=f"with {len(cuda_parts)} GPU packages"), file=sys.stderr)
         (venv / ".unfinished").unlink()
         sys.exit(2)
-    pip(venv, "install", *UNCOMPILED, *([] if cuda_parts else ["--no-deps"]), wanted)
+    pip(venv, "install", *([] if cuda_parts else ["--no-deps"]), wanted)
 
 
 def resolve(venv: Path, requirement: str) -> set[str]:

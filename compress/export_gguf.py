@@ -10,6 +10,7 @@ from compress.measure.parent_divergence import quality_metrics
 from compress.parent_files import config_of
 from compress.targets.architectures import refuse_architecture
 from compress.targets.table import GGUF_CHILD
+from everlearn.bundles.tasks import TASK_WORDS
 from everlearn.errors import InvalidInput
 from everlearn.processes.child import run_child
 from everlearn.progress import Progress, silent
@@ -28,7 +29,9 @@ def export_gguf(
     registry = Registry(settings)
     parent = registry.weights(ref)
     if parent.task != "generate":
-        raise InvalidInput(f"{parent.ref} is an encoder; decoders are written as GGUF", param="ref")
+        raise InvalidInput(
+            f"{parent.ref} is {TASK_WORDS[parent.task]}; decoders are written as GGUF", param="ref"
+        )
     if not file.absolute().parent.is_dir():
         raise InvalidInput(f"{file.absolute().parent} is no folder", param="file")
     refuse_full_disk(settings.directory("store"), 2 * parent.manifest.size_bytes)

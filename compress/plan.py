@@ -34,6 +34,7 @@ from compress.targets.table import DEFAULT_TARGET, FOR_ENCODERS
 from everlearn.bundles.bundle import write_bundle
 from everlearn.bundles.durable import write_file
 from everlearn.bundles.safetensors_header import count_parameters
+from everlearn.bundles.tasks import refuse_task
 from everlearn.chat.stops import write_generation_config
 from everlearn.errors import InvalidInput
 from everlearn.processes.child import run_child
@@ -195,6 +196,7 @@ def prune(
     """Adds a pruned version of ``ref``, with what it lost before any healing. Raises InvalidInput, Unsupported."""
     registry = Registry(settings)
     parent = registry.weights(ref)
+    refuse_task(parent.ref, parent.task, ("generate", "embed"), "pruning")
     decoder = parent.task == "generate"
     parent_dir = registry.path(parent)
     calibration = calibration or Calibration()

@@ -17,6 +17,7 @@ from everlearn.bundles.bundle import write_bundle
 from everlearn.bundles.contents import check_name
 from everlearn.bundles.durable import write_file
 from everlearn.bundles.safetensors_header import count_parameters
+from everlearn.bundles.tasks import refuse_task
 from everlearn.errors import InvalidInput
 from everlearn.processes.child import run_child
 from everlearn.progress import Progress, silent
@@ -42,6 +43,7 @@ def distill(
     check_name(recipe.name, "a model's name")
     registry = Registry(settings)
     teacher = registry.weights(recipe.teacher)
+    refuse_task(teacher.ref, teacher.task, ("generate", "embed"), "distillation")
     student = registry.weights(recipe.student.model) if recipe.student.model else None
     if student and student.task != teacher.task:
         raise InvalidInput(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from compress.measure.parent_divergence import keep_logits
 from compress.measure.quality import TOKENS_PER_TEXT, Quality, qualities, windows_of, word_starts
 from compress.quantize.methods import targets_with_a_choice
+from everlearn.bundles.tasks import TASK_WORDS
 from everlearn.errors import InvalidInput, NotFound
 from everlearn.processes.child import answer, run_child
 from everlearn.progress import Progress, silent
@@ -79,7 +80,9 @@ def compare(
     versions = [registry.resolve(ref) for ref in refs]
     for version in versions:
         if version.task != "generate":
-            raise InvalidInput(f"{version.ref} is an encoder; decoders are compared here", param="ref")
+            raise InvalidInput(
+                f"{version.ref} is {TASK_WORDS[version.task]}; decoders are compared here", param="ref"
+            )
     places = [registry.path(version) for version in versions]
     refuse_other_tokens(versions, places)
     with tempfile.TemporaryDirectory(dir=settings.directory("tmp")) as folder:

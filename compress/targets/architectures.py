@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.targets.table import FOR_ENCODERS, TARGETS
-from everlearn.bundles.bundle import Task
+from everlearn.bundles.tasks import Task, refuse_task
 from everlearn.errors import Unsupported
 from everlearn.importing.gguf_architectures import BY_ARCHITECTURE
 
@@ -103,6 +103,7 @@ def refuse_architecture(config: Mapping[str, Any], task: Task, to: str) -> None:
     ``to``: a name of :data:`compress.targets.table.TARGETS`, or ``gguf``.
     """
     name = architecture_of(config)
+    refuse_task(name, task, ("generate", "embed"), f"compression to {to}")
     if task == "embed":
         why = encoders_lack(str(config.get("model_type")), to)
     elif to != "gguf" and TARGETS[to].format == "onnx-genai":

@@ -23,6 +23,7 @@ from deploy.edge.targets import TARGETS, FormName
 from deploy.edge.web.site import write_site
 from deploy.edge.weights import write_weights
 from everlearn.bundles.durable import move_directory, sync_tree
+from everlearn.bundles.tasks import refuse_task
 from everlearn.errors import Conflict, EverlearnError, InvalidInput, Unsupported
 from everlearn.privacy import share_folder
 from everlearn.progress import Progress, silent
@@ -97,6 +98,7 @@ def build(
 
 def form_for(version: Version, target: str, form: FormName | None) -> FormName:
     """The form asked for, or the target's first. Raises Unsupported naming those that the target runs well."""
+    refuse_task(version.ref, version.task, tuple(TARGETS[target].forms), target)
     forms = TARGETS[target].forms[version.task]
     if form and form not in forms:
         slow = next((one for one in TARGETS[target].runtime.slow if form == "int4-matmulnbits"), None)

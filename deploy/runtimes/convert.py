@@ -14,6 +14,7 @@ from deploy.edge.manifest import describe
 from deploy.runtimes.environment import interpreter_for
 from deploy.runtimes.table import BOUND, CONTEXT, RUNTIMES
 from everlearn.bundles.durable import move_directory, sync_tree
+from everlearn.bundles.tasks import TASK_WORDS
 from everlearn.errors import InvalidInput, Unsupported
 from everlearn.memory import physical_bytes
 from everlearn.privacy import share_folder
@@ -53,7 +54,10 @@ def convert(
     registry = Registry(settings)
     version = registry.weights(ref)
     if version.task not in runtime.tasks:
-        raise Unsupported(f"{version.ref} is an encoder; {runtime.title} is offered for decoders", param="to")
+        raise Unsupported(
+            f"{version.ref} is {TASK_WORDS[version.task]}; {runtime.title} is offered for decoders",
+            param="to",
+        )
     interpreter = interpreter_for(to)
     with folder_for(out) as staging:
         progress("verifying the model", None)

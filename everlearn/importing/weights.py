@@ -16,6 +16,7 @@ from typing import Any
 
 from everlearn.bundles.contents import read_json_object
 from everlearn.bundles.safetensors_header import data_start, read_header
+from everlearn.bundles.tasks import task_of
 from everlearn.errors import InvalidInput, Unsupported
 from everlearn.importing.loaded import is_old
 from everlearn.importing.plain_decoders import PLAIN_DECODERS, check_plain
@@ -117,7 +118,7 @@ def check_model(directory: Path, progress: Progress) -> None:
     if not all(find_spec(one) for one in ("torch", "transformers")):
         return
     named = str((config.get("architectures") or [""])[0])
-    task = "generate" if named.endswith(("ForCausalLM", "LMHeadModel")) else "embed"
+    task = task_of(named or "Model", config, has_modules=(directory / "modules.json").is_file())
     limits = Limits("config.json", CHECK_BYTES, CHECK_S, "config.json")
     run_child(
         "everlearn.importing.model_check", {"directory": str(directory), "task": task}, progress, limits

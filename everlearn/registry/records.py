@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from everlearn.bundles.bundle import SERVABLE, BundleManifest
 from everlearn.bundles.reference import Reference
+from everlearn.bundles.tasks import Task
 from everlearn.errors import Conflict, NotFound
 from everlearn.registry.tables import AliasRow, ModelRow, ReplicaRow, VersionRow
 from everlearn.suggest import did_you_mean
@@ -50,7 +51,7 @@ class Version:
         return self.manifest.format
 
     @property
-    def task(self) -> str:
+    def task(self) -> Task:
         return self.manifest.task
 
     @property

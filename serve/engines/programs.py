@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from everlearn.bundles.tasks import TASK_WORDS
 from everlearn.errors import ConfigError, Unsupported
 from everlearn.processes.program import python
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 AUTO = "auto"
 """The default of ``serve.engine``: the formats that an engine of the table serves by default go there, others are
 compressed for one."""
-
-TASK_WORDS: dict[Task, str] = {"generate": "a text model", "embed": "an encoder"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +140,16 @@ def engine_for(version: Version, settings: Settings) -> EngineProgram:
 
 
 def compresses_for(version: Version, settings: Settings) -> EngineProgram:
-    """The engine that `version` is compressed for where no engine serves it as it is."""
+    """The engine that `version` is compressed for where no engine serves it as it is. Raises Unsupported if none is."""
     named = named_engine(version, settings)
     makers = [engine for engine in ENGINES.values() if version.task in engine.compress_to]
+    if not makers:
+        served = sorted({TASK_WORDS[task] for engine in ENGINES.values() for task in engine.tasks})
+        raise Unsupported(
+            f"{version.ref} is {TASK_WORDS[version.task]} (task {version.task}), which no engine serves; "
+            f"{' or '.join(served)} is served",
+            param="model",
+        )
     return named if named in makers else makers[0]
 
 

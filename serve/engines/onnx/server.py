@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, Unsupported
 from everlearn.settings import Settings
 from serve.bounded_http import BoundedHttp
 from serve.engines.onnx.embed import EmbedBackend
@@ -50,6 +50,8 @@ def open_backend(
     backend: Backend
     if task == "embed":
         backend = EmbedBackend(folder, model, sizes, encoder_context)
+    elif task != "generate":
+        raise Unsupported(f"{model} is for task {task}; the ONNX engine serves the tasks generate and embed")
     else:
         backend = GenerateBackend(folder, model, sizes, asyncio.get_running_loop())
         backend.routes |= token_routes(backend.reader, backend.readers)

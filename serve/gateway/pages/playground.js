@@ -87,7 +87,7 @@ async function loadModels() {
   const wanted = page.model.value || recall("model");
   try {
     const { data } = await (await request("models")).json();
-    const chats = data.filter((model) => model.task !== "embed");
+    const chats = data.filter((model) => model.task === "generate");
     page.model.replaceChildren(...chats.map((model) => new Option(model.id, model.id)));
     if (chats.some((model) => model.id === wanted)) page.model.value = wanted;
     page.model.disabled = chats.length === 0;

@@ -70,6 +70,15 @@ class PartCard(BaseModel):
     store_sha256: Digest
 
 
+class LabelCard(BaseModel):
+    """How often a label is on each side of the split: of classification in texts, of token classification in words."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: Count
+    held: Count
+
+
 class DataCard(BaseModel):
     """card.json of prepared data. ``inputs_sha256`` names the files, the tokenizer and the options."""
 
@@ -86,6 +95,12 @@ class DataCard(BaseModel):
     held: PartCard
     notes: list[str] = []
     """What people must know that no count says; told where the data is prepared, and among a job's events."""
+    labels: dict[str, LabelCard] = {}
+    """Of labelled data, by name, in the order of their numbers."""
+
+    @property
+    def _cut_are(self) -> str:
+        return "examples" if self.options.labelled else "conversations"
 
     @property
     def read(self) -> int:
@@ -134,6 +149,9 @@ class DataCard(BaseModel):
         lines = [
             f"data: {self.read} examples read ({forms}); {self.train.documents} to train on, {held} held out"
         ]
+        if self.labels:
+            counts = {name: each.train + each.held for name, each in self.labels.items()}
+            lines.append(f"data: {len(counts)} labels: {_listed(counts)}")
         if self.dropped:
             lines.append(f"data: left out: {_listed(self.dropped)}")
         if changed := self.changed:
@@ -144,7 +162,7 @@ class DataCard(BaseModel):
             lines.append(f"data: changed: {', '.join(parts)}")
         if cut := sum(source.cut for source in self.sources):
             lines.append(
-                f"data: cut: {cut} conversations have more than {self.options.max_tokens} tokens, and end there"
+                f"data: cut: {cut} {self._cut_are} have more than {self.options.max_tokens} tokens, and end there"
             )
         if self.ignored:
             lines.append(f"data: not used of the examples: {_listed(self.ignored)}")

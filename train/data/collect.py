@@ -17,6 +17,7 @@ from everlearn.bundles.durable import move_directory, sync_tree
 from train.data.cleaning.clean import cleaned, why_dropped
 from train.data.cleaning.learned_parts import Learnt, learnt
 from train.data.examples import RawExample, parse_record
+from train.data.labelled.example import Labelled, LabelledKind
 from train.data.options import DataOptions
 from train.data.reading.forms import UnknownForm
 from train.data.reading.read import Limits, read_examples
@@ -54,8 +55,8 @@ class Collection:
     hashes: uint8 (documents, 32).
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._file = directory / "documents.jsonl"
+    def __init__(self, directory: Path, kind: LabelledKind | None = None) -> None:
+        self._file, self._kind = directory / "documents.jsonl", kind
         counts = json.loads((directory / "counts.json").read_text())
         self.read: int = counts["read"]
         self.is_other: bool = counts["is_other"]
@@ -78,7 +79,9 @@ class Collection:
         with self._file.open(encoding="utf-8") as lines:
             for line, digest in zip(lines, self.hashes, strict=True):
                 source, record = json.loads(line)
-                yield Collected(parse_record(record, source), digest.tobytes().hex())
+                kind = self._kind
+                raw = Labelled(kind, record, source) if kind else parse_record(record, source)
+                yield Collected(raw, digest.tobytes().hex())
 
     @property
     def shingles(self) -> int:
@@ -103,6 +106,8 @@ def collect(
 ) -> Collection:
     """Reads and cleans a file into a folder of ``work`` that appears when it is whole. Errors as ``read_examples``."""
     decides = [VERSION, source.name, source.found, file_sha256, options.model_dump(include=CLEANING)]
+    if options.translation:
+        decides.append(options.translation)
     directory = work / hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
     if not directory.exists():
         partial = work / "partial"
@@ -116,7 +121,7 @@ def collect(
         _fill(partial, source, options, limits)
         sync_tree(partial)
         move_directory(partial, directory)
-    return Collection(directory)
+    return Collection(directory, options.labelled)
 
 
 @dataclass
@@ -151,7 +156,9 @@ class _Counts:
 def _read(source: Source, options: DataOptions, limits: Limits, counts: _Counts) -> Iterator[RawExample]:
     """The file's examples; none of a found file that begins with something else, which ``counts`` tells."""
     try:
-        yield from read_examples(source.path, kind=options.kind, limits=limits, name=source.name)
+        yield from read_examples(
+            source.path, kind=options.kind, limits=limits, name=source.name, translation=options.translation
+        )
     except UnknownForm:
         if not source.found or counts.read:
             raise

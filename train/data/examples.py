@@ -1,4 +1,4 @@
-"""A training example before it is tokens: a text, or a conversation."""
+"""A training example before it is tokens: a text, a conversation, or one with labels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 
+from train.data.labelled.example import Labelled
 from train.data.reading.forms import MESSAGE_FIELDS, REASONING, UnknownForm, canonical, fault
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -62,7 +63,7 @@ class Chat:
         return _hash(self.record)
 
 
-RawExample = Text | Chat
+RawExample = Text | Chat | Labelled
 
 
 def parse_record(record: Any, source: str, ignored: tuple[str, ...] = ()) -> RawExample:
@@ -71,11 +72,11 @@ def parse_record(record: Any, source: str, ignored: tuple[str, ...] = ()) -> Raw
     ``ignored``: what of it was not even read. Raises InvalidInput that begins with ``source``.
     """
     if not isinstance(record, dict):
-        what = f"{source}: is {_kind(record)}, not an object"
+        what = f"{source}: is {kind_of(record)}, not an object"
         raise UnknownForm(f'{what}. Right would be {{"messages": […]}}', param="training_file")
     form, said, left = canonical(record, source)
     if "text" in said:
-        return Text(_text(said["text"], source, '"text"'), source, form, (*ignored, *left))
+        return Text(checked_text(said["text"], source, '"text"'), source, form, (*ignored, *left))
     messages, tools = _messages(said["messages"], source), _tools(said.get("tools"), source)
     unknown = {
         f"messages[].{key}"
@@ -112,7 +113,9 @@ def _messages(messages: list[Any], source: str) -> list[Message]:
 
 def _message(message: Any, source: str) -> Message:
     if not isinstance(message, dict):
-        raise fault(source, f"is {_kind(message)}, not an object", 'Right would be {"role": …, "content": …}')
+        raise fault(
+            source, f"is {kind_of(message)}, not an object", 'Right would be {"role": …, "content": …}'
+        )
     role = message.get("role")
     if role not in ROLES:
         raise fault(source, f"has the role {json.dumps(role)[:80]}", f"Known roles: {', '.join(ROLES)}")
@@ -123,7 +126,7 @@ def _message(message: Any, source: str) -> Message:
     if "content" in kept or calls is None:
         kept["content"] = _content(kept.get("content"), source)
     if REASONING in kept:
-        kept[REASONING] = _text(kept[REASONING], source, f'"{REASONING}"')
+        kept[REASONING] = checked_text(kept[REASONING], source, f'"{REASONING}"')
         if role != "assistant":
             raise fault(source, f'has "{REASONING}" and the role "{role}"', "Only an assistant reasons")
     if role == "assistant" and calls is None and not kept["content"].strip():
@@ -140,13 +143,13 @@ def _message(message: Any, source: str) -> Message:
 def _content(content: Any, source: str) -> str:
     """Content as one text: OpenAI's clients may send it in parts."""
     if not isinstance(content, list):
-        return _text(content, source, '"content"')
+        return checked_text(content, source, '"content"')
     for part in content:
         if not isinstance(part, dict) or part.get("type") != "text":
             raise fault(
                 source, '"content" has a part that is not text', 'Right would be {"type": "text", "text": …}'
             )
-    return "".join(_text(part.get("text"), source, '"content"') for part in content)
+    return "".join(checked_text(part.get("text"), source, '"content"') for part in content)
 
 
 def _calls(calls: Any, role: str, source: str) -> list[dict[str, Any]]:
@@ -162,7 +165,7 @@ def _calls(calls: Any, role: str, source: str) -> list[dict[str, Any]]:
             )
         if not isinstance(function.get("arguments"), str):
             raise fault(source, "a call's arguments are not text", "Write them as JSON in a string")
-        _text(function["name"] + function["arguments"], source, '"tool_calls"')
+        checked_text(function["name"] + function["arguments"], source, '"tool_calls"')
     return calls
 
 
@@ -177,16 +180,17 @@ def _tools(tools: Any, source: str) -> list[dict[str, Any]] | None:
                 '"tools" is not a list of functions',
                 'Right would be [{"type": "function", "function": {"name": …, "parameters": {…}}}]',
             )
-    _text(json.dumps(tools, ensure_ascii=False), source, '"tools"')
+    checked_text(json.dumps(tools, ensure_ascii=False), source, '"tools"')
     return tools
 
 
-def _text(value: Any, source: str, where: str) -> str:
+def checked_text(value: Any, source: str, where: str) -> str:
+    """``value`` as it is. Raises InvalidInput where it is no text, or half of one."""
     if not isinstance(value, str):
         right = (
             "Put it between quotation marks" if value is not None else "Write it, or leave the example out"
         )
-        raise fault(source, f"{where} is {_kind(value)}, not text", right)
+        raise fault(source, f"{where} is {kind_of(value)}, not text", right)
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -199,7 +203,8 @@ def _text(value: Any, source: str, where: str) -> str:
     return value
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What JSON calls it."""
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", list: "a list"}
     return names.get(type(value), "text" if isinstance(value, str) else "an object")
 

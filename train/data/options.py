@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from train.data.labelled.example import LabelledKind
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -18,11 +20,13 @@ class DataOptions(BaseModel):
     similarity from which of two texts only one is kept; None keeps all that are not equal. ``normalize`` writes
     texts in Unicode's NFC, ``strip`` takes spaces from line ends: both change code and Markdown. ``min_held``: so many
     documents at least are held out, and of a quarter up to twice as many, however small ``held_fraction`` is.
+    ``stride``: so many tokens two windows of a long context have in common (question-answering; a quarter of
+    ``max_tokens`` by default). ``translation``: which way, as in en-es, where records hold several languages.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["auto", "text", "chat"] = "auto"
+    kind: Literal["auto", "text", "chat"] | LabelledKind = "auto"
     held_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     min_held: Count = 0
     max_tokens: Annotated[int, Field(ge=2)] = 2048
@@ -35,6 +39,13 @@ class DataOptions(BaseModel):
     strip: bool = False
     min_examples: Annotated[int, Field(ge=1)] = 1
     max_line_bytes: Annotated[int, Field(gt=0)] = 2**20
+    stride: Annotated[int, Field(ge=0)] | None = None
+    translation: Annotated[str, Field(pattern=r"^\w+-\w+$")] | None = None
+
+    @property
+    def labelled(self) -> LabelledKind | None:
+        """``kind``, where it is one of labelled data."""
+        return None if self.kind in ("auto", "text", "chat") else self.kind
 
 
 class TokenizerOptions(BaseModel):

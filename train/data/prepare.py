@@ -25,10 +25,13 @@ from everlearn.bundles.bundle import FileEntry, file_entry
 from everlearn.bundles.durable import move_directory, sync_tree, write_file
 from everlearn.errors import Conflict, Corrupt, EverlearnError, InvalidInput, NotFound
 from everlearn.progress import Progress, silent
-from train.data.card import Change, DataCard, PartCard, SkippedCard, SourceCard
+from train.data.card import Change, DataCard, LabelCard, PartCard, SkippedCard, SourceCard
 from train.data.cleaning.duplicates import find_duplicates
 from train.data.collect import VERSION, Collected, Collection, collect
 from train.data.examples import Chat
+from train.data.labelled.encode import LabelledTokens
+from train.data.labelled.example import Labelled
+from train.data.labelled.labels import NAMED, Labels, find_labels
 from train.data.options import DataOptions
 from train.data.reading.forms import RIGHT
 from train.data.reading.sources import Skipped, Source, expand
@@ -111,7 +114,11 @@ def _inputs_sha256(
         "version": VERSION,
         "files": [[file.name, file.held, entry.sha256] for file, entry in zip(files, entries, strict=True)],
         "tokenizer": tokens.sha256,
-        "options": options.model_dump(),
+        "options": {
+            key: value
+            for key, value in options.model_dump().items()
+            if value is not None or key == "near_duplicates"
+        },
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -162,15 +169,20 @@ def _write(
     given_held = np.repeat([file.held for file in files], sizes).astype(np.bool_)
     exact, near = find_duplicates(collected, given_held, options.near_duplicates, work, progress)
     kept_documents = ~(exact | near)
-    if options.min_held and kept_documents.sum() <= FEW_DOCUMENTS:
+    if options.min_held and not options.labelled and kept_documents.sum() <= FEW_DOCUMENTS:
         kept_documents &= _learnable(collected, kept_documents, tokens, options)
-    in_held = _split(collected, given_held, kept_documents, files, options)
+    in_held, place = _split(collected, given_held, kept_documents, files, options)
+    labels = _labels(collected, kept_documents, in_held, place, files, options)
+    in_held = labels.in_held if labels else in_held
+    labelled = LabelledTokens(tokens, options, labels.names) if labels else None
     result = work / "result"
     shutil.rmtree(result, ignore_errors=True)
     cards: list[SourceCard] = []
     chats = False
     with ExitStack() as stack:
-        sides = {name: _Side(_store(stack, result / name, tokens)) for name in ("train", "held")}
+        sides = {
+            name: _Side(_store(stack, result / name, tokens, options, labels)) for name in ("train", "held")
+        }
         texts = {
             name: stack.enter_context((result / f"{name}.jsonl").open("w", encoding="utf-8"))
             for name in sides
@@ -181,7 +193,11 @@ def _write(
             kept = used = cut = 0
             for document, held in _kept(collection, exact[span] | near[span], in_held[span]):
                 chats = chats or isinstance(document.raw, Chat)
-                examples, is_cut = tokens.encode_and_cut(document.raw, options.max_tokens)
+                examples, is_cut = (
+                    labelled.encode_and_cut(document.raw)
+                    if labelled
+                    else tokens.encode_and_cut(document.raw, options.max_tokens)
+                )
                 if not examples:
                     continue
                 name = "held" if held else "train"
@@ -206,7 +222,11 @@ def _write(
         vocab_size=tokens.vocab_size,
         options=options,
         sources=cards,
-        notes=[tokens.stops.note] if chats and tokens.stops.note else [],
+        notes=[
+            *([tokens.stops.note] if chats and tokens.stops.note else []),
+            *(labels.notes if labels else []),
+        ],
+        labels={name: LabelCard(**counts) for name, counts in labels.counts.items()} if labels else {},
         skipped={
             reason: SkippedCard(files=len(names), names=sorted(names)[:MAX_SKIPPED_NAMES])
             for reason, names in sorted(skipped.items())
@@ -234,27 +254,44 @@ def _learnable(
     )
 
 
+def _labels(
+    collected: list[Collection],
+    kept: NDArray[np.bool_],
+    in_held: NDArray[np.bool_],
+    place: NDArray[np.float64],
+    files: list[Source],
+    options: DataOptions,
+) -> Labels | None:
+    """The labels of what is kept; None of data without. Raises as ``find_labels``."""
+    if not options.labelled or not kept.any():
+        return None
+    documents = (document.raw for each in collected for document in each.documents())
+    labelled = (raw for raw in documents if isinstance(raw, Labelled))
+    return find_labels(labelled, kept, in_held, place, given_held=any(file.held for file in files))
+
+
 def _split(
     collected: list[Collection],
     given_held: NDArray[np.bool_],
     kept: NDArray[np.bool_],
     files: list[Source],
     options: DataOptions,
-) -> NDArray[np.bool_]:
-    """Which documents are held out, bool (documents,): by their own hash, so that nothing else changes it.
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Which documents are held out, bool (documents,), and where their hashes fall, from 0 to 1: by its own hash
+    alone, so that nothing else changes a document's side.
 
     Where too few fall below the fraction, those of the smallest hashes do: an empty side could measure nothing.
     """
-    if any(file.held for file in files) or options.held_fraction == 0:
-        return given_held
     hashes = np.concatenate([each.hashes for each in collected])
     place = hashes[:, 16:24].copy().view(">u8")[:, 0] / 2.0**64
+    if any(file.held for file in files) or options.held_fraction == 0:
+        return given_held, place
     held = place < options.held_fraction
     there = np.flatnonzero(kept)
     least = min(max(options.min_held, len(there) // 4), 2 * options.min_held) or 1
     if len(there) >= 2 * least and (held & kept).sum() < least:
         held[there[np.argsort(place[there], kind="stable")[:least]]] = True
-    return held
+    return held, place
 
 
 def _kept(
@@ -265,9 +302,18 @@ def _kept(
             yield document, bool(is_held)
 
 
-def _store(stack: ExitStack, directory: Path, tokens: Tokens) -> StoreWriter:
+def _store(
+    stack: ExitStack, directory: Path, tokens: Tokens, options: DataOptions, labels: Labels | None
+) -> StoreWriter:
     directory.mkdir(parents=True)
-    store = StoreWriter(directory, tokenizer_sha256=tokens.sha256, vocab_size=tokens.vocab_size)
+    kind = options.labelled
+    store = StoreWriter(
+        directory,
+        tokenizer_sha256=tokens.sha256,
+        vocab_size=tokens.vocab_size,
+        kind=None if kind == "seq2seq" else kind,
+        labels=labels.names if labels and kind in NAMED else None,
+    )
     stack.callback(store.close)
     return store
 

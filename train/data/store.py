@@ -2,7 +2,7 @@
 
 ``tokens.bin`` holds every example's ids end to end (uint16 where the vocabulary allows, else uint32),
 ``mask.bin`` one byte per token (1 = target), ``offsets.bin`` int64 (examples + 1,), and ``card.json`` the counts
-and the sha256 of each. A store appears whole under its name or not at all.
+and the sha256 of each. Labelled data has ``labels.bin`` and ``segments.bin`` beside them, int32 per token each. A store appears whole under its name or not at all.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
 
 from everlearn.bundles.bundle import Digest, FileEntry, file_entry
 from everlearn.bundles.durable import move_directory, sync_tree, write_file
 from everlearn.bundles.staging import staging_directory, sweep_staging
 from everlearn.errors import Conflict, Corrupt, NotFound
+from train.data.labelled.example import LabelledKind
 
 CARD = "card.json"
 FILES = ("tokens.bin", "mask.bin", "offsets.bin")
+COLUMNS = ("labels.bin", "segments.bin")
+"""Of labelled data alone."""
 SMALL_VOCABULARY = 2**16
 
 
@@ -33,18 +36,26 @@ class Example:
     """What a model sees at once, and which of its tokens count.
 
     ids: int32 (n,). mask: bool (n,), true where the token is a target, that is where loss counts. Nothing comes
-    before the first token, so it is never a target.
+    before the first token, so it is never a target; but with ``labels`` it may be one.
+
+    labels: int32 (n,), what is said of a token, and -100 of those that are no target; see ``train.data.labelled.encode``.
+    segments: int32 (n,), which of the example's texts a token is of. Both or none.
     """
 
     ids: NDArray[np.int32]
     mask: NDArray[np.bool_]
+    labels: NDArray[np.int32] | None = None
+    segments: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 class StoreCard(BaseModel):
-    """card.json of a store. ``tokens`` counts all of them, ``targets`` those where loss counts."""
+    """card.json of a store. ``tokens`` counts all of them, ``targets`` those where loss counts.
+
+    ``kind``: of labelled data, None of other; ``labels``: their names, by number.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -56,6 +67,13 @@ class StoreCard(BaseModel):
     vocab_size: int = Field(gt=0)
     tokenizer_sha256: Digest
     files: dict[str, FileEntry]
+    kind: LabelledKind | None = None
+    labels: tuple[str, ...] | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: Any) -> dict[str, Any]:
+        """What other data does not have is not said of it, so that its card is that of earlier versions."""
+        return {key: value for key, value in handler(self).items() if value is not None}
 
     @property
     def sha256(self) -> str:
@@ -72,8 +90,12 @@ class TokenStore(Sequence[Example]):
         mask: NDArray[np.bool_],
         offsets: NDArray[np.int64],
         card: StoreCard,
+        labels: NDArray[np.int32] | None = None,
+        segments: NDArray[np.int32] | None = None,
     ) -> None:
         self.tokens = tokens
+        self.labels = labels
+        self.segments = segments
         self.mask = mask
         self.offsets = offsets
         self.card = card
@@ -84,13 +106,31 @@ class TokenStore(Sequence[Example]):
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         position = range(len(self))[index]
         start, stop = self.offsets[position], self.offsets[position + 1]
-        return Example(np.array(self.tokens[start:stop], dtype=np.int32), np.array(self.mask[start:stop]))
+        columns = (
+            None if column is None else np.array(column[start:stop])
+            for column in (self.labels, self.segments)
+        )
+        ids = np.array(self.tokens[start:stop], dtype=np.int32)
+        return Example(ids, np.array(self.mask[start:stop]), *columns)
 
 
 class StoreWriter:
-    """Takes examples one by one; memory does not grow with the tokens."""
+    """Takes examples one by one; memory does not grow with the tokens. With a ``kind``, they have both columns."""
 
-    def __init__(self, staging: Path, *, tokenizer_sha256: str, vocab_size: int) -> None:
+    def __init__(
+        self,
+        staging: Path,
+        *,
+        tokenizer_sha256: str,
+        vocab_size: int,
+        kind: LabelledKind | None = None,
+        labels: tuple[str, ...] | None = None,
+    ) -> None:
+        self.kind: LabelledKind | None = kind
+        self.labels = labels
+        self._columns: list[BinaryIO] = [
+            (staging / name).open("wb", buffering=2**20) for name in (COLUMNS if kind else ())
+        ]
         self.staging = staging
         self.tokenizer_sha256 = tokenizer_sha256
         self.vocab_size = vocab_size
@@ -110,7 +150,13 @@ class StoreWriter:
             raise ValueError(
                 f"ids reach from {ids.min()} to {ids.max()}; the vocabulary has {self.vocab_size}"
             )
-        mask[0] = False
+        if self._columns:
+            for file, column in zip(self._columns, (example.labels, example.segments), strict=True):
+                if column is None or column.shape != ids.shape:
+                    raise ValueError("an example of labelled data has labels and segments of its length")
+                file.write(column.astype(np.int32).tobytes())
+        else:
+            mask[0] = False
         self._tokens.write(ids.astype(self.dtype).tobytes())
         self._mask.write(mask.tobytes())
         self.documents += 1
@@ -119,7 +165,7 @@ class StoreWriter:
         self._offsets.write(np.int64(self.tokens).tobytes())
 
     def close(self) -> None:
-        for file in (self._tokens, self._mask, self._offsets):
+        for file in (self._tokens, self._mask, self._offsets, *self._columns):
             file.close()
 
     def finish(self) -> StoreCard:
@@ -132,7 +178,11 @@ class StoreWriter:
             dtype=self.dtype,
             vocab_size=self.vocab_size,
             tokenizer_sha256=self.tokenizer_sha256,
-            files={name: file_entry(self.staging / name) for name in FILES},
+            files={
+                name: file_entry(self.staging / name) for name in (*FILES, *(COLUMNS if self.kind else ()))
+            },
+            kind=self.kind,
+            labels=self.labels,
         )
         write_file(self.staging / CARD, card.model_dump_json(indent=1).encode())
         return card
@@ -168,7 +218,7 @@ def open_store(path: Path, verify: bool = False) -> TokenStore:
     Raises NotFound where there is no store, and Corrupt naming the file that is not what was written.
     """
     card = _read_card(path)
-    for name in FILES:
+    for name in (*FILES, *(COLUMNS if card.kind else ())):
         file, entry = path / name, card.files.get(name)
         if entry is None or not file.is_file() or file.stat().st_size != entry.size_bytes:
             raise Corrupt(f"{file} is not the file that was written: its size differs", param=name)
@@ -179,7 +229,12 @@ def open_store(path: Path, verify: bool = False) -> TokenStore:
     whole = len(tokens) == len(mask) == card.tokens and len(offsets) == card.documents + 1
     if not whole or offsets[0] != 0 or offsets[-1] != card.tokens:
         raise Corrupt(f"{path / CARD} does not fit the files beside it", param=CARD)
-    return TokenStore(tokens, mask, offsets, card)
+    if card.kind is None:
+        return TokenStore(tokens, mask, offsets, card)
+    labels, segments = (_mapped(path / name, "int32") for name in COLUMNS)
+    if not len(labels) == len(segments) == card.tokens:
+        raise Corrupt(f"{path / CARD} does not fit the files beside it", param=CARD)
+    return TokenStore(tokens, mask, offsets, card, labels, segments)
 
 
 @contextmanager

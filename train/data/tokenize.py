@@ -14,7 +14,7 @@ from everlearn.chat.stops import stops_of
 from everlearn.chat.template import template_source, token_names
 from everlearn.errors import Corrupt, NotFound, Unsupported
 from train.data.chat_template import ChatTemplate, Segment
-from train.data.examples import RawExample, Text
+from train.data.examples import Chat, RawExample, Text
 from train.data.store import Example
 
 
@@ -64,6 +64,8 @@ class Tokens:
 
     def encode_and_cut(self, raw: RawExample, max_tokens: int) -> tuple[list[Example], bool]:
         """:meth:`encode`, and whether something that would be learnt lies beyond ``max_tokens``."""
+        if not isinstance(raw, Text | Chat):
+            raise TypeError("labelled examples are encoded by train.data.labelled.encode")
         if isinstance(raw, Text):
             return _pieces(self._text_ids(raw.text), max_tokens), False
         if self.template is None:
@@ -84,6 +86,13 @@ class Tokens:
     def decode(self, example: Example) -> str:
         """The text, special tokens included: for people who look at what is learnt."""
         return self._marked.decode(example.ids.tolist(), skip_special_tokens=False)
+
+    def with_marks(self) -> Tokenizer:
+        """A tokenizer of the caller's own that puts the model's marks around a text, or two, and in which the names of
+        special tokens in a text are words."""
+        made = Tokenizer.from_str(self._literal.to_str())
+        made.encode_special_tokens = True
+        return made
 
     def _text_ids(self, text: str) -> np.ndarray:
         ids = self._literal.encode(text, add_special_tokens=False).ids

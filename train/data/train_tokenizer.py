@@ -56,7 +56,9 @@ def _texts(files: Sequence[Source], options: DataOptions) -> Iterator[str]:
         limits = Limits(max_line_bytes=options.max_line_bytes, min_examples=0 if file.found else 1)
         count = 0
         try:
-            for raw in read_examples(file.path, kind=options.kind, limits=limits, name=file.name):
+            for raw in read_examples(
+                file.path, kind=options.kind, limits=limits, name=file.name, translation=options.translation
+            ):
                 count += 1
                 yield said(cleaned(raw, options))
         except UnknownForm:

@@ -11,6 +11,7 @@ import numpy as np
 
 from train.data.cleaning.words import ALONE, classes, code_points
 from train.data.examples import Chat, RawExample, Text
+from train.data.labelled.example import Labelled
 from train.data.options import DataOptions
 
 LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029]")
@@ -54,6 +55,8 @@ def cleaned(
     if isinstance(raw, Text):
         text = _characters(raw.text, options, changes)
         return replace(raw, text=_stripped(text, changes) if options.strip else text)
+    if isinstance(raw, Labelled):
+        return raw.with_texts(lambda text: _characters(text, options, changes))
     messages = [
         {
             key: _characters(value, options, changes) if key in SPOKEN else value
@@ -78,6 +81,8 @@ def why_dropped(raw: RawExample, options: DataOptions) -> str | None:
             message.get("content", "").strip() or message.get("tool_calls") for message in answers
         )
         return "empty" if empty else None
+    if isinstance(raw, Labelled):
+        return None if all(map(str.strip, raw.texts)) else "empty"
     if not raw.text.strip():
         return "empty"
     if len(raw.text) < options.min_chars and weight(raw.text) < options.min_chars:
@@ -104,6 +109,8 @@ def said(raw: RawExample) -> str:
     """Everything an example says, in one text."""
     if isinstance(raw, Text):
         return raw.text
+    if isinstance(raw, Labelled):
+        return "\n".join(raw.texts)
     return "\n".join(message[key] for message in raw.messages for key in SPOKEN if key in message)
 
 

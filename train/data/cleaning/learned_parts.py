@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from train.data.cleaning.words import shingles, short, words
 from train.data.examples import Message, RawExample, Text
+from train.data.labelled.example import Labelled
 from train.data.splitmix import splitmix64
 
 RULES = ("system", "developer")
@@ -37,9 +38,13 @@ class Learnt:
 def learnt(raw: RawExample) -> Learnt:
     """Answers that call other functions, with other arguments, or with other :data:`FACTS`, have no shingle in
     common: a paraphrase changes none of these. Nor have questions a word in common that have other facts, or are
-    asked under other rules (system messages)."""
+    asked under other rules (system messages), or texts with other labels."""
     if isinstance(raw, Text):
         return Learnt(shingles(raw.text), np.zeros(0, np.uint32))
+    if isinstance(raw, Labelled):
+        same = raw.kind == "classification"  # of other kinds only equal ones are duplicates
+        made = shingles("\n".join(raw.texts), _salt(raw.labels)) if same else np.zeros(0, np.uint32)
+        return Learnt(made, np.zeros(0, np.uint32))
     answers = [message for message in raw.messages if is_learnt(message)]
     target = "\n".join(map(_said, answers))
     calls = [call["function"] for message in answers for call in message.get("tool_calls", ())]

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from train.data.reading.forms import LISTS, STARTS, strict_json
+from train.data.reading.forms import strict_json
 from train.data.reading.lines import BOM, Reader, decoded, wrong
+from train.data.reading.schema import UNLABELLED, Schema
 
 RIGHT = 'a list of objects, [{"messages": […]}, …], or one object a line, in UTF-8'
 RIGHT_LINE = 'one JSON object a line, in UTF-8, such as {"messages": […]}'
@@ -32,12 +33,12 @@ def parse(text: str, where: str, right: str = RIGHT_LINE) -> Any:
         raise wrong(f"{where}: is not JSON: {what}{column}: {glimpse}", f"Right would be {right}") from None
 
 
-def records(reader: Reader) -> Iterator[tuple[int, Any]]:
+def records(reader: Reader, schema: Schema = UNLABELLED) -> Iterator[tuple[int, Any]]:
     """Each with the line that it begins in; never more than ``max_line_bytes`` of one in memory.
 
     Raises InvalidInput naming the line.
     """
-    values = _Values(reader)
+    values = _Values(reader, schema)
     if values.peek() == b"[":
         yield from values.elements()
     elif values.wraps_a_list():
@@ -53,8 +54,8 @@ def records(reader: Reader) -> Iterator[tuple[int, Any]]:
 class _Values:
     """A JSON text, read from the front."""
 
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
+    def __init__(self, reader: Reader, schema: Schema) -> None:
+        self._reader, self._schema = reader, schema
         self._most = reader.limits.max_line_bytes
         self._buffer, self._at, self._line, self._marked = b"", 0, 1, False
         self._fill()
@@ -120,7 +121,7 @@ class _Values:
         while (after := self.peek()) == b",":
             self._move(self._at + 1)
             _, key = self.value()
-            if key in STARTS:
+            if key in self._schema.starts:
                 raise self.fault(
                     f'has a list, and "{key}" beside it', "Keep a list of examples, or one example"
                 )
@@ -141,14 +142,14 @@ class _Values:
             if self.peek() != b'"':
                 return False
             key = self._cut()[1:-1].decode(errors="replace")
-            if self.peek() != b":" or key in STARTS:
+            if self.peek() != b":" or key in self._schema.starts:
                 return False
             self._move(self._at + 1)
             kind = self.peek()
             if kind == b"[":
                 mark = self._at, self._line
                 self._move(self._at + 1)
-                is_list = self.peek() == b"{" and key not in LISTS
+                is_list = self.peek() == b"{" and key not in self._schema.lists
                 self._at, self._line = mark
                 return is_list
             if kind in (b"{", b""):

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn.errors import InvalidInput
-from train.data.examples import RawExample, parse_record
+from train.data.examples import RawExample
+from train.data.reading.schema import UNLABELLED, Schema
 from train.data.reading.tables import columns_read
 from train.data.reading.unpacked import Unpacked
 
@@ -29,7 +30,9 @@ ELEMENT_BYTES = 16
 """What a number, a null, a list or a row itself counts as."""
 
 
-def read_parquet(path: Path, name: str, max_row_bytes: int, unpacked: Unpacked) -> Iterator[RawExample]:
+def read_parquet(
+    path: Path, name: str, max_row_bytes: int, unpacked: Unpacked, schema: Schema = UNLABELLED
+) -> Iterator[RawExample]:
     """The rows in order. Raises InvalidInput naming the file and the row, counted from 1."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
@@ -42,14 +45,14 @@ def read_parquet(path: Path, name: str, max_row_bytes: int, unpacked: Unpacked) 
         with ParquetFile(path, read_dictionary=texts) as file:
             _check_groups(file, name)
             names: list[str] = file.schema_arrow.names
-            known = columns_read(names, name)
+            known = columns_read(names, name, schema)
             ignored = tuple(column for column in names if column not in known)
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=list(known)):
                 for rows in _portions(batch, name, number, max_row_bytes, unpacked):
                     for record in rows.to_pylist():
                         number += 1
                         said = {known[column]: _without_nulls(value) for column, value in record.items()}
-                        yield parse_record(said, f"{name}:{number}", ignored)
+                        yield schema.parse(said, f"{name}:{number}", ignored)
     except MemoryError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError, OverflowError) as error:

@@ -14,20 +14,23 @@ import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 from everlearn.errors import InvalidInput, NotFound
 from train.data.examples import Chat, RawExample, Text, parse_record
+from train.data.labelled.example import LabelledKind
+from train.data.labelled.forms import schema_of
 from train.data.reading import json_values, tables
-from train.data.reading.forms import STARTS, UnknownForm, strict_json
+from train.data.reading.forms import UnknownForm, strict_json
 from train.data.reading.lines import CHUNK_BYTES, SEPARATOR, Limits, Reader, documents, lines, wrong
+from train.data.reading.schema import UNLABELLED, Schema
 from train.data.reading.unpacked import Unpacked
 
 __all__ = [
     "SEPARATOR", "SUFFIXES", "Chat", "Kind", "Limits", "RawExample", "Text", "parse_record", "read_examples",
 ]  # fmt: skip
 
-Kind = Literal["auto", "text", "chat"]
+Kind = Literal["auto", "text", "chat"] | LabelledKind
 Layout = Literal["text", "jsonl", "json", "csv", "tsv", "parquet"]
 
 SUFFIXES: dict[str, Layout] = {
@@ -60,10 +63,6 @@ DISGUISES = {
     b"\xfe\xff": "UTF-16 text",
 }
 
-STARTING = re.compile(rf"""[\[{{\s]*(?:"[^"\\]*"\s*:[\[{{\s]*)?"(?:{"|".join(STARTS)})"\s*:""")
-"""How JSON begins whose records have a form, or one object that holds them."""
-NAMES_A_START = re.compile("[\"'](?:{})[\"']\\s*:".format("|".join((*STARTS, "role", "from"))).encode())
-
 WANTED: dict[Layout, str] = {
     "jsonl": "JSON lines",
     "json": "JSON",
@@ -81,10 +80,15 @@ RIGHT: dict[Layout, str] = {
 
 
 def read_examples(
-    path: Path, *, kind: Kind = "auto", limits: Limits | None = None, name: str | None = None
+    path: Path,
+    *,
+    kind: Kind = "auto",
+    limits: Limits | None = None,
+    name: str | None = None,
+    translation: str | None = None,
 ) -> Iterator[RawExample]:
     """The file's examples in order, read as they are taken. ``name`` stands for the file's own in messages, and
-    its suffix says what the file holds (uploads are kept under an id).
+    its suffix says what the file holds (uploads are kept under an id). ``translation``: see ``DataOptions``.
 
     Raises NotFound without a file, and InvalidInput as above, also when the file ends before ``min_examples``;
     UnknownForm before the first example where that is in no form that is known.
@@ -92,7 +96,8 @@ def read_examples(
     limits = limits or Limits()
     name = name or path.name
     count = 0
-    for example in _examples(path, name, limits):
+    schema = schema_of(kind, translation) if kind in get_args(LabelledKind) else UNLABELLED
+    for example in _examples(path, name, limits, schema):
         if kind == "chat" and isinstance(example, Text):
             raise wrong(
                 f"{example.source}: is a text, not a conversation", 'Right would be {"messages": […]}'
@@ -107,25 +112,27 @@ def read_examples(
         raise wrong(f"{name}: holds {count} examples", f"At least {limits.min_examples} are needed")
 
 
-def _examples(path: Path, name: str, limits: Limits) -> Iterator[RawExample]:
+def _examples(path: Path, name: str, limits: Limits, schema: Schema) -> Iterator[RawExample]:
     with _opened(path, name) as (stream, layout):
         unpacked = Unpacked(path, limits.max_unpacked_bytes)
         if layout == "parquet":
             from train.data.reading.parquet import read_parquet
 
-            yield from read_parquet(path, name, limits.max_row_bytes, unpacked)
+            yield from read_parquet(path, name, limits.max_row_bytes, unpacked, schema)
             return
         reader = Reader(stream, name, limits, unpacked)
         if layout == "text":
-            _refuse_records(reader)
+            _refuse_records(reader, schema)
+            if schema is not UNLABELLED:
+                raise UnknownForm(f"{name}: is plain text. {schema.right}", param="training_file")
             yield from documents(lines(reader, RIGHT[layout]), name, limits)
         elif layout in ("csv", "tsv"):
-            for number, record, ignored in tables.rows(reader, layout):
-                yield parse_record(record, f"{name}:{number}", ignored)
+            for number, record, ignored in tables.rows(reader, layout, schema):
+                yield schema.parse(record, f"{name}:{number}", ignored)
         elif _is_list(reader) or (layout == "json" and not _is_lines(reader)):
-            yield from _json(reader, layout, name, json_values.records(reader))
+            yield from _json(reader, layout, name, json_values.records(reader, schema), schema)
         else:
-            yield from _json(reader, layout, name, _json_lines(reader, name))
+            yield from _json(reader, layout, name, _json_lines(reader, name), schema)
 
 
 def _json_lines(reader: Reader, name: str) -> Iterator[tuple[int, Any]]:
@@ -135,14 +142,14 @@ def _json_lines(reader: Reader, name: str) -> Iterator[tuple[int, Any]]:
 
 
 def _json(
-    reader: Reader, layout: Layout, name: str, records: Iterator[tuple[int, Any]]
+    reader: Reader, layout: Layout, name: str, records: Iterator[tuple[int, Any]], schema: Schema
 ) -> Iterator[RawExample]:
     """Raises UnknownForm where a .json file's first record is no JSON and names nothing that a form begins with:
     settings with comments are such."""
-    is_known = layout != "json" or NAMES_A_START.search(reader.head()) is not None
+    is_known = layout != "json" or schema.names_a_start.search(reader.head()) is not None
     try:
         for number, record in records:
-            yield parse_record(record, f"{name}:{number}")
+            yield schema.parse(record, f"{name}:{number}", ())
             is_known = True
     except InvalidInput as error:
         raise error if is_known else UnknownForm(error.message, param=error.param) from None
@@ -163,7 +170,7 @@ def _is_lines(reader: Reader) -> bool:
     return bool(rest.strip())
 
 
-def _refuse_records(reader: Reader) -> None:
+def _refuse_records(reader: Reader, schema: Schema) -> None:
     """Raises InvalidInput for a text that is records of JSON by another name: their braces would be learnt.
 
     Prose may show a record, also first, and goes on as prose.
@@ -178,13 +185,13 @@ def _refuse_records(reader: Reader) -> None:
         record, end = json.JSONDecoder().raw_decode(text, begin.end())
     except (ValueError, RecursionError):
         is_longer = len(head) >= CHUNK_BYTES
-        is_record = is_longer and STARTING.match(text) is not None
+        is_record = is_longer and schema.starting.match(text) is not None
     else:
         after = text[end:].lstrip()
         if is_list:
             after = after.removeprefix("]").lstrip()
         goes_on = not after or after.startswith("," if is_list else ("{", ","))
-        is_record = goes_on and any(map(_starts, [record, *record.values()]))
+        is_record = goes_on and any(_starts(value, schema) for value in (record, *record.values()))
     if is_record:
         raise wrong(
             f"{reader.name}:1: holds {'a list of JSON' if is_list else 'JSON lines'}, not prose",
@@ -192,11 +199,11 @@ def _refuse_records(reader: Reader) -> None:
         )
 
 
-def _starts(value: object) -> bool:
+def _starts(value: object, schema: Schema) -> bool:
     """Whether it begins a form, or is a list of records that do."""
     if isinstance(value, list):
-        return bool(value) and isinstance(value[0], dict) and not {*STARTS}.isdisjoint(value[0])
-    return isinstance(value, dict) and not {*STARTS}.isdisjoint(value)
+        return bool(value) and isinstance(value[0], dict) and not {*schema.starts}.isdisjoint(value[0])
+    return isinstance(value, dict) and not {*schema.starts}.isdisjoint(value)
 
 
 @contextmanager

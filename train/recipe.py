@@ -18,7 +18,8 @@ from everlearn.errors import ConfigError
 from everlearn.settings import flatten
 from everlearn.settings_file import SettingsFile, read_settings_file
 from everlearn.suggest import did_you_mean
-from train.data.options import DataOptions, TokenizerOptions
+from train.data.cleaning.options import FILE_KEYS
+from train.data.options import FIRST_OPTIONS, GROUPS, DataOptions, TokenizerOptions
 from train.objectives.table import ObjectiveSpec, find_objective, implied, refuse_inconsistent
 
 Recipe = TypeVar("Recipe", bound=BaseModel)
@@ -47,6 +48,7 @@ PLACES = frozenset(
         "data.held",
         "data.store",
         "data.held_store",
+        *(f"data.{group}.{key}" for group in GROUPS for key in FILE_KEYS),
         "keep.store",
     }
 )
@@ -327,9 +329,12 @@ def deciding(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What of a recipe's own values changes the result of a run, by dotted key; see OPERATIONAL and PLACES.
 
     What earlier recipes had no key for is left out where it says what they did: an objective that the recipe implies
-    anyway, and the tokenizer that a model from scratch gets by default.
+    anyway, the tokenizer that a model from scratch gets by default, and options of data that are not used.
     """
-    same_without = {"objective": (None, implied(recipe).name), "architecture.tokenizer": (None,)}
+    later = DataOptions.model_fields.keys() - FIRST_OPTIONS
+    same_without = {"objective": (None, implied(recipe).name), "architecture.tokenizer": (None,)} | {
+        f"data.{key}": (DataOptions.model_fields[key].default,) for key in later
+    }
     return {
         key: value
         for key, value in flatten(recipe)
@@ -409,5 +414,6 @@ def anchored(data: Data, folder: Path) -> Data:
             "held": tuple(at(path) for path in data.held),
             "store": data.store and at(data.store),
             "held_store": data.held_store and at(data.held_store),
+            **data.with_files(at),
         }
     )

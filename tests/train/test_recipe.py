@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from everlearn.errors import ConfigError
-from train.data.options import DataOptions
-from train.recipe import TrainRecipe, read_recipe, recipe_diff, recipe_keys, validate_recipe
+from train.data.cleaning.options import FILE_KEYS
+from train.data.options import FIRST_OPTIONS, DataOptions
+from train.recipe import TrainRecipe, deciding, read_recipe, recipe_diff, recipe_keys, validate_recipe
 
 GOOD = """\
 name: tiny
@@ -199,9 +200,19 @@ def test_every_key_is_read_somewhere() -> None:
     def is_read(key: str) -> bool:
         if key.startswith("data.") and key.rpartition(".")[2] in DataOptions.model_fields:
             return True  # handed on whole
+        if key.startswith("data.") and key.rpartition(".")[2] in FILE_KEYS:
+            return True  # read by given_files
         last = key.rpartition(".")[2]
         own = re.search(rf"self\.{last}\b", (room / "recipe.py").read_text())
         return bool(own or re.search(rf"\b({holders})\.{last}\b", sources))
 
     unread = [key for key in recipe_keys(TrainRecipe) if not is_read(key)]
     assert unread == []
+
+
+def test_options_of_data_that_are_not_used_leave_an_old_run_as_it_was(tmp_path: Path) -> None:
+    """A run's folder is named by what decides: a key more would lose every run begun before there was the key."""
+    said = deciding(read_recipe(write(tmp_path, GOOD)).model_dump(mode="json"))
+    assert {key for key in said if key.startswith("data.")} == {f"data.{key}" for key in FIRST_OPTIONS}
+    masked = deciding(read_recipe(write(tmp_path, GOOD), ["data.personal=true"]).model_dump(mode="json"))
+    assert masked["data.personal.consistent"] is False

@@ -38,7 +38,8 @@ class SourceCard(BaseModel):
 
     ``cut``: of those kept, conversations whose answers are not learnt beyond ``max_tokens``.
     ``forms``: how its examples were written, and how many so. ``ignored``: keys and columns that nothing was made
-    of, and of how many examples.
+    of, and of how many examples. ``masked``: places of personal data, by kind. ``languages``: examples, where
+    languages are filtered; ``und`` are those whose language nothing tells.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,6 +51,8 @@ class SourceCard(BaseModel):
     read: Count
     changed: dict[str, Change]
     ignored: dict[str, Count]
+    masked: dict[str, Count] = {}
+    languages: dict[str, Count] = {}
     dropped: dict[str, Count]
     exact_duplicates: Count
     near_duplicates: Count
@@ -93,6 +96,7 @@ class DataCard(BaseModel):
     skipped: dict[str, SkippedCard]
     train: PartCard
     held: PartCard
+    test: PartCard | None = None
     notes: list[str] = []
     """What people must know that no count says; told where the data is prepared, and among a job's events."""
     labels: dict[str, LabelCard] = {}
@@ -132,6 +136,14 @@ class DataCard(BaseModel):
         return _sum(source.ignored for source in self.sources)
 
     @property
+    def masked(self) -> dict[str, int]:
+        return _sum(source.masked for source in self.sources)
+
+    @property
+    def languages(self) -> dict[str, int]:
+        return _sum(source.languages for source in self.sources)
+
+    @property
     def changed(self) -> dict[str, Change]:
         """Of all sources, by what was done."""
         examples = _sum(
@@ -146,8 +158,9 @@ class DataCard(BaseModel):
         """What people should know about it, a line each; one that begins with "warning:" where that is much."""
         forms = ", ".join(f"{count} {form}" for form, count in self.forms.items())
         held = self.held.documents
+        tested = f", {self.test.documents} to test with" if self.test else ""
         lines = [
-            f"data: {self.read} examples read ({forms}); {self.train.documents} to train on, {held} held out"
+            f"data: {self.read} examples read ({forms}); {self.train.documents} to train on, {held} held out{tested}"
         ]
         if self.labels:
             counts = {name: each.train + each.held for name, each in self.labels.items()}
@@ -160,6 +173,8 @@ class DataCard(BaseModel):
                 for name, each in changed.items()
             )
             lines.append(f"data: changed: {', '.join(parts)}")
+        if self.masked:
+            lines.append(f"data: masked: {_listed(self.masked)}")
         if cut := sum(source.cut for source in self.sources):
             lines.append(
                 f"data: cut: {cut} {self._cut_are} have more than {self.options.max_tokens} tokens, and end there"

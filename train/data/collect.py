@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from everlearn.bundles.durable import move_directory, sync_tree
-from train.data.cleaning.clean import cleaned, why_dropped
+from train.data.cleaning.cleaner import Cleaner, Outcome
 from train.data.cleaning.learned_parts import Learnt, learnt
+from train.data.cleaning.samples import Sample, Samples
 from train.data.examples import RawExample, parse_record
 from train.data.labelled.example import Labelled, LabelledKind
 from train.data.options import DataOptions
@@ -33,6 +35,9 @@ CLEANING = {
     "max_line_bytes",
     "normalize",
     "strip",
+    "languages",
+    "personal",
+    "decontaminate",
 }
 """The options that decide what a collection holds."""
 VERSION = 3
@@ -64,6 +69,9 @@ class Collection:
         self.forms: dict[str, int] = counts["forms"]
         self.ignored: dict[str, int] = counts["ignored"]
         self.changed: dict[str, dict[str, int]] = counts["changed"]
+        self.masked: dict[str, int] = counts.get("masked", {})
+        self.languages: dict[str, int] = counts.get("languages", {})
+        self.samples: list[Sample] = counts.get("samples", [])
         self.hashes: NDArray[np.uint8] = np.fromfile(directory / "hashes.bin", dtype=np.uint8).reshape(-1, 32)
         self._ends = np.fromfile(directory / "ends.bin", dtype=np.int64).reshape(-1, 2)
         self._shingles, self._context = (
@@ -102,12 +110,16 @@ def collect(
     file_sha256: str,
     options: DataOptions,
     work: Path,
+    cleaner: Cleaner,
     max_unpacked_bytes: int | None = None,
 ) -> Collection:
     """Reads and cleans a file into a folder of ``work`` that appears when it is whole. Errors as ``read_examples``."""
-    decides = [VERSION, source.name, source.found, file_sha256, options.model_dump(include=CLEANING)]
+    chosen = {key: value for key, value in options.deciding().items() if key in CLEANING}
+    decides: list[Any] = [VERSION, source.name, source.found, file_sha256, chosen]
     if options.translation:
         decides.append(options.translation)
+    if options.cleans:
+        decides += [source.held, cleaner.files_sha256]
     directory = work / hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
     if not directory.exists():
         partial = work / "partial"
@@ -118,7 +130,7 @@ def collect(
             max_unpacked_bytes=max_unpacked_bytes,
             min_examples=0 if source.found else 1,
         )
-        _fill(partial, source, options, limits)
+        _fill(partial, source, options, limits, cleaner)
         sync_tree(partial)
         move_directory(partial, directory)
     return Collection(directory, options.labelled)
@@ -134,23 +146,23 @@ class _Counts:
     forms: Counter[str] = field(default_factory=Counter[str])
     ignored: Counter[str] = field(default_factory=Counter[str])
     changed: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+    masked: Counter[str] = field(default_factory=Counter[str])
+    languages: Counter[str] = field(default_factory=Counter[str])
 
-    def clean(self, raw: RawExample, options: DataOptions) -> RawExample | None:
-        """The example as it is kept; None where it is not."""
+    def add(self, raw: RawExample, done: Outcome) -> None:
         self.read += 1
         self.forms[raw.form] += 1
         for key in raw.ignored:
             self.ignored[key if key in self.ignored or len(self.ignored) < MAX_NAMES else "others"] += 1
-        changes: Counter[str] = Counter()
-        example = cleaned(raw, options, changes)
-        for name, characters in (+changes).items():
+        for name, characters in (+done.changes).items():
             change = self.changed.setdefault(name, {"examples": 0, "characters": 0})
             change["examples"] += 1
             change["characters"] += characters
-        if reason := why_dropped(example, options):
-            self.dropped[reason] += 1
-            return None
-        return example
+        self.masked.update(done.masked)
+        if done.language:
+            self.languages[done.language] += 1
+        if done.rule:
+            self.dropped[done.rule] += 1
 
 
 def _read(source: Source, options: DataOptions, limits: Limits, counts: _Counts) -> Iterator[RawExample]:
@@ -165,8 +177,8 @@ def _read(source: Source, options: DataOptions, limits: Limits, counts: _Counts)
         counts.is_other = True
 
 
-def _fill(directory: Path, source: Source, options: DataOptions, limits: Limits) -> None:
-    counts = _Counts()
+def _fill(directory: Path, source: Source, options: DataOptions, limits: Limits, cleaner: Cleaner) -> None:
+    counts, samples = _Counts(), Samples()
     with (
         (directory / "documents.jsonl").open("w", encoding="utf-8") as documents,
         (directory / "hashes.bin").open("wb") as hashes,
@@ -175,7 +187,11 @@ def _fill(directory: Path, source: Source, options: DataOptions, limits: Limits)
         (directory / "ends.bin").open("wb") as ends,
     ):
         for raw in _read(source, options, limits, counts):
-            example = counts.clean(raw, options)
+            done = cleaner.clean(raw, held=source.held)
+            counts.add(raw, done)
+            if done.rule and done.dropped:
+                samples.of(done.rule, done.dropped)
+            example = done.example
             if example is None:
                 continue
             documents.write(json.dumps([example.source, example.record], ensure_ascii=False) + "\n")
@@ -185,4 +201,6 @@ def _fill(directory: Path, source: Source, options: DataOptions, limits: Limits)
                 shingles.write(each.shingles.tobytes())
                 context.write(each.context.tobytes())
             ends.write(np.array([shingles.tell() // 4, context.tell() // 4], dtype=np.int64).tobytes())
-    (directory / "counts.json").write_text(json.dumps(vars(counts), sort_keys=True))
+    (directory / "counts.json").write_text(
+        json.dumps({**vars(counts), "samples": samples.all()}, sort_keys=True)
+    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from train.data.cleaning.options import FILE_KEYS, Count, Decontaminate, Group, Languages, Personal, Share
 from train.data.labelled.example import LabelledKind
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
 
 
 class DataOptions(BaseModel):
@@ -22,6 +22,7 @@ class DataOptions(BaseModel):
     documents at least are held out, and of a quarter up to twice as many, however small ``held_fraction`` is.
     ``stride``: so many tokens two windows of a long context have in common (question-answering; a quarter of
     ``max_tokens`` by default). ``translation``: which way, as in en-es, where records hold several languages.
+    ``test_fraction`` of the documents go to a third store, ``test/``, that no run reads.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,11 +42,65 @@ class DataOptions(BaseModel):
     max_line_bytes: Annotated[int, Field(gt=0)] = 2**20
     stride: Annotated[int, Field(ge=0)] | None = None
     translation: Annotated[str, Field(pattern=r"^\w+-\w+$")] | None = None
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    languages: Languages | None = None
+    personal: Personal | None = None
+    decontaminate: Decontaminate | None = None
+
+    @model_validator(mode="after")
+    def _leaves_some_to_train_on(self) -> DataOptions:
+        if self.held_fraction + (self.test_fraction or 0) >= 1:
+            raise ValueError("held_fraction and test_fraction together leave nothing to train on")
+        return self
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides the bytes that are prepared; an option that earlier versions had not, only where it is used, so
+        that what they prepared is still the same. Files the user gives decide by what they hold alone."""
+        said = self.model_dump(mode="json", exclude={key: set(FILE_KEYS) for key in GROUPS})
+        return {
+            key: value
+            for key, value in said.items()
+            if key in FIRST_OPTIONS or value != type(self).model_fields[key].default
+        }
 
     @property
     def labelled(self) -> LabelledKind | None:
         """``kind``, where it is one of labelled data."""
         return None if self.kind in ("auto", "text", "chat") else self.kind
+
+    @property
+    def cleans(self) -> bool:
+        """Whether any group of options is on."""
+        return any(isinstance(group, Group) for _, group in self)
+
+    def given_files(self) -> dict[str, tuple[Path, ...]]:
+        """The user's files beside the data, by dotted key."""
+        found: dict[str, tuple[Path, ...]] = {}
+        for name, group in self:
+            for key, value in group if isinstance(group, Group) else ():
+                if key in FILE_KEYS:
+                    found[f"{name}.{key}"] = value
+        return found
+
+    def with_files(self, at: Callable[[Path], Path]) -> dict[str, Group]:
+        """The groups that name files, with each path as ``at`` gives it."""
+        made: dict[str, Group] = {}
+        for name, group in self:
+            if isinstance(group, Group):
+                files = {key: tuple(map(at, value)) for key, value in group if key in FILE_KEYS}
+                made[name] = group.model_copy(update=files)
+        return made
+
+
+FIRST_OPTIONS = frozenset(
+    {
+        *("kind", "held_fraction", "min_held", "max_tokens", "min_chars", "max_chars", "max_repeated_lines"),
+        *("max_repeated_chars", "near_duplicates", "normalize", "strip", "min_examples", "max_line_bytes"),
+    }
+)
+"""What data was prepared with before there were others."""
+GROUPS = ("languages", "personal", "decontaminate")
+"""The options that are groups of :mod:`train.data.cleaning.options`."""
 
 
 class TokenizerOptions(BaseModel):

@@ -1,8 +1,8 @@
 """From files to two stores of tokens, one to train on and one to measure with.
 
 read -> clean -> drop duplicates -> split by the document's hash -> tokenize. What is left lies in one folder:
-``train/`` and ``held/`` (stores), ``train.jsonl`` and ``held.jsonl`` (the same documents as text, with their hash,
-source and tokens), ``card.json`` (every count). The same files, tokenizer and options give the same bytes. The
+``train/`` and ``held/`` (stores; with ``test_fraction`` ``test/`` too, which no run reads), ``train.jsonl`` and ``held.jsonl`` (the same documents as text, with their hash,
+source and tokens), ``card.json`` (every count), ``dropped.jsonl`` (ten examples of each rule). The same files, tokenizer and options give the same bytes. The
 folder appears whole; a run that was killed is taken up by the next one where it stood, file by file.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,10 @@ from everlearn.bundles.durable import move_directory, sync_tree, write_file
 from everlearn.errors import Conflict, Corrupt, EverlearnError, InvalidInput, NotFound
 from everlearn.progress import Progress, silent
 from train.data.card import Change, DataCard, LabelCard, PartCard, SkippedCard, SourceCard
+from train.data.cleaning.cleaner import Cleaner
 from train.data.cleaning.duplicates import find_duplicates
-from train.data.collect import VERSION, Collected, Collection, collect
+from train.data.cleaning.samples import Samples
+from train.data.collect import VERSION, Collection, collect
 from train.data.examples import Chat
 from train.data.labelled.encode import LabelledTokens
 from train.data.labelled.example import Labelled
@@ -35,10 +37,14 @@ from train.data.labelled.labels import NAMED, Labels, find_labels
 from train.data.options import DataOptions
 from train.data.reading.forms import RIGHT
 from train.data.reading.sources import Skipped, Source, expand
+from train.data.split import HELD, NAMES, TEST, split
 from train.data.store import StoreWriter
 from train.data.tokenize import Tokens
 
 CARD = "card.json"
+DROPPED = "dropped.jsonl"
+UNKNOWN_LABEL = "label_only_in_test"
+NO_TARGET = "no_target_within_max_tokens"
 MAX_SKIPPED_NAMES = 50
 
 
@@ -64,7 +70,8 @@ def prepare(
     tokens = Tokens(tokenizer_dir)
     files, skipped = expand(sources, held)
     entries = [file_entry(file.path) for file in files]
-    inputs = _inputs_sha256(files, entries, tokens, options)
+    cleaner = Cleaner(options, [file for file in files if file.held])
+    inputs = _inputs_sha256(files, entries, tokens, options, cleaner)
     work = out.with_name(f".{out.name}.preparing")
     work.mkdir(parents=True, exist_ok=True)
     with FileLock(work / "lock"):
@@ -76,7 +83,7 @@ def prepare(
                 )
         else:
             try:
-                collected = _collect(files, entries, options, work, progress, max_unpacked_bytes)
+                collected = _collect(files, entries, options, work, cleaner, progress, max_unpacked_bytes)
                 for file, each in zip(files, collected, strict=True):
                     if not each.read:
                         skipped.setdefault("not examples" if each.is_other else "empty", []).append(file.name)
@@ -108,17 +115,14 @@ def read_card(out: Path) -> DataCard:
 
 
 def _inputs_sha256(
-    files: list[Source], entries: list[FileEntry], tokens: Tokens, options: DataOptions
+    files: list[Source], entries: list[FileEntry], tokens: Tokens, options: DataOptions, cleaner: Cleaner
 ) -> str:
     said = {
         "version": VERSION,
         "files": [[file.name, file.held, entry.sha256] for file, entry in zip(files, entries, strict=True)],
         "tokenizer": tokens.sha256,
-        "options": {
-            key: value
-            for key, value in options.model_dump().items()
-            if value is not None or key == "near_duplicates"
-        },
+        "options": options.deciding(),
+        **({"given": cleaner.files_sha256} if options.cleans else {}),
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -128,6 +132,7 @@ def _collect(
     entries: list[FileEntry],
     options: DataOptions,
     work: Path,
+    cleaner: Cleaner,
     progress: Progress,
     max_unpacked_bytes: int | None,
 ) -> list[Collection]:
@@ -135,7 +140,7 @@ def _collect(
     collected: list[Collection] = []
     for number, (file, entry) in enumerate(zip(files, entries, strict=True)):
         progress(f"reading {file.name}", 0.6 * number / len(files))
-        collected.append(collect(file, entry.sha256, options, work, max_unpacked_bytes))
+        collected.append(collect(file, entry.sha256, options, work, cleaner, max_unpacked_bytes))
     return collected
 
 
@@ -171,18 +176,19 @@ def _write(
     kept_documents = ~(exact | near)
     if options.min_held and not options.labelled and kept_documents.sum() <= FEW_DOCUMENTS:
         kept_documents &= _learnable(collected, kept_documents, tokens, options)
-    in_held, place = _split(collected, given_held, kept_documents, files, options)
-    labels = _labels(collected, kept_documents, in_held, place, files, options)
-    in_held = labels.in_held if labels else in_held
+    sides_of, where = split(collected, given_held, kept_documents, files, options)
+    labels = _labels(collected, kept_documents & (sides_of != TEST), sides_of == HELD, where, files, options)
+    if labels:
+        sides_of = np.where(sides_of == TEST, TEST, labels.in_held.astype(np.int8) * HELD)
     labelled = LabelledTokens(tokens, options, labels.names) if labels else None
     result = work / "result"
     shutil.rmtree(result, ignore_errors=True)
     cards: list[SourceCard] = []
     chats = False
+    samples = Samples()
     with ExitStack() as stack:
-        sides = {
-            name: _Side(_store(stack, result / name, tokens, options, labels)) for name in ("train", "held")
-        }
+        names = NAMES if options.test_fraction else NAMES[:TEST]
+        sides = {name: _Side(_store(stack, result / name, tokens, options, labels)) for name in names}
         texts = {
             name: stack.enter_context((result / f"{name}.jsonl").open("w", encoding="utf-8"))
             for name in sides
@@ -190,8 +196,16 @@ def _write(
         for number, (file, entry, collection) in enumerate(zip(files, entries, collected, strict=True)):
             progress(f"tokenizing {file.name}", 0.7 + 0.3 * number / len(files))
             span = slice(bounds[number], bounds[number + 1])
-            kept = used = cut = 0
-            for document, held in _kept(collection, exact[span] | near[span], in_held[span]):
+            kept = used = cut = unknown = 0
+            samples.add(collection.samples)
+            for place, document in enumerate(collection.documents(), int(bounds[number])):
+                if exact[place] or near[place]:
+                    samples.of("exact_duplicates" if exact[place] else "near_duplicates", document.raw)
+                    continue
+                if sides_of[place] == TEST and labels and labels.lacks(document.raw):
+                    samples.of(UNKNOWN_LABEL, document.raw)
+                    unknown += 1
+                    continue
                 chats = chats or isinstance(document.raw, Chat)
                 examples, is_cut = (
                     labelled.encode_and_cut(document.raw)
@@ -199,8 +213,9 @@ def _write(
                     else tokens.encode_and_cut(document.raw, options.max_tokens)
                 )
                 if not examples:
+                    samples.of(NO_TARGET, document.raw)
                     continue
-                name = "held" if held else "train"
+                name = NAMES[sides_of[place]]
                 for example in examples:
                     sides[name].store.add(example)
                 size = sum(len(example) for example in examples)
@@ -214,7 +229,7 @@ def _write(
                 sides[name].documents += 1
                 kept, used, cut = kept + 1, used + size, cut + is_cut
             duplicates = int(exact[span].sum()), int(near[span].sum())
-            cards.append(_source_card(file, entry, collection, duplicates, (kept, cut, used)))
+            cards.append(_source_card(file, entry, collection, duplicates, (kept, cut, used, unknown)))
         parts = {name: _part_card(side) for name, side in sides.items()}
     card = DataCard(
         inputs_sha256=inputs,
@@ -235,6 +250,7 @@ def _write(
         **parts,
     )
     _check_enough(card)
+    write_file(result / DROPPED, samples.lines())
     write_file(result / CARD, card.model_dump_json(indent=1).encode())
     sync_tree(result)
     return card
@@ -270,38 +286,6 @@ def _labels(
     return find_labels(labelled, kept, in_held, place, given_held=any(file.held for file in files))
 
 
-def _split(
-    collected: list[Collection],
-    given_held: NDArray[np.bool_],
-    kept: NDArray[np.bool_],
-    files: list[Source],
-    options: DataOptions,
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Which documents are held out, bool (documents,), and where their hashes fall, from 0 to 1: by its own hash
-    alone, so that nothing else changes a document's side.
-
-    Where too few fall below the fraction, those of the smallest hashes do: an empty side could measure nothing.
-    """
-    hashes = np.concatenate([each.hashes for each in collected])
-    place = hashes[:, 16:24].copy().view(">u8")[:, 0] / 2.0**64
-    if any(file.held for file in files) or options.held_fraction == 0:
-        return given_held, place
-    held = place < options.held_fraction
-    there = np.flatnonzero(kept)
-    least = min(max(options.min_held, len(there) // 4), 2 * options.min_held) or 1
-    if len(there) >= 2 * least and (held & kept).sum() < least:
-        held[there[np.argsort(place[there], kind="stable")[:least]]] = True
-    return held, place
-
-
-def _kept(
-    collection: Collection, duplicate: NDArray[np.bool_], held: NDArray[np.bool_]
-) -> Iterator[tuple[Collected, bool]]:
-    for document, is_duplicate, is_held in zip(collection.documents(), duplicate, held, strict=True):
-        if not is_duplicate:
-            yield document, bool(is_held)
-
-
 def _store(
     stack: ExitStack, directory: Path, tokens: Tokens, options: DataOptions, labels: Labels | None
 ) -> StoreWriter:
@@ -323,12 +307,14 @@ def _source_card(
     entry: FileEntry,
     collection: Collection,
     duplicates: tuple[int, int],
-    written: tuple[int, int, int],
+    written: tuple[int, int, int, int],
 ) -> SourceCard:
-    kept, cut, tokens = written
+    kept, cut, tokens, unknown = written
     dropped = dict(collection.dropped)
-    if beyond := len(collection) - sum(duplicates) - kept:
-        dropped["no_target_within_max_tokens"] = beyond
+    if unknown:
+        dropped[UNKNOWN_LABEL] = unknown
+    if beyond := len(collection) - sum(duplicates) - kept - unknown:
+        dropped[NO_TARGET] = beyond
     return SourceCard(
         name=file.name,
         sha256=entry.sha256,
@@ -336,6 +322,8 @@ def _source_card(
         forms=collection.forms,
         read=collection.read,
         changed={name: Change(**change) for name, change in collection.changed.items()},
+        masked=collection.masked,
+        languages=collection.languages,
         ignored=collection.ignored,
         dropped=dropped,
         exact_duplicates=duplicates[0],

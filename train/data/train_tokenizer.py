@@ -10,6 +10,7 @@ from pathlib import Path
 from everlearn.bundles.durable import move_directory, sync_tree
 from everlearn.errors import Conflict
 from train.data.cleaning.clean import cleaned, said
+from train.data.cleaning.cleaner import Cleaner
 from train.data.options import DataOptions, TokenizerOptions
 from train.data.reading.forms import UnknownForm
 from train.data.reading.read import Limits, read_examples
@@ -52,6 +53,7 @@ def train_tokenizer(
 
 
 def _texts(files: Sequence[Source], options: DataOptions) -> Iterator[str]:
+    cleaner = Cleaner(options)
     for file in files:
         limits = Limits(max_line_bytes=options.max_line_bytes, min_examples=0 if file.found else 1)
         count = 0
@@ -60,7 +62,9 @@ def _texts(files: Sequence[Source], options: DataOptions) -> Iterator[str]:
                 file.path, kind=options.kind, limits=limits, name=file.name, translation=options.translation
             ):
                 count += 1
-                yield said(cleaned(raw, options))
+                example = cleaner.clean(raw).example if options.cleans else cleaned(raw, options)
+                if example:
+                    yield said(example)
         except UnknownForm:
             if not file.found or count:
                 raise

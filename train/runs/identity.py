@@ -33,7 +33,7 @@ def contents_of(recipe: TrainRecipe, progress: Progress = silent) -> Contents:
 
 def contents_of_data(data: Data, progress: Progress = silent) -> Contents:
     """Those of a recipe's ``data``. Raises as :func:`contents_of`."""
-    from train.data.reading.sources import list_sources
+    from train.data.reading.sources import given_sources, list_sources
 
     contents: Contents = {}
     if data.train:
@@ -44,6 +44,11 @@ def contents_of_data(data: Data, progress: Progress = silent) -> Contents:
                 [source.name, sha256]
                 for source, sha256 in zip(sources, hashed, strict=True)
                 if source.held == held
+            ]
+        for key, given in given_sources(data).items():
+            hashed = _hash([source.path for source in given], progress)
+            contents[f"data.{key}"] = [
+                [source.name, sha256] for source, sha256 in zip(given, hashed, strict=True)
             ]
     return contents | _stores({"data.store": data.store, "data.held_store": data.held_store}, progress)
 

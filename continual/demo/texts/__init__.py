@@ -23,7 +23,7 @@ class Domain:
 
 
 DOMAINS = (
-    Domain("poems", "Poems of the Tang dynasty, in Chinese", 3_400, "《山中》\n作者：王维\n"),  # noqa: RUF001
+    Domain("poems", "Poems of the Tang dynasty, in Chinese", 3_400, "《山中》\n作者：王维\n"),
     Domain("scripture", "Genesis, in English of 1611", 25_000, "And it came to pass in those days, that"),
     Domain("python", "Python's own reference", 29_000, 'The "with" statement is used to'),
 )

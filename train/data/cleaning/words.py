@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -29,26 +30,52 @@ UNSPACED = (
 _PRIME = 0x100000001B3
 
 
+@dataclass(frozen=True)
+class Words:
+    """Those of a text in their order. hashes: uint64 (words,), of lower case. starts, ends: int64 (words,), where they
+    stand in the text in lower case. alone: bool (words,), which are one character of a script without spaces."""
+
+    hashes: NDArray[np.uint64]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    alone: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+
 def words(text: str) -> NDArray[np.uint64]:
-    """A hash of each word in turn, lower case; uint64 (words,).
+    """A hash of each word in turn, lower case; uint64 (words,)."""
+    return find_words(text).hashes
+
+
+def find_words(text: str) -> Words:
+    """Every word of a text.
 
     A word is a run of letters, marks and digits, or one character of a script written without spaces. All in
     numpy: a word's hash is a difference of the text's running polynomial, shifted back to the text's beginning.
     """
     points = code_points(text.lower())
-    if not len(points):
-        return np.zeros(0, dtype=np.uint64)
     kind = classes()[points]
     inside, alone = kind == LETTER, kind == ALONE
-    before = np.concatenate([[False], inside[:-1]])
-    after = np.concatenate([inside[1:], [False]])
+    before = np.concatenate([[False], inside[:-1]]) if len(points) else inside
+    after = np.concatenate([inside[1:], [False]]) if len(points) else inside
     starts = np.flatnonzero((inside & ~before) | alone)
     ends = np.flatnonzero((inside & ~after) | alone) + 1
     powers, inverses = _powers(len(points) + 1)
     running = np.concatenate(
         [np.zeros(1, np.uint64), np.cumsum((points.astype(np.uint64) + 1) * powers[:-1])]
     )
-    return splitmix64((running[ends] - running[starts]) * inverses[starts])
+    hashes = splitmix64((running[ends] - running[starts]) * inverses[starts])
+    return Words(hashes, starts, ends, alone[starts])
+
+
+def grams(hashes: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
+    """A hash of every ``count`` words in a row, as they come; uint64 (words - count + 1,), none for fewer words."""
+    made = np.zeros(max(0, len(hashes) - count + 1), dtype=np.uint64)
+    for offset in range(count if len(made) else 0):
+        made = splitmix64(made ^ hashes[offset : offset + len(made)])
+    return made
 
 
 def shingles(text: str, salt: int = 0) -> NDArray[np.uint32]:

@@ -32,6 +32,14 @@ class Labels:
     in_held: NDArray[np.bool_]
     notes: list[str] = field(default_factory=list[str])
 
+    def lacks(self, example: object) -> bool:
+        """Whether the example has a label that none to learn from has."""
+        return (
+            isinstance(example, Labelled)
+            and bool(self.names)
+            and not {*self.names}.issuperset(example.labels)
+        )
+
     @property
     def counts(self) -> dict[str, dict[str, int]]:
         """By name, as the data card says it."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from everlearn.errors import InvalidInput, NotFound
+from train.data.options import DataOptions
 from train.data.reading.read import SUFFIXES
 
 Skipped = dict[str, list[str]]
@@ -55,6 +56,15 @@ def expand(sources: Sequence[Path | Source], held: Sequence[Path] = ()) -> tuple
 def list_sources(sources: Sequence[Path | Source], held: Sequence[Path] = ()) -> list[Source]:
     """Every file that is read, in the order of reading; see :func:`expand`."""
     return expand(sources, held)[0]
+
+
+def given_sources(options: DataOptions) -> dict[str, list[Source]]:
+    """The user's files beside the data, by the recipe's key; of a folder, those in it. Raises NotFound, InvalidInput."""
+    return {
+        key: list_sources([Source(path, path.name) for path in paths])
+        for key, paths in options.given_files().items()
+        if paths
+    }
 
 
 def _folder(folder: Source, skipped: Skipped) -> list[Source]:

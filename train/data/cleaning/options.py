@@ -1,0 +1,61 @@
+"""Options of cleaning, under a recipe's ``data``: a group for each way of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+PersonalKind = Literal["email", "phone", "card", "iban", "id", "ip", "key"]
+PERSONAL_KINDS: tuple[PersonalKind, ...] = get_args(PersonalKind)
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str | Path) else value
+
+
+Files = Annotated[tuple[Path, ...], BeforeValidator(_listed)]
+"""Files that the user gives; relative to the recipe."""
+
+
+class Group(BaseModel):
+    """Options of one kind of cleaning; a recipe without the key has none of it, and ``true`` takes the defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_the_defaults(cls, value: Any) -> Any:
+        return {} if value is True else value
+
+
+class Languages(Group):
+    """Texts in other languages than ``keep`` (ISO 639-1) are left out, where the language is told with
+    ``min_probability``; see ``train.data.cleaning.language``."""
+
+    keep: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
+    min_probability: Share = 0.65
+
+
+class Personal(Group):
+    """Personal data of these ``kinds`` becomes ``[EMAIL]``; where ``consistent``, ``[EMAIL_1]``, the same number for
+    the same value within one document."""
+
+    kinds: Annotated[tuple[PersonalKind, ...], BeforeValidator(_listed), Field(min_length=1)] = PERSONAL_KINDS
+    consistent: bool = False
+
+
+class Decontaminate(Group):
+    """Texts to train on that have so many ``words`` in a row in common with the evaluation sets in ``against``, or
+    with ``held`` files, are left out."""
+
+    against: Files = ()
+    words: Annotated[int, Field(ge=5, le=100)] = 13
+
+
+FILE_KEYS = frozenset({"against"})
+"""The keys of groups whose values are files that the user gives."""

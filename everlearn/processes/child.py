@@ -147,17 +147,37 @@ def _converse(
         elif "error" in message:
             if fate.limits and message["code"] == OUT_OF_MEMORY:
                 raise fate.limits.refusal(fate.limits.took_too_much)
-            kind: type[errors.EverlearnError] = getattr(errors, message["error"])
-            error = kind(message["message"], param=message["param"])
-            error.code = message["code"]  # pyright: ignore[reportAttributeAccessIssue]: of the child's own kind
-            raise error
+            raise said_error(message)
         else:
             return message["result"]
     fate.tell()
 
 
+def said_error(message: Mapping[str, Any]) -> errors.EverlearnError:
+    """The child's error, in this process."""
+    kind: type[errors.EverlearnError] = getattr(errors, message["error"])
+    error = kind(message["message"], param=message["param"])
+    error.code = message["code"]  # pyright: ignore[reportAttributeAccessIssue]: of the child's own kind
+    return error
+
+
 def answer(work: Work) -> None:
     """The child's side: does one request. An end of stdin, so the parent's death, ends the process."""
+    say = _protocol()
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _do(work, request, say)
+
+
+def answer_each(work: Work) -> None:
+    """The child's side of a :class:`everlearn.processes.worker.Worker`: does requests until stdin ends."""
+    say = _protocol()
+    for line in sys.stdin:
+        _do(work, json.loads(line), say)
+
+
+def _protocol() -> Callable[..., None]:
+    """What a child answers through; whatever it prints goes to its log."""
     die_with_parent()  # also where a library never lets go of the interpreter
     protocol = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -166,8 +186,10 @@ def answer(work: Work) -> None:
         protocol.write(json.dumps(message) + "\n")
         protocol.flush()
 
-    request = json.loads(sys.stdin.readline())
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    return say
+
+
+def _do(work: Work, request: dict[str, Any], say: Callable[..., None]) -> None:
     try:
         result = work(request, lambda step, done=None: say(step=step, done=done))
     except errors.EverlearnError as error:

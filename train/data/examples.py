@@ -19,12 +19,13 @@ Message = dict[str, Any]
 @dataclass(frozen=True)
 class Text:
     """A document. ``source`` says where it was read: "file.jsonl:17"; ``form`` how it was written there, and
-    ``ignored`` which keys of the record nothing was made of."""
+    ``ignored`` which keys of the record nothing was made of. ``left_out``: why reading made no text of it."""
 
     text: str
     source: str = field(default="", compare=False)
     form: str = field(default="text", compare=False)
     ignored: tuple[str, ...] = field(default=(), compare=False)
+    left_out: str | None = field(default=None, compare=False)
 
     @property
     def record(self) -> dict[str, Any]:

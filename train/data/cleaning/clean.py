@@ -73,6 +73,8 @@ def why_dropped(raw: RawExample, options: DataOptions) -> str | None:
     The two on repetition are for texts alone (after Rae et al., 2021, arXiv 2112.11446, table A1, made milder:
     code and verse repeat themselves); a conversation is as its author wrote it.
     """
+    if isinstance(raw, Text) and raw.left_out:
+        return raw.left_out
     if length(raw) > options.max_chars:
         return "too_long"
     if isinstance(raw, Chat):

@@ -20,18 +20,19 @@ from everlearn.errors import InvalidInput, NotFound
 from train.data.examples import Chat, RawExample, Text, parse_record
 from train.data.labelled.example import LabelledKind
 from train.data.labelled.forms import schema_of
-from train.data.reading import json_values, tables
+from train.data.reading import json_values, tables, warc
 from train.data.reading.forms import UnknownForm, strict_json
 from train.data.reading.lines import CHUNK_BYTES, SEPARATOR, Limits, Reader, documents, lines, wrong
 from train.data.reading.schema import UNLABELLED, Schema
 from train.data.reading.unpacked import Unpacked
+from train.data.reading.web_page import MAX_DEPTH, MAX_PAGE_BYTES, PAGE_CPU_S, PAGE_MEMORY_BYTES, main_text
 
 __all__ = [
     "SEPARATOR", "SUFFIXES", "Chat", "Kind", "Limits", "RawExample", "Text", "parse_record", "read_examples",
 ]  # fmt: skip
 
 Kind = Literal["auto", "text", "chat"] | LabelledKind
-Layout = Literal["text", "jsonl", "json", "csv", "tsv", "parquet"]
+Layout = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "html", "warc"]
 
 SUFFIXES: dict[str, Layout] = {
     ".txt": "text",
@@ -43,6 +44,11 @@ SUFFIXES: dict[str, Layout] = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+    ".warc": "warc",
+    ".wet": "warc",
 }
 
 DISGUISES = {
@@ -63,12 +69,23 @@ DISGUISES = {
     b"\xfe\xff": "UTF-16 text",
 }
 
+PLAIN = {"text": "plain text", "html": "a web page", "warc": "a crawl"}
+"""What has no labels."""
+UNREADABLE = {
+    "too_large": f"the page is larger than {MAX_PAGE_BYTES} bytes",
+    "too_deep": f"the page has elements more than {MAX_DEPTH} deep in each other",
+    "too_slow": f"the page takes more than {PAGE_CPU_S:.0f} s to parse",
+    "too_hungry": f"the page takes more than {PAGE_MEMORY_BYTES >> 30} GiB of memory to parse",
+}
+
 WANTED: dict[Layout, str] = {
     "jsonl": "JSON lines",
     "json": "JSON",
     "csv": "CSV",
     "tsv": "TSV",
     "text": "text in UTF-8",
+    "html": "a web page",
+    "warc": "a WARC file",
 }
 RIGHT: dict[Layout, str] = {
     "jsonl": json_values.RIGHT_LINE,
@@ -76,6 +93,8 @@ RIGHT: dict[Layout, str] = {
     "csv": tables.RIGHT_TABLE,
     "tsv": tables.RIGHT_TABLE,
     "text": "plain text in UTF-8",
+    "html": "HTML",
+    "warc": warc.RIGHT,
 }
 
 
@@ -123,8 +142,13 @@ def _examples(path: Path, name: str, limits: Limits, schema: Schema) -> Iterator
         reader = Reader(stream, name, limits, unpacked)
         if layout == "text":
             _refuse_records(reader, schema)
-            if schema is not UNLABELLED:
-                raise UnknownForm(f"{name}: is plain text. {schema.right}", param="training_file")
+        if schema is not UNLABELLED and layout in PLAIN:
+            raise UnknownForm(f"{name}: is {PLAIN[layout]}. {schema.right}", param="training_file")
+        if layout == "html":
+            yield _page(reader)
+        elif layout == "warc":
+            yield from warc.read_warc(reader)
+        elif layout == "text":
             yield from documents(lines(reader, RIGHT[layout]), name, limits)
         elif layout in ("csv", "tsv"):
             for number, record, ignored in tables.rows(reader, layout, schema):
@@ -133,6 +157,18 @@ def _examples(path: Path, name: str, limits: Limits, schema: Schema) -> Iterator
             yield from _json(reader, layout, name, json_values.records(reader, schema), schema)
         else:
             yield from _json(reader, layout, name, _json_lines(reader, name), schema)
+
+
+def _page(reader: Reader) -> Text:
+    """A file that is one page. Raises InvalidInput where nothing can be made of it."""
+    parts: list[bytes] = []
+    while sum(map(len, parts)) <= MAX_PAGE_BYTES and (part := reader.chunk(1)):
+        parts.append(part)
+    page = b"".join(parts)
+    text, reason = main_text(page)
+    if reason in UNREADABLE:
+        raise wrong(f"{reader.name}:1: {UNREADABLE[reason]}", "Leave it out, or save its text as .txt")
+    return Text(text, f"{reader.name}:1", "web page", left_out=reason)
 
 
 def _json_lines(reader: Reader, name: str) -> Iterator[tuple[int, Any]]:

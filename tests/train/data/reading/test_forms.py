@@ -283,7 +283,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "open quotes": ("f.csv", b'prompt,completion\na,b\na,"b\n', r"f\.csv:[0-9]: is not CSV"),
     "a column twice": ("f.csv", b"text,Text\na,b\n", r'f\.csv:1: has the column "text" twice'),
     "an empty answer in a table": ("f.csv", b"prompt,completion\na,\n", r'f\.csv:2: has a "prompt" and no "completion"'),
-    "a web page": ("f.html", b"<p>Hello</p>", r'f\.html: files that end in "\.html" are not read.*\.csv'),
+    "markup that is no web page": ("f.xml", b"<p>Hello</p>", r'f\.xml: files that end in "\.xml" are not read.*\.csv'),
     "an archive": ("f.zip", b"PK\x03\x04", r'f\.zip: files that end in "\.zip"'),
     "a document": ("f.docx", b"PK\x03\x04", r'f\.docx: files that end in "\.docx"'),
     "an unknown name": ("f.weird", b"hello there", r'f\.weird: files that end in "\.weird"'),

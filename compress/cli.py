@@ -31,6 +31,9 @@ SHOWN = (
     ("perplexity_ratio", "ratio"),
     ("divergence", "KL to the parent, nats per token"),
     ("agreement", "same most likely token"),
+    ("prediction_divergence", "KL to the parent, nats per prediction"),
+    ("prediction_agreement", "same most likely prediction"),
+    ("logits_difference", "largest difference of a logit"),
     ("cosine_mean", "cosine with the parent's, mean"),
     ("cosine_min", "cosine with the parent's, least"),
     ("held_perplexity_before", "on its held-out text, before"),
@@ -131,7 +134,7 @@ def print_versions(versions: list[Version], as_json: bool) -> None:
         print(f"{version.ref}: {version.format}, {size(version.manifest.size_bytes)}{of}")
         for key, label in SHOWN:
             if key in version.manifest.metrics:
-                print(f"  {label:<32} {version.manifest.metrics[key]}")
+                print(f"  {label:<37} {version.manifest.metrics[key]}")
     quantized = [one.ref for one in versions if "export" in one.manifest.recipe]
     if origins[0] and quantized and len(versions) > 1:
         print(f"Beside the original: everlearn compare {origins[0].ref} {' '.join(quantized)}")
@@ -259,4 +262,4 @@ def export_gguf(
     print(f"{file}: {size(metrics['size_bytes'])}")
     for key, label in SHOWN:
         if key in metrics:
-            print(f"  {label:<32} {metrics[key]}")
+            print(f"  {label:<37} {metrics[key]}")

@@ -27,6 +27,7 @@ from compress.measure.parity import (
     refuse_another,
     refuse_distant_embeddings,
     refuse_drift,
+    refuse_other_predictions,
 )
 from compress.parent_files import config_of, keep_tokenizer
 from compress.quantize.methods import METHODS
@@ -36,6 +37,7 @@ from compress.targets.table import FOR_ENCODERS, TARGETS, Target
 from everlearn.bundles.bundle import BundleManifest, Task, write_bundle
 from everlearn.bundles.bundle import read_manifest as read_bundle
 from everlearn.bundles.decoder_config import is_tied
+from everlearn.bundles.tasks import HEADED
 from everlearn.chat.stops import write_genai_config, write_generation_config
 from everlearn.errors import Conflict, InvalidInput, Unavailable, Unsupported
 from everlearn.processes.child import run_child
@@ -93,8 +95,8 @@ def build_export(
         source = {"store" if calibration.is_dir() else "text": calibration}
         chosen = recipe.calibration.model_copy(update={"text": None, "store": None, **source})
         recipe = recipe.model_copy(update={"calibration": chosen})
-    if task == "embed":
-        made, metrics = export_encoder(parent_dir, staging, recipe, progress)
+    if task == "embed" or task in HEADED:
+        made, metrics = export_encoder(parent_dir, staging, task, recipe, progress)
     elif TARGETS[recipe.to].format == "compressed-tensors":
         made, metrics = export_vllm(parent_dir, staging, recipe, progress)
     else:
@@ -214,7 +216,7 @@ def vllm_request(parent_dir: Path, staging: Path, recipe: CompressRecipe) -> dic
 
 
 def export_encoder(
-    parent_dir: Path, staging: Path, recipe: CompressRecipe, progress: Progress
+    parent_dir: Path, staging: Path, task: Task, recipe: CompressRecipe, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds and measures an encoder; returns how it was made, and its metrics."""
     target = TARGETS[recipe.to]
@@ -223,12 +225,16 @@ def export_encoder(
     request = {
         "model_dir": str(parent_dir),
         "directory": str(staging),
+        "task": task,
         "precision": target.precision,
         "calibration": recipe.calibration.model_dump(mode="json"),
     }
     made = run_child(target.encoder_child, request, progress)
     metrics = made.pop("metrics")
-    refuse_distant_embeddings(metrics["cosine_min"], target)
+    if task == "embed":
+        refuse_distant_embeddings(metrics["cosine_min"], target)
+    else:
+        refuse_other_predictions(metrics["prediction_divergence"], target)
     return {"precision": target.precision, **made}, metrics
 
 
@@ -307,7 +313,7 @@ def refuse_full_disk(folder: Path, needed_bytes: int) -> None:
 
 def logits_bytes(parent_dir: Path, task: Task) -> int:
     """What the parent predicts for the held-out text waits on disk for its export, in float32."""
-    if task == "embed":
+    if task != "generate":
         return 0
     config = config_of(parent_dir)
     vocab = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 0)

@@ -30,13 +30,18 @@ Embed = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
 class Encoder(nn.Module):
-    """``body`` with pooling and normalisation. ``inputs``: the names of its inputs, in order."""
+    """``body`` with pooling and normalisation. ``inputs`` and ``outputs``: their names, in order; of these the free axes.
+
+    ``rounded``: how the names of the layers begin that may keep fewer bits.
+    """
 
     def __init__(self, body: Any, pooling: str) -> None:
         super().__init__()
         self.body, self.pooling = body, pooling
         takes_types = "token_type_ids" in inspect.signature(body.forward).parameters
         self.inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if takes_types else [])]
+        self.outputs: Mapping[str, Mapping[int, str]] = {"sentence_embedding": {0: "batch"}}
+        self.rounded = ""
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Tensors: int64 (batch, seq) each; returns float32 (batch, dim), unit length."""
@@ -125,8 +130,8 @@ def truncating_tokenizer(model_dir: Path) -> Any:
     return tokenizer
 
 
-def inputs_of(tokenizer: Any, texts: list[str]) -> dict[str, np.ndarray]:
-    """int64 (texts, seq) each."""
+def inputs_of(tokenizer: Any, texts: list[Any]) -> dict[str, np.ndarray]:
+    """int64 (texts, seq) each; a text may be a pair of them."""
     encoded = tokenizer.encode_batch(texts)
     return {
         "input_ids": np.array([one.ids for one in encoded], dtype=np.int64),

@@ -64,6 +64,15 @@ def refuse_distant_embeddings(cosine: float, target: Target) -> None:
         )
 
 
+def refuse_other_predictions(divergence: float, target: Target) -> None:
+    """Raises Drifted where a head predicts too differently from its parent's: ``divergence`` in nats per prediction."""
+    if not divergence <= target.max_divergence:
+        raise Drifted(
+            f"the {target.precision} export is {divergence:.4f} nats per prediction away from its parent; at most "
+            f"{target.max_divergence} is accepted. Nothing was registered: try a higher precision"
+        )
+
+
 def mean_divergence(
     reference_logits: Iterator[np.ndarray], logits: Iterator[np.ndarray], windows: np.ndarray
 ) -> float:

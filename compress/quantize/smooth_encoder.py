@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.headed_encoder import HeadedEncoder
 from compress.quantize.capture import capture_inputs
 from compress.quantize.sensitivity import in_int8
 from compress.sentence_encoder import Encoder, whole_texts
@@ -72,7 +73,7 @@ class Smoothed(nn.Module):
 
 
 @torch.inference_mode()
-def smooth(encoder: Encoder, texts: Sequence[Tensor]) -> tuple[dict[str, float], list[str]]:
+def smooth(encoder: Encoder | HeadedEncoder, texts: Sequence[Tensor]) -> tuple[dict[str, float], list[str]]:
     """Smooths ``encoder`` in place, which computes what it did; texts: batches, int64 (texts, seq) each.
 
     Returns the strength for each layer that was smoothed, and the layers in which each token has its own scale.
@@ -105,12 +106,16 @@ def best_strength(read: Read, weight: Tensor, *, by_token: bool) -> tuple[float 
     return (strength, losses[strength]) if losses[strength] * WORTH < plain else (None, plain)
 
 
-def reads(encoder: Encoder, texts: Sequence[Tensor]) -> list[Read]:
+def reads(encoder: Encoder | HeadedEncoder, texts: Sequence[Tensor]) -> list[Read]:
     """What linear layers read. Without those that are called more than once: their inputs are several tensors."""
-    names = {one: name for name, one in encoder.body.named_modules() if isinstance(one, nn.Linear)}
+    names = {
+        one: name
+        for name, one in encoder.body.named_modules()
+        if isinstance(one, nn.Linear) and name.startswith(encoder.rounded)
+    }
     calls: list[tuple[nn.Linear, Tensor]] = []
     with capture_inputs(names, lambda linear, given: calls.append((linear, given))):
-        encoder.embed(whole_texts(texts[0][:1]))
+        compute(encoder, texts[0][:1])
     times = Counter(linear for linear, _ in calls)
     together: defaultdict[Any, list[nn.Linear]] = defaultdict(list)
     for linear, given in calls:
@@ -131,8 +136,14 @@ def reads(encoder: Encoder, texts: Sequence[Tensor]) -> list[Read]:
 
     with capture_inputs(groups, look):
         for some in texts:
-            encoder.embed(whole_texts(some))
+            compute(encoder, some)
     return list(found.values())
+
+
+def compute(encoder: Encoder | HeadedEncoder, ids: Tensor) -> None:
+    """Sends whole texts through; ids: int64 (texts, seq)."""
+    feeds = whole_texts(ids)
+    encoder(*(torch.from_numpy(feeds[name]) for name in encoder.inputs))
 
 
 def factor_of(read: Read, weight: Tensor, strength: float) -> Tensor:

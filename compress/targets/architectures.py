@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.targets.table import FOR_ENCODERS, TARGETS
-from everlearn.bundles.tasks import Task, refuse_task
+from everlearn.bundles.tasks import HEADED, Task, refuse_task
 from everlearn.errors import Unsupported
 from everlearn.importing.gguf_architectures import BY_ARCHITECTURE
 
@@ -103,8 +103,8 @@ def refuse_architecture(config: Mapping[str, Any], task: Task, to: str) -> None:
     ``to``: a name of :data:`compress.targets.table.TARGETS`, or ``gguf``.
     """
     name = architecture_of(config)
-    refuse_task(name, task, ("generate", "embed"), f"compression to {to}")
-    if task == "embed":
+    refuse_task(name, task, ("generate", "embed", *HEADED), f"compression to {to}")
+    if task == "embed" or task in HEADED:
         why = encoders_lack(str(config.get("model_type")), to)
     elif to != "gguf" and TARGETS[to].format == "onnx-genai":
         lacks = NO_GRAPH.get(name, "onnxruntime-genai's builder has no graph of it")
@@ -177,7 +177,7 @@ def widths(config: Mapping[str, Any]) -> tuple[int, int]:
 
 def instead(name: str, task: Task, config: Mapping[str, Any]) -> str:
     """What can be done with a model that cannot be made so."""
-    if task == "embed":
+    if task != "generate":
         return "Its float weights stay as they are."
     if name in VLLM:
         made = "" if lost_by_llmcompressor(name, config) else ", and w8a8 and w4a16 are made for vLLM"

@@ -130,7 +130,7 @@ def targets_table() -> list[str]:
     for name, target in TARGETS.items():
         limit = f"{target.max_divergence:g} nats per token"
         if target.encoder_child:
-            limit += f", of encoders a cosine of {target.min_cosine:g}"
+            limit += f" or prediction, of embeddings a cosine of {target.min_cosine:g}"
         what = target.description
         lines.append(f"| `{name}` | {what} | {limit} | `everlearn[{target.needs}]` |")
     return lines

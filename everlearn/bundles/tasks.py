@@ -45,6 +45,9 @@ AUTO_CLASSES: Mapping[Task, str] = {
 }
 """The class of transformers that loads it."""
 
+HEADED: tuple[Task, ...] = ("classify", "score", "token_classify", "question_answer")
+"""Those of encoders with a head."""
+
 ENCODER_DECODERS = frozenset({"t5", "mt5", "umt5", "longt5", "bart", "mbart", "pegasus", "m2m_100", "marian"})
 """Model types of text alone; …ForConditionalGeneration is what models of speech and of images are called, too."""
 

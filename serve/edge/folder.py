@@ -13,7 +13,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from everlearn.bundles.contents import read_json_object
 from everlearn.errors import Corrupt, Unsupported
-from serve.engines.onnx.embed import EmbedBackend
+from serve.engines.onnx.encoders.embed import EmbedBackend
+from serve.engines.onnx.encoders.model import Encoded
 from serve.engines.onnx.generate import GenerateBackend
 from serve.engines.onnx.http import Backend
 
@@ -86,7 +87,8 @@ async def check_probes(folder: Path, said: EdgeFolder, backend: Backend) -> floa
             backend.decoder.release(0)
             worst = max(worst, logits_difference(logits, probe, said.bound))
         elif isinstance(backend, EmbedBackend):
-            (vector,) = await backend.embedder.embed([probe.token_ids])
+            text = Encoded(probe.token_ids, [0] * len(probe.token_ids))
+            ((vector,),) = await backend.encoder.compute([text])
             worst = max(worst, difference(vector[: len(probe.embedding)], probe.embedding))
     if not worst <= said.bound:  # NaN is not
         raise Corrupt(

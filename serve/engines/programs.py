@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from everlearn.bundles.tasks import TASK_WORDS
+from everlearn.bundles.tasks import HEADED, TASK_WORDS
 from everlearn.errors import ConfigError, Unsupported
 from everlearn.processes.program import python
 
@@ -72,10 +72,10 @@ ENGINES: dict[str, EngineProgram] = {
             name="onnx",
             title="the ONNX engine",
             module="serve.engines.onnx",
-            tasks=("generate", "embed"),
+            tasks=("generate", "embed", *HEADED),
             formats=("onnx-genai", "onnx"),
             by_default=("onnx-genai", "onnx"),
-            compress_to={"generate": "int4-onnx", "embed": "int8-onnx"},
+            compress_to={"generate": "int4-onnx", "embed": "int8-onnx"} | dict.fromkeys(HEADED, "int8-onnx"),
             package="onnxruntime",
             install="make install-serve",
             suited_to="a CPU, small memory, the edge",

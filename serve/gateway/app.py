@@ -24,6 +24,7 @@ from serve.gateway.routes.head_route import HeadRoute
 from serve.gateway.routes.health import add_health
 from serve.gateway.routes.messages import add_messages
 from serve.gateway.routes.models import add_models
+from serve.gateway.routes.predictions import add_predictions
 from serve.gateway.routes.responses import add_responses
 from serve.gateway.routes.tokens import add_tokens
 from serve.gateway.routes.updates import add_updates
@@ -62,6 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
     add_chat(app, gateway)
     add_responses(app, gateway)
     add_embeddings(app, gateway)
+    add_predictions(app, gateway)
     add_messages(app, gateway)
     add_tokens(app, gateway)
     add_models(app, gateway)

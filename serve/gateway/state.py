@@ -100,8 +100,13 @@ class Gateway:
         while self.watchers and loop.time() < deadline + 1:
             await asyncio.sleep(0.05)
 
-    async def accept(self, request: Request, model: type[Body]) -> tuple[Exchange, Body]:
-        """Check a request in the order of cost: key, place, body, scope, tokens. Raises EverlearnError."""
+    async def accept(
+        self, request: Request, model: type[Body], *, named: str | None = None
+    ) -> tuple[Exchange, Body]:
+        """Check a request in the order of cost: key, place, body, scope, tokens. Raises EverlearnError.
+
+        `named`: the model, where it is in the path instead of the body.
+        """
         exchange = exchange_of(request)
         if self.draining:
             raise Draining("The server is shutting down.", retry_after_s=5)
@@ -110,7 +115,9 @@ class Gateway:
         self.take_place(exchange)
         raw = await self.body(request)
         body = (
-            await asyncio.to_thread(parse, model, raw) if len(raw) > SMALL_BODY_BYTES else parse(model, raw)
+            await asyncio.to_thread(parse, model, raw, named)
+            if len(raw) > SMALL_BODY_BYTES
+            else parse(model, raw, named)
         )
         check_scope(exchange.key, body.model)
         exchange.model = self.router.known_model(body.model) or exchange.model

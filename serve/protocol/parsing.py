@@ -13,8 +13,8 @@ from serve.protocol.body import NOT_OFFERED, Body, field_names
 Request = TypeVar("Request", bound=Body)
 
 
-def parse(model: type[Request], body: bytes) -> Request:
-    """Validate a request body.
+def parse(model: type[Request], body: bytes, named: str | None = None) -> Request:
+    """Validate a request body, with the model that its path ``named``.
 
     Every flaw (JSON syntax, duplicate keys, NaN, bad UTF-8, depth, size, types, ranges, unknown names) raises
     InvalidInput whose `param` is the path of the field, as in `messages[0].content`.
@@ -22,6 +22,8 @@ def parse(model: type[Request], body: bytes) -> Request:
     data = decode(body)
     if not isinstance(data, dict):
         raise InvalidInput("The request body must be a JSON object.")
+    if named is not None and data.setdefault("model", named) != named:
+        raise InvalidInput("The path names another model.", param="model")
     return validate(model, data)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ LOOP_TOKENS = 8
 
 SENTENCES = ("The river runs through the old town.", "Interest rates rose again in March.")
 
+PREDICTIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "classify": ("/classify", {"input": list(SENTENCES)}),
+    "score": ("/score", {"text_1": SENTENCES[0], "text_2": list(SENTENCES)}),
+    "token_classify": ("/pooling", {"input": list(SENTENCES)}),
+    "question_answer": ("/models", {"inputs": {"question": "What rose?", "context": " ".join(SENTENCES)}}),
+}
+"""What a version with a head is asked, by its task."""
+
 
 class Unfit(Exception):
     """Why a version must not serve, in words that follow its name."""
@@ -28,6 +37,9 @@ async def warm_up(session: aiohttp.ClientSession, version: Version, bundle: Path
     if version.task == "embed":
         body = {"model": version.model, "input": list(SENTENCES)}
         fault = _fault_of_embeddings(await _ask(session, "/v1/embeddings", body))
+    elif version.task in PREDICTIONS:
+        path, asked = PREDICTIONS[version.task]
+        fault = _fault_of_predictions(await _ask(session, path, {"model": version.model, **asked}))
     else:
         fault = await _fault_of_text(session, version.model, chat=has_chat_template(bundle))
     if fault:
@@ -113,3 +125,19 @@ def _fault_of_embeddings(answer: dict[str, Any]) -> str | None:
     if not finite or not all(any(vector) for vector in vectors):
         return "embeddings that are not finite, or all zero"
     return "the same embedding for unlike sentences" if vectors[0] == vectors[1] else None
+
+
+def _fault_of_predictions(answer: Any) -> str | None:
+    """Of any task: its scores and probabilities are finite, and there are some."""
+    numbers = list(_floats(answer))
+    if not numbers:
+        return f"what are no predictions: {json.dumps(answer)[:200]}"
+    return None if all(map(math.isfinite, numbers)) else "predictions that are not finite"
+
+
+def _floats(value: Any) -> Iterator[float]:
+    if isinstance(value, float) or value is None:  # JSON has no other word for what is no number
+        yield math.nan if value is None else value
+    elif isinstance(value, (dict, list)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _floats(one)

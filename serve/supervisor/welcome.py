@@ -13,10 +13,20 @@ from everlearn.settings import Settings
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 REQUESTS = {
     "generate": (
-        "chat/completions",
+        "v1/chat/completions",
         '{"model": "%s", "messages": [{"role": "user", "content": "What is the capital of France?"}]}',
     ),
-    "embed": ("embeddings", '{"model": "%s", "input": "The river runs through the old town."}'),
+    "embed": ("v1/embeddings", '{"model": "%s", "input": "The river runs through the old town."}'),
+    "classify": ("classify", '{"model": "%s", "input": "Rates rose again in March."}'),
+    "score": (
+        "rerank",
+        '{"model": "%s", "query": "Where is the mill?", "documents": ["It stands by the river.", "Rates rose again."]}',
+    ),
+    "token_classify": ("pooling", '{"model": "%s", "input": "Ada lives in Turin."}'),
+    "question_answer": (
+        "models/%s",
+        '{"inputs": {"question": "Where does Ada live?", "context": "Ada lives in Turin."}}',
+    ),
 }
 
 
@@ -61,10 +71,10 @@ def welcome(
 
 def first_request(url: str, version: Version, needs_key: bool) -> str:
     """A curl command that can be copied as it stands."""
-    path, body = REQUESTS[version.task]
     key = ' -H "Authorization: Bearer $EVERLEARN_API_KEY"' if needs_key else ""
-    data = shlex.quote(body % version.model)
-    return f"curl {url}/v1/{path}{key} -H 'Content-Type: application/json' -d {data}"
+    path, body = (one.replace("%s", version.model) for one in REQUESTS[version.task])
+    data = shlex.quote(body)
+    return f"curl {url}/{path}{key} -H 'Content-Type: application/json' -d {data}"
 
 
 def kind(version: Version) -> str:

@@ -108,11 +108,12 @@ def test_a_graph_of_another_encoder_is_refused_before_it_is_rounded(
     request = {
         "model_dir": str(tmp_path / "one"),
         "directory": str(tmp_path),
+        "task": "embed",
         "precision": precision,
         "calibration": {"tokens": 1024},
     }
     other = load_encoder(tmp_path / "other")
     monkeypatch.setattr(onnx_encoder, "trace", lambda _, graph: trace(other, graph))
-    monkeypatch.setattr(onnx_encoder, "quantize", lambda _: pytest.fail("it was rounded"))
+    monkeypatch.setattr(onnx_encoder, "quantize", lambda *_: pytest.fail("it was rounded"))
     with pytest.raises(Drifted, match="graph in float32 has cosine"):
         onnx_encoder.build_onnx_encoder(request, lambda *_: None)

@@ -7,7 +7,16 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from train.evaluate.held_out_text import held_out_text
 
@@ -109,3 +118,45 @@ def write_bert(directory: Path, layers: int = 2) -> BertModel:
     (directory / "1_Pooling").mkdir()
     (directory / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
     return model
+
+
+HEADS: dict[str, tuple[Any, dict[int, str]]] = {
+    "classify": (BertForSequenceClassification, {0: "sport", 1: "politics", 2: "weather"}),
+    "score": (BertForSequenceClassification, {0: "relevant"}),
+    "token_classify": (BertForTokenClassification, {0: "O", 1: "B-PER", 2: "I-PER"}),
+    "question_answer": (BertForQuestionAnswering, {0: "start", 1: "end"}),
+}
+"""transformers' class and the labels, by task."""
+
+
+def write_headed(directory: Path, task: str, seed: int = 0) -> Any:
+    """A Hugging Face directory with a small BERT and the head of a task; returns the model in it."""
+    torch.manual_seed(seed)
+    kind, labels = HEADS[task]
+    config = BertConfig(
+        vocab_size=512,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=128,
+        initializer_range=0.1,
+        id2label=labels,
+        label2id={name: index for index, name in labels.items()},
+    )
+    model = kind(config).eval()
+    model.save_pretrained(directory)
+    write_encoder_tokenizer(directory)
+    return model
+
+
+def write_encoder_tokenizer(directory: Path) -> None:
+    """tokenizer.json with BERT's marks around a text and between two."""
+    tokenizer = train_tokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}",
+        pair=f"{START} $A {END} $B:1 {END}:1",
+        special_tokens=[(START, 1), (END, 2)],
+    )
+    marks = {"cls_token": START, "sep_token": END, "pad_token": "<|endoftext|>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks).save_pretrained(directory)

@@ -11,7 +11,7 @@ A request's path, file by file:
 - ``decoding``: the scheduler and what it runs
 - ``answers``: what was generated, as OpenAI's bodies and events
 
-Beside it: ``embedder`` (an encoder with dynamic batching), ``tokens`` (``/tokenize``, ``/detokenize``), ``used`` (the
+Beside it: ``encoders`` (with dynamic batching), ``tokens`` (``/tokenize``, ``/detokenize``), ``used`` (the
 usage of requests that broke off), ``session`` (a graph in onnxruntime), ``sizing`` (rows, threads and memory),
 ``priority`` (of threads), ``memory`` (what to do without any).
 """

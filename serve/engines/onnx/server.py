@@ -15,7 +15,8 @@ import uvloop
 from everlearn.errors import EverlearnError, Unsupported
 from everlearn.settings import Settings
 from serve.bounded_http import BoundedHttp
-from serve.engines.onnx.embed import EmbedBackend
+from serve.engines.onnx.encoders.embed import EmbedBackend
+from serve.engines.onnx.encoders.heads import OUTPUTS, HeadBackend
 from serve.engines.onnx.generate import GenerateBackend
 from serve.engines.onnx.http import Backend
 from serve.engines.onnx.priority import let_steps_go_first
@@ -50,8 +51,11 @@ def open_backend(
     backend: Backend
     if task == "embed":
         backend = EmbedBackend(folder, model, sizes, encoder_context)
+    elif task in OUTPUTS:
+        backend = HeadBackend(folder, task, model, sizes)
     elif task != "generate":
-        raise Unsupported(f"{model} is for task {task}; the ONNX engine serves the tasks generate and embed")
+        served = ", ".join(("generate", "embed", *OUTPUTS))
+        raise Unsupported(f"{model} is for task {task}; the ONNX engine serves the tasks {served}")
     else:
         backend = GenerateBackend(folder, model, sizes, asyncio.get_running_loop())
         backend.routes |= token_routes(backend.reader, backend.readers)

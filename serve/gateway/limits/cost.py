@@ -7,6 +7,13 @@ from serve.protocol.chat import ChatRequest
 from serve.protocol.completions import CompletionRequest
 from serve.protocol.embeddings import EmbeddingRequest
 from serve.protocol.messages import MessagesRequest
+from serve.protocol.predictions import (
+    ClassifyRequest,
+    PoolingRequest,
+    RerankRequest,
+    ScoreRequest,
+    TaskRequest,
+)
 from serve.protocol.responses import ResponsesRequest
 
 BYTES_PER_TOKEN = 4
@@ -40,10 +47,12 @@ NOTHING = Cost()
 
 
 def expected(body: ModelRequest, size_bytes: int) -> Cost:
-    """The estimate for a body. Embeddings cost their prompt alone; counting tokens costs nothing."""
+    """The estimate for a body. Embeddings and predictions cost their prompt alone; counting tokens costs nothing."""
     prompt = -(-size_bytes // BYTES_PER_TOKEN)
-    if isinstance(body, EmbeddingRequest):
+    if isinstance(body, (EmbeddingRequest, ClassifyRequest, PoolingRequest, ScoreRequest, TaskRequest)):
         return Cost(prompt)
+    if isinstance(body, RerankRequest):  # the query is read with each document
+        return Cost(prompt + len(body.query) * (len(body.documents) - 1) // BYTES_PER_TOKEN)
     if isinstance(body, ResponsesRequest):
         return Cost(prompt, body.max_output_tokens or UNNAMED_ANSWER_TOKENS)
     if isinstance(body, MessagesRequest):

@@ -14,6 +14,13 @@ from serve.protocol.completions import CompletionRequest
 from serve.protocol.embeddings import EmbeddingRequest
 from serve.protocol.jobs import JobRequest
 from serve.protocol.messages import CountTokensRequest, MessagesRequest
+from serve.protocol.predictions import (
+    ClassifyRequest,
+    PoolingRequest,
+    RerankRequest,
+    ScoreRequest,
+    TaskRequest,
+)
 from serve.protocol.responses import ResponsesRequest
 from serve.protocol.tokens import DetokenizeRequest, TokenizeRequest
 
@@ -22,6 +29,14 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
     "/v1/embeddings": EmbeddingRequest,
+    "/classify": ClassifyRequest,
+    "/score": ScoreRequest,
+    "/v1/score": ScoreRequest,
+    "/rerank": RerankRequest,
+    "/v1/rerank": RerankRequest,
+    "/v2/rerank": RerankRequest,
+    "/pooling": PoolingRequest,
+    "/models/{model}": TaskRequest,
     "/v1/responses": ResponsesRequest,
     "/v1/messages": MessagesRequest,
     "/v1/messages/count_tokens": CountTokensRequest,

@@ -17,8 +17,20 @@ ASKED = {
     "max_tokens": 64,
 }
 BATCH = {"input_file_id": "file-…", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
-ANSWERS, MODELS, FILES = "Answers", "Models", "Files"
+ANSWERS, PREDICTIONS, MODELS, FILES = "Answers", "Predictions", "Models", "Files"
 BATCHES, TRAINING, SERVER = "Batches", "Training", "Server"
+
+RERANKED = {
+    "model": "a reranker",
+    "query": "Where is the mill?",
+    "documents": ["The mill stands by the river.", "Rates rose again."],
+    "top_n": 1,
+}
+SCORED = {
+    "model": "a reranker",
+    "text_1": "Where is the mill?",
+    "text_2": ["The mill stands by the river.", "Rates rose again."],
+}
 
 REFERENCE = {
     "post /v1/chat/completions": RouteDescription(
@@ -44,6 +56,30 @@ REFERENCE = {
         ANSWERS,
         "A vector for each text, from an embedding model.",
         {"model": "embedding model", "input": ["A text.", "Another text."]},
+    ),
+    "post /classify": RouteDescription(
+        PREDICTIONS,
+        "A label for each text, with the probabilities of all, as vLLM answers.",
+        {"model": "a classifier", "input": ["Rates rose again in March."]},
+    ),
+    "post /score": RouteDescription(PREDICTIONS, "How well texts fit one another, as vLLM answers.", SCORED),
+    "post /v1/score": RouteDescription(PREDICTIONS, "The same as /score.", SCORED),
+    "post /rerank": RouteDescription(
+        PREDICTIONS,
+        "Documents in the order in which they fit a query, as Jina, Cohere and vLLM answer.",
+        RERANKED,
+    ),
+    "post /v1/rerank": RouteDescription(PREDICTIONS, "The same as /rerank.", RERANKED),
+    "post /v2/rerank": RouteDescription(PREDICTIONS, "The same as /rerank.", RERANKED),
+    "post /pooling": RouteDescription(
+        PREDICTIONS,
+        "For each token the probabilities of its labels, as vLLM answers.",
+        {"model": "a token classifier", "input": "Ada lives in Turin."},
+    ),
+    "post /models/{model}": RouteDescription(
+        PREDICTIONS,
+        "Labels, entities, or the answer to a question in a text, as Hugging Face's inference API answers.",
+        {"inputs": {"question": "Where does Ada live?", "context": "Ada lives in Turin."}},
     ),
     "post /tokenize": RouteDescription(
         ANSWERS, "The tokens of a prompt, or of messages.", {"model": "smollm2", "prompt": "One, two,"}

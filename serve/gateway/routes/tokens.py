@@ -16,7 +16,7 @@ def add_tokens(app: FastAPI, gateway: Gateway) -> None:
 
     async def pass_on(request: Request, kind: type[TokenizeRequest] | type[DetokenizeRequest]) -> Response:
         exchange, body = await gateway.accept(request, kind)
-        work = Work(request.url.path, encode(body), body.model, "generate", stream=False)
+        work = Work(request.url.path, encode(body), body.model, ("generate",), stream=False)
         return gateway.relay(exchange, work, PassThrough())
 
     @app.post("/tokenize", responses=POST_ERRORS, response_class=Response)

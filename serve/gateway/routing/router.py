@@ -54,6 +54,17 @@ class RetryBudget:
         return True
 
 
+TASK_NAMES = {
+    "generate": "text generation",
+    "text2text": "text generation",
+    "embed": "embeddings",
+    "classify": "classification",
+    "score": "scores of pairs",
+    "token_classify": "token classification",
+    "question_answer": "answers from a text",
+}
+
+
 class Router:
     """Follows the ready replicas by polling their table, and probes remote servers."""
 
@@ -176,10 +187,11 @@ class Router:
         matching = (tried is None and self._drawn(work, CANARY)) or self._matching(work.model)
         if not matching:
             raise self._missing(work.model)
-        able = [r for r in matching if r.row.task == work.task]
+        able = [r for r in matching if r.row.task in work.tasks]
         if not able:
-            needs = "text generation" if work.task == "generate" else "embeddings"
-            raise InvalidInput(f"The model '{matching[0].row.model}' does not offer {needs}.", param="model")
+            row = matching[0].row
+            needs = " or ".join(dict.fromkeys(TASK_NAMES[task] for task in work.tasks))
+            raise InvalidInput(f"The model '{row.model}' does not offer {needs}.", param="model")
         others = [r for r in able if r is not tried]
         free = [r for r in others if self._takes_requests(r)]
         if not free:
@@ -204,7 +216,8 @@ class Router:
         found = [
             r
             for r in self._present()
-            if (r.row.model, r.row.role, r.row.task) == (work.model, role, work.task)
+            if (r.row.model, r.row.role) == (work.model, role)
+            and r.row.task in work.tasks
             and self._takes_requests(r)
         ]
         return found if found and random.random() < found[0].row.share else []

@@ -49,7 +49,7 @@ class Shadows:
         await asyncio.gather(*running, return_exceptions=True)
 
     async def _send(self, work: Work, replica: Replica, request_id: str) -> None:
-        if work.task == "generate":
+        if "generate" in work.tasks:
             work = replace(work, body=to_json(jiter.from_json(work.body) | {"service_tier": "flex"}))
         started_at = time.perf_counter()
         reply = Reply(replica, work)

@@ -11,6 +11,8 @@ from serve.gateway.formats.schema_check import strict_schemas
 from serve.protocol.parsing import encode
 from serve.protocol.sampling import SamplingFields
 
+TEXT_TASKS = ("generate",)
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -19,7 +21,8 @@ class Work:
     path: str
     body: bytes
     model: str
-    task: str
+    tasks: tuple[str, ...]
+    """Of models that can do it."""
     stream: bool
     strip_usage: bool = False
     strict: Mapping[str | None, dict[str, Any]] = field(default_factory=dict)
@@ -38,4 +41,4 @@ def generation(path: str, request: SamplingFields, keep_usage: bool = False) -> 
     changes: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
     strip_usage = not (keep_usage or request.include_usage)
     body = encode(request, **changes)
-    return Work(path, body, request.model, "generate", stream, strip_usage, strict_schemas(request))
+    return Work(path, body, request.model, TEXT_TASKS, stream, strip_usage, strict_schemas(request))

@@ -9,11 +9,18 @@ from serve.engines.programs import ENGINES, EngineProgram
 
 PAGE = Path(__file__).parents[3] / "docs" / "serving.md"
 BEGIN, END = "<!-- table: engines -->\n", "<!-- end -->"
-TASKS = {"generate": "text models", "embed": "encoders"}
+TASKS = {
+    "generate": "text models",
+    "embed": "encoders",
+    "classify": "classifiers",
+    "score": "rerankers",
+    "token_classify": "token classifiers",
+    "question_answer": "question answering",
+}
 
 ROWS: dict[str, Callable[[EngineProgram], str]] = {
     "`serve.engine`": lambda engine: f"`{engine.name}`",
-    "serves": lambda engine: " and ".join(TASKS[task] for task in engine.tasks),
+    "serves": lambda engine: ", ".join(TASKS[task] for task in engine.tasks),
     "reads": lambda engine: listed(engine.formats),
     "serves with `auto`": lambda engine: listed(engine.by_default),
     "suited to": lambda engine: engine.suited_to,

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from serve.engines.context_bound import Bound, ContextLengthExceeded
-from serve.engines.onnx.embedder import Embedder
+from serve.engines.onnx.encoders.model import EncoderModel
 from serve.engines.onnx.requests import RequestReader
 from serve.engines.tokenizer import TextCodec
 
@@ -76,12 +76,12 @@ def test_half_a_character_is_read_as_a_replacement(reader: RequestReader) -> Non
 def test_an_encoder_refuses_megabytes_by_their_beginning_and_takes_one_endless_word(
     minilm_bundle: Path,
 ) -> None:
-    embedder = Embedder(minilm_bundle, threads=2, queue_limit=8)
+    encoder = EncoderModel(minilm_bundle, outputs=["sentence_embedding"], threads=2, queue_limit=8)
     with pytest.raises(ContextLengthExceeded, match=r"input\[1\] has more than") as refused:
-        embedder.encode(["short", "1 " * BIG])
+        encoder.encode(["short", "1 " * BIG])
     assert refused.value.param == "input"
-    [word] = embedder.encode(["a" * BIG])
-    assert len(word) == 3
+    [word] = encoder.encode(["a" * BIG])
+    assert len(word.ids) == len(word.types) == 3
 
 
 def bound(tokenizer: Tokenizer, context: int) -> Bound:

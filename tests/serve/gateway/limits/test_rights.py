@@ -37,6 +37,14 @@ RIGHTS = {
     "POST /v1/completions": "a key for the model",
     "POST /v1/responses": "a key for the model",
     "POST /v1/embeddings": "a key for the model",
+    "POST /classify": "a key for the model",
+    "POST /pooling": "a key for the model",
+    "POST /score": "a key for the model",
+    "POST /v1/score": "a key for the model",
+    "POST /rerank": "a key for the model",
+    "POST /v1/rerank": "a key for the model",
+    "POST /v2/rerank": "a key for the model",
+    "POST /models/{model:path}": "a key for the model",
     "POST /v1/messages": "a key for the model",
     "POST /v1/messages/count_tokens": "a key for the model",
     "POST /tokenize": "a key for the model",
@@ -84,6 +92,14 @@ BODIES: dict[str, Any] = {
     "/v1/completions": TEXT,
     "/v1/responses": {"model": "m", "input": "x"},
     "/v1/embeddings": {"model": "m", "input": "x"},
+    "/classify": {"model": "m", "input": "x"},
+    "/pooling": {"model": "m", "input": "x"},
+    "/score": {"model": "m", "text_1": "x", "text_2": "y"},
+    "/v1/score": {"model": "m", "text_1": "x", "text_2": "y"},
+    "/rerank": {"model": "m", "query": "x", "documents": ["y"]},
+    "/v1/rerank": {"model": "m", "query": "x", "documents": ["y"]},
+    "/v2/rerank": {"model": "m", "query": "x", "documents": ["y"]},
+    "/models/m": {"inputs": "x"},
     "/v1/messages": chat_body(max_tokens=1),
     "/v1/messages/count_tokens": chat_body(),
     "/tokenize": TEXT,
@@ -154,7 +170,7 @@ def test_every_route_answers_each_kind_of_key_as_the_table_says(
     headers = {"authorization": f"Bearer {secret}"} if secret else {}
     for route, who in RIGHTS.items():
         method, _, template = route.partition(" ")
-        path = re.sub(r"\{.*?\}", "nothing", template)
+        path = re.sub(r"\{.*?\}", "m" if template.startswith("/models/") else "nothing", template)
         if path == "/v1/files" and method == "POST":
             body: dict[str, Any] = {"files": {"file": ("a.jsonl", b"{}"), "purpose": (None, "batch")}}
         else:

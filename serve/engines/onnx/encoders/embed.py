@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from prometheus_client import Gauge
 
 from everlearn.errors import Unsupported
-from serve.engines.onnx.embedder import Embedder
+from serve.engines.onnx.encoders.model import Encoded, EncoderModel
 from serve.engines.onnx.reading import Readers
 from serve.engines.onnx.responder import Responder
 from serve.engines.onnx.sizing import Sizes
 from serve.protocol.embeddings import EmbeddingRequest
 from serve.protocol.parsing import parse
+
+TEXTS_PER_REQUEST = 64
+"""So many texts wait for each request that the queue takes."""
 
 
 class EmbedBackend:
@@ -27,48 +30,52 @@ class EmbedBackend:
     def __init__(self, bundle: Path, model: str, sizes: Sizes, context: int | None = None) -> None:
         self.model = model
         self.stuck_s = sizes.stuck_s
-        self.embedder = Embedder(
-            bundle, threads=sizes.threads, queue_limit=sizes.queue_limit * 64, context=context
+        self.encoder = EncoderModel(
+            bundle,
+            outputs=("sentence_embedding",),
+            threads=sizes.threads,
+            queue_limit=sizes.queue_limit * TEXTS_PER_REQUEST,
+            context=context,
         )
         self.readers = Readers()
         self.routes = {"/v1/embeddings": self.embeddings}
-        Gauge("everlearn_engine_running", "texts being embedded").set_function(lambda: self.embedder.active)
+        Gauge("everlearn_engine_running", "texts being embedded").set_function(lambda: self.encoder.active)
         Gauge("everlearn_engine_waiting", "texts in the queue").set_function(
-            lambda: len(self.embedder.pending)
+            lambda: len(self.encoder.pending)
         )
 
     @property
     def context(self) -> int:
         """Tokens of one text."""
-        return self.embedder.context
+        return self.encoder.context
 
     @property
     def broken(self) -> bool:
         """A batch is under way that does not end."""
-        return self.embedder.stuck_s > self.stuck_s
+        return self.encoder.stuck_s > self.stuck_s
 
     async def embeddings(self, body: bytes, responder: Responder) -> None:
         """POST /v1/embeddings."""
         request, encoded = await self.readers.read(body, responder, partial(self._read, body))
-        tokens = sum(map(len, encoded))
+        tokens = sum(len(one.ids) for one in encoded)
         counted = {"prompt_tokens": tokens, "total_tokens": tokens}
         responder.usage = lambda: counted
-        task = asyncio.ensure_future(self.embedder.embed(encoded))
+        task = asyncio.ensure_future(self.encoder.compute(encoded))
         responder.on_gone = task.cancel
         vectors = await task
         as_base64 = request.encoding_format == "base64"
         data = [
             {"object": "embedding", "index": index, "embedding": written(vector, as_base64)}
-            for index, vector in enumerate(vectors)
+            for index, (vector,) in enumerate(vectors)
         ]
         await responder.json({"object": "list", "data": data, "model": self.model, "usage": counted})
 
-    def _read(self, body: bytes) -> tuple[EmbeddingRequest, list[list[int]]]:
+    def _read(self, body: bytes) -> tuple[EmbeddingRequest, list[Encoded]]:
         request = parse(EmbeddingRequest, body)
         texts = request.input if isinstance(request.input, list) else [request.input]
         if not all(isinstance(text, str) for text in texts):
             raise Unsupported("input must be text; this model takes no token ids", param="input")
-        return request, self.embedder.encode(texts)
+        return request, self.encoder.encode(texts)
 
 
 def written(vector: NDArray[np.float32], as_base64: bool) -> Any:

@@ -1,0 +1,156 @@
+"""Encoders with heads behind the gateway: compressed, served, and asked as vLLM's, Jina's, Cohere's and Hugging Face's clients do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import pipeline
+
+from compress.headed_encoder import load_headed
+from everlearn.registry.registry import Registry
+from everlearn.settings import Settings
+from tests.support.serve.headed import NAMES, add_headed
+from tests.support.serve.supervised import REAL, Supervised, supervised
+
+TEXTS = ["Rates rose again in March.", "The mill stands by the river, where it always stood.", "Rain."]
+QUERY = "Where is the mill?"
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(home=tmp_path_factory.mktemp("predictions") / "home")
+
+
+@pytest.fixture(scope="module")
+def parents(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return add_headed(settings, tmp_path_factory.mktemp("headed"))
+
+
+@pytest.fixture(scope="module")
+def server(settings: Settings, parents: dict[str, Path]) -> Iterator[Supervised]:
+    with supervised(settings.home, *NAMES, command=REAL, EVERLEARN_ONNX__THREADS="1") as running:
+        yield running.ready(within_s=300)
+
+
+def ask(server: Supervised, path: str, **body: Any) -> Any:
+    response = httpx.post(server.url + path, json=body, timeout=60)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def logits_of(model_dir: Path, task: Any, texts: list[Any]) -> list[torch.Tensor]:
+    """torch's, each text alone: (…, labels)."""
+    model, tokenizer = load_headed(model_dir, task), Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+    found: list[torch.Tensor] = []
+    for text in texts:
+        one = tokenizer.encode(*text) if isinstance(text, tuple) else tokenizer.encode(text)
+        feeds = {
+            "input_ids": np.array([one.ids]),
+            "attention_mask": np.array([one.attention_mask]),
+            "token_type_ids": np.array([one.type_ids]),
+        }
+        found.append(torch.from_numpy(model.predict(feeds)[0][0]))
+    return found
+
+
+def test_a_classifier_is_compressed_and_served_with_its_parents_labels(
+    server: Supervised, settings: Settings, parents: dict[str, Path]
+) -> None:
+    registry = Registry(settings)
+    version = registry.resolve("topics@2")
+    assert (version.format, version.task) == ("onnx", "classify")
+    assert version.manifest.recipe["export"]["to"] == "int8-onnx"
+    assert version.manifest.metrics["prediction_divergence"] < 0.01
+    answer = ask(server, "/classify", model="topics", input=TEXTS)
+    assert answer["object"] == "list" and answer["usage"]["prompt_tokens"] > 10
+    for index, (said, logits) in enumerate(
+        zip(answer["data"], logits_of(parents["topics"], "classify", TEXTS), strict=True)
+    ):
+        assert said["index"] == index and said["num_classes"] == 3
+        assert said["probs"] == pytest.approx(logits.softmax(-1).tolist(), abs=0.05)
+        assert said["label"] == ["sport", "politics", "weather"][int(np.argmax(said["probs"]))]
+
+
+def test_documents_come_in_the_order_of_their_scores(server: Supervised, parents: dict[str, Path]) -> None:
+    wanted = [
+        float(one[0].sigmoid())
+        for one in logits_of(parents["ranker"], "score", [(QUERY, one) for one in TEXTS])
+    ]
+    scored = ask(server, "/v1/score", model="ranker", text_1=QUERY, text_2=TEXTS)
+    assert [one["score"] for one in scored["data"]] == pytest.approx(wanted, abs=1e-4)
+    renamed = ask(server, "/score", model="ranker", queries=[QUERY] * 3, documents=TEXTS)
+    assert [one["score"] for one in renamed["data"]] == pytest.approx(wanted, abs=1e-4)
+    order = sorted(range(3), key=lambda at: -wanted[at])
+    documents = [{"text": one} for one in TEXTS]
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+        found = ask(server, path, model="ranker", query=QUERY, documents=documents, top_n=2)["results"]
+        assert [one["index"] for one in found] == order[:2]
+        assert [one["document"] for one in found] == [{"text": TEXTS[at]} for at in order[:2]]
+        assert found[0]["relevance_score"] == pytest.approx(max(wanted), abs=1e-4)
+    bare = ask(server, "/rerank", model="ranker", query=QUERY, documents=TEXTS, return_documents=False)
+    assert (
+        all(set(one) == {"index", "relevance_score"} for one in bare["results"]) and len(bare["results"]) == 3
+    )
+
+
+def test_tokens_have_the_probabilities_that_torch_gives_them(
+    server: Supervised, parents: dict[str, Path]
+) -> None:
+    answer = ask(server, "/pooling", model="names", input=TEXTS, task="token_classify")
+    for said, logits in zip(
+        answer["data"], logits_of(parents["names"], "token_classify", TEXTS), strict=True
+    ):
+        assert np.array(said["data"]) == pytest.approx(logits.softmax(-1).numpy(), abs=1e-4)
+
+
+def test_hugging_faces_client_gets_what_its_pipeline_says(
+    server: Supervised, parents: dict[str, Path]
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    def client(name: str) -> Any:
+        return hub.InferenceClient(f"{server.url}/models/{name}", provider="hf-inference")
+
+    context = " ".join(TEXTS) * 12  # three windows
+    answer = client("finder").question_answering(question=QUERY, context=context)
+    assert context[answer.start : answer.end] == answer.answer and 0 < answer.score <= 1
+    named = client("names").token_classification(TEXTS[1])
+    assert all(TEXTS[1][one.start : one.end] == one.word and one.entity_group == "PER" for one in named)
+    labels = client("topics").text_classification(TEXTS[0])
+    assert {one.label for one in labels} == {"sport", "politics", "weather"}
+    assert sum(one.score for one in labels) == pytest.approx(1, abs=1e-5)
+    # what transformers' own pipelines find in the float models
+    theirs = pipeline("token-classification", str(parents["names"]), aggregation_strategy="simple")(TEXTS[1])
+    assert [(one.start, one.end) for one in named] == [(one["start"], one["end"]) for one in theirs]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/classify", {"model": "topics", "input": ["fine", ""]}, "input"),
+        ("/classify", {"model": "topics", "input": "word " * 3000}, "input"),
+        ("/classify", {"model": "ranker", "input": "x"}, "model"),
+        ("/v1/embeddings", {"model": "topics", "input": "x"}, "model"),
+        ("/v1/completions", {"model": "topics", "prompt": "x"}, "model"),
+        ("/score", {"model": "ranker", "text_1": ["a", "b"], "text_2": ["c"]}, "text_2"),
+        ("/rerank", {"model": "ranker", "query": "x", "documents": []}, "documents"),
+        ("/rerank", {"model": "ranker", "query": "x", "documents": ["y", ""]}, "documents"),
+        ("/pooling", {"model": "names", "input": "x", "task": "embed"}, "task"),
+        ("/models/finder", {"inputs": {"question": "", "context": "x"}}, "inputs.question"),
+        ("/models/finder", {"inputs": "a text alone"}, "model"),
+        ("/models/finder", {"model": "names", "inputs": "x"}, "model"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_by_its_name(
+    server: Supervised, path: str, body: Any, param: str
+) -> None:
+    response = httpx.post(server.url + path, json=body, timeout=60)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param, response.text

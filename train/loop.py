@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,19 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Of the held-out rows: ``nll`` in nats per target, and the task's own ``figures`` by name."""
+
+    nll: float
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
 class FitResult:
     """``finished`` is false where ``should_stop`` ended the run; a checkpoint then holds what was done.
 
-    ``train_loss`` is the mean of the last tenth of the steps done here; ``held_nll`` in nats per target.
+    ``train_loss`` is the mean of the last tenth of the steps done here; ``held_nll`` in nats per target, and
+    ``held`` in the task's own measures.
     """
 
     finished: bool
@@ -63,6 +72,8 @@ class FitResult:
     tokens_per_s: float
     seconds: float
     peak_memory_bytes: int
+    held: dict[str, float] = field(default_factory=dict[str, float])
+    held_before: dict[str, float] = field(default_factory=dict[str, float])
 
 
 def fit(
@@ -73,6 +84,7 @@ def fit(
     *,
     run_dir: Path,
     validate: HeldOut | None = None,
+    whole_steps: bool = False,
     on_step: Callable[[StepReport], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     group: Group | None = None,
@@ -85,7 +97,7 @@ def fit(
     """
     group = group or Group()
     with deterministic(group.device):
-        run = _Run(model, objective, batches, options, run_dir, validate, group, identity or {})
+        run = _Run(model, objective, batches, options, run_dir, validate, group, identity or {}, whole_steps)
         return run.go(on_step or (lambda report: None), should_stop or (lambda: False))
 
 
@@ -102,11 +114,14 @@ class _Run:
         validate: HeldOut | None,
         group: Group,
         identity: Mapping[str, Any],
+        whole_steps: bool,
     ) -> None:
         self.model, self.objective, self.batches, self.options = model, objective, batches, options
         self.validate, self.group = validate, group
         self.steps = total_steps(options, batches.rows)
         self.micro_batch, self.accumulation = divide(options, group.ranks)
+        if whole_steps:
+            self.micro_batch, self.accumulation = options.rows // group.ranks, 1
         self.dtype = choose_dtype(options.dtype, group.device)
         self.identity = {"options": options.model_dump(mode="json"), **identity}
         if options.gradient_checkpointing:
@@ -118,7 +133,7 @@ class _Run:
         self.log = StepLog(run_dir, options.log) if group.is_first else None
         self.step = self.tokens = 0
         self.seconds = 0.0
-        self.held_before: float | None = None
+        self.held_before: Measured | None = None
 
     def go(self, on_step: Callable[[StepReport], None], should_stop: Callable[[], bool]) -> FitResult:
         first = self.resume()
@@ -150,7 +165,8 @@ class _Run:
                 tokens=self.tokens,
                 tokens_per_s=speed,
                 seconds_left=left,
-                held_nll=measured,
+                held_nll=measured and measured.nll,
+                held=(measured and measured.figures) or None,
             )
             if self.log:
                 self.log.write(report)
@@ -167,12 +183,14 @@ class _Run:
             finished=self.step == self.steps,
             steps=self.step,
             train_loss=sum(tail) / len(tail) if tail else math.nan,
-            held_nll_before=self.held_before,
-            held_nll=held_out,
+            held_nll_before=self.held_before and self.held_before.nll,
+            held_nll=held_out and held_out.nll,
             tokens=self.tokens,
             tokens_per_s=self.tokens / self.seconds if self.seconds else 0.0,
             seconds=self.seconds,
             peak_memory_bytes=peak_memory_bytes(self.group.device),
+            held=held_out.figures if held_out else {},
+            held_before=self.held_before.figures if self.held_before else {},
         )
 
     def train_step(self, asked: Asked) -> Update:
@@ -223,13 +241,14 @@ class _Run:
         return norm
 
     @torch.no_grad()
-    def measure(self) -> float:
-        """Mean loss per target over the held-out rows, each counted once however many ranks share them."""
+    def measure(self) -> Measured:
+        """Mean loss per target over the held-out rows, and the task's own measures, each row counted once however many
+        ranks share them."""
         held_out, group = self.validate, self.group
         assert held_out
-        rows = min(
-            held_out.batches.rows, max(1, self.options.validation.tokens // self.options.sequence_tokens)
-        )
+        row_tokens = held_out.row_tokens or self.options.sequence_tokens
+        rows = min(held_out.batches.rows, max(1, int(self.options.validation.tokens // row_tokens)))
+        judge, said = held_out.judge, list[Tensor]()
         sums = [torch.zeros((), device=group.device), torch.zeros((), device=group.device)]
         self.model.eval()
         for step in range(math.ceil(rows / (self.micro_batch * group.ranks))):
@@ -237,12 +256,16 @@ class _Run:
             mine = rows - (step * group.ranks + group.rank) * self.micro_batch
             batch["labels"][max(0, mine) :] = -100
             with self.precision():
-                loss, counted = self.loss_module(held_out.objective, self.to_device(batch))
-            sums[0] += loss.float()
-            sums[1] += counted
+                measured = self.loss_module(
+                    judge.predictions if judge else held_out.objective, self.to_device(batch)
+                )
+            sums[0] += measured[0].float()
+            sums[1] += measured[1]
+            said += measured[2:]
         self.model.train()
         total, count = group.sum(sums)
-        return total / max(count, 1)
+        figures = judge.score(group.gather(said)) if judge else {}
+        return Measured(total / max(count, 1), figures)
 
     def precision(self) -> torch.autocast:
         """bfloat16 where matrices are multiplied; weights, sums and the optimizer stay float32."""
@@ -265,7 +288,8 @@ class _Run:
             "identity": self.identity,
             "tokens": self.tokens,
             "seconds": self.seconds,
-            "held_nll_before": self.held_before,
+            "held_nll_before": self.held_before and self.held_before.nll,
+            "held_before": self.held_before.figures if self.held_before else {},
         }
         self.checkpoints.save(self.step, tensors_of(self.model, self.optimizer), state)
 
@@ -278,7 +302,8 @@ class _Run:
             self.checkpoints.load(found, tensors_of(self.model, self.optimizer))
             self.step, self.tokens = found.step, found.state["tokens"]
             self.seconds = found.state["seconds"]
-            self.held_before = found.state["held_nll_before"]
+            if (nll := found.state["held_nll_before"]) is not None:
+                self.held_before = Measured(nll, found.state.get("held_before") or {})
         if self.log:
             self.log.begin(self.step)
         return self.step

@@ -38,6 +38,9 @@ OPERATIONAL = frozenset(
     }
 )
 
+# Keys beside those of data that earlier recipes had not, and that change nothing where they are null.
+ADDED = frozenset({"architecture.tokenizer", "classification"})
+
 # Where something lies, or what it is called. What it holds decides, and is compared beside: train/runs/identity.py.
 PLACES = frozenset(
     {
@@ -182,6 +185,12 @@ class Keep(_Part):
     weight: float = Field(default=1.0, gt=0, le=1e6)
 
 
+class Classification(_Part):
+    """``class_weights``: of each label in the loss, ``balanced`` for the inverse of how often it is there."""
+
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0, le=1e6)]] | None = None
+
+
 class FitOptions(_Part):
     """What the loop needs to know of a run, whatever is trained.
 
@@ -231,6 +240,7 @@ class TrainRecipe(FitOptions):
     objective: str | None = None
     data: Data
     keep: Keep | None = None
+    classification: Classification | None = None
     tune: Tune = Tune()
     parallel: Literal["none", "ddp", "fsdp2"] = "none"
     ranks: int = Field(default=1, ge=1, le=1024)
@@ -255,6 +265,16 @@ class TrainRecipe(FitOptions):
             raise ValueError(
                 f"a step has {self.rows} rows (batch_tokens / sequence_tokens), which {self.ranks} ranks "
                 "cannot share evenly"
+            )
+        spec = self.objective_spec
+        if self.data.kind not in ("auto", spec.data) and (spec.data or self.data.labelled):
+            raise ValueError(
+                f"data.kind is {self.data.kind}, and objective: {spec.name} learns from {spec.data or 'texts and chats'}: "
+                "leave data.kind out"
+            )
+        if self.classification and spec.name != "classification":
+            raise ValueError(
+                f"classification sets up objective: classification, and objective is {spec.name}"
             )
         if self.architecture and self.keep:
             raise ValueError("keep needs a base: a model from scratch has nothing to keep")
@@ -329,12 +349,11 @@ def deciding(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What of a recipe's own values changes the result of a run, by dotted key; see OPERATIONAL and PLACES.
 
     What earlier recipes had no key for is left out where it says what they did: an objective that the recipe implies
-    anyway, the tokenizer that a model from scratch gets by default, and options of data that are not used.
+    anyway, options of data that are not used, and other later keys that are null.
     """
     later = DataOptions.model_fields.keys() - FIRST_OPTIONS
-    same_without = {"objective": (None, implied(recipe).name), "architecture.tokenizer": (None,)} | {
-        f"data.{key}": (DataOptions.model_fields[key].default,) for key in later
-    }
+    same_without = {"objective": (None, implied(recipe).name)} | dict.fromkeys(ADDED, (None,))
+    same_without |= {f"data.{key}": (DataOptions.model_fields[key].default,) for key in later}
     return {
         key: value
         for key, value in flatten(recipe)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step. ``loss``: nats per target; ``tokens``: seen since the start, padding left out."""
+    """One optimizer step. ``loss``: nats per target; ``tokens``: seen since the start, padding left out. ``held``: the
+    task's own measures on the held-out data, where they were taken after this step."""
 
     step: int
     steps: int
@@ -18,3 +19,4 @@ class StepReport:
     tokens_per_s: float
     seconds_left: float
     held_nll: float | None = None
+    held: dict[str, float] | None = None

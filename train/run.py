@@ -50,12 +50,14 @@ def train(
         tokenizer = Tokens(tokenizer_dir).sha256
         kept = open_store(recipe.keep.store) if recipe.keep else None
         refuse_foreign_tokens((*stores, kept), tokenizer)
+        refuse_other_data(recipe, stores)
         identity = identity_of(stores, kept, base, tokenizer)
-        model = build_model(recipe, base, tokenizer_dir)
+        labels = stores[0].card.labels
+        model = build_model(recipe, base, tokenizer_dir, labels)
         refuse_misfit(model, recipe, stores[0].card.vocab_size)
         packer = Packer(stores[0], recipe.sequence_tokens, recipe.seed)
         held_out = held_out_packer(recipe, stores)
-        training = objective_for(RunInputs(recipe, packer, held_out, base, group.device))
+        training = objective_for(RunInputs(recipe, packer, held_out, base, group.device, *stores))
         result = fit(
             model,
             training.objective,
@@ -63,6 +65,7 @@ def train(
             recipe,
             run_dir=run_dir,
             validate=training.validation,
+            whole_steps=training.whole_steps,
             on_step=on_step,
             should_stop=should_stop,
             group=group,
@@ -72,10 +75,14 @@ def train(
             raise Stopped(f"the run stopped at step {result.steps}; started again, it goes on from there")
         state = gather(model, group)
         if group.is_first:
-            fresh = build_model(recipe, base, tokenizer_dir) if group.kind == "fsdp2" else model
+            fresh = build_model(recipe, base, tokenizer_dir, labels) if group.kind == "fsdp2" else model
             write_model(fresh, state, recipe, base, tokenizer_dir, run_dir / "model")
-            resolved = resolve(recipe, packer, request, group)
-            outcome = {"metrics": metrics_of(result), "recipe": resolved, "identity": identity}
+            resolved = resolve(recipe, training.batches.rows, request, group)
+            outcome = {
+                "metrics": metrics_of(result, recipe.objective_spec.data),
+                "recipe": resolved,
+                "identity": identity,
+            }
             write_file(run_dir / "outcome.json", json.dumps(outcome, indent=1).encode())
         Checkpoints(run_dir / "checkpoints", 1, group).clear()
     return {}
@@ -127,6 +134,27 @@ def refuse_foreign_tokens(stores: Sequence[TokenStore | None], sha256: str) -> N
             )
 
 
+def refuse_other_data(recipe: TrainRecipe, stores: tuple[TokenStore, TokenStore | None]) -> None:
+    """Raises InvalidInput where a store holds other examples than the objective learns from, or other labels than the
+    one beside it."""
+    spec = recipe.objective_spec
+    wanted = None if spec.data == "seq2seq" else spec.data
+    for store in filter(None, stores):
+        if store.card.kind != wanted:
+            raise InvalidInput(
+                f"the store holds {store.card.kind or 'texts'}, and objective: {spec.name} learns from "
+                f"{wanted or 'texts'}: prepare it with kind: {wanted or 'auto'}",
+                param="data.store",
+            )
+    if stores[1] and stores[1].card.labels != stores[0].card.labels:
+        known, theirs = set(stores[0].card.labels or ()), set(stores[1].card.labels or ())
+        other = ", ".join(sorted(known ^ theirs)[:5])
+        raise InvalidInput(
+            f"the two stores have other labels ({other}): prepare both sides in one call, with the second as held",
+            param="data.held_store",
+        )
+
+
 def gather(model: torch.nn.Module, group: Group) -> dict[str, torch.Tensor] | None:
     """Trained tensors by name, gathered on rank 0; None where the model itself has them in full."""
     if group.kind != "fsdp2":
@@ -140,11 +168,11 @@ def gather(model: torch.nn.Module, group: Group) -> dict[str, torch.Tensor] | No
     return state
 
 
-def resolve(recipe: TrainRecipe, packer: Packer, request: Mapping[str, Any], group: Group) -> dict[str, Any]:
+def resolve(recipe: TrainRecipe, rows: int, request: Mapping[str, Any], group: Group) -> dict[str, Any]:
     """The recipe with everything decided that it had left open, the version of its base too."""
     dtype = str(choose_dtype(recipe.dtype, group.device)).removeprefix("torch.")
     decided = {
-        "steps": total_steps(recipe, packer.rows),
+        "steps": total_steps(recipe, rows),
         "micro_batch": divide(recipe, group.ranks)[0],
         "dtype": dtype,
         "threads": request["threads"],
@@ -154,7 +182,9 @@ def resolve(recipe: TrainRecipe, packer: Packer, request: Mapping[str, Any], gro
     return recipe.model_copy(update=decided).model_dump(mode="json")
 
 
-def metrics_of(result: FitResult) -> dict[str, Any]:
+def metrics_of(result: FitResult, labelled: str | None = None) -> dict[str, Any]:
+    """Of a run on ``labelled`` data, the task's own measures in place of the perplexity."""
+
     def perplexity(nll: float | None) -> float | None:
         return None if nll is None else round(math.exp(min(nll, 700)), 4)
 
@@ -162,11 +192,22 @@ def metrics_of(result: FitResult) -> dict[str, Any]:
         "train_loss": round(result.train_loss, 6),
         "held_nll_before": result.held_nll_before,
         "held_nll": result.held_nll,
-        "held_perplexity_before": perplexity(result.held_nll_before),
-        "held_perplexity": perplexity(result.held_nll),
+        **(
+            _own_measures(result)
+            if labelled
+            else {
+                "held_perplexity_before": perplexity(result.held_nll_before),
+                "held_perplexity": perplexity(result.held_nll),
+            }
+        ),
         "steps": result.steps,
         "tokens": result.tokens,
         "tokens_per_s": round(result.tokens_per_s, 2),
         "seconds": round(result.seconds, 2),
         "peak_memory_bytes": result.peak_memory_bytes,
     }
+
+
+def _own_measures(result: FitResult) -> dict[str, Any]:
+    before = {f"held_{name}_before": round(value, 6) for name, value in result.held_before.items()}
+    return before | {f"held_{name}": round(value, 6) for name, value in result.held.items()}

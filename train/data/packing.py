@@ -67,7 +67,7 @@ class Packer:
         self._row_start = np.searchsorted(row_of_piece[self._pieces], np.arange(self.rows + 1))
         self.tokens = int(self._piece_length.sum())
         self.targets = self._count_targets()
-        self._order: tuple[int, NDArray[np.int64]] = (0, _shuffled(self.rows, seed, 0))
+        self._order: tuple[int, NDArray[np.int64]] = (0, shuffled(self.rows, seed, 0))
 
     def batches_per_epoch(self, micro_batch: int, ranks: int = 1) -> int:
         """Steps until every row was seen; the last one may hold the first rows of the next epoch."""
@@ -108,7 +108,7 @@ class Packer:
     def _row(self, number: int) -> int:
         epoch, position = divmod(number, self.rows)
         if self._order[0] != epoch:
-            self._order = (epoch, _shuffled(self.rows, self.seed, epoch))
+            self._order = (epoch, shuffled(self.rows, self.seed, epoch))
         return int(self._order[1][position])
 
     def _fill(self, batch: Batch, line: int, row: int) -> None:
@@ -199,7 +199,7 @@ def _pack(lengths: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], int
     return row_of_piece, rows
 
 
-def _shuffled(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+def shuffled(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """An order of the rows that depends on nothing but these three numbers, on any machine and version.
 
     Sorted by splitmix64 (Steele, Lea and Flood, 2014) of the row's number.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,28 @@ from torch import nn
 
 from everlearn.errors import ConfigError, InvalidInput
 from everlearn.memory import physical_bytes
+from train.models.heads import LABELLED_TASKS, with_head
 from train.models.load import load_causal_lm
 from train.models.packed_rows import refuse_unfit
 from train.recipe import Architecture, TrainRecipe
 from train.tuning.lora import add_adapters
 
 
-def build_model(recipe: TrainRecipe, model_dir: Path | None, tokenizer_dir: Path) -> nn.Module:
+def build_model(
+    recipe: TrainRecipe,
+    model_dir: Path | None,
+    tokenizer_dir: Path,
+    labels: Sequence[str] | None = None,
+) -> nn.Module:
     """The model to train, in float32, with adapters where the recipe asks for them.
 
+    ``labels``: names of those that a classifier tells apart, by number.
     Random weights depend on the recipe's seed alone: every rank, and every restart, makes the same.
     Raises Unsupported for a base that cannot learn from packed rows, see ``train.models.packed_rows``.
     """
+    if model_dir is not None and (task := recipe.objective_spec.task) in LABELLED_TASKS:
+        torch.manual_seed(recipe.seed)
+        return add_adapters(with_head(model_dir, task, labels), recipe.tune, task)
     if model_dir is not None:
         model = load_causal_lm(model_dir)
         refuse_unfit(model)

@@ -12,8 +12,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from everlearn.bundles.durable import move_directory, sync_tree
+from everlearn.bundles.tasks import Task
 from everlearn.chat.stops import write_generation_config
 from everlearn.errors import Unavailable
+from train.models.heads import LABELLED_TASKS
 from train.recipe import TrainRecipe
 from train.runs.full_disk import why_not_written
 from train.tuning.lora import merge_adapters
@@ -49,14 +51,14 @@ def write_model(
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(target, ignore_errors=True)
     try:
-        _save(model.to(saved_dtype(base)), tokenizer_dir, partial)
+        _save(model.to(saved_dtype(base)), tokenizer_dir, partial, recipe.objective_spec.task)
     except BaseException:  # a full disk gets its room back
         shutil.rmtree(partial, ignore_errors=True)
         raise
     move_directory(partial, target)
 
 
-def _save(model: Any, tokenizer_dir: Path, target: Path) -> None:
+def _save(model: Any, tokenizer_dir: Path, target: Path, task: Task) -> None:
     try:
         model.save_pretrained(target)
     except SafetensorError as error:  # which has no errno
@@ -65,7 +67,8 @@ def _save(model: Any, tokenizer_dir: Path, target: Path) -> None:
     for pattern in COPIED:
         for file in tokenizer_dir.glob(pattern):
             shutil.copyfile(file, target / file.name)
-    write_generation_config(target)
+    if task not in LABELLED_TASKS:  # which end no answer
+        write_generation_config(target)
     sync_tree(target)
 
 

@@ -3,6 +3,8 @@
 table         one entry for each objective, without torch
 objective     the protocol, what a run gives an objective, and what it gets back
 causal        next token
+labelled      what the objectives of labelled data share
+classification  a label of each text
 keep          next token on new text, the base's predictions on kept text
 linear_loss   losses of an output layer's logits, computed in parts
 logits        hidden states and output layer of a model

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from train.data.packing import Packer
+from train.data.store import TokenStore
 from train.recipe import TrainRecipe
 
 
@@ -21,6 +24,18 @@ class Objective(Protocol):
     """batch: tensors of a batch, by the keys that ``train.objectives.table`` says. Returns float32 () sums: loss, targets."""
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]: ...
+
+
+class Judge(Protocol):
+    """A task's own measure, beside the loss: what the model says of a batch, and what that is worth over all of them."""
+
+    def predictions(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """As an objective, and what the model says of each target: float64 (n, columns)."""
+        ...
+
+    def score(self, predictions: NDArray[np.float64]) -> dict[str, float]:
+        """Of all batches and ranks, (n, columns) in any order: figures by name."""
+        ...
 
 
 class Batches(Protocol):
@@ -33,10 +48,15 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What validation measures: rows of ``batches``, as many as ``options.validation`` allows, by ``objective``."""
+    """What validation measures: rows of ``batches``, as many as ``options.validation`` allows, by ``objective``.
+
+    ``judge``: the task's own measure, where it has one. ``row_tokens``: of a row in the mean, where it is not full.
+    """
 
     batches: Batches
     objective: Objective
+    judge: Judge | None = None
+    row_tokens: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +64,7 @@ class RunInputs:
     """What a run has when it makes its objective.
 
     ``packer``: rows to learn from. ``held_out``: rows to measure on. ``base``: the folder of the model it starts from.
-    ``device``: where the model will be.
+    ``device``: where the model will be. ``store`` and ``held_store``: the examples that these rows are made of.
     """
 
     recipe: TrainRecipe
@@ -52,15 +72,21 @@ class RunInputs:
     held_out: Packer | None
     base: Path | None
     device: torch.device
+    store: TokenStore | None = None
+    held_store: TokenStore | None = None
 
 
 @dataclass(frozen=True)
 class Training:
-    """What the class method ``for_run(run: RunInputs)`` of an objective returns: all that the loop needs to know of it."""
+    """What the class method ``for_run(run: RunInputs)`` of an objective returns: all that the loop needs to know of it.
+
+    ``whole_steps``: whether it compares rows with each other, and must see a rank's rows of a step at once.
+    """
 
     objective: Objective
     batches: Batches
     validation: HeldOut | None
+    whole_steps: bool = False
 
 
 def objective_for(run: RunInputs) -> Training:

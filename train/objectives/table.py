@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
+from everlearn.bundles.tasks import Task
 from everlearn.suggest import did_you_mean
 
 TRAIN = "everlearn train"
 PACKED = ("input_ids", "labels", "position_ids", "document_ids")
 """What a batch of ``train.data.packing.Packer`` holds: int64 (rows, seq) each."""
+LABELLED = ("input_ids", "labels", "segments", "document_ids")
+"""What a batch of ``train.data.labelled.rows.LabelledRows`` holds: int64 (rows, longest) each."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class ObjectiveSpec:
     ``implementation``: "module:Class". A class that ``everlearn train`` runs has the class method ``for_run`` (see
     ``train.objectives.objective.Training``). ``options``: the recipe key with its settings; a recipe that has the key
     chooses the objective. ``models``: which it fits. ``batch``: the keys of a batch. ``task``: of the bundle it makes.
-    ``command``: which runs it.
+    ``command``: which runs it. ``data``: the kind of labelled data it learns from, see ``train.data.labelled.example``.
     """
 
     name: str
@@ -34,9 +37,10 @@ class ObjectiveSpec:
     summary: str
     models: str
     batch: tuple[str, ...] = PACKED
-    task: Literal["generate", "embed"] = "generate"
+    task: Task = "generate"
     options: str | None = None
     command: str = TRAIN
+    data: str | None = None
 
     def load(self) -> Any:
         """The class. Imports torch."""
@@ -62,6 +66,15 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
             "decoders with a base",
             batch=(*PACKED, "kept_rows"),
             options="keep",
+        ),
+        ObjectiveSpec(
+            "classification",
+            "train.objectives.classification:Classification",
+            "cross-entropy of each text's label",
+            "encoders and decoders, with a new head",
+            batch=LABELLED,
+            task="classify",
+            data="classification",
         ),
     )
 }

@@ -7,14 +7,16 @@ torch's own, over gloo on CPU and nccl on CUDA.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Kind = Literal["none", "ddp", "fsdp2"]
@@ -88,6 +90,15 @@ class Group:
         if self.ranks > 1:
             dist.all_reduce(stacked)
         return stacked.tolist()
+
+    def gather(self, parts: Sequence[Tensor]) -> NDArray[np.float64]:
+        """The rows that all ranks have, float64 (n, columns); how many each has may differ."""
+        mine = torch.cat(list(parts)).cpu().double().numpy()
+        if self.ranks == 1:
+            return mine
+        every: list[Any] = [None] * self.ranks
+        dist.all_gather_object(every, mine)
+        return np.concatenate(every)
 
     def barrier(self) -> None:
         if self.ranks > 1:

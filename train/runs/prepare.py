@@ -24,7 +24,8 @@ def prepare_run(request: Mapping[str, Any], progress: Progress) -> dict[str, Any
     recipe, tokenizer_dir = validate_recipe(TrainRecipe, run["recipe"]), Path(run["tokenizer_dir"])
     data = recipe.data
     said = data.model_dump(include=set(DataOptions.model_fields))
-    options = DataOptions(**{**said, "max_tokens": data.max_tokens or recipe.sequence_tokens})
+    said |= {"max_tokens": data.max_tokens or recipe.sequence_tokens}
+    options = DataOptions(**said | {"kind": recipe.objective_spec.data or data.kind})
     if recipe.architecture and not tokenizer_dir.exists():
         progress("learning a tokenizer", None)
         size, kind = recipe.architecture.vocab, recipe.architecture.tokenizer

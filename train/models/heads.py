@@ -1,0 +1,62 @@
+"""A new head on the body of a model, for what labelled data teaches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from everlearn.bundles.tasks import Task
+from train.models.load import load_model
+
+LABELLED_TASKS: frozenset[Task] = frozenset(
+    {"classify", "token_classify", "question_answer", "score", "embed"}
+)
+
+
+def with_head(model_dir: Path, task: Task, labels: Sequence[str] | None) -> Any:
+    """The body of the model in ``model_dir`` with the head of ``task`` (torch's generator decides which), or with its
+    own where it is of this task already. ``labels``: the names that it tells apart, by number.
+
+    A pooler that no output comes through is left out. Raises as :func:`load_model`.
+    """
+    settings: dict[str, Any] = {"pad_token_id": _padding(model_dir)}
+    if task in ("classify", "token_classify"):
+        names = dict(enumerate(labels or ()))
+        settings |= {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+    if task == "score":
+        settings |= {"num_labels": 1}
+    model = load_model(model_dir, task, new_head=task != "embed", settings=settings)
+    if task == "embed" and getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
+
+
+def _padding(model_dir: Path) -> int | None:
+    """What rows are filled up with: decoders that know none are given their end token, so that transformers can tell
+    where a text ends in a batch. Nothing here goes by this id, but by the texts' lengths."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False, local_files_only=True)
+    text = config.get_text_config()
+    ends = text.eos_token_id
+    padding = getattr(text, "pad_token_id", None)
+    return padding if padding is not None else (ends[0] if isinstance(ends, list) else ends)
+
+
+def heads_of(model: Any) -> Iterator[str]:
+    """The names of the parts that are not the body."""
+    prefix = model.base_model_prefix
+    if not hasattr(model, prefix):
+        return
+    yield from (name for name, _ in model.named_children() if name != prefix)
+
+
+def train_heads(model: Any, names: Sequence[str]) -> None:
+    """Those parts learn, whatever is frozen around them."""
+    for name in names:
+        part: nn.Module = model.get_submodule(name)
+        for parameter in part.parameters():
+            parameter.requires_grad_(True)

@@ -19,7 +19,7 @@ from everlearn.settings import flatten
 from everlearn.settings_file import SettingsFile, read_settings_file
 from everlearn.suggest import did_you_mean
 from train.data.cleaning.options import FILE_KEYS
-from train.data.options import FIRST_OPTIONS, GROUPS, DataOptions, TokenizerOptions
+from train.data.options import FIRST_OPTIONS, DataOptions, TokenizerOptions
 from train.objectives.table import ObjectiveSpec, find_objective, implied, refuse_inconsistent
 
 Recipe = TypeVar("Recipe", bound=BaseModel)
@@ -51,7 +51,7 @@ PLACES = frozenset(
         "data.held",
         "data.store",
         "data.held_store",
-        *(f"data.{group}.{key}" for group in GROUPS for key in FILE_KEYS),
+        *(f"data.{group}.{key}" for group, keys in FILE_KEYS.items() for key in keys),
         "keep.store",
     }
 )

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,10 @@ CLEANING = {
     "max_line_bytes",
     "normalize",
     "strip",
+    "encoding",
     "languages",
+    "quality",
+    "harmful",
     "personal",
     "decontaminate",
 }
@@ -61,8 +64,9 @@ class Collection:
     """
 
     def __init__(self, directory: Path, kind: LabelledKind | None = None) -> None:
-        self._file, self._kind = directory / "documents.jsonl", kind
-        counts = json.loads((directory / "counts.json").read_text())
+        self.directory, self._kind = directory, kind
+        self.counts: dict[str, Any] = json.loads((directory / "counts.json").read_text())
+        counts = self.counts
         self.read: int = counts["read"]
         self.is_other: bool = counts["is_other"]
         self.dropped: dict[str, int] = counts["dropped"]
@@ -84,7 +88,7 @@ class Collection:
 
     def documents(self) -> Iterator[Collected]:
         """In the file's order."""
-        with self._file.open(encoding="utf-8") as lines:
+        with (self.directory / "documents.jsonl").open(encoding="utf-8") as lines:
             for line, digest in zip(lines, self.hashes, strict=True):
                 source, record = json.loads(line)
                 kind = self._kind
@@ -121,16 +125,34 @@ def collect(
     if options.cleans:
         decides += [source.held, cleaner.files_sha256]
     directory = work / hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
+    counts, samples = _Counts(), Samples()
+
+    def told() -> dict[str, Any]:
+        return {**vars(counts), "samples": samples.all()}
+
+    limits = Limits(
+        max_line_bytes=options.max_line_bytes,
+        max_unpacked_bytes=max_unpacked_bytes,
+        min_examples=0 if source.found else 1,
+    )
+    examples = _cleaned(source, options, limits, cleaner, counts, samples)
+    return write_collection(directory, examples, told, options)
+
+
+def write_collection(
+    directory: Path,
+    examples: Iterator[RawExample],
+    told: Callable[[], dict[str, Any]],
+    options: DataOptions,
+) -> Collection:
+    """``examples`` as a folder that appears when it is whole; as it is where it is there. ``told``: the counts, asked
+    for after the last example."""
     if not directory.exists():
-        partial = work / "partial"
+        partial = directory.with_name("partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        limits = Limits(
-            max_line_bytes=options.max_line_bytes,
-            max_unpacked_bytes=max_unpacked_bytes,
-            min_examples=0 if source.found else 1,
-        )
-        _fill(partial, source, options, limits, cleaner)
+        _write_documents(partial, examples, options)
+        (partial / "counts.json").write_text(json.dumps(told(), sort_keys=True))
         sync_tree(partial)
         move_directory(partial, directory)
     return Collection(directory, options.labelled)
@@ -177,8 +199,20 @@ def _read(source: Source, options: DataOptions, limits: Limits, counts: _Counts)
         counts.is_other = True
 
 
-def _fill(directory: Path, source: Source, options: DataOptions, limits: Limits, cleaner: Cleaner) -> None:
-    counts, samples = _Counts(), Samples()
+def _cleaned(
+    source: Source, options: DataOptions, limits: Limits, cleaner: Cleaner, counts: _Counts, samples: Samples
+) -> Iterator[RawExample]:
+    """Those that cleaning keeps; the others are counted."""
+    for raw in _read(source, options, limits, counts):
+        done = cleaner.clean(raw, held=source.held)
+        counts.add(raw, done)
+        if done.rule and done.dropped:
+            samples.of(done.rule, done.dropped)
+        if done.example:
+            yield done.example
+
+
+def _write_documents(directory: Path, examples: Iterator[RawExample], options: DataOptions) -> None:
     with (
         (directory / "documents.jsonl").open("w", encoding="utf-8") as documents,
         (directory / "hashes.bin").open("wb") as hashes,
@@ -186,14 +220,7 @@ def _fill(directory: Path, source: Source, options: DataOptions, limits: Limits,
         (directory / "context.bin").open("wb") as context,
         (directory / "ends.bin").open("wb") as ends,
     ):
-        for raw in _read(source, options, limits, counts):
-            done = cleaner.clean(raw, held=source.held)
-            counts.add(raw, done)
-            if done.rule and done.dropped:
-                samples.of(done.rule, done.dropped)
-            example = done.example
-            if example is None:
-                continue
+        for example in examples:
             documents.write(json.dumps([example.source, example.record], ensure_ascii=False) + "\n")
             hashes.write(bytes.fromhex(example.sha256))
             if options.near_duplicates is not None:
@@ -201,6 +228,3 @@ def _fill(directory: Path, source: Source, options: DataOptions, limits: Limits,
                 shingles.write(each.shingles.tobytes())
                 context.write(each.context.tobytes())
             ends.write(np.array([shingles.tell() // 4, context.tell() // 4], dtype=np.int64).tobytes())
-    (directory / "counts.json").write_text(
-        json.dumps({**vars(counts), "samples": samples.all()}, sort_keys=True)
-    )

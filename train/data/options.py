@@ -8,7 +8,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from train.data.cleaning.options import FILE_KEYS, Count, Decontaminate, Group, Languages, Personal, Share
+from train.data.cleaning.options import (
+    FILE_KEYS,
+    Boilerplate,
+    Count,
+    Decontaminate,
+    Encoding,
+    Group,
+    Harmful,
+    Languages,
+    Personal,
+    Quality,
+    Share,
+)
 from train.data.labelled.example import LabelledKind
 
 
@@ -43,7 +55,11 @@ class DataOptions(BaseModel):
     stride: Annotated[int, Field(ge=0)] | None = None
     translation: Annotated[str, Field(pattern=r"^\w+-\w+$")] | None = None
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    encoding: Encoding | None = None
     languages: Languages | None = None
+    quality: Quality | None = None
+    boilerplate: Boilerplate | None = None
+    harmful: Harmful | None = None
     personal: Personal | None = None
     decontaminate: Decontaminate | None = None
 
@@ -56,7 +72,7 @@ class DataOptions(BaseModel):
     def deciding(self) -> dict[str, Any]:
         """What decides the bytes that are prepared; an option that earlier versions had not, only where it is used, so
         that what they prepared is still the same. Files the user gives decide by what they hold alone."""
-        said = self.model_dump(mode="json", exclude={key: set(FILE_KEYS) for key in GROUPS})
+        said = self.model_dump(mode="json", exclude={group: set(keys) for group, keys in FILE_KEYS.items()})
         return {
             key: value
             for key, value in said.items()
@@ -76,18 +92,17 @@ class DataOptions(BaseModel):
     def given_files(self) -> dict[str, tuple[Path, ...]]:
         """The user's files beside the data, by dotted key."""
         found: dict[str, tuple[Path, ...]] = {}
-        for name, group in self:
-            for key, value in group if isinstance(group, Group) else ():
-                if key in FILE_KEYS:
-                    found[f"{name}.{key}"] = value
+        for name, keys in FILE_KEYS.items():
+            group = getattr(self, name)
+            found |= {f"{name}.{key}": getattr(group, key) for key in keys if group}
         return found
 
     def with_files(self, at: Callable[[Path], Path]) -> dict[str, Group]:
         """The groups that name files, with each path as ``at`` gives it."""
         made: dict[str, Group] = {}
-        for name, group in self:
-            if isinstance(group, Group):
-                files = {key: tuple(map(at, value)) for key, value in group if key in FILE_KEYS}
+        for name, keys in FILE_KEYS.items():
+            if group := getattr(self, name):
+                files = {key: tuple(map(at, getattr(group, key))) for key in keys}
                 made[name] = group.model_copy(update=files)
         return made
 
@@ -99,8 +114,6 @@ FIRST_OPTIONS = frozenset(
     }
 )
 """What data was prepared with before there were others."""
-GROUPS = ("languages", "personal", "decontaminate")
-"""The options that are groups of :mod:`train.data.cleaning.options`."""
 
 
 class TokenizerOptions(BaseModel):

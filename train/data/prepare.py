@@ -26,6 +26,7 @@ from everlearn.bundles.durable import move_directory, sync_tree, write_file
 from everlearn.errors import Conflict, Corrupt, EverlearnError, InvalidInput, NotFound
 from everlearn.progress import Progress, silent
 from train.data.card import Change, DataCard, LabelCard, PartCard, SkippedCard, SourceCard
+from train.data.cleaning.boilerplate import without_boilerplate
 from train.data.cleaning.cleaner import Cleaner
 from train.data.cleaning.duplicates import find_duplicates
 from train.data.cleaning.samples import Samples
@@ -84,6 +85,8 @@ def prepare(
         else:
             try:
                 collected = _collect(files, entries, options, work, cleaner, progress, max_unpacked_bytes)
+                if options.boilerplate:
+                    collected = without_boilerplate(collected, options, options.boilerplate, work, progress)
                 for file, each in zip(files, collected, strict=True):
                     if not each.read:
                         skipped.setdefault("not examples" if each.is_other else "empty", []).append(file.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -51,17 +52,24 @@ def cleaned(
 ) -> RawExample:
     """The same words with "\\n" at line ends, without control characters, and with ``options.normalize`` in Unicode's
     NFC; with ``options.strip`` a text has no spaces at line ends. ``changes`` counts characters, by what was done."""
-    changes = Counter() if changes is None else changes
+    done: Counter[str] = Counter() if changes is None else changes
+    strip = options.strip and isinstance(raw, Text)
+
+    def change(text: str) -> str:
+        text = _characters(text, options, done)
+        return _stripped(text, done) if strip else text
+
+    return with_texts(raw, change)
+
+
+def with_texts(raw: RawExample, change: Callable[[str], str]) -> RawExample:
+    """Everything that is said as ``change`` makes it; but texts that labels point into."""
     if isinstance(raw, Text):
-        text = _characters(raw.text, options, changes)
-        return replace(raw, text=_stripped(text, changes) if options.strip else text)
+        return replace(raw, text=change(raw.text))
     if isinstance(raw, Labelled):
-        return raw.with_texts(lambda text: _characters(text, options, changes))
+        return raw.with_texts(change)
     messages = [
-        {
-            key: _characters(value, options, changes) if key in SPOKEN else value
-            for key, value in message.items()
-        }
+        {key: change(value) if key in SPOKEN else value for key, value in message.items()}
         for message in raw.messages
     ]
     return replace(raw, messages=messages)

@@ -33,12 +33,43 @@ class Group(BaseModel):
         return {} if value is True else value
 
 
+class Encoding(Group):
+    """Texts that were read by a wrong encoding are repaired, and written in Unicode's ``form``; code is spared."""
+
+    repair: bool = True
+    form: Literal["NFC", "NFKC"] | None = None
+
+
 class Languages(Group):
     """Texts in other languages than ``keep`` (ISO 639-1) are left out, where the language is told with
     ``min_probability``; see ``train.data.cleaning.language``."""
 
     keep: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
     min_probability: Share = 0.65
+
+
+class Quality(Group):
+    """Sets of ``rules`` for prose, and what lines are taken out of it: those with phrases of ``advertisements`` (a list
+    of our own) or of ``lines``, and those that link to hosts in ``urls``."""
+
+    rules: Annotated[tuple[Literal["gopher", "c4"], ...], BeforeValidator(_listed)] = ()
+    advertisements: bool = False
+    lines: Files = ()
+    urls: Files = ()
+
+
+class Boilerplate(Group):
+    """Lines that more than ``max_documents`` texts have are taken out of all; of lines of at least ``min_chars``."""
+
+    max_documents: Annotated[int, Field(ge=1)] = 10
+    min_chars: Count = 12
+
+
+class Harmful(Group):
+    """Texts of which a larger share than ``max_share`` is words of these lists are left out."""
+
+    words: Annotated[Files, Field(min_length=1)]
+    max_share: Share = 0.0
 
 
 class Personal(Group):
@@ -57,5 +88,9 @@ class Decontaminate(Group):
     words: Annotated[int, Field(ge=5, le=100)] = 13
 
 
-FILE_KEYS = frozenset({"against"})
-"""The keys of groups whose values are files that the user gives."""
+FILE_KEYS = {
+    "quality": ("lines", "urls"),
+    "harmful": ("words",),
+    "decontaminate": ("against",),
+}
+"""By group, the keys whose values are files that the user gives."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+from train.data.cleaning.clean import SPOKEN, with_texts
 from train.data.cleaning.options import PERSONAL_KINDS, Personal, PersonalKind
 from train.data.cleaning.personal.addresses import emails, ip_addresses
 from train.data.cleaning.personal.keys import keys
 from train.data.cleaning.personal.numbers import ibans, numbers
 from train.data.cleaning.personal.span import Span
+from train.data.examples import Chat, RawExample
 
 MAX_PASSES = 3
 """Of two numbers side by side, the first may hide the second until it is masked."""
-SPOKEN = ("reasoning_content", "content")
 PRIORITY: tuple[PersonalKind, ...] = ("key", "email", "iban", "card", "id", "ip", "phone")
 """Of two places that overlap, the kind that is surer."""
 
@@ -108,3 +110,14 @@ def _all(text: str, kinds: frozenset[PersonalKind]) -> Iterator[Span]:
         yield from numbers(text, kinds)
     if "ip" in kinds:
         yield from ip_addresses(text)
+
+
+def masked(example: RawExample, options: Personal, counts: Counter[str]) -> RawExample:
+    """Without personal data; ``counts`` says how many places of each kind were masked."""
+    mask = Mask(options)
+    if isinstance(example, Chat):
+        made = replace(example, messages=[mask.message(message) for message in example.messages])
+    else:
+        made = with_texts(example, mask.text)
+    counts.update(mask.counts)
+    return made

@@ -43,31 +43,58 @@ class Batch(TypedDict):
 class Packer:
     """Rows of ``sequence_tokens`` from stores, or from examples in memory. Longer examples are cut.
 
+    ``around``: ids that every piece begins and ends with, as an encoder has them; an example that begins or ends with
+    them has them no second time.
+
     ``rows``, ``tokens`` and ``targets`` are per epoch; an epoch holds every token exactly once.
     ``piece_example``: int64 (pieces,), the example each piece is of, counted through all sources in order.
     """
 
     def __init__(
-        self, sources: Sequence[TokenStore] | Sequence[Example] | TokenStore, sequence_tokens: int, seed: int
+        self,
+        sources: Sequence[TokenStore] | Sequence[Example] | TokenStore,
+        sequence_tokens: int,
+        seed: int,
+        around: tuple[Sequence[int], Sequence[int]] = ((), ()),
     ) -> None:
-        if sequence_tokens < 2:
-            raise InvalidInput(f"sequence_tokens is {sequence_tokens}; it must be at least 2")
+        marks = sum(map(len, around))
+        if sequence_tokens < 2 + marks:
+            raise InvalidInput(f"sequence_tokens is {sequence_tokens}; it must be at least {2 + marks}")
         self.sequence_tokens = sequence_tokens
         self.seed = seed
+        self._given = sources
         self._sources = _sources(sources)
-        lengths = [np.diff(source.offsets) for source in self._sources]
-        starts = [source.offsets[:-1] for source in self._sources]
+        self.around = tuple(np.array(ids, dtype=np.int64) for ids in around)
+        spans = [_without(source, *self.around) for source in self._sources]
+        lengths = [length for _, length in spans]
+        starts = [start for start, _ in spans]
         self._piece_source, self._piece_start, self._piece_length, self.piece_example = _cut(
-            starts, lengths, sequence_tokens
+            starts, lengths, sequence_tokens - marks
         )
         if not len(self._piece_length):
             raise InvalidInput("there is nothing to train on: the data holds no examples")
-        row_of_piece, self.rows = _pack(self._piece_length, sequence_tokens)
+        row_of_piece, self.rows = _pack(self._piece_length + marks, sequence_tokens)
         self._pieces = np.argsort(row_of_piece, kind="stable")  # pieces in the order of their rows
         self._row_start = np.searchsorted(row_of_piece[self._pieces], np.arange(self.rows + 1))
-        self.tokens = int(self._piece_length.sum())
+        self.tokens = int(self._piece_length.sum()) + marks * len(self._piece_length)
         self.targets = self._count_targets()
         self._order: tuple[int, NDArray[np.int64]] = (0, shuffled(self.rows, seed, 0))
+
+    def marked(self, before: Sequence[int], after: Sequence[int]) -> Packer:
+        """The same examples in rows of their own, each piece between these ids."""
+        return Packer(self._given, self.sequence_tokens, self.seed, (before, after))
+
+    def pieces_of(self, tokens: NDArray[np.bool_]) -> int:
+        """How many pieces have nothing but ``tokens``, bool (vocabulary,), between their marks."""
+        count = 0
+        for number, source in enumerate(self._sources):
+            of_source = self._piece_source == number
+            starts = self._piece_start[of_source]
+            if len(starts):
+                bounds = np.stack([starts, starts + self._piece_length[of_source]], 1).ravel()
+                flags = np.append(tokens[source.tokens], False)
+                count += int(np.logical_and.reduceat(flags, bounds)[::2].sum())
+        return count
 
     def batches_per_epoch(self, micro_batch: int, ranks: int = 1) -> int:
         """Steps until every row was seen; the last one may hold the first rows of the next epoch."""
@@ -127,7 +154,12 @@ class Packer:
     def _piece(self, piece: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         source = self._sources[self._piece_source[piece]]
         span = slice(self._piece_start[piece], self._piece_start[piece] + self._piece_length[piece])
-        return np.array(source.tokens[span], dtype=np.int64), np.array(source.mask[span])
+        ids, mask = np.array(source.tokens[span], dtype=np.int64), np.array(source.mask[span])
+        before, after = self.around
+        if not len(before) + len(after):
+            return ids, mask
+        marks = len(before), len(after)
+        return np.concatenate([before, ids, after]), np.pad(mask, marks)
 
     def _count_targets(self) -> int:
         """First tokens of pieces do not count, whatever the mask says of them."""
@@ -153,6 +185,23 @@ def _sources(given: Sequence[TokenStore] | Sequence[Example] | TokenStore) -> li
     stores = [item for item in given if isinstance(item, TokenStore)]
     examples = [item for item in given if isinstance(item, Example)]
     return [*stores, *([_Memory(examples)] if examples else [])]
+
+
+def _without(
+    source: TokenStore | _Memory, before: NDArray[np.int64], after: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Start and length of each example without the ids that it begins and ends with; both int64 (examples,)."""
+    starts, lengths = np.array(source.offsets[:-1]), np.diff(source.offsets)
+    for ids, at_end in ((before, False), (after, True)):
+        if not len(ids):
+            continue
+        there = np.flatnonzero(lengths >= len(ids))
+        first = (starts + lengths - len(ids) if at_end else starts)[there]
+        found = source.tokens[first[:, None] + np.arange(len(ids))] == ids  # (examples, ids)
+        marked = there[found.all(1)]
+        lengths[marked] -= len(ids)
+        starts[marked] += 0 if at_end else len(ids)
+    return starts, lengths
 
 
 def _cut(

@@ -12,3 +12,12 @@ def splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+def uniform(count: int, *seeds: int) -> NDArray[np.float64]:
+    """``count`` numbers from 0 to below 1 that depend on nothing but these integers, float64 (count,)."""
+    state = np.zeros(1, dtype=np.uint64)
+    for seed in seeds:
+        state = splitmix64(state ^ splitmix64(np.array([seed % 2**64], dtype=np.uint64)))
+    drawn = splitmix64(splitmix64(state) + np.arange(count, dtype=np.uint64))
+    return (drawn >> np.uint64(11)) / 2.0**53

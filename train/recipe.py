@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -19,7 +19,8 @@ from everlearn.settings import flatten
 from everlearn.settings_file import SettingsFile, read_settings_file
 from everlearn.suggest import did_you_mean
 from train.data.cleaning.options import FILE_KEYS
-from train.data.options import FIRST_OPTIONS, DataOptions, TokenizerOptions
+from train.data.options import FIRST_OPTIONS, DataOptions
+from train.models.architecture import Architecture
 from train.objectives.table import ObjectiveSpec, find_objective, implied, refuse_inconsistent
 
 Recipe = TypeVar("Recipe", bound=BaseModel)
@@ -39,7 +40,7 @@ OPERATIONAL = frozenset(
 )
 
 # Keys beside those of data that earlier recipes had not, and that change nothing where they are null.
-ADDED = frozenset({"architecture.tokenizer", "classification"})
+ADDED = frozenset({"classification"})
 
 # Where something lies, or what it is called. What it holds decides, and is compared beside: train/runs/identity.py.
 PLACES = frozenset(
@@ -57,38 +58,20 @@ PLACES = frozenset(
 )
 
 
+AS_BEFORE: Mapping[str, tuple[Any, ...]] = {
+    "architecture.family": ("llama",),
+    "architecture.init": ("family",),
+    "architecture.experts": (None,),
+    "architecture.tokenizer": (None,),
+    "dropout": (None,),
+    "label_smoothing": (0,),
+    "z_loss": (0,),
+}
+"""Keys that earlier recipes did not have, and the values that say what was done without them."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Architecture(_Part):
-    """A decoder from scratch, of Llama's kind. ``None`` is decided from the rest."""
-
-    layers: int = Field(ge=1, le=1024)
-    hidden: int = Field(ge=8, le=2**17)
-    heads: int = Field(ge=1, le=1024)
-    kv_heads: int | None = Field(default=None, ge=1, le=1024)
-    ffn: int | None = Field(default=None, ge=8, le=2**20)
-    context: int = Field(default=2048, ge=16, le=2**24)
-    vocab: int = Field(default=16384, ge=260, le=2**21)
-    tied: bool = True
-    tokenizer: TokenizerOptions | None = None
-
-    @property
-    def parameters(self) -> int:
-        """About how many: embeddings, attention and feed-forward; norms are few."""
-        ffn = self.ffn or self.hidden * 8 // 3
-        shared = (self.kv_heads or self.heads) / self.heads
-        layer = self.hidden * (round(2 * self.hidden * (1 + shared)) + 3 * ffn)
-        return self.layers * layer + self.vocab * self.hidden * (1 if self.tied else 2)
-
-    @model_validator(mode="after")
-    def _divisible(self) -> Architecture:
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
-        if self.heads % (self.kv_heads or self.heads):
-            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        return self
 
 
 class Data(DataOptions):
@@ -228,10 +211,19 @@ class FitOptions(_Part):
         return self.batch_tokens // self.sequence_tokens
 
 
+class Smoothing(NamedTuple):
+    """What is added to the cross-entropy of a target; see ``train.objectives.linear_loss.cross_entropies``."""
+
+    labels: float = 0.0
+    z: float = 0.0
+
+
 class TrainRecipe(FitOptions):
     """``everlearn train``. ``base`` is a model to go on from; without one, ``architecture`` starts from scratch.
 
-    ``objective``: one of ``train.objectives.table``; by default what the other keys imply.
+    ``objective``: one of ``train.objectives.table``; by default what the other keys imply. ``dropout``: everywhere in
+    the model; by default as its family, or its base, has it. ``label_smoothing`` (arXiv 1512.00567) and ``z_loss``
+    (arXiv 2204.02311) are of the training loss alone, not of what validation measures.
     """
 
     name: str | None = None
@@ -242,6 +234,9 @@ class TrainRecipe(FitOptions):
     keep: Keep | None = None
     classification: Classification | None = None
     tune: Tune = Tune()
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    label_smoothing: float = Field(default=0, ge=0, lt=1)
+    z_loss: float = Field(default=0, ge=0, le=1)
     parallel: Literal["none", "ddp", "fsdp2"] = "none"
     ranks: int = Field(default=1, ge=1, le=1024)
     threads: int | None = Field(default=None, ge=1, le=4096)
@@ -250,6 +245,10 @@ class TrainRecipe(FitOptions):
     def objective_spec(self) -> ObjectiveSpec:
         """The objective that the recipe names or implies."""
         return find_objective(self.objective) if self.objective else implied(dict(self))
+
+    @property
+    def smoothing(self) -> Smoothing:
+        return Smoothing(self.label_smoothing, self.z_loss)
 
     @field_validator("objective")
     @classmethod
@@ -349,17 +348,19 @@ def deciding(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What of a recipe's own values changes the result of a run, by dotted key; see OPERATIONAL and PLACES.
 
     What earlier recipes had no key for is left out where it says what they did: an objective that the recipe implies
-    anyway, options of data that are not used, and other later keys that are null.
+    anyway, the keys of :data:`AS_BEFORE`, options of data that are not used, and other later keys that are null.
     """
     later = DataOptions.model_fields.keys() - FIRST_OPTIONS
-    same_without = {"objective": (None, implied(recipe).name)} | dict.fromkeys(ADDED, (None,))
+    same_without = (
+        {"objective": (None, implied(recipe).name)} | dict.fromkeys(ADDED, (None,)) | dict(AS_BEFORE)
+    )
     same_without |= {f"data.{key}": (DataOptions.model_fields[key].default,) for key in later}
     return {
         key: value
         for key, value in flatten(recipe)
         if key.partition(".")[0] not in OPERATIONAL
         and key not in PLACES
-        and value not in same_without.get(key, ())
+        and value not in same_without.get(key.removeprefix("student."), ())
     }
 
 

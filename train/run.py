@@ -57,7 +57,8 @@ def train(
         refuse_misfit(model, recipe, stores[0].card.vocab_size)
         packer = Packer(stores[0], recipe.sequence_tokens, recipe.seed)
         held_out = held_out_packer(recipe, stores)
-        training = objective_for(RunInputs(recipe, packer, held_out, base, group.device, *stores))
+        inputs = RunInputs(recipe, packer, held_out, base, group.device, tokenizer_dir, *stores)
+        training = objective_for(inputs)
         result = fit(
             model,
             training.objective,
@@ -78,11 +79,8 @@ def train(
             fresh = build_model(recipe, base, tokenizer_dir, labels) if group.kind == "fsdp2" else model
             write_model(fresh, state, recipe, base, tokenizer_dir, run_dir / "model")
             resolved = resolve(recipe, training.batches.rows, request, group)
-            outcome = {
-                "metrics": metrics_of(result, recipe.objective_spec.data),
-                "recipe": resolved,
-                "identity": identity,
-            }
+            metrics = metrics_of(result, recipe.objective_spec.data) | training.metrics
+            outcome = {"metrics": metrics, "recipe": resolved, "identity": identity}
             write_file(run_dir / "outcome.json", json.dumps(outcome, indent=1).encode())
         Checkpoints(run_dir / "checkpoints", 1, group).clear()
     return {}

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from compress.recipe import Teaching
 from everlearn.errors import InvalidInput
 from everlearn.settings_file import read_settings_file
-from train.recipe import Architecture, anchored, validate_recipe
+from train.models.architecture import Architecture
+from train.recipe import anchored, validate_recipe
 
 
 class Student(BaseModel):
@@ -26,6 +27,10 @@ class Student(BaseModel):
         if sum(one is not None for one in (self.layers, self.model, self.architecture)) != 1:
             raise ValueError(
                 "say one of layers, of the teacher's; model, one that is here; or architecture, from scratch"
+            )
+        if self.architecture and self.architecture.of.task != "generate":
+            raise ValueError(
+                f"architecture.family: {self.architecture.family} is no decoder, and a student is one"
             )
         return self
 

@@ -32,7 +32,7 @@ from everlearn.progress import Progress
 from train.data.packing import Packer
 from train.errors import Diverged
 from train.loop import choose_dtype, fit, total_steps
-from train.models.build import from_scratch
+from train.models.from_scratch import from_scratch
 from train.models.load import load_causal_lm
 from train.models.packed_rows import refuse_unfit
 from train.models.save import saved_dtype
@@ -106,7 +106,7 @@ def student_of(
         kept = evenly_spaced(recipe.student.layers, depth)
         return with_layers(teacher, kept), kept
     assert recipe.student.architecture
-    return from_scratch(recipe.student.architecture, teacher_dir), None
+    return from_scratch(recipe.student.architecture, "generate", teacher_dir), None
 
 
 def hidden_states(

@@ -9,12 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from everlearn.errors import ConfigError, InvalidInput
+from everlearn.bundles.tasks import AUTO_CLASSES, Task
+from everlearn.errors import ConfigError, InvalidInput, Unsupported
 from everlearn.memory import physical_bytes
+from train.models.architecture import Architecture
+from train.models.dropout import dropout_settings
+from train.models.from_scratch import from_scratch
 from train.models.heads import LABELLED_TASKS, with_head
-from train.models.load import load_causal_lm
+from train.models.load import load_model
+from train.models.packed_inputs import first_position
 from train.models.packed_rows import refuse_unfit
-from train.recipe import Architecture, TrainRecipe
+from train.recipe import TrainRecipe
 from train.tuning.lora import add_adapters
 
 
@@ -30,19 +35,41 @@ def build_model(
     Random weights depend on the recipe's seed alone: every rank, and every restart, makes the same.
     Raises Unsupported for a base that cannot learn from packed rows, see ``train.models.packed_rows``.
     """
-    if model_dir is not None and (task := recipe.objective_spec.task) in LABELLED_TASKS:
+    task = recipe.objective_spec.task
+    if model_dir is not None and task in LABELLED_TASKS:
         torch.manual_seed(recipe.seed)
         return add_adapters(with_head(model_dir, task, labels), recipe.tune, task)
     if model_dir is not None:
-        model = load_causal_lm(model_dir)
-        refuse_unfit(model)
+        torch.manual_seed(recipe.seed)
+        model = load_for(model_dir, task, recipe.dropout)
+        refuse_unfit(model, task)
         torch.manual_seed(recipe.seed)
         return add_adapters(model, recipe.tune)
     if recipe.architecture is None:
         raise InvalidInput("a recipe without base needs an architecture", param="architecture")
     refuse_too_large(recipe.architecture)
     torch.manual_seed(recipe.seed)
-    return from_scratch(recipe.architecture, tokenizer_dir)
+    made = from_scratch(recipe.architecture, task, tokenizer_dir, recipe.dropout)
+    if recipe.architecture.family != "llama":
+        refuse_unfit(made, task)
+    return made
+
+
+def load_for(model_dir: Path, task: Task, dropout: float | None) -> Any:
+    """The base as a model of ``task``; a masked model's head may be new. Raises Unsupported for another kind of model."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False, local_files_only=True)
+    settings = dropout_settings(config, dropout)
+    try:
+        return load_model(model_dir, task, new_head=task == "fill_mask", settings=settings)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise Unsupported(
+            f"{model_dir.name} is no model for task {task}: transformers has no {AUTO_CLASSES[task]} of its kind",
+            param="base",
+        ) from None
 
 
 def refuse_too_large(architecture: Architecture) -> None:
@@ -61,6 +88,8 @@ def refuse_misfit(model: Any, recipe: TrainRecipe, tokens: int) -> None:
     """Raises where rows hold positions or ids (below ``tokens``) for which ``model`` has no embedding."""
     config = model.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
+    if isinstance(context, int):
+        context -= first_position(config)
     if isinstance(context, int) and recipe.sequence_tokens > context > 0:
         raise ConfigError(
             f"sequence_tokens is {recipe.sequence_tokens}, and the model reads at most {context} tokens: "
@@ -73,25 +102,3 @@ def refuse_misfit(model: Any, recipe: TrainRecipe, tokens: int) -> None:
             "together",
             param="base",
         )
-
-
-def from_scratch(architecture: Architecture, tokenizer_dir: Path) -> nn.Module:
-    """A Llama with random weights (torch's generator decides which)."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True, trust_remote_code=False)
-    ffn = architecture.ffn or -(-architecture.hidden * 8 // 3 // 32) * 32
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=architecture.hidden,
-        intermediate_size=ffn,
-        num_hidden_layers=architecture.layers,
-        num_attention_heads=architecture.heads,
-        num_key_value_heads=architecture.kv_heads or architecture.heads,
-        max_position_embeddings=architecture.context,
-        tie_word_embeddings=architecture.tied,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM(config)

@@ -15,7 +15,6 @@ from everlearn.bundles.durable import move_directory, sync_tree
 from everlearn.bundles.tasks import Task
 from everlearn.chat.stops import write_generation_config
 from everlearn.errors import Unavailable
-from train.models.heads import LABELLED_TASKS
 from train.recipe import TrainRecipe
 from train.runs.full_disk import why_not_written
 from train.tuning.lora import merge_adapters
@@ -67,7 +66,7 @@ def _save(model: Any, tokenizer_dir: Path, target: Path, task: Task) -> None:
     for pattern in COPIED:
         for file in tokenizer_dir.glob(pattern):
             shutil.copyfile(file, target / file.name)
-    if task not in LABELLED_TASKS:  # which end no answer
+    if task in ("generate", "text2text"):
         write_generation_config(target)
     sync_tree(target)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from train.objectives.linear_loss import cross_entropies, linear_loss
 from train.objectives.logits import before_logits
 from train.objectives.objective import Batches, HeldOut, RunInputs, Training
+from train.recipe import Smoothing
 
 IGNORED = -100
 """The label of a position that predicts nothing."""
@@ -23,11 +24,14 @@ class CausalLM:
 
     @classmethod
     def for_run(cls, run: RunInputs) -> Training:
-        return Training(cls(), run.packer, next_token_validation(run.held_out))
+        return Training(cls(run.recipe.smoothing), run.packer, next_token_validation(run.held_out))
+
+    def __init__(self, smoothing: Smoothing | None = None) -> None:
+        self.smoothing = smoothing
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         targets, rows = predicted(batch["labels"])
-        loss = linear_loss(*before_logits(model, batch), rows, cross_entropies(targets[rows]))
+        loss = linear_loss(*before_logits(model, batch), rows, cross_entropies(targets[rows], self.smoothing))
         return loss, torch.tensor(len(rows), dtype=torch.float32, device=loss.device)
 
 

@@ -23,6 +23,7 @@ from train.objectives.causal import CausalLM, next_token_validation, predicted
 from train.objectives.linear_loss import LossAndGrad, cross_entropies, linear_loss
 from train.objectives.logits import Logits, before_logits, logits_at
 from train.objectives.objective import RunInputs, Training
+from train.recipe import Smoothing
 
 
 class WithKept:
@@ -62,12 +63,13 @@ class Keeping:
             return CausalLM.for_run(run)
         kept = Packer(store, run.recipe.sequence_tokens, run.recipe.seed)
         weight = keep.weight * run.packer.targets / max(1, kept.targets)  # of a sum beside the new text's sum
-        objective = cls(load_causal_lm(run.base).to(run.device), weight)
+        objective = cls(load_causal_lm(run.base).to(run.device), weight, run.recipe.smoothing)
         return Training(objective, WithKept(run.packer, kept), next_token_validation(run.held_out))
 
-    def __init__(self, before: nn.Module, weight: float) -> None:
+    def __init__(self, before: nn.Module, weight: float, smoothing: Smoothing | None = None) -> None:
         self.before = before.eval().requires_grad_(False)
         self.weight = weight
+        self.smoothing = smoothing
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         labels, kept_rows = batch["labels"], int(batch["kept_rows"])
@@ -75,7 +77,7 @@ class Keeping:
         first_kept = (len(labels) - kept_rows) * labels.shape[1]
         new, kept = places[places < first_kept], places[places >= first_kept]
         now = before_logits(model, batch)
-        loss = linear_loss(*now, new, cross_entropies(following[new]))
+        loss = linear_loss(*now, new, cross_entropies(following[new], self.smoothing))
         if len(kept):
             with torch.no_grad():
                 old = {key: batch[key][-kept_rows:] for key in ("input_ids", "position_ids")}

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from train.recipe import Smoothing
+
 CHUNK_BYTES = 64 * 1024**2
 """Logits in memory at once."""
 
@@ -16,8 +18,24 @@ LossAndGrad = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 gradient with respect to the logits, (n, vocab)."""
 
 
-def cross_entropies(targets: Tensor) -> LossAndGrad:
-    """Of ``targets``, int64 (positions,)."""
+def cross_entropies(targets: Tensor, smoothing: Smoothing | None = None) -> LossAndGrad:
+    """Of ``targets``, int64 (positions,).
+
+    ``smoothing``: of a target, the share ``labels`` is spread over the whole vocabulary, and ``z`` times the square of
+    the logarithm of the softmax's denominator is added to its loss.
+    """
+    spread, z = smoothing or Smoothing()
+
+    def smoothed(chunk: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+        wanted, vocab = targets[chunk], logits.shape[-1]
+        norm = torch.logsumexp(logits, -1, keepdim=True)  # (n, 1)
+        log_probs = logits - norm
+        each = torch.arange(len(wanted), device=wanted.device)
+        loss = -(1 - spread) * log_probs[each, wanted].sum() - spread / vocab * log_probs.sum()
+        loss = loss + z * (norm**2).sum()
+        grad = log_probs.exp_().mul_(1 + 2 * z * norm).sub_(spread / vocab)
+        grad[each, wanted] -= 1 - spread
+        return loss, grad
 
     def loss_and_grad(chunk: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
         wanted = targets[chunk]
@@ -28,7 +46,7 @@ def cross_entropies(targets: Tensor) -> LossAndGrad:
         grad[each, wanted] -= 1
         return loss, grad
 
-    return loss_and_grad
+    return smoothed if spread or z else loss_and_grad
 
 
 def linear_loss(

@@ -6,7 +6,7 @@ The loop divides by the targets of the whole step, so that accumulation and rank
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,7 +64,8 @@ class RunInputs:
     """What a run has when it makes its objective.
 
     ``packer``: rows to learn from. ``held_out``: rows to measure on. ``base``: the folder of the model it starts from.
-    ``device``: where the model will be. ``store`` and ``held_store``: the examples that these rows are made of.
+    ``device``: where the model will be. ``tokenizer_dir``: the tokenizer's folder. ``store`` and ``held_store``: the
+    examples that these rows are made of.
     """
 
     recipe: TrainRecipe
@@ -72,6 +73,7 @@ class RunInputs:
     held_out: Packer | None
     base: Path | None
     device: torch.device
+    tokenizer_dir: Path
     store: TokenStore | None = None
     held_store: TokenStore | None = None
 
@@ -81,12 +83,14 @@ class Training:
     """What the class method ``for_run(run: RunInputs)`` of an objective returns: all that the loop needs to know of it.
 
     ``whole_steps``: whether it compares rows with each other, and must see a rank's rows of a step at once.
+    ``metrics``: what is known before the first step, for the bundle's metrics.
     """
 
     objective: Objective
     batches: Batches
     validation: HeldOut | None
     whole_steps: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def objective_for(run: RunInputs) -> Training:

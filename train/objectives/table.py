@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from everlearn.bundles.tasks import Task
+from everlearn.bundles.tasks import TASK_WORDS, Task
 from everlearn.suggest import did_you_mean
+from train.models.families import FAMILIES
 
 TRAIN = "everlearn train"
 PACKED = ("input_ids", "labels", "position_ids", "document_ids")
@@ -55,10 +56,26 @@ CAUSAL_LM = ObjectiveSpec(
     "decoders, from a base or from scratch",
 )
 
+MASKED_LM = ObjectiveSpec(
+    "masked-lm",
+    "train.objectives.masked:MaskedLM",
+    "cross-entropy of words hidden in the text, 15% of it",
+    "encoders (BERT, RoBERTa, DistilBERT, ModernBERT), from a base or from scratch",
+    task="fill_mask",
+)
+
+OF_FAMILIES: Mapping[Task, ObjectiveSpec] = {"generate": CAUSAL_LM, "fill_mask": MASKED_LM}
+"""What a model from scratch minimizes by default, by its family's task."""
+ENCODERS_DO: frozenset[Task] = frozenset(
+    {"fill_mask", "embed", "classify", "token_classify", "question_answer", "score"}
+)
+"""Tasks of models that a family of encoders can be made as."""
+
 OBJECTIVES: dict[str, ObjectiveSpec] = {
     spec.name: spec
     for spec in (
         CAUSAL_LM,
+        MASKED_LM,
         ObjectiveSpec(
             "keep",
             "train.objectives.keep:Keeping",
@@ -93,8 +110,16 @@ def trainable() -> list[ObjectiveSpec]:
 
 
 def implied(recipe: Mapping[str, Any]) -> ObjectiveSpec:
-    """What a recipe asks for that names no objective: by a key with an objective's settings, or the next token."""
-    return next((spec for spec in trainable() if spec.options and recipe.get(spec.options)), CAUSAL_LM)
+    """What a recipe asks for that names no objective: by a key with an objective's settings, or by its family's task."""
+    by_key = (spec for spec in trainable() if spec.options and recipe.get(spec.options))
+    return next(by_key, OF_FAMILIES[FAMILIES[_family(recipe)].task])
+
+
+def _family(recipe: Mapping[str, Any]) -> Any:
+    """Of ``architecture``, a mapping or a model; that of a recipe without one, or of an earlier one, is the first."""
+    made = recipe.get("architecture")
+    said = made.get("family") if isinstance(made, Mapping) else getattr(made, "family", None)
+    return said or next(iter(FAMILIES))
 
 
 def find_objective(name: str) -> ObjectiveSpec:
@@ -113,6 +138,15 @@ def refuse_inconsistent(spec: ObjectiveSpec, recipe: Mapping[str, Any]) -> None:
         raise ValueError(f"{other.options} sets up objective: {other.name}, and objective is {spec.name}")
     if spec.options and not recipe.get(spec.options):
         raise ValueError(f"objective: {spec.name} needs the key {spec.options}")
+    if recipe.get("architecture"):
+        family = _family(recipe)
+        own = FAMILIES[family].task
+        if spec.task != own and not (own == "fill_mask" and spec.task in ENCODERS_DO):
+            fitting = ", ".join(name for name, one in FAMILIES.items() if one.task == spec.task)
+            raise ValueError(
+                f"objective: {spec.name} makes {TASK_WORDS[spec.task]}, and the family {family} is "
+                f"{TASK_WORDS[own]}: architecture.family of {fitting or 'no model from scratch'} would do"
+            )
 
 
 def help_line() -> str:

@@ -28,7 +28,7 @@ def prepare_run(request: Mapping[str, Any], progress: Progress) -> dict[str, Any
     options = DataOptions(**said | {"kind": recipe.objective_spec.data or data.kind})
     if recipe.architecture and not tokenizer_dir.exists():
         progress("learning a tokenizer", None)
-        size, kind = recipe.architecture.vocab, recipe.architecture.tokenizer
+        size, kind = recipe.architecture.vocab, recipe.architecture.tokenizer_options
         train_tokenizer(data.train, size, tokenizer_dir, options, kind)
     if data.train:
         prepare(data.train, tokenizer_dir, run_dir / "data", options, progress, held=data.held)

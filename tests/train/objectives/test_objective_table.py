@@ -47,7 +47,7 @@ def test_the_objective_that_a_recipe_names_or_implies_is_the_one_that_trains(
         wanted = validate_recipe(TrainRecipe, recipe | said)
         packer = Packer(open_store(stores / "train"), wanted.sequence_tokens, wanted.seed)
         held_out = Packer(open_store(stores / "held"), wanted.sequence_tokens, 0)
-        training = objective_for(RunInputs(wanted, packer, held_out, base, torch.device("cpu")))
+        training = objective_for(RunInputs(wanted, packer, held_out, base, torch.device("cpu"), base))
         assert type(training.objective) is kind and wanted.objective_spec.name == name
         assert tuple(training.batches.batch(0, 4)) == wanted.objective_spec.batch
         assert training.validation and type(training.validation.objective) is CausalLM
@@ -68,9 +68,9 @@ def test_an_objective_that_a_recipe_implies_anyway_makes_no_other_run(recipe: di
     [
         (
             {"objective": "causal-llm"},
-            "objective: known objectives are causal-lm, keep, ",
+            "objective: known objectives are causal-lm, masked-lm, keep, ",
         ),
-        ({"objective": ""}, "known objectives are causal-lm, keep"),
+        ({"objective": ""}, "known objectives are causal-lm, masked-lm, keep"),
         ({"objective": "distillation"}, "distillation is run by everlearn distill, not by everlearn train"),
         ({"objective": "keep"}, "objective: keep needs the key keep"),
         (

@@ -59,9 +59,7 @@ class MaskedRows:
             document_ids=batch["document_ids"],
         )
 
-    def _hidden(
-        self, ids: NDArray[np.int64], documents: NDArray[np.int64], number: int
-    ) -> NDArray[np.bool_]:
+    def _hidden(self, ids: NDArray[np.int64], documents: NDArray[np.int64], number: int) -> NDArray[np.bool_]:
         """Which tokens are to be predicted, bool (seq,): of each document's words, in a drawn order, as many as fit."""
         drawn = uniform(len(ids), self.seed, number, 0)
         usable = (documents != PADDING) & ~self.vocabulary.special[ids]
@@ -79,9 +77,7 @@ class MaskedRows:
                     break
         return hidden
 
-    def _replaced(
-        self, ids: NDArray[np.int64], hidden: NDArray[np.bool_], number: int
-    ) -> NDArray[np.int64]:
+    def _replaced(self, ids: NDArray[np.int64], hidden: NDArray[np.bool_], number: int) -> NDArray[np.int64]:
         """The row as the model sees it."""
         what, which = uniform(len(ids), self.seed, number, 1), uniform(len(ids), self.seed, number, 2)
         others = self.ordinary[(which * len(self.ordinary)).astype(np.int64)]

@@ -35,7 +35,7 @@ class MaskedLM:
         if run.held_out:
             held = HeldOut(MaskedRows(run.held_out.marked(*around), vocabulary, mask, seed=0), cls())
         counted = {"texts_without_words": packer.pieces_of(vocabulary.special)}
-        return Training(cls(run.recipe.smoothing), rows, held, counted)
+        return Training(cls(run.recipe.smoothing), rows, held, metrics=counted)
 
     def __init__(self, smoothing: Smoothing | None = None) -> None:
         self.smoothing = smoothing

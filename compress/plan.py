@@ -283,7 +283,7 @@ def refuse_early(
         refuse_architecture(config, parent.task, to)
     calibration_seen = seen(calibration_windows(plan.calibration, registry.path(parent) / "tokenizer.json"))
     for file in (*plan.heal.data.train, *plan.heal.data.held) if plan.heal else ():
-        if not file.exists():
+        if isinstance(file, Path) and not file.exists():
             raise InvalidInput(
                 f"{file}: no such file, and the pruned model is to be healed on it", param="heal"
             )

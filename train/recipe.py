@@ -19,7 +19,7 @@ from everlearn.settings import flatten
 from everlearn.settings_file import SettingsFile, read_settings_file
 from everlearn.suggest import did_you_mean
 from train.data.cleaning.options import FILE_KEYS
-from train.data.options import FIRST_OPTIONS, DataOptions
+from train.data.options import FIRST_OPTIONS, DataOptions, RemoteUrl
 from train.models.architecture import Architecture
 from train.objectives.table import ObjectiveSpec, find_objective, implied, refuse_inconsistent
 
@@ -81,8 +81,8 @@ class Data(DataOptions):
     recipe's ``sequence_tokens``.
     """
 
-    train: tuple[Path, ...] = ()
-    held: tuple[Path, ...] = ()
+    train: tuple[RemoteUrl | Path, ...] = ()
+    held: tuple[RemoteUrl | Path, ...] = ()
     max_tokens: int | None = Field(default=None, ge=2)  # type: ignore[assignment]
     store: Path | None = None
     held_store: Path | None = None
@@ -430,8 +430,8 @@ def anchored(data: Data, folder: Path) -> Data:
 
     return data.model_copy(
         update={
-            "train": tuple(at(path) for path in data.train),
-            "held": tuple(at(path) for path in data.held),
+            "train": tuple(path if isinstance(path, str) else at(path) for path in data.train),
+            "held": tuple(path if isinstance(path, str) else at(path) for path in data.held),
             "store": data.store and at(data.store),
             "held_store": data.held_store and at(data.held_store),
             **data.with_files(at),

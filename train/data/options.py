@@ -23,6 +23,9 @@ from train.data.cleaning.options import (
 )
 from train.data.labelled.example import LabelledKind
 
+RemoteUrl = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://", max_length=4096)]
+"""A file, a folder or a pattern elsewhere, see ``train.data.reading.remote``."""
+
 
 class DataOptions(BaseModel):
     """How data is prepared. Lengths are in characters (of Chinese, Japanese, Korean and Thai, one counts as four of

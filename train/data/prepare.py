@@ -37,7 +37,7 @@ from train.data.labelled.example import Labelled
 from train.data.labelled.labels import NAMED, Labels, find_labels
 from train.data.options import DataOptions
 from train.data.reading.forms import RIGHT
-from train.data.reading.sources import Skipped, Source, expand
+from train.data.reading.sources import Given, Skipped, Source, expand
 from train.data.split import HELD, NAMES, TEST, split
 from train.data.store import StoreWriter
 from train.data.tokenize import Tokens
@@ -50,16 +50,16 @@ MAX_SKIPPED_NAMES = 50
 
 
 def prepare(
-    sources: Sequence[Path | Source],
+    sources: Sequence[Given],
     tokenizer_dir: Path,
     out: Path,
     options: DataOptions | None = None,
     progress: Progress = silent,
     *,
-    held: Sequence[Path] = (),
+    held: Sequence[Path | str] = (),
     max_unpacked_bytes: int | None = None,
 ) -> DataCard:
-    """Prepares ``sources`` (files, or folders of them) into ``out``; returns at once where that is done already.
+    """Prepares ``sources`` (files, folders of them, or URLs) into ``out``; returns at once where that is done already.
 
     With ``held`` files, nothing else is held out, and what is like them leaves the training side.
     ``max_unpacked_bytes``: what one file may unpack to, see ``train.data.reading.unpacked``.
@@ -69,7 +69,7 @@ def prepare(
     """
     options = options or DataOptions()
     tokens = Tokens(tokenizer_dir)
-    files, skipped = expand(sources, held)
+    files, skipped = expand(sources, held, progress)
     entries = [file_entry(file.path) for file in files]
     cleaner = Cleaner(options, [file for file in files if file.held])
     inputs = _inputs_sha256(files, entries, tokens, options, cleaner)

@@ -50,10 +50,10 @@ def refuse_foreign(run_dir: Path, marker: str) -> None:
         )
 
 
-def refuse_inside(run_dir: Path, data: Sequence[Path]) -> None:
+def refuse_inside(run_dir: Path, data: Sequence[Path | str]) -> None:
     """Raises Conflict for a run folder within one of ``data``: what the run writes there would be read as data."""
     for path in data:
-        if path.is_dir() and run_dir.resolve().is_relative_to(path.resolve()):
+        if isinstance(path, Path) and path.is_dir() and run_dir.resolve().is_relative_to(path.resolve()):
             raise Conflict(
                 f"the run folder {run_dir} lies within the data folder {path}: choose one outside it (--run-dir)",
                 param="run_dir",

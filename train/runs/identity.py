@@ -37,7 +37,7 @@ def contents_of_data(data: Data, progress: Progress = silent) -> Contents:
 
     contents: Contents = {}
     if data.train:
-        sources = list_sources(data.train, data.held)
+        sources = list_sources(data.train, data.held, progress)
         hashed = _hash([source.path for source in sources], progress)
         for key, held in (("data.train", False), ("data.held", True)):
             contents[key] = [

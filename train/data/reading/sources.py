@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from everlearn.errors import InvalidInput, NotFound
+from everlearn.progress import Progress, silent
 from train.data.options import DataOptions
-from train.data.reading.read import SUFFIXES
+from train.data.reading.read import SUFFIXES, layout_named
+from train.data.reading.remote import fetch
 
 Skipped = dict[str, list[str]]
 """Names of what is not read, by the reason."""
@@ -29,16 +31,25 @@ class Source:
     found: bool = False
 
 
-def expand(sources: Sequence[Path | Source], held: Sequence[Path] = ()) -> tuple[list[Source], Skipped]:
-    """The files of ``sources`` and ``held``, and what of their folders is skipped.
+Given = Path | str | Source
+"""A file or folder; a string is a URL, see ``train.data.reading.remote``."""
+
+
+def expand(
+    sources: Sequence[Given], held: Sequence[Path | str] = (), progress: Progress = silent
+) -> tuple[list[Source], Skipped]:
+    """The files of ``sources`` and ``held``, and what of their folders is skipped. Files elsewhere are downloaded.
 
     Raises NotFound for a missing file, InvalidInput for a folder without one that can be read, or where there is
-    nothing to train on.
+    nothing to train on, and Unavailable for a URL that does not answer.
     """
     files: list[Source] = []
     skipped: Skipped = {}
-    for source in [*sources, *(Source(path, path.name, held=True) for path in held)]:
-        given = source if isinstance(source, Source) else Source(source, source.name)
+    for source, is_held in [*((each, False) for each in sources), *((each, True) for each in held)]:
+        if isinstance(source, str):
+            files += _remote(source, is_held, skipped, progress)
+            continue
+        given = source if isinstance(source, Source) else Source(source, source.name, is_held)
         if given.path.is_dir():
             files += _folder(given, skipped)
         elif given.path.exists():
@@ -53,9 +64,26 @@ def expand(sources: Sequence[Path | Source], held: Sequence[Path] = ()) -> tuple
     return files, skipped
 
 
-def list_sources(sources: Sequence[Path | Source], held: Sequence[Path] = ()) -> list[Source]:
+def list_sources(
+    sources: Sequence[Given], held: Sequence[Path | str] = (), progress: Progress = silent
+) -> list[Source]:
     """Every file that is read, in the order of reading; see :func:`expand`."""
-    return expand(sources, held)[0]
+    return expand(sources, held, progress)[0]
+
+
+def _remote(url: str, held: bool, skipped: Skipped, progress: Progress) -> list[Source]:
+    found: list[Source] = []
+    for file in fetch(url, progress):
+        if file.found and layout_named(file.name) is None:
+            skipped.setdefault("of unknown kind", []).append(file.name)
+        else:
+            found.append(Source(file.path, file.name, held, file.found))
+    if not found:
+        raise InvalidInput(
+            f"{url} has no files to read. Right would be {', '.join(SUFFIXES)}, or one of them with .gz",
+            param="training_file",
+        )
+    return found
 
 
 def given_sources(options: DataOptions) -> dict[str, list[Source]]:

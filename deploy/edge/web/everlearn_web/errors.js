@@ -11,3 +11,7 @@ export class EverlearnError extends Error {
 /** What crosses from a worker to the page: an error as plain data, and back. */
 export const packed = (error) => ({ code: error.code ?? "runtime", message: String(error.message ?? error) });
 export const unpacked = ({ code, message }) => new EverlearnError(code, message);
+
+export function invalid(name, value, right) {
+  throw new EverlearnError("invalid_input", `${name} is ${String(JSON.stringify(value)).slice(0, 80)}; it must be ${right}`);
+}

@@ -72,13 +72,21 @@ export class EverlearnWeb {
     const events = this.#calls.stream("chat", request, { signal });
     if (stream) return chunks(events, { ...head, object: "chat.completion.chunk" }, stream_options?.include_usage);
     let content = "";
+    const calls = [];
     for (;;) {
       const { done, value } = await events.next();
-      if (!done) content += value;
-      else return { ...head, object: "chat.completion", choices: [{ index: 0, message: { role: "assistant", content }, finish_reason: value.finish_reason }], usage: value.usage, timings: value.timings };
+      if (done) return { ...head, object: "chat.completion", choices: [{ index: 0, message: messageOf(content, calls), finish_reason: value.finish_reason }], ...rest(value) };
+      content += value.content ?? "";
+      for (const { index, function: its, ...call } of value.tool_calls ?? []) {
+        if (its.name !== undefined) calls.push({ ...call, function: its });
+        else calls[index].function.arguments += its.arguments;
+      }
     }
   }
 }
+
+const messageOf = (content, calls) => (calls.length ? { role: "assistant", content: content || null, tool_calls: calls } : { role: "assistant", content });
+const rest = ({ usage, timings, left_open }) => ({ usage, timings, ...(left_open && { left_open }) });
 
 /** Opens versions in workers: a worker that failed is ended, with all the memory that it took. */
 class Loading {
@@ -127,11 +135,11 @@ async function* chunks(events, head, usage) {
     for (;;) {
       const { done, value } = await events.next();
       if (!done) {
-        yield choice({ content: value });
+        yield choice(value);
         continue;
       }
       yield choice({}, value.finish_reason);
-      if (usage) yield { ...head, choices: [], usage: value.usage, timings: value.timings };
+      if (usage) yield { ...head, choices: [], ...rest(value) };
       return;
     }
   } finally {

@@ -1,18 +1,18 @@
 // Requests of OpenAI's API: what is understood, and one clear error for the rest.
 
-import { EverlearnError } from "./errors.js";
+import { EverlearnError, invalid } from "./errors.js";
+import { readTools } from "./tools.js";
 
-const ROLES = ["system", "developer", "user", "assistant"];
+const ROLES = ["system", "developer", "user", "assistant", "tool"];
+const FORMATS = ["text", "json_object", "json_schema"];
 const MAX_CHARACTERS = 1_000_000;
 const MAX_INPUTS = 2048;
 const NOT_HERE = {
-  tools: "tools need a grammar, and none runs in a page yet",
-  tool_choice: "tools need a grammar, and none runs in a page yet",
   logprobs: "logprobs are not given",
   top_logprobs: "logprobs are not given",
   logit_bias: "logit_bias is not applied",
 };
-const CHAT = ["messages", "model", "stream", "stream_options", "temperature", "top_p", "seed", "max_tokens", "max_completion_tokens", "stop", "n", "response_format", "user"];
+const CHAT = ["messages", "model", "stream", "stream_options", "temperature", "top_p", "seed", "max_tokens", "max_completion_tokens", "stop", "n", "response_format", "tools", "tool_choice", "parallel_tool_calls", "user"];
 
 /** The settings of a chat request, defaults filled in from the model's own. */
 export function readChat(request, manifest) {
@@ -20,8 +20,6 @@ export function readChat(request, manifest) {
   known(request, CHAT);
   forThis(request.model, manifest);
   if ((request.n ?? 1) !== 1) invalid("n", request.n, "1");
-  const format = request.response_format?.type ?? "text";
-  if (format !== "text") throw new EverlearnError("unsupported", `response_format: ${format} needs a grammar, and none runs in a page yet; "text" is offered`);
   return {
     messages: readMessages(request.messages),
     temperature: number("temperature", request.temperature ?? own.temperature ?? 1, 0, 2),
@@ -30,6 +28,8 @@ export function readChat(request, manifest) {
     seed: whole("seed", request.seed ?? crypto.getRandomValues(new Uint32Array(1))[0], Number.MIN_SAFE_INTEGER),
     max_tokens: whole("max_tokens", request.max_completion_tokens ?? request.max_tokens ?? manifest.graph.context, 1),
     stop: readStop(request.stop ?? []),
+    format: readFormat(request.response_format ?? { type: "text" }),
+    ...readTools(request),
   };
 }
 
@@ -47,17 +47,37 @@ export function readEmbeddings(request, manifest) {
 
 function readMessages(messages) {
   if (!Array.isArray(messages) || messages.length === 0) invalid("messages", messages, "a list of at least one message");
-  const read = messages.map(({ role, content }, index) => {
-    const where = `messages[${index}]`;
-    if (!ROLES.includes(role)) invalid(`${where}.role`, role, ROLES.join(", "));
-    const parts = typeof content === "string" ? [{ type: "text", text: content }] : content;
-    const texts = Array.isArray(parts) && parts.every((part) => part?.type === "text" && typeof part.text === "string");
-    if (!texts) invalid(`${where}.content`, content, "a text, or parts of type text");
-    return { role: role === "developer" ? "system" : role, content: parts.map((part) => part.text).join("") };
-  });
-  const characters = read.reduce((sum, { content }) => sum + content.length, 0);
+  const read = messages.map(readMessage);
+  const characters = JSON.stringify(read).length;
   if (characters > MAX_CHARACTERS) invalid("messages", `${characters} characters`, `at most ${MAX_CHARACTERS}`);
   return read;
+}
+
+function readMessage({ role, content, tool_calls: calls }, index) {
+  const where = `messages[${index}]`;
+  if (!ROLES.includes(role)) invalid(`${where}.role`, role, ROLES.join(", "));
+  const called = role === "assistant" && calls ? readCalls(calls, `${where}.tool_calls`) : [];
+  const parts = typeof content === "string" ? [{ type: "text", text: content }] : called.length ? (content ?? []) : content;
+  const texts = Array.isArray(parts) && parts.every((part) => part?.type === "text" && typeof part.text === "string");
+  if (!texts) invalid(`${where}.content`, content, "a text, or parts of type text");
+  const message = { role: role === "developer" ? "system" : role, content: parts.map((part) => part.text).join("") };
+  return called.length ? { ...message, tool_calls: called } : message;
+}
+
+function readCalls(calls, where) {
+  if (!Array.isArray(calls)) invalid(where, calls, "a list");
+  return calls.map((call, index) => {
+    const { name, arguments: text } = call?.function ?? {};
+    if (typeof name !== "string" || typeof text !== "string") invalid(`${where}[${index}].function`, call?.function, "{name, arguments}, both texts");
+    return { function: { name, arguments: text } };
+  });
+}
+
+function readFormat(format) {
+  if (!FORMATS.includes(format.type)) invalid("response_format.type", format.type, `one of ${FORMATS.join(", ")}`);
+  const schema = format.json_schema?.schema;
+  if (format.type === "json_schema" && (schema === null || typeof schema !== "object")) invalid("response_format.json_schema.schema", schema, "a JSON schema");
+  return format;
 }
 
 function readStop(stop) {
@@ -88,8 +108,4 @@ function number(name, value, least, most) {
 function whole(name, value, least) {
   if (!Number.isSafeInteger(value) || value < least) invalid(name, value, `a whole number${least > 0 ? ` of at least ${least}` : ""}`);
   return value;
-}
-
-function invalid(name, value, right) {
-  throw new EverlearnError("invalid_input", `${name} is ${String(JSON.stringify(value)).slice(0, 80)}; it must be ${right}`);
 }

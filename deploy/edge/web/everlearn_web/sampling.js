@@ -11,11 +11,14 @@ export function random(seed) {
   };
 }
 
-/** logits (vocabulary,). Temperature 0 takes the largest; otherwise top_k (0: all), then top_p, as transformers does. */
-export function sample(logits, { temperature, top_p, top_k }, next) {
-  const best = largest(logits);
+/**
+ * logits (vocabulary,); allowed (vocabulary / 32,): the bits of the ids that may come, or null for all. Temperature 0 takes
+ * the largest; otherwise top_k (0: all), then top_p, as transformers does.
+ */
+export function sample(logits, { temperature, top_p, top_k }, next, allowed = null) {
+  const best = largest(logits, allowed);
   if (temperature === 0) return best;
-  const candidates = likeliest(logits, logits[best], temperature, top_k);
+  const candidates = likeliest(logits, logits[best], temperature, top_k, allowed);
   const total = candidates.reduce((sum, { weight }) => sum + weight, 0);
   let kept = 0;
   let mass = 0;
@@ -28,18 +31,20 @@ export function sample(logits, { temperature, top_p, top_k }, next) {
   return candidates[kept - 1].id;
 }
 
-export function largest(logits) {
-  let best = 0;
-  for (let id = 1; id < logits.length; id++) if (logits[id] > logits[best]) best = id;
+const may = (allowed, id) => allowed === null || (allowed[id >> 5] >>> (id & 31)) & 1;
+
+function largest(logits, allowed) {
+  let best = -1;
+  for (let id = 0; id < logits.length; id++) if ((best < 0 || logits[id] > logits[best]) && may(allowed, id)) best = id;
   return best;
 }
 
 /** The likeliest first, each with exp((logit - largest) / temperature); those under e^-30 are left out. */
-function likeliest(logits, top, temperature, top_k) {
+function likeliest(logits, top, temperature, top_k, allowed) {
   const candidates = [];
   for (let id = 0; id < logits.length; id++) {
     const power = (logits[id] - top) / temperature;
-    if (power > -30) candidates.push({ id, weight: Math.exp(power) });
+    if (power > -30 && may(allowed, id)) candidates.push({ id, weight: Math.exp(power) });
   }
   candidates.sort((one, other) => other.weight - one.weight || one.id - other.id);
   return top_k ? candidates.slice(0, top_k) : candidates;

@@ -3,6 +3,7 @@
 import { Template } from "./vendor/jinja.js";
 import { Tokenizer } from "./vendor/tokenizers.js";
 import { EverlearnError } from "./errors.js";
+import { withTools } from "./tools.js";
 
 const TOKEN_NAMES = ["bos_token", "eos_token", "pad_token", "unk_token"];
 const UNFINISHED = "\ufffd"; // what a decoder gives for the first bytes of a character
@@ -28,12 +29,15 @@ export class TextTokenizer {
     return text.split(mark).flatMap((piece) => (piece ? this.tokenizer.encode(piece, { add_special_tokens: false }).ids : []));
   }
 
-  /** The same text, in which no special token is one. */
-  marked(text, mark) {
+  /** The same texts, also in lists and objects, in which no special token is one. */
+  marked(value, mark) {
+    if (Array.isArray(value)) return value.map((each) => this.marked(each, mark));
+    if (value !== null && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([key, each]) => [this.marked(key, mark), this.marked(each, mark)]));
+    if (typeof value !== "string") return value;
     return this.special.reduce((so_far, token) => {
       const [first, ...rest] = token;
       return so_far.replaceAll(token, first + mark + rest.join(""));
-    }, text);
+    }, value);
   }
 
   decode(ids) {
@@ -84,25 +88,26 @@ export class ChatTemplate {
   constructor(source, config) {
     try {
       this.template = new Template(source);
+      this.knowsTools = source.includes("tools");
     } catch (error) {
       throw new EverlearnError("unsupported", `chat_template.jinja is not understood here: ${error.message}`);
     }
     this.names = Object.fromEntries(TOKEN_NAMES.map((name) => [name, config[name]?.content ?? config[name] ?? ""]));
   }
 
-  /** messages: [{role, content}], content a text. Throws "invalid_input" for what the template refuses. */
-  render(messages) {
+  /** messages: [{role, content}], content a text; tools: signatures. Throws "invalid_input" for what the template refuses. */
+  render(messages, tools = []) {
     try {
-      return this.template.render({ ...this.names, messages, add_generation_prompt: true, tools: null });
+      return this.template.render({ ...this.names, messages, add_generation_prompt: true, tools: tools.length ? tools : null });
     } catch (error) {
       throw new EverlearnError("invalid_input", `messages: the chat template refuses them: ${error.message}`);
     }
   }
 }
 
-/** The prompt's token ids. */
-export function encodeChat(tokenizer, template, messages) {
+/** The prompt's token ids. tools: those on offer, as `readTools` gives them. */
+export function encodeChat(tokenizer, template, messages, tools = []) {
   const mark = `\ue000${crypto.randomUUID()}\ue000`;
-  const plain = messages.map(({ role, content }) => ({ role, content: tokenizer.marked(content, mark) }));
-  return tokenizer.encodeChat(template.render(plain), mark);
+  const plain = tokenizer.marked(withTools(messages, tools, template.knowsTools), mark);
+  return tokenizer.encodeChat(template.render(plain, tokenizer.marked(tools.map(({ signature }) => signature), mark)), mark);
 }

@@ -5,6 +5,9 @@ import { answer } from "./chat.js";
 import { Decoder } from "./decoder.js";
 import { downloadFiles, fetchManifest } from "./download.js";
 import { EverlearnError, packed } from "./errors.js";
+import { compiled, Constraint } from "./grammar/constraint.js";
+import { grammarOf } from "./grammar/grammar.js";
+import { Vocabulary } from "./grammar/vocabulary.js";
 import { readManifest } from "./manifest.js";
 import { readChat, readEmbeddings } from "./request.js";
 import { checkProbes, embed, openRuntime, openSession } from "./session.js";
@@ -88,7 +91,7 @@ const METHODS = {
     told({ phase: "start" });
     const runtime = await openRuntime(device, threads);
     const session = await openSession(runtime, manifest, folder);
-    const opened = { manifest, runtime, session, ...(await texts(folder)) };
+    const opened = { manifest, runtime, session, folder, ...(await texts(folder)) };
     if (manifest.task === "generate") opened.decoder = new Decoder(runtime, session, manifest);
     told({ phase: "check" });
     await checkProbes(manifest, (ids) => probed(opened, ids));
@@ -100,7 +103,11 @@ const METHODS = {
 
   async chat(request, told, between) {
     if (model.manifest.task !== "generate") throw new EverlearnError("unsupported", `${model.manifest.model} is no model that chats, but one to ${model.manifest.task}`);
-    return answer(model, readChat(request, model.manifest), { told, between });
+    const settings = readChat(request, model.manifest);
+    const grammar = grammarOf(settings);
+    const constraint = grammar && (await constrained(settings, grammar));
+    const answered = await answer(model, settings, constraint, { told, between });
+    return grammar?.leftOpen.length ? { ...answered, left_open: grammar.leftOpen } : answered;
   },
 
   async embeddings(request, told, between) {
@@ -158,6 +165,18 @@ async function settle(storage, version) {
   for (const other of await storage.versions()) {
     if (other.version !== version && other.version !== before) await storage.remove(other.version);
   }
+}
+
+/** The vocabulary, and the last grammar, are kept for the next request. */
+async function constrained({ format, tools, mustCall, severalCalls }, grammar) {
+  const { manifest, folder } = model;
+  if (!model.vocabulary) {
+    const tokenizer = JSON.parse(new TextDecoder().decode(await folder.read("tokenizer.json")));
+    model.vocabulary = new Vocabulary(tokenizer, manifest.graph.vocabulary, manifest.generation?.eos_token_ids ?? []);
+  }
+  const key = JSON.stringify([format, tools, mustCall, severalCalls]);
+  if (model.compiled?.key !== key) model.compiled = { key, automaton: compiled(grammar) };
+  return new Constraint(model.compiled.automaton, model.vocabulary, grammar.place);
 }
 
 async function texts(folder) {

@@ -118,7 +118,7 @@ def test_keys_that_do_not_change_the_result_are_no_difference() -> None:
         ("optimizer.rate=1", "--set optimizer.rate: unknown recipe key 'optimizer.rate'"),
         (
             "objective=causal",
-            "--set objective: known objectives are causal-lm, masked-lm, keep, ",
+            "--set objective: known objectives are causal-lm, masked-lm, span-corruption, seq2seq, keep, ",
         ),
         ("schedule.decay=cosine", "unknown recipe key 'schedule.decay'"),
         ("data.train=7", "--set data.train: Input should be a valid list (got 7)"),

@@ -73,7 +73,7 @@ class Packer:
         )
         if not len(self._piece_length):
             raise InvalidInput("there is nothing to train on: the data holds no examples")
-        row_of_piece, self.rows = _pack(self._piece_length + marks, sequence_tokens)
+        row_of_piece, self.rows = pack_lengths(self._piece_length + marks, sequence_tokens)
         self._pieces = np.argsort(row_of_piece, kind="stable")  # pieces in the order of their rows
         self._row_start = np.searchsorted(row_of_piece[self._pieces], np.arange(self.rows + 1))
         self.tokens = int(self._piece_length.sum()) + marks * len(self._piece_length)
@@ -222,7 +222,7 @@ def _cut(
     )
 
 
-def _pack(lengths: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], int]:
+def pack_lengths(lengths: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], int]:
     """The row of each piece, int64 (pieces,), and how many rows there are.
 
     ``free`` has bit r set where some row has room for exactly r more tokens.

@@ -18,6 +18,6 @@ def uniform(count: int, *seeds: int) -> NDArray[np.float64]:
     """``count`` numbers from 0 to below 1 that depend on nothing but these integers, float64 (count,)."""
     state = np.zeros(1, dtype=np.uint64)
     for seed in seeds:
-        state = splitmix64(state ^ splitmix64(np.array([seed % 2**64], dtype=np.uint64)))
+        state = splitmix64(state ^ splitmix64(np.array([int(seed) % 2**64], dtype=np.uint64)))
     drawn = splitmix64(splitmix64(state) + np.arange(count, dtype=np.uint64))
     return (drawn >> np.uint64(11)) / 2.0**53

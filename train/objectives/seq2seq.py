@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from everlearn.bundles.contents import read_json_object
+from everlearn.errors import InvalidInput
+from train.data.corruption.pairs import PairRows
+from train.data.corruption.spans import SpanRows
+from train.data.corruption.word_starts import Vocabulary, read_vocabulary
 from train.data.packing import IGNORED
+from train.data.tokenize import Tokens
 from train.models.packed_inputs import encode_and_decode
 from train.objectives.linear_loss import Smoothing, cross_entropies, linear_loss
+from train.objectives.objective import HeldOut, RunInputs, Training
 
 
-class ToTarget:
+class Seq2Seq:
     """Cross-entropy of the target's tokens, in nats, summed over them; several pairs share a row and see nothing of
     each other."""
+
+    @classmethod
+    def for_run(cls, run: RunInputs) -> Training:
+        """Pairs of the run's stores. Raises InvalidInput where they hold none."""
+        start, tokens = decoder_start(run), run.recipe.sequence_tokens
+        assert run.store
+        rows = PairRows(run.store, tokens, run.recipe.seed, start)
+        held = HeldOut(PairRows(run.held_store, tokens, 0, start), cls()) if run.held_store else None
+        return Training(cls(run.recipe.smoothing), rows, held)
 
     def __init__(self, smoothing: Smoothing | None = None) -> None:
         self.smoothing = smoothing
@@ -26,6 +43,45 @@ class ToTarget:
         losses = cross_entropies(targets[places], self.smoothing)
         loss = linear_loss(*before_target_logits(model, batch), places, losses)
         return loss, torch.tensor(len(places), dtype=torch.float32, device=loss.device)
+
+
+class SpanCorruption(Seq2Seq):
+    """Its targets are the spans that are hidden in texts: 15% of each, three tokens long in the mean.
+
+    Validation hides the same spans each time.
+    """
+
+    @classmethod
+    def for_run(cls, run: RunInputs) -> Training:
+        """Raises InvalidInput where the tokenizer has no sentinels."""
+        vocabulary, tokens = read_vocabulary(run.tokenizer_dir), Tokens(run.tokenizer_dir)
+        sentinels = refuse_without_sentinels(vocabulary, run.tokenizer_dir)
+        around, start = (tokens.bos, tokens.eos), decoder_start(run)
+        rows = SpanRows(run.packer.marked(*around), sentinels, start, run.recipe.seed)
+        held = None
+        if run.held_out:
+            held = HeldOut(SpanRows(run.held_out.marked(*around), sentinels, start, seed=0), cls())
+        return Training(cls(run.recipe.smoothing), rows, held)
+
+
+def refuse_without_sentinels(vocabulary: Vocabulary, tokenizer_dir: Path) -> tuple[int, ...]:
+    """The ids of <extra_id_0>, <extra_id_1>, … Raises InvalidInput where the tokenizer has none."""
+    if not vocabulary.sentinels:
+        raise InvalidInput(
+            f"{tokenizer_dir / 'tokenizer.json'} has no sentinels (<extra_id_0>, <extra_id_1>, …): span-corruption needs "
+            "T5's tokenizer, or architecture.tokenizer: unigram",
+            param="objective",
+        )
+    return vocabulary.sentinels
+
+
+def decoder_start(run: RunInputs) -> int:
+    """What the decoder begins with, as config.json of the base says; of a model from scratch, T5's padding."""
+    if run.base is None:
+        return 0
+    said = read_json_object(run.base / "config.json")
+    start = said.get("decoder_start_token_id", said.get("pad_token_id"))
+    return start if isinstance(start, int) else 0
 
 
 def before_target_logits(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:

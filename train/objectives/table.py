@@ -64,7 +64,23 @@ MASKED_LM = ObjectiveSpec(
     task="fill_mask",
 )
 
-OF_FAMILIES: Mapping[Task, ObjectiveSpec] = {"generate": CAUSAL_LM, "fill_mask": MASKED_LM}
+PAIRS = ("input_ids", "document_ids", "decoder_input_ids", "decoder_document_ids", "labels")
+"""What a batch of ``train.data.corruption.pairs`` holds: int64 (rows, source) twice, (rows, target) each."""
+
+SPAN_CORRUPTION = ObjectiveSpec(
+    "span-corruption",
+    "train.objectives.seq2seq:SpanCorruption",
+    "cross-entropy of spans hidden in the text, 15% of it, three tokens long",
+    "encoder-decoders (T5), from a base or from scratch",
+    batch=PAIRS,
+    task="text2text",
+)
+
+OF_FAMILIES: Mapping[Task, ObjectiveSpec] = {
+    "generate": CAUSAL_LM,
+    "fill_mask": MASKED_LM,
+    "text2text": SPAN_CORRUPTION,
+}
 """What a model from scratch minimizes by default, by its family's task."""
 ENCODERS_DO: frozenset[Task] = frozenset(
     {"fill_mask", "embed", "classify", "token_classify", "question_answer", "score"}
@@ -76,6 +92,16 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
     for spec in (
         CAUSAL_LM,
         MASKED_LM,
+        SPAN_CORRUPTION,
+        ObjectiveSpec(
+            "seq2seq",
+            "train.objectives.seq2seq:Seq2Seq",
+            "cross-entropy of the target's tokens, given the source",
+            "encoder-decoders (T5), from a base or from scratch",
+            batch=PAIRS,
+            task="text2text",
+            data="seq2seq",
+        ),
         ObjectiveSpec(
             "keep",
             "train.objectives.keep:Keeping",

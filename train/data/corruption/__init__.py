@@ -3,4 +3,5 @@
 word_starts   which tokens begin a word, and which stand for no text
 masking       some words masked (BERT)
 spans         some spans replaced by sentinels (T5)
+pairs         sources and targets in shared rows
 """

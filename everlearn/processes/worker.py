@@ -100,10 +100,10 @@ class Worker:
         assert child.stdin and child.stdout
         with contextlib.suppress(BrokenPipeError):
             child.stdin.close()
-        child.stdout.close()
-        if child.poll() is None:
-            try:
-                child.wait(0.2)
-            except subprocess.TimeoutExpired:
-                child.kill()
-        return child.wait()
+        try:
+            child.wait(0.2)
+        except subprocess.TimeoutExpired:
+            child.kill()
+        code = child.wait()
+        child.stdout.close()  # last: a thread that reads it holds it until the child has ended
+        return code

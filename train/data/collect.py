@@ -148,7 +148,7 @@ def write_collection(
     """``examples`` as a folder that appears when it is whole; as it is where it is there. ``told``: the counts, asked
     for after the last example."""
     if not directory.exists():
-        partial = directory.with_name("partial")
+        partial = directory.with_name(f"{directory.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         _write_documents(partial, examples, options)

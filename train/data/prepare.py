@@ -31,6 +31,7 @@ from train.data.cleaning.cleaner import Cleaner
 from train.data.cleaning.duplicates import find_duplicates
 from train.data.cleaning.samples import Samples
 from train.data.collect import VERSION, Collection, collect
+from train.data.collect_child import collect_each, cores
 from train.data.examples import Chat
 from train.data.labelled.encode import LabelledTokens
 from train.data.labelled.example import Labelled
@@ -47,6 +48,8 @@ DROPPED = "dropped.jsonl"
 UNKNOWN_LABEL = "label_only_in_test"
 NO_TARGET = "no_target_within_max_tokens"
 MAX_SKIPPED_NAMES = 50
+SHARED_FROM_BYTES = 2**26
+"""Less is read sooner by one process than others start."""
 
 
 def prepare(
@@ -58,11 +61,13 @@ def prepare(
     *,
     held: Sequence[Path | str] = (),
     max_unpacked_bytes: int | None = None,
+    processes: int | None = None,
 ) -> DataCard:
     """Prepares ``sources`` (files, folders of them, or URLs) into ``out``; returns at once where that is done already.
 
     With ``held`` files, nothing else is held out, and what is like them leaves the training side.
     ``max_unpacked_bytes``: what one file may unpack to, see ``train.data.reading.unpacked``.
+    ``processes``: so many read files at once; by default one per core where there is much to read. The bytes are the same.
     ``progress`` is also told what the card says people should know.
     Raises InvalidInput for a broken file (see ``train.data.reading.read``) or when too few documents are left, NotFound
     for a missing one, and Conflict where ``out`` holds something else.
@@ -84,7 +89,9 @@ def prepare(
                 )
         else:
             try:
-                collected = _collect(files, entries, options, work, cleaner, progress, max_unpacked_bytes)
+                collected = _collect(
+                    files, entries, options, work, cleaner, progress, max_unpacked_bytes, processes
+                )
                 if options.boilerplate:
                     collected = without_boilerplate(collected, options, options.boilerplate, work, progress)
                 for file, each in zip(files, collected, strict=True):
@@ -138,8 +145,15 @@ def _collect(
     cleaner: Cleaner,
     progress: Progress,
     max_unpacked_bytes: int | None,
+    processes: int | None,
 ) -> list[Collection]:
     """Each file's kept documents on disk; those that an earlier run finished are taken as they are."""
+    total = sum(entry.size_bytes for entry in entries)
+    count = min(processes or cores(), len(files)) if processes or total >= SHARED_FROM_BYTES else 1
+    if count > 1:
+        collect_each(
+            files, [entry.sha256 for entry in entries], options, work, max_unpacked_bytes, count, progress
+        )
     collected: list[Collection] = []
     for number, (file, entry) in enumerate(zip(files, entries, strict=True)):
         progress(f"reading {file.name}", 0.6 * number / len(files))

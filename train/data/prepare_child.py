@@ -46,6 +46,7 @@ def work(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         DataOptions(**request["options"]),
         progress,
         max_unpacked_bytes=request["max_unpacked_bytes"],
+        processes=1,  # the limits are for all of the work
     )
     return {"card": card.model_dump(mode="json")}
 

@@ -31,7 +31,15 @@ def prepare_run(request: Mapping[str, Any], progress: Progress) -> dict[str, Any
         size, kind = recipe.architecture.vocab, recipe.architecture.tokenizer_options
         train_tokenizer(data.train, size, tokenizer_dir, options, kind)
     if data.train:
-        prepare(data.train, tokenizer_dir, run_dir / "data", options, progress, held=data.held)
+        prepare(
+            data.train,
+            tokenizer_dir,
+            run_dir / "data",
+            options,
+            progress,
+            held=data.held,
+            processes=recipe.threads,
+        )
     return {}
 
 

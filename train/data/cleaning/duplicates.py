@@ -38,12 +38,7 @@ def find_duplicates(
     but those of files given to measure with go before all.
     """
     hashes = np.concatenate([each.hashes for each in collected])  # uint8 (documents, 32)
-    exact = np.zeros(len(hashes), dtype=np.bool_)
-    seen: set[bytes] = set()
-    for document in np.argsort(~given_held, kind="stable").tolist():
-        key = hashes[document, :16].tobytes()
-        exact[document] = key in seen
-        seen.add(key)
+    exact = _equal(hashes, given_held)
     if threshold is None or exact.all():
         return exact, np.zeros_like(exact)
     documents = _Documents(collected)
@@ -63,6 +58,16 @@ def find_duplicates(
     near = np.zeros_like(exact)
     near[compared[found]] = True
     return exact, near & ~given_held
+
+
+def _equal(hashes: NDArray[np.uint8], given_held: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which documents have the hash of an earlier one, or of one to measure with; bool (documents,). Sorted, since a set
+    takes three times the memory."""
+    high, low = hashes[:, :8].copy().view(np.uint64)[:, 0], hashes[:, 8:16].copy().view(np.uint64)[:, 0]
+    order = np.lexsort((~given_held, low, high))
+    exact = np.zeros(len(hashes), dtype=np.bool_)
+    exact[order[1:]] = (high[order[1:]] == high[order[:-1]]) & (low[order[1:]] == low[order[:-1]])
+    return exact
 
 
 class _Documents:

@@ -111,10 +111,10 @@ def near_duplicates(
     were read, if ``order`` does not depend on it.
     """
     duplicate = np.zeros(len(signatures), dtype=np.bool_)
-    keys, met = _meeting(signatures, contexts)
+    which, keys, met = _meeting(signatures, contexts)
     kept_in: dict[tuple[int, int], list[int]] = {}
     for text in order[met[order]].tolist():
-        bands = list(enumerate(keys[text].tolist()))
+        bands = list(enumerate(keys[np.searchsorted(which, text)].tolist()))
         candidates = np.array(sorted({other for key in bands for other in kept_in.get(key, ())}), np.int64)
         if len(candidates):
             similarity = (signatures[candidates] == signatures[text]).mean(axis=1)
@@ -138,17 +138,29 @@ def _empty(permutations: int) -> MinHash:
 
 def _meeting(
     signatures: NDArray[np.uint32], contexts: NDArray[np.uint32] | None
-) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """Each band as one number, uint64 (texts, BANDS), and which texts share one with another, bool (texts,)."""
-    keys = np.empty((len(signatures), BANDS), dtype=np.uint64)
+) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.bool_]]:
+    """The texts that share a band with another, int64 (n,); each band of theirs as one number, uint64 (n, BANDS); and
+    which texts these are, bool (texts,). One band of all texts is in memory at a time."""
     met = np.zeros(len(signatures), dtype=np.bool_)
     for band in range(BANDS):
-        key = np.zeros(len(signatures), dtype=np.uint64)
-        for table in (signatures, contexts):
-            width = table.shape[1] // BANDS if table is not None else 0
-            for column in range(band * width, (band + 1) * width):
-                key = splitmix64(key ^ table[:, column].astype(np.uint64))  # type: ignore[index]
-        keys[:, band] = key
-        _, inverse, counts = np.unique(key, return_inverse=True, return_counts=True)
-        met |= counts[inverse] > 1
-    return keys, met
+        key = np.sort(_band(signatures, contexts, band, slice(None)))
+        twice = key[1:][key[1:] == key[:-1]]
+        met |= np.isin(_band(signatures, contexts, band, slice(None)), twice)
+    which = np.flatnonzero(met)
+    keys = np.stack([_band(signatures, contexts, band, which) for band in range(BANDS)], axis=1)
+    return which, keys, met
+
+
+def _band(
+    signatures: NDArray[np.uint32],
+    contexts: NDArray[np.uint32] | None,
+    band: int,
+    which: slice | NDArray[np.int64],
+) -> NDArray[np.uint64]:
+    """The band of each of ``which`` as one number, uint64 (n,)."""
+    key: NDArray[np.uint64] | np.uint64 = np.uint64(0)
+    for table in (signatures, contexts):
+        width = table.shape[1] // BANDS if table is not None else 0
+        for column in range(band * width, (band + 1) * width):
+            key = splitmix64(key ^ table[which, column].astype(np.uint64))  # type: ignore[index]
+    return np.asarray(key)

@@ -40,7 +40,7 @@ OPERATIONAL = frozenset(
 )
 
 # Keys beside those of data that earlier recipes had not, and that change nothing where they are null.
-ADDED = frozenset({"classification"})
+ADDED = frozenset({"classification", "embedding"})
 
 # Where something lies, or what it is called. What it holds decides, and is compared beside: train/runs/identity.py.
 PLACES = frozenset(
@@ -174,6 +174,15 @@ class Classification(_Part):
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0, le=1e6)]] | None = None
 
 
+class Embedding(_Part):
+    """``scale``: of cosine similarities, 1 / temperature. ``dimensions``: lengths at which an embedding, cut off, shall be
+    good as well (Matryoshka). ``pooling``: the base's own by default, else the mean."""
+
+    scale: float = Field(default=20, gt=0, le=1e4)
+    dimensions: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None
+    pooling: Literal["mean", "cls"] | None = None
+
+
 class FitOptions(_Part):
     """What the loop needs to know of a run, whatever is trained.
 
@@ -233,6 +242,7 @@ class TrainRecipe(FitOptions):
     data: Data
     keep: Keep | None = None
     classification: Classification | None = None
+    embedding: Embedding | None = None
     tune: Tune = Tune()
     dropout: float | None = Field(default=None, ge=0, lt=1)
     label_smoothing: float = Field(default=0, ge=0, lt=1)
@@ -271,10 +281,9 @@ class TrainRecipe(FitOptions):
                 f"data.kind is {self.data.kind}, and objective: {spec.name} learns from {spec.data or 'texts and chats'}: "
                 "leave data.kind out"
             )
-        if self.classification and spec.name != "classification":
-            raise ValueError(
-                f"classification sets up objective: classification, and objective is {spec.name}"
-            )
+        for key in ("classification", "embedding"):
+            if getattr(self, key) and spec.name != key:
+                raise ValueError(f"{key} sets up objective: {key}, and objective is {spec.name}")
         if self.architecture and self.keep:
             raise ValueError("keep needs a base: a model from scratch has nothing to keep")
         if self.architecture and self.tune.method == "lora":

@@ -189,14 +189,22 @@ class StoreWriter:
 
 
 def write_store(
-    path: Path, examples: Iterable[Example], *, tokenizer_sha256: str, vocab_size: int
+    path: Path,
+    examples: Iterable[Example],
+    *,
+    tokenizer_sha256: str,
+    vocab_size: int,
+    kind: LabelledKind | None = None,
+    labels: tuple[str, ...] | None = None,
 ) -> StoreCard:
     """Writes a store that is either wholly at ``path`` afterwards or not there, whenever the machine stops.
 
     Writing the same examples again changes nothing. Raises Conflict where ``path`` holds something else.
     """
     with _staged(path) as staging:
-        writer = StoreWriter(staging, tokenizer_sha256=tokenizer_sha256, vocab_size=vocab_size)
+        writer = StoreWriter(
+            staging, tokenizer_sha256=tokenizer_sha256, vocab_size=vocab_size, kind=kind, labels=labels
+        )
         try:
             for example in examples:
                 writer.add(example)

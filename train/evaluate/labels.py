@@ -54,3 +54,29 @@ def is_bio(names: Sequence[str]) -> bool:
 
 def _f1(right: int, said: int, there: int) -> float:
     return 2 * right / (said + there) if said + there else 0.0
+
+
+def area_under_curve(is_right: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
+    """The chance that a right one has a higher score than a wrong one, ties counting half; 0.5 where one kind lacks.
+
+    (n,) each; by ranks, as Mann and Whitney's U.
+    """
+    right, wrong = int(is_right.sum()), int((~is_right).sum())
+    if not right or not wrong:
+        return 0.5
+    return float((ranks(scores)[is_right].sum() - right * (right + 1) / 2) / (right * wrong))
+
+
+def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Spearman's; 0 where either is constant. (n,) each."""
+    a, b = ranks(one), ranks(other)
+    if a.std() == 0 or b.std() == 0:
+        return 0.0
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From 1; of equal values, the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]

@@ -15,6 +15,7 @@ from everlearn.bundles.durable import move_directory, sync_tree
 from everlearn.bundles.tasks import Task
 from everlearn.chat.stops import write_generation_config
 from everlearn.errors import Unavailable
+from train.models.sentence import pooling_of, write_sentence_files
 from train.recipe import TrainRecipe
 from train.runs.full_disk import why_not_written
 from train.tuning.lora import merge_adapters
@@ -51,6 +52,11 @@ def write_model(
     shutil.rmtree(target, ignore_errors=True)
     try:
         _save(model.to(saved_dtype(base)), tokenizer_dir, partial, recipe.objective_spec.task)
+        if recipe.objective_spec.task == "embed" and base:
+            chosen = recipe.embedding.pooling if recipe.embedding else None
+            pooling = chosen or pooling_of(base)
+            write_sentence_files(partial, base, pooling, model.config.hidden_size, recipe.sequence_tokens)
+            sync_tree(partial)
     except BaseException:  # a full disk gets its room back
         shutil.rmtree(partial, ignore_errors=True)
         raise

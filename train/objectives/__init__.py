@@ -4,7 +4,11 @@ table         one entry for each objective, without torch
 objective     the protocol, what a run gives an objective, and what it gets back
 causal        next token
 labelled      what the objectives of labelled data share
-classification  a label of each text
+classification        a label of each text
+token_classification  a tag of each word
+question_answering    where an answer stands
+pair_scoring          how well two texts fit
+embedding             pairs that belong together
 keep          next token on new text, the base's predictions on kept text
 linear_loss   losses of an output layer's logits, computed in parts
 logits        hidden states and output layer of a model

@@ -119,6 +119,42 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
             task="classify",
             data="classification",
         ),
+        ObjectiveSpec(
+            "token-classification",
+            "train.objectives.token_classification:TokenClassification",
+            "cross-entropy of each word's tag",
+            "encoders, with a new head",
+            batch=LABELLED,
+            task="token_classify",
+            data="token-classification",
+        ),
+        ObjectiveSpec(
+            "question-answering",
+            "train.objectives.question_answering:QuestionAnswering",
+            "cross-entropy of an answer's first and last token in its context",
+            "encoders, with a new head",
+            batch=LABELLED,
+            task="question_answer",
+            data="question-answering",
+        ),
+        ObjectiveSpec(
+            "pair-scoring",
+            "train.objectives.pair_scoring:PairScoring",
+            "binary cross-entropy of a pair's score",
+            "encoders and decoders, with a new head",
+            batch=LABELLED,
+            task="score",
+            data="pair-scoring",
+        ),
+        ObjectiveSpec(
+            "embedding",
+            "train.objectives.embedding:Embedding",
+            "cross-entropy of each anchor's positive among all of the step",
+            "encoders",
+            batch=LABELLED,
+            task="embed",
+            data="embedding",
+        ),
     )
 }
 """By name: those of this room, and those that other rooms add as they are imported."""

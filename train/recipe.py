@@ -39,9 +39,6 @@ OPERATIONAL = frozenset(
     }
 )
 
-# Keys beside those of data that earlier recipes had not, and that change nothing where they are null.
-ADDED = frozenset({"classification", "embedding"})
-
 # Where something lies, or what it is called. What it holds decides, and is compared beside: train/runs/identity.py.
 PLACES = frozenset(
     {
@@ -63,6 +60,8 @@ AS_BEFORE: Mapping[str, tuple[Any, ...]] = {
     "architecture.init": ("family",),
     "architecture.experts": (None,),
     "architecture.tokenizer": (None,),
+    "classification": (None,),
+    "embedding": (None,),
     "dropout": (None,),
     "label_smoothing": (0,),
     "z_loss": (0,),
@@ -281,6 +280,8 @@ class TrainRecipe(FitOptions):
                 f"data.kind is {self.data.kind}, and objective: {spec.name} learns from {spec.data or 'texts and chats'}: "
                 "leave data.kind out"
             )
+        if (self.label_smoothing or self.z_loss) and spec.task in ("question_answer", "score", "embed"):
+            raise ValueError(f"objective: {spec.name} has neither label_smoothing nor z_loss")
         for key in ("classification", "embedding"):
             if getattr(self, key) and spec.name != key:
                 raise ValueError(f"{key} sets up objective: {key}, and objective is {spec.name}")
@@ -360,9 +361,7 @@ def deciding(recipe: Mapping[str, Any]) -> dict[str, Any]:
     anyway, the keys of :data:`AS_BEFORE`, options of data that are not used, and other later keys that are null.
     """
     later = DataOptions.model_fields.keys() - FIRST_OPTIONS
-    same_without = (
-        {"objective": (None, implied(recipe).name)} | dict.fromkeys(ADDED, (None,)) | dict(AS_BEFORE)
-    )
+    same_without = {"objective": (None, implied(recipe).name)} | dict(AS_BEFORE)
     same_without |= {f"data.{key}": (DataOptions.model_fields[key].default,) for key in later}
     return {
         key: value

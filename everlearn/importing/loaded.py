@@ -46,6 +46,8 @@ def refuse_differences(
             param=min(missing),
         )
     for name, stored, expected in sorted(info["mismatched_keys"]):
+        if new_head_of is not None and not name.startswith(f"{new_head_of.base_model_prefix}."):
+            continue  # another number of labels
         raise InvalidInput(
             f"the tensor {name} has the shape {list(stored)}; by config.json it is {list(expected)}",
             param=name,

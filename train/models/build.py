@@ -15,7 +15,7 @@ from everlearn.memory import physical_bytes
 from train.models.architecture import Architecture
 from train.models.dropout import dropout_settings
 from train.models.from_scratch import from_scratch
-from train.models.heads import LABELLED_TASKS, with_head
+from train.models.heads import LABELLED_TASKS, head_settings, with_head, without_pooler
 from train.models.load import load_model
 from train.models.packed_inputs import first_position
 from train.models.packed_rows import refuse_unfit
@@ -38,7 +38,7 @@ def build_model(
     task = recipe.objective_spec.task
     if model_dir is not None and task in LABELLED_TASKS:
         torch.manual_seed(recipe.seed)
-        return add_adapters(with_head(model_dir, task, labels), recipe.tune, task)
+        return add_adapters(with_head(model_dir, task, labels, recipe.dropout), recipe.tune, task)
     if model_dir is not None:
         torch.manual_seed(recipe.seed)
         model = load_for(model_dir, task, recipe.dropout)
@@ -49,7 +49,10 @@ def build_model(
         raise InvalidInput("a recipe without base needs an architecture", param="architecture")
     refuse_too_large(recipe.architecture)
     torch.manual_seed(recipe.seed)
-    made = from_scratch(recipe.architecture, task, tokenizer_dir, recipe.dropout)
+    head = head_settings(task, labels)
+    made = from_scratch(recipe.architecture, task, tokenizer_dir, recipe.dropout, head)
+    if task in LABELLED_TASKS:
+        return without_pooler(made, task)
     if recipe.architecture.family != "llama":
         refuse_unfit(made, task)
     return made

@@ -14,16 +14,23 @@ from train.models.dropout import dropout_settings
 
 
 def from_scratch(
-    architecture: Architecture, task: Task, tokenizer_dir: Path, dropout: float | None = None
+    architecture: Architecture,
+    task: Task,
+    tokenizer_dir: Path,
+    dropout: float | None = None,
+    head: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A model of ``task``, in its family's class where it is the family's own. Torch's generator decides the weights."""
+    """A model of ``task``, in its family's class where it is the family's own. Torch's generator decides the weights.
+
+    ``head``: what config.json says of the head, see ``train.models.heads``.
+    """
     import transformers
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True, trust_remote_code=False)
     kind: Any = getattr(transformers, architecture.of.model)
     config = kind.config_class(**_CONFIGS[architecture.family](architecture), **_tokens(tokenizer))
-    for key, value in dropout_settings(config, dropout).items():
+    for key, value in {**dropout_settings(config, dropout), **(head or {})}.items():
         setattr(config, key, value)
     own = task == architecture.of.task
     model = kind(config) if own else getattr(transformers, AUTO_CLASSES[task]).from_config(config)

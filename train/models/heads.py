@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from everlearn.bundles.tasks import Task
+from everlearn.bundles.tasks import AUTO_CLASSES, Task
+from everlearn.errors import Unsupported
+from train.models.dropout import dropout_settings
 from train.models.load import load_model
 
 LABELLED_TASKS: frozenset[Task] = frozenset(
@@ -16,30 +18,50 @@ LABELLED_TASKS: frozenset[Task] = frozenset(
 )
 
 
-def with_head(model_dir: Path, task: Task, labels: Sequence[str] | None) -> Any:
+def with_head(model_dir: Path, task: Task, labels: Sequence[str] | None, dropout: float | None = None) -> Any:
     """The body of the model in ``model_dir`` with the head of ``task`` (torch's generator decides which), or with its
     own where it is of this task already. ``labels``: the names that it tells apart, by number.
 
-    A pooler that no output comes through is left out. Raises as :func:`load_model`.
+    Raises Unsupported where transformers has no such head for this kind of model, else as :func:`load_model`.
     """
-    settings: dict[str, Any] = {"pad_token_id": _padding(model_dir)}
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False, local_files_only=True)
+    settings = {
+        "pad_token_id": _padding(config),
+        **head_settings(task, labels),
+        **dropout_settings(config, dropout),
+    }
+    try:
+        model = load_model(model_dir, task, new_head=task != "embed", settings=settings)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise Unsupported(
+            f"{model_dir.name} is of a kind for which transformers has no {AUTO_CLASSES[task]}: take another base",
+            param="base",
+        ) from None
+    return without_pooler(model, task)
+
+
+def head_settings(task: Task, labels: Sequence[str] | None) -> dict[str, Any]:
+    """What config.json says of the head."""
     if task in ("classify", "token_classify"):
         names = dict(enumerate(labels or ()))
-        settings |= {"id2label": names, "label2id": {name: number for number, name in names.items()}}
-    if task == "score":
-        settings |= {"num_labels": 1}
-    model = load_model(model_dir, task, new_head=task != "embed", settings=settings)
+        return {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+    return {"num_labels": 1} if task == "score" else {}
+
+
+def without_pooler(model: Any, task: Task) -> Any:
+    """No embedding comes through the pooler that BERT has for predicting the next sentence."""
     if task == "embed" and getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model
 
 
-def _padding(model_dir: Path) -> int | None:
+def _padding(config: Any) -> int | None:
     """What rows are filled up with: decoders that know none are given their end token, so that transformers can tell
     where a text ends in a batch. Nothing here goes by this id, but by the texts' lengths."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False, local_files_only=True)
     text = config.get_text_config()
     ends = text.eos_token_id
     padding = getattr(text, "pad_token_id", None)

@@ -52,7 +52,7 @@ def write_model(
     shutil.rmtree(target, ignore_errors=True)
     try:
         _save(model.to(saved_dtype(base)), tokenizer_dir, partial, recipe.objective_spec.task)
-        if recipe.objective_spec.task == "embed" and base:
+        if recipe.objective_spec.task == "embed":
             chosen = recipe.embedding.pooling if recipe.embedding else None
             pooling = chosen or pooling_of(base)
             write_sentence_files(partial, base, pooling, model.config.hidden_size, recipe.sequence_tokens)

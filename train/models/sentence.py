@@ -13,10 +13,9 @@ POOLINGS: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mod
 MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
 
 
-def pooling_of(model_dir: Path) -> Pooling:
+def pooling_of(model_dir: Path | None) -> Pooling:
     """What 1_Pooling says; the mean where a model has none. Raises Unsupported for another."""
-    file = model_dir / "1_Pooling" / "config.json"
-    if not file.is_file():
+    if model_dir is None or not (file := model_dir / "1_Pooling" / "config.json").is_file():
         return "mean"
     modes: dict[str, Any] = json.loads(file.read_bytes())
     chosen = {name for name, on in modes.items() if name.startswith("pooling_mode_") and on is True}
@@ -38,10 +37,12 @@ def hidden_size(model_dir: Path) -> int:
     return int(json.loads((model_dir / "config.json").read_bytes())["hidden_size"])
 
 
-def write_sentence_files(target: Path, base: Path, pooling: Pooling, dim: int, max_tokens: int) -> None:
+def write_sentence_files(
+    target: Path, base: Path | None, pooling: Pooling, dim: int, max_tokens: int
+) -> None:
     """What sentence-transformers, and everlearn import, read beside the weights."""
-    kept = base / "sentence_bert_config.json"
-    before = json.loads(kept.read_bytes()) if kept.is_file() else {}
+    kept = base and base / "sentence_bert_config.json"
+    before = json.loads(kept.read_bytes()) if kept and kept.is_file() else {}
     longest = max(max_tokens, int(before.get("max_seq_length") or 0))
     modules = [
         {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}

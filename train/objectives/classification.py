@@ -27,25 +27,27 @@ from train.recipe import Classification as Settings
 
 class Classification:
     """Cross-entropy of each text's label, in nats. ``weights``: float32 (labels,), what an example of each counts, so
-    that the mean is that of torch's weighted cross-entropy."""
+    that the mean is that of torch's weighted cross-entropy; ``smoothing``: of the labels, as torch's."""
 
     @classmethod
     def for_run(cls, run: RunInputs) -> Training:
         assert run.store and run.store.card.labels
         weights = class_weights(run.recipe.classification, run.store.card.labels, run.store)
-        objective = cls(weights)
+        objective = cls(weights, run.recipe.label_smoothing)
         return Training(
             objective, rows_of(run), held_out(held_rows(run), cls(), ClassJudge(len(run.store.card.labels)))
         )
 
-    def __init__(self, weights: Tensor | None = None) -> None:
-        self.weights = weights
+    def __init__(self, weights: Tensor | None = None, smoothing: float = 0.0) -> None:
+        self.weights, self.smoothing = weights, smoothing
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         labels, rows = first_labels(batch)
         logits = sequence_logits(model, batch)[rows]
         weights = None if self.weights is None else self.weights.to(logits.device)
-        loss = nn.functional.cross_entropy(logits, labels, weight=weights, reduction="sum")
+        loss = nn.functional.cross_entropy(
+            logits, labels, weight=weights, reduction="sum", label_smoothing=self.smoothing
+        )
         count = len(rows) if weights is None else weights[labels].sum()
         return loss, torch.as_tensor(count, dtype=torch.float32, device=loss.device)
 

@@ -34,11 +34,10 @@ class Embedding:
 
     @classmethod
     def for_run(cls, run: RunInputs) -> Training:
-        if run.base is None:
-            raise ConfigError("objective: embedding needs a base", param="base")
         assert run.store and run.store.segments is not None
         settings = run.recipe.embedding or Settings()
-        width = hidden_size(run.base)
+        made = run.recipe.architecture
+        width = hidden_size(run.base) if run.base else made.hidden if made else 0
         if too_long := [each for each in settings.dimensions or () if each > width]:
             raise ConfigError(
                 f"embedding.dimensions has {too_long[0]}, and the model's embeddings have {width}",

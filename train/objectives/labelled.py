@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from everlearn.errors import ConfigError
 from train.data.labelled.rows import LabelledRows
 from train.objectives.objective import HeldOut, Judge, Objective, RunInputs
 
@@ -69,9 +68,3 @@ def first_labels(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 def example_numbers(batch: Mapping[str, Tensor]) -> Tensor:
     """Each row's example, int64 (rows,)."""
     return batch["document_ids"][:, 0]
-
-
-def needs_base(run: RunInputs) -> None:
-    """Raises ConfigError without a base."""
-    if run.base is None:
-        raise ConfigError(f"objective: {run.recipe.objective_spec.name} needs a base", param="base")

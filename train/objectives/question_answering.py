@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from everlearn.errors import ConfigError
 from train.data.labelled.encode import CONTINUES, NO_ANSWER
 from train.data.store import TokenStore
 from train.data.tokenize import Tokens
@@ -29,11 +28,9 @@ class QuestionAnswering:
 
     @classmethod
     def for_run(cls, run: RunInputs) -> Training:
-        if run.base is None:
-            raise ConfigError("objective: question-answering needs a base", param="base")
-        assert run.store
+        assert run.store and run.tokenizer_dir
         may_lack = any(not question.spans for question in questions(run.store))
-        judge = AnswerJudge(run.held_store, Tokens(run.base), may_lack) if run.held_store else None
+        judge = AnswerJudge(run.held_store, Tokens(run.tokenizer_dir), may_lack) if run.held_store else None
         return Training(cls(), rows_of(run), held_out(held_rows(run), cls(), judge) if judge else None)
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -48,7 +45,7 @@ class AnswerJudge:
 
     def __init__(self, store: TokenStore, tokens: Tokens, may_lack: bool) -> None:
         self.store, self.may_lack = store, may_lack
-        self.decode: Callable[[NDArray[np.int32]], str] = lambda ids: tokens.with_marks().decode(ids.tolist())
+        self.tokenizer = tokens.with_marks()
 
     def predictions(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         loss, count, starts, ends, rows = _losses(model, batch)
@@ -68,7 +65,6 @@ class AnswerJudge:
 
     def score(self, predictions: NDArray[np.float64]) -> dict[str, float]:
         by_window = {int(row[0]): row[1:] for row in predictions}
-        tokenizer = self.decode
         said: list[str] = []
         wanted: list[list[str]] = []
         for question in questions(self.store):
@@ -79,13 +75,13 @@ class AnswerJudge:
             score, first, last, _ = windows[best]
             lacks = self.may_lack and min(each[3] for each in windows) > score
             span = (question.windows[best], int(first), int(last))
-            said.append("" if lacks else tokenizer(self._ids(span)))
-            wanted.append([tokenizer(self._ids(each)) for each in question.spans])
+            said.append("" if lacks else self._text(span))
+            wanted.append([self._text(each) for each in question.spans])
         return exact_and_f1(said, wanted)
 
-    def _ids(self, span: tuple[int, int, int]) -> NDArray[np.int32]:
+    def _text(self, span: tuple[int, int, int]) -> str:
         window, first, last = span
-        return self.store[window].ids[first : last + 1]
+        return self.tokenizer.decode(self.store[window].ids[first : last + 1].tolist())
 
 
 @dataclass(frozen=True)

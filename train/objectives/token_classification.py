@@ -21,10 +21,13 @@ class TokenClassification:
     def for_run(cls, run: RunInputs) -> Training:
         assert run.store and run.store.card.labels
         judge = TagJudge(run.store.card.labels)
-        return Training(cls(), rows_of(run), held_out(held_rows(run), cls(), judge))
+        return Training(cls(run.recipe.label_smoothing), rows_of(run), held_out(held_rows(run), cls(), judge))
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        self.smoothing = smoothing
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return _losses(model, batch)[:2]
+        return _losses(model, batch, self.smoothing)[:2]
 
 
 class TagJudge:
@@ -55,9 +58,13 @@ class TagJudge:
         return figures
 
 
-def _losses(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _losses(
+    model: nn.Module, batch: Mapping[str, Tensor], smoothing: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The sum, the number of words, their logits (words, tags), and where they are, bool (rows, seq)."""
     places = batch["labels"] != IGNORED
     logits = model(**inputs_of(model, batch)).logits[places].float()
-    loss = nn.functional.cross_entropy(logits, batch["labels"][places], reduction="sum")
+    loss = nn.functional.cross_entropy(
+        logits, batch["labels"][places], reduction="sum", label_smoothing=smoothing
+    )
     return loss, torch.tensor(len(logits), dtype=torch.float32, device=loss.device), logits, places

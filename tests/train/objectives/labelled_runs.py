@@ -39,12 +39,14 @@ def recipe(objective: str, folder: Path, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def run(base: Path, said: dict[str, Any], run_dir: Path, stop_after: int = 0) -> dict[str, Any]:
+def run(
+    base: Path | None, said: dict[str, Any], run_dir: Path, stop_after: int = 0, tokenizer: Path | None = None
+) -> dict[str, Any]:
     """The outcome of the run; stopped after so many steps where asked, as if by a signal."""
     torch.set_num_threads(1)
     wanted = validate_recipe(TrainRecipe, said)
     run_dir.mkdir(exist_ok=True)
-    open_run(wanted, base, None, run_dir, contents_of(wanted))
+    open_run(wanted, base, tokenizer, run_dir, contents_of(wanted))
     prepare_run({"run_dir": str(run_dir), "nice": 0}, lambda *_: None)
     steps: list[int] = []
     train_run(run_dir, lambda report: steps.append(report.step), lambda: 0 < stop_after <= len(steps) + 1)

@@ -311,6 +311,25 @@ def test_lora_trains_a_new_head_in_full_and_is_merged(encoder: Path, data: Path,
     assert not any("lora" in name for name, _ in config.named_parameters())
 
 
+def test_a_classifier_learns_other_labels_with_another_head(encoder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    with_head(encoder, "classify", ["a", "b", "c"]).save_pretrained(tmp_path / "three")
+    model = with_head(tmp_path / "three", "classify", ["x", "y"], dropout=0.3)
+    assert model.classifier.out_features == 2 and model.config.id2label == {0: "x", 1: "y"}
+    assert model.config.hidden_dropout_prob == 0.3
+    body = with_head(encoder, "token_classify", ["x"]).bert.embeddings.state_dict()
+    assert all(torch.equal(tensor, model.bert.embeddings.state_dict()[name]) for name, tensor in body.items())
+
+
+@pytest.mark.parametrize("objective", ["classification", "embedding"])
+def test_a_model_from_scratch_learns(encoder: Path, data: Path, objective: str, tmp_path: Path) -> None:
+    architecture = {"family": "bert", "layers": 1, "hidden": 32, "heads": 2, "context": 64, "vocab": 400}
+    said = recipe(objective, data, steps=40, architecture=architecture, optimizer={"lr": 5e-3})
+    outcome = run(None, said, tmp_path / "run", tokenizer=encoder)
+    assert outcome["metrics"]["held_nll"] < outcome["metrics"]["held_nll_before"]
+    CLASSES[objective].from_pretrained(tmp_path / "run" / "model")
+
+
 def test_recipes_that_do_not_fit_their_data_are_refused(encoder: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"data\.kind is chat, and objective: classification learns from classification"
@@ -351,7 +370,7 @@ def test_labels_of_another_store_are_refused_by_name(encoder: Path, data: Path, 
         "store": str(tmp_path / "one" / "data" / "train"),
         "held_store": str(tmp_path / "two" / "data" / "held"),
     }
-    with pytest.raises(InvalidInput, match=r"the two stores have other labels \(sport, sports\\)"):
+    with pytest.raises(InvalidInput, match=r"the two stores have other labels \(sport, sports\)"):
         run(encoder, recipe("classification", data, data=stores), tmp_path / "both")
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from train.data.cleaning.near_duplicates import MANY
 from train.data.cleaning.options import Decontaminate
-from train.data.cleaning.words import grams
+from train.data.cleaning.words import are_in, grams
 from train.data.cleaning.words import words as words_of
 
 MIN_WORDS = 8
@@ -36,18 +36,10 @@ class EvaluationSet:
 
     def has_part_of(self, hashes: NDArray[np.uint64]) -> bool:
         """hashes: uint64 (words,), of a text's words, see ``train.data.cleaning.words``."""
-        return any(_any_in(grams(hashes, length), parts) for length, parts in self._parts.items())
+        return any(are_in(grams(hashes, length), parts).any() for length, parts in self._parts.items())
 
 
 def _not_templates(parts: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     """Those that fewer than MANY examples have; uint64, ascending."""
     values, counts = np.unique(np.concatenate(parts), return_counts=True)
     return values[counts < MANY]
-
-
-def _any_in(made: NDArray[np.uint64], parts: NDArray[np.uint64]) -> bool:
-    """Whether one of ``made`` is in ``parts``, ascending."""
-    if not len(parts) or not len(made):
-        return False
-    places = np.minimum(np.searchsorted(parts, made), len(parts) - 1)
-    return bool((parts[places] == made).any())

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn.errors import InvalidInput
-from train.data.cleaning.words import Words, grams
+from train.data.cleaning.words import Grams, Words, are_in, grams
 from train.data.cleaning.words import words as words_of
 
 MAX_BYTES = 64 * 1024**2
@@ -47,19 +47,25 @@ class Phrases:
 
     def __init__(self, phrases: Iterable[str]) -> None:
         by_length: dict[int, list[np.uint64]] = {}
+        first: list[np.uint64] = []
         for phrase in phrases:
             said = words_of(phrase)[:MAX_PHRASE_WORDS]
             if len(said):
+                first.append(said[0])
                 by_length.setdefault(len(said), []).append(grams(said, len(said))[0])
         self._hashes = {length: np.unique(np.array(each)) for length, each in sorted(by_length.items())}
+        self._first = np.unique(np.array(first, dtype=np.uint64))
 
     def found(self, said: Words) -> NDArray[np.bool_]:
         """Which words are part of a phrase, bool (words,)."""
         inside = np.zeros(len(said), dtype=np.bool_)
-        for length, hashes in self._hashes.items():
-            begins = np.flatnonzero(np.isin(grams(said.hashes, length), hashes))
+        begins = np.flatnonzero(are_in(said.hashes, self._first))
+        made = Grams(said.hashes)
+        for length, hashes in self._hashes.items() if len(begins) else ():
+            begins = begins[begins + length <= len(said)]
+            hits = begins[are_in(made.at(begins, length), hashes)]
             for offset in range(length):
-                inside[begins + offset] = True
+                inside[hits + offset] = True
         return inside
 
 

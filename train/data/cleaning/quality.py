@@ -18,15 +18,15 @@ from train.data.cleaning.advertisements import PHRASES
 from train.data.cleaning.lists import Hosts, Phrases, read_list, without_lines
 from train.data.cleaning.options import Quality
 from train.data.cleaning.repetition import why_repetitive
-from train.data.cleaning.words import UNSPACED, Words, words
+from train.data.cleaning.words import UNSPACED, Words, are_in, words
 
 MIN_WORDS, MAX_WORDS = 50, 100_000
 MIN_LENGTH, MAX_LENGTH = 3, 10
 MAX_SYMBOLS, MAX_BULLETS, MAX_ELLIPSES, MIN_LETTERS = 0.1, 0.9, 0.3, 0.8
 BULLET = tuple("•‣▶◀◦■□▪▫\u2013*-·●")
 ELLIPSIS = ("...", "…")
-COMMON = words("the be to of and that have with")
-COMMON_CHINESE = words("的 是 在 了 和 有 不 这 一 我")
+COMMON = np.sort(words("the be to of and that have with"))
+COMMON_CHINESE = np.sort(words("的 是 在 了 和 有 不 这 一 我"))
 MIN_COMMON = 2
 CHARACTERS_A_WORD = 2
 
@@ -66,7 +66,7 @@ def gopher(text: str, said: Words) -> str | None:
     if not alone and sum(map(_has_letter, pieces)) < MIN_LETTERS * len(pieces):
         return "gopher_letters"
     common = COMMON_CHINESE if alone else COMMON
-    if np.count_nonzero(np.isin(common, said.hashes)) < MIN_COMMON:
+    if len(set(said.hashes[are_in(said.hashes, common)].tolist())) < MIN_COMMON:
         return "gopher_common_words"
     return why_repetitive(text, said, CHARACTERS_A_WORD if alone else 1)
 

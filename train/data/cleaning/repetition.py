@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.cleaning.words import Words, grams
+from train.data.cleaning.words import Words, are_in, grams
 
 TOP = {2: 0.20, 3: 0.18, 4: 0.16}
 """The largest share of characters in the most frequent n-gram, by n."""
@@ -47,21 +47,24 @@ def _repeated(parts: list[str]) -> tuple[float, float]:
 
 def _top(made: NDArray[np.uint64], size: int, before: NDArray[np.int64]) -> int:
     """Characters of the most frequent of ``made``, in all its places; 0 where none comes twice."""
-    if not len(made):
+    ordered = np.sort(made)
+    edges = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    counts = np.diff(np.concatenate([[0], edges, [len(ordered)]]))
+    if not len(made) or counts.max() < 2:
         return 0
-    _, first, counts = np.unique(made, return_index=True, return_counts=True)
     most = int(counts.max())
-    best = first[counts == most]
-    return most * int((before[best + size] - before[best]).max()) if most > 1 else 0
+    best = np.flatnonzero(are_in(made, ordered[np.concatenate([[0], edges])][counts == most]))
+    return most * int((before[best + size] - before[best]).max())
 
 
 def _covered(made: NDArray[np.uint64], size: int, words: int) -> NDArray[np.bool_] | None:
     """Words in those of ``made`` that were there before, bool (words,); None where there are none."""
+    ordered = np.sort(made)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return None
     new = np.zeros(len(made), dtype=np.bool_)
     new[np.unique(made, return_index=True)[1]] = True
     again = np.flatnonzero(~new)
-    if not len(again):
-        return None
     edges = np.zeros(words + 1, dtype=np.int64)
     np.add.at(edges, again, 1)
     np.add.at(edges, again + size, -1)

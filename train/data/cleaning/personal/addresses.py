@@ -45,7 +45,9 @@ FILES = frozenset(
 NOBODY = frozenset({"git", "hg", "svn"})
 
 IPV4 = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}")
-VERSION_BEFORE = re.compile(r"(?:[vV]|[vV]er\.?|[vV]ersions?|[rR]elease|[bB]uild|版本|[A-Za-z]/)[ :=]{0,2}$")
+VERSION_BEFORE = re.compile(
+    r"(?:[vV]|[vV]er\.?|[vV]ersions?|[rR]elease|[rR]evisions?|[rR]ev\.?|[bB]uild|版本|[A-Za-z]/)[ :=]{0,2}$"
+)
 IPV6 = re.compile(r"[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{1,34}")
 
 

@@ -60,7 +60,7 @@ class HeadedEncoder(nn.Module):
 
 def load_headed(model_dir: Path, task: Task) -> HeadedEncoder:
     """Float32, on the CPU. Raises InvalidInput naming a tensor that is missing, misshapen or left over."""
-    return HeadedEncoder(load_model(model_dir, task), task)
+    return HeadedEncoder(load_model(model_dir, task), task).eval()
 
 
 def is_multi_label(config: Mapping[str, Any]) -> bool:

@@ -29,6 +29,9 @@ ONNX_ENCODERS = frozenset({
 })  # fmt: skip
 """Those whose embeddings are compared with torch, by ``model_type``: heads, which architectures name, play no part."""
 
+ONNX_ENCODER_DECODERS = frozenset({"bart", "m2m_100", "marian", "mbart", "mt5", "pegasus", "t5", "umt5"})
+"""Those whose logits are compared with torch, token by token, by ``model_type``."""
+
 VLLM = frozenset({
     "ApertusForCausalLM", "BloomForCausalLM", "Cohere2ForCausalLM", "CohereForCausalLM", "DeepseekV2ForCausalLM",
     "DeepseekV3ForCausalLM", "Ernie4_5ForCausalLM", "Exaone4ForCausalLM", "FalconForCausalLM", "GPT2LMHeadModel",
@@ -103,8 +106,10 @@ def refuse_architecture(config: Mapping[str, Any], task: Task, to: str) -> None:
     ``to``: a name of :data:`compress.targets.table.TARGETS`, or ``gguf``.
     """
     name = architecture_of(config)
-    refuse_task(name, task, ("generate", "embed", *HEADED), f"compression to {to}")
-    if task == "embed" or task in HEADED:
+    refuse_task(name, task, ("generate", "embed", "text2text", *HEADED), f"compression to {to}")
+    if task == "text2text":
+        why = encoders_lack(str(config.get("model_type")), to, ONNX_ENCODER_DECODERS)
+    elif task == "embed" or task in HEADED:
         why = encoders_lack(str(config.get("model_type")), to)
     elif to != "gguf" and TARGETS[to].format == "onnx-genai":
         lacks = NO_GRAPH.get(name, "onnxruntime-genai's builder has no graph of it")
@@ -130,13 +135,13 @@ def lost_by_llmcompressor(name: str, config: Mapping[str, Any]) -> str:
     return "" if name in VLLM else "vLLM, which alone reads that, is not known to serve it"
 
 
-def encoders_lack(model_type: str, to: str) -> str:
-    """Why an encoder cannot be made into ``to``; empty where it can."""
+def encoders_lack(model_type: str, to: str, known: frozenset[str] = ONNX_ENCODERS) -> str:
+    """Why an encoder, or an encoder-decoder, cannot be made into ``to``; empty where it can."""
     if to not in FOR_ENCODERS:
-        return f"encoders are made into {' or '.join(FOR_ENCODERS)}"
-    if model_type in ONNX_ENCODERS:
+        return f"encoders and encoder-decoders are made into {' or '.join(FOR_ENCODERS)}"
+    if model_type in known:
         return ""
-    return f"no test compares graphs of {model_type} with torch, only of {', '.join(sorted(ONNX_ENCODERS))}"
+    return f"no test compares graphs of {model_type} with torch, only of {', '.join(sorted(known))}"
 
 
 def kernels_lack(config: Mapping[str, Any]) -> str:

@@ -120,6 +120,8 @@ GGUF_TYPES: Mapping[str, float] = {"f32": 0.001, "f16": 0.01, "q8_0": 0.05, "q4_
 ONNX target of as many bits."""
 DEFAULT_GGUF_TYPE = "q8_0"
 
+ENCODER_DECODER_CHILD = "compress.targets.onnx_encoder_decoder"
+"""What builds encoder-decoders as the targets for encoders."""
 FOR_ENCODERS = tuple(name for name, target in TARGETS.items() if target.encoder_child)
 FOR_VLLM = tuple(name for name, target in TARGETS.items() if target.format == "compressed-tensors")
 

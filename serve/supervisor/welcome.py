@@ -17,6 +17,10 @@ REQUESTS = {
         '{"model": "%s", "messages": [{"role": "user", "content": "What is the capital of France?"}]}',
     ),
     "embed": ("v1/embeddings", '{"model": "%s", "input": "The river runs through the old town."}'),
+    "text2text": (
+        "v1/completions",
+        '{"model": "%s", "prompt": "The river runs through the old town.", "max_tokens": 64}',
+    ),
     "classify": ("classify", '{"model": "%s", "input": "Rates rose again in March."}'),
     "score": (
         "rerank",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import openai
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -18,6 +20,7 @@ from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from tests.support.serve.headed import NAMES, add_headed
 from tests.support.serve.supervised import REAL, Supervised, supervised
+from train.models.load import load_model
 
 TEXTS = ["Rates rose again in March.", "The mill stands by the river, where it always stood.", "Rain."]
 QUERY = "Where is the mill?"
@@ -131,6 +134,37 @@ def test_hugging_faces_client_gets_what_its_pipeline_says(
     assert [(one.start, one.end) for one in named] == [(one["start"], one["end"]) for one in theirs]
 
 
+def test_an_encoder_decoder_answers_as_torch_does_alone_and_beside_others(
+    server: Supervised, parents: dict[str, Path]
+) -> None:
+    """Greedy unless a temperature is asked for; whole, streamed, several at once, and with a seed."""
+    model = load_model(parents["writer"], "text2text")
+    tokenizer = Tokenizer.from_file(str(parents["writer"] / "tokenizer.json"))
+    wanted: list[str] = []
+    for text in TEXTS:
+        with torch.inference_mode():
+            ids = torch.tensor([tokenizer.encode(text).ids])
+            said = model.generate(ids, max_new_tokens=20, do_sample=False, num_beams=1)[0]
+        wanted.append(tokenizer.decode(said.tolist(), skip_special_tokens=True).removeprefix(" "))
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    together = client.completions.create(model="writer", prompt=TEXTS, max_tokens=20)
+    assert [one.text for one in together.choices] == wanted
+    assert together.usage and together.usage.prompt_tokens > 10
+    with ThreadPoolExecutor(3) as pool:  # answers that begin at different steps
+
+        def streamed(text: str) -> str:
+            stream = client.completions.create(model="writer", prompt=text, max_tokens=20, stream=True)
+            return "".join(chunk.choices[0].text for chunk in stream if chunk.choices)
+
+        assert list(pool.map(streamed, TEXTS)) == wanted
+    sampled = [
+        client.completions.create(model="writer", prompt=TEXTS[0], max_tokens=20, temperature=1.0, seed=seed)
+        for seed in (1, 1, 2)
+    ]
+    first, again, other = (one.choices[0].text for one in sampled)
+    assert first == again != other
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
@@ -139,6 +173,14 @@ def test_hugging_faces_client_gets_what_its_pipeline_says(
         ("/classify", {"model": "ranker", "input": "x"}, "model"),
         ("/v1/embeddings", {"model": "topics", "input": "x"}, "model"),
         ("/v1/completions", {"model": "topics", "prompt": "x"}, "model"),
+        ("/v1/completions", {"model": "writer", "prompt": "x", "echo": True}, "echo"),
+        ("/v1/completions", {"model": "writer", "prompt": "x", "max_tokens": 600}, "max_tokens"),
+        ("/v1/completions", {"model": "writer", "prompt": "word " * 600}, "prompt"),
+        (
+            "/v1/chat/completions",
+            {"model": "writer", "messages": [{"role": "user", "content": "x"}]},
+            "model",
+        ),
         ("/score", {"model": "ranker", "text_1": ["a", "b"], "text_2": ["c"]}, "text_2"),
         ("/rerank", {"model": "ranker", "query": "x", "documents": []}, "documents"),
         ("/rerank", {"model": "ranker", "query": "x", "documents": ["y", ""]}, "documents"),

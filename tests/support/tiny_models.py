@@ -16,6 +16,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from train.evaluate.held_out_text import held_out_text
@@ -145,6 +147,30 @@ def write_headed(directory: Path, task: str, seed: int = 0) -> Any:
         label2id={name: index for index, name in labels.items()},
     )
     model = kind(config).eval()
+    model.save_pretrained(directory)
+    write_encoder_tokenizer(directory)
+    return model
+
+
+def write_t5(directory: Path) -> T5ForConditionalGeneration:
+    """A Hugging Face directory with a small T5; returns the model in it."""
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=512,
+        d_model=64,
+        d_kv=16,
+        d_ff=96,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=2,
+        initializer_factor=0.5,
+    )
+    model = T5ForConditionalGeneration(config).eval()
+    model.shared.weight.data *= 0.05  # or else it repeats the token that it reads
     model.save_pretrained(directory)
     write_encoder_tokenizer(directory)
     return model

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -53,70 +53,35 @@ class Mailbox:
         return taken
 
 
-class GenerateBackend:
-    """One decoder-only model behind /v1/chat/completions and /v1/completions."""
-
-    def __init__(self, bundle: Path, model: str, sizes: Sizes, loop: asyncio.AbstractEventLoop) -> None:
-        self.model = model
-        self.loop = loop
-        self.stuck_s = sizes.stuck_s
-        self.decoder = Decoder(
-            bundle,
-            rows=sizes.slots,
-            threads=sizes.threads,
-            context=sizes.context,
-            drafts=sizes.speculative_tokens,
-        )
-        self.reader = RequestReader(
-            bundle,
-            self.decoder.config,
-            self.decoder.context,
-            scores=self.decoder.scores,
-            most_answers=sizes.queue_limit,
-        )
-        self.readers = Readers()
-        self.scheduler = Scheduler(
-            self.decoder,
-            lambda delivery: loop.call_soon_threadsafe(self._dispatch, delivery),
-            kv_tokens=sizes.kv_tokens(self.decoder.kv_bytes_per_token, self.decoder.context),
-            prefix_tokens=sizes.prefix_tokens(self.decoder.kv_bytes_per_token),
-            prefill_chunk=sizes.prefill_chunk,
-            queue_limit=sizes.queue_limit,
-            batch_invariant=sizes.batch_invariant,
-        )
-        self.boxes: dict[Generation, Mailbox] = {}
-        self.routes = {
-            "/v1/chat/completions": self.chat,
-            "/v1/completions": self.completion,
-            HAND_OVER: partial(self._leave, True),
-            TAKE_OVER: partial(self._leave, False),
-        }
-        REGISTRY.register(EngineMetrics(self.scheduler))
-        self.scheduler.start()
+class Generating(Protocol):
+    """A thread that generates."""
 
     @property
-    def context(self) -> int:
-        """Tokens of a prompt and its answer together."""
-        return self.decoder.context
+    def stuck_s(self) -> float: ...
+
+    def is_alive(self) -> bool: ...
+
+    def submit(self, generations: list[Generation]) -> None: ...
+
+    def cancel(self, generation: Generation) -> None: ...
+
+    def leave(self, leaving: bool) -> None: ...
+
+
+class Answers:
+    """From requests to generations, and from their pieces to answers, whole or streamed."""
+
+    def __init__(self, model: str, scheduler: Generating, readers: Readers, stuck_s: float) -> None:
+        self.model = model
+        self.scheduler = scheduler
+        self.readers = readers
+        self.stuck_s = stuck_s
+        self.boxes: dict[Generation, Mailbox] = {}
 
     @property
     def broken(self) -> bool:
         """The scheduler's thread has ended, or hangs in a step."""
         return not self.scheduler.is_alive() or self.scheduler.stuck_s > self.stuck_s
-
-    async def chat(self, body: bytes, responder: Responder) -> None:
-        """POST /v1/chat/completions."""
-        request, generations = await self._read(body, responder, ChatRequest, self.reader.chat)
-        answer = ChatAnswer(self.model, self.reader.codec, with_logprobs=bool(request.logprobs))
-        if generations[0].left_open:
-            responder.headers[LEFT_OPEN] = header_text(generations[0].left_open)
-        await self._answer(request, answer, generations, responder)
-
-    async def completion(self, body: bytes, responder: Responder) -> None:
-        """POST /v1/completions."""
-        request, generations = await self._read(body, responder, CompletionRequest, self.reader.completion)
-        answer = CompletionAnswer(self.model, self.reader.codec, with_logprobs=request.logprobs is not None)
-        await self._answer(request, answer, generations, responder)
 
     async def _leave(self, leaving: bool, body: bytes, responder: Responder) -> None:
         self.scheduler.leave(leaving)
@@ -217,6 +182,63 @@ class GenerateBackend:
                     del self.boxes[generation]
                 box.pieces.append((box.index[generation], piece))
                 box.news.set()
+
+
+class GenerateBackend(Answers):
+    """One decoder-only model behind /v1/chat/completions and /v1/completions."""
+
+    def __init__(self, bundle: Path, model: str, sizes: Sizes, loop: asyncio.AbstractEventLoop) -> None:
+        self.decoder = Decoder(
+            bundle,
+            rows=sizes.slots,
+            threads=sizes.threads,
+            context=sizes.context,
+            drafts=sizes.speculative_tokens,
+        )
+        self.reader = RequestReader(
+            bundle,
+            self.decoder.config,
+            self.decoder.context,
+            scores=self.decoder.scores,
+            most_answers=sizes.queue_limit,
+        )
+        scheduler = Scheduler(
+            self.decoder,
+            lambda delivery: loop.call_soon_threadsafe(self._dispatch, delivery),
+            kv_tokens=sizes.kv_tokens(self.decoder.kv_bytes_per_token, self.decoder.context),
+            prefix_tokens=sizes.prefix_tokens(self.decoder.kv_bytes_per_token),
+            prefill_chunk=sizes.prefill_chunk,
+            queue_limit=sizes.queue_limit,
+            batch_invariant=sizes.batch_invariant,
+        )
+        super().__init__(model, scheduler, Readers(), sizes.stuck_s)
+        self.routes = {
+            "/v1/chat/completions": self.chat,
+            "/v1/completions": self.completion,
+            HAND_OVER: partial(self._leave, True),
+            TAKE_OVER: partial(self._leave, False),
+        }
+        REGISTRY.register(EngineMetrics(scheduler))
+        scheduler.start()
+
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt and its answer together."""
+        return self.decoder.context
+
+    async def chat(self, body: bytes, responder: Responder) -> None:
+        """POST /v1/chat/completions."""
+        request, generations = await self._read(body, responder, ChatRequest, self.reader.chat)
+        answer = ChatAnswer(self.model, self.reader.codec, with_logprobs=bool(request.logprobs))
+        if generations[0].left_open:
+            responder.headers[LEFT_OPEN] = header_text(generations[0].left_open)
+        await self._answer(request, answer, generations, responder)
+
+    async def completion(self, body: bytes, responder: Responder) -> None:
+        """POST /v1/completions."""
+        request, generations = await self._read(body, responder, CompletionRequest, self.reader.completion)
+        answer = CompletionAnswer(self.model, self.reader.codec, with_logprobs=request.logprobs is not None)
+        await self._answer(request, answer, generations, responder)
 
 
 def told(generations: list[Generation], choices: int) -> AnswerFacts:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from everlearn.errors import InvalidInput, Unsupported
 from serve.engines.chat_template import ChatTemplate
 from serve.engines.context_bound import ContextLengthExceeded
 from serve.engines.grammar import grammar_of, must_call, offered_tools
 from serve.engines.onnx.decoding.constraint import Constraint, Constraints
-from serve.engines.onnx.decoding.decoder import DecoderConfig
+from serve.engines.onnx.decoding.decoder import DecoderConfig, SamplingDefaults
 from serve.engines.onnx.decoding.generation import Generation
 from serve.engines.onnx.decoding.sampling import SamplingOptions
 from serve.engines.tokenizer import TextCodec
@@ -23,44 +23,31 @@ COMPLETION_TOKENS = 16
 """OpenAI's default max_tokens of /v1/completions."""
 
 
-class RequestReader:
-    """Turns requests into generations; everything here is pure CPU work on text."""
+class Model(Protocol):
+    """What is known of one whose tokens are sampled."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eos_ids(self) -> list[int]: ...
+
+    @property
+    def defaults(self) -> SamplingDefaults: ...
+
+
+class CompletionReader:
+    """Turns requests for completions into generations; everything here is pure CPU work on text."""
 
     def __init__(
-        self, bundle: Path, config: DecoderConfig, context: int, *, scores: bool = True, most_answers: int = 0
+        self, codec: TextCodec, config: Model, context: int, *, scores: bool = True, most_answers: int = 0
     ) -> None:
         self.config = config
         self.most_answers = most_answers
         """How many one request may ask for; 0: any number."""
         self.scores = scores
         self.context = context
-        self.codec = TextCodec(bundle, config.vocab_size, context)
-        self.template = ChatTemplate(bundle, self.codec)
-        self.constraints = Constraints(self.codec, config.eos_ids)
-
-    def chat(self, request: ChatRequest, salt: str = "") -> list[Generation]:
-        """One generation per choice; raises InvalidInput naming the parameter at fault.
-
-        `salt`: whose it is; only requests of one salt share what was computed.
-        """
-        tools = offered_tools(request)
-        prompt = self.template.encode(request.messages, tools)
-        limit = self._new_tokens("messages", [prompt], request.max_new_tokens)
-        top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
-        grammar = grammar_of(request)
-        constraint = self.constraints.compile(grammar.lark, grammar.param) if grammar else None
-        return self._generations(
-            request,
-            [prompt],
-            limit,
-            top_logprobs,
-            constraint=constraint,
-            salt=salt,
-            left_open=grammar.left_open if grammar else (),
-            tools=[tool.function.name for tool in tools],
-            must_call=must_call(request),
-            json=bool(grammar and grammar.json),
-        )
+        self.codec = codec
 
     def completion(self, request: CompletionRequest, salt: str = "") -> list[Generation]:
         """One generation per prompt and choice, a prompt's choices together."""
@@ -158,3 +145,39 @@ class RequestReader:
                 param="logit_bias",
             )
         return bias
+
+
+class RequestReader(CompletionReader):
+    """Those for chats as well."""
+
+    def __init__(
+        self, bundle: Path, config: DecoderConfig, context: int, *, scores: bool = True, most_answers: int = 0
+    ) -> None:
+        codec = TextCodec(bundle, config.vocab_size, context)
+        super().__init__(codec, config, context, scores=scores, most_answers=most_answers)
+        self.template = ChatTemplate(bundle, self.codec)
+        self.constraints = Constraints(self.codec, config.eos_ids)
+
+    def chat(self, request: ChatRequest, salt: str = "") -> list[Generation]:
+        """One generation per choice; raises InvalidInput naming the parameter at fault.
+
+        `salt`: whose it is; only requests of one salt share what was computed.
+        """
+        tools = offered_tools(request)
+        prompt = self.template.encode(request.messages, tools)
+        limit = self._new_tokens("messages", [prompt], request.max_new_tokens)
+        top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
+        grammar = grammar_of(request)
+        constraint = self.constraints.compile(grammar.lark, grammar.param) if grammar else None
+        return self._generations(
+            request,
+            [prompt],
+            limit,
+            top_logprobs,
+            constraint=constraint,
+            salt=salt,
+            left_open=grammar.left_open if grammar else (),
+            tools=[tool.function.name for tool in tools],
+            must_call=must_call(request),
+            json=bool(grammar and grammar.json),
+        )

@@ -20,6 +20,7 @@ from serve.engines.onnx.encoders.heads import OUTPUTS, HeadBackend
 from serve.engines.onnx.generate import GenerateBackend
 from serve.engines.onnx.http import Backend
 from serve.engines.onnx.priority import let_steps_go_first
+from serve.engines.onnx.seq2seq.backend import EncoderDecoderBackend
 from serve.engines.onnx.sizing import Sizes
 from serve.engines.onnx.tokens import token_routes
 from serve.engines.parent import end_with_parent
@@ -53,8 +54,10 @@ def open_backend(
         backend = EmbedBackend(folder, model, sizes, encoder_context)
     elif task in OUTPUTS:
         backend = HeadBackend(folder, task, model, sizes)
+    elif task == "text2text":
+        backend = EncoderDecoderBackend(folder, model, sizes, asyncio.get_running_loop())
     elif task != "generate":
-        served = ", ".join(("generate", "embed", *OUTPUTS))
+        served = ", ".join(("generate", "embed", "text2text", *OUTPUTS))
         raise Unsupported(f"{model} is for task {task}; the ONNX engine serves the tasks {served}")
     else:
         backend = GenerateBackend(folder, model, sizes, asyncio.get_running_loop())

@@ -11,7 +11,8 @@ from serve.gateway.formats.schema_check import strict_schemas
 from serve.protocol.parsing import encode
 from serve.protocol.sampling import SamplingFields
 
-TEXT_TASKS = ("generate",)
+CONTINUES, ANSWERS = "generate", "text2text"
+"""The tasks whose models make text; the second from a source, which is no chat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,4 +42,5 @@ def generation(path: str, request: SamplingFields, keep_usage: bool = False) -> 
     changes: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
     strip_usage = not (keep_usage or request.include_usage)
     body = encode(request, **changes)
-    return Work(path, body, request.model, TEXT_TASKS, stream, strip_usage, strict_schemas(request))
+    tasks = (CONTINUES, ANSWERS) if path == "/v1/completions" else (CONTINUES,)
+    return Work(path, body, request.model, tasks, stream, strip_usage, strict_schemas(request))

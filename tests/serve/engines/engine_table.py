@@ -12,6 +12,7 @@ BEGIN, END = "<!-- table: engines -->\n", "<!-- end -->"
 TASKS = {
     "generate": "text models",
     "embed": "encoders",
+    "text2text": "encoder-decoders",
     "classify": "classifiers",
     "score": "rerankers",
     "token_classify": "token classifiers",

@@ -14,6 +14,7 @@ from everlearn.errors import ConfigError
 from train.data.cleaning.options import FILE_KEYS
 from train.data.options import FIRST_OPTIONS, DataOptions
 from train.recipe import TrainRecipe, deciding, read_recipe, recipe_diff, recipe_keys, validate_recipe
+from train.runs.identity import contents_of_data, contents_read
 
 GOOD = """\
 name: tiny
@@ -217,3 +218,19 @@ def test_options_of_data_that_are_not_used_leave_an_old_run_as_it_was(tmp_path: 
     assert {key for key in said if key.startswith("data.")} == {f"data.{key}" for key in FIRST_OPTIONS}
     masked = deciding(read_recipe(write(tmp_path, GOOD), ["data.personal=true"]).model_dump(mode="json"))
     assert masked["data.personal.consistent"] is False
+
+
+def test_lists_lie_beside_the_recipe_and_decide_by_what_they_hold(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "Some text that is long enough."}\n')
+    (tmp_path / "words.txt").write_text("bad\n")
+    file = write(tmp_path, "base: tiny\ndata: {train: a.jsonl, harmful: {words: words.txt}}\n")
+    before = read_recipe(file)
+    assert before.data.given_files()["harmful.words"] == (tmp_path / "words.txt",)
+    contents = contents_of_data(before.data)
+    (tmp_path / "words.txt").rename(tmp_path / "other.txt")
+    moved = read_recipe(file, ["data.harmful.words=[other.txt]"])
+    assert recipe_diff(before.model_dump(mode="json"), moved.model_dump(mode="json")) == []
+    assert contents_read(contents_of_data(moved.data)) == contents_read(contents)
+    (tmp_path / "other.txt").write_text("worse\n")
+    assert contents_read(contents_of_data(moved.data)) != contents_read(contents)
+    assert "data.harmful.words" in contents

@@ -85,6 +85,7 @@ def fit(
     run_dir: Path,
     validate: HeldOut | None = None,
     whole_steps: bool = False,
+    after_update: Callable[[Group], None] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     group: Group | None = None,
@@ -92,12 +93,14 @@ def fit(
 ) -> FitResult:
     """Trains ``model`` in place, from the newest checkpoint in ``run_dir`` where there is one.
 
+    ``after_update``: what a step changes beside the weights; a buffer of the model, so that checkpoints hold it.
     ``identity`` names what else determines the result (digests of data, tokenizer, base); a checkpoint of another
     identity or other options is refused. Raises Diverged, and Conflict with the differences.
     """
     group = group or Group()
     with deterministic(group.device):
         run = _Run(model, objective, batches, options, run_dir, validate, group, identity or {}, whole_steps)
+        run.after_update = after_update
         return run.go(on_step or (lambda report: None), should_stop or (lambda: False))
 
 
@@ -131,6 +134,7 @@ class _Run:
         self.trained = [p for p in self.loss_module.parameters() if p.requires_grad]
         self.checkpoints = Checkpoints(run_dir / "checkpoints", options.checkpoint.keep, group)
         self.log = StepLog(run_dir, options.log) if group.is_first else None
+        self.after_update: Callable[[Group], None] | None = None
         self.step = self.tokens = 0
         self.seconds = 0.0
         self.held_before: Measured | None = None
@@ -226,6 +230,8 @@ class _Run:
             settings["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.after_update:
+            self.after_update(group)
         self.step += 1
         self.tokens += int(seen_all)
         return Update(loss_mean, norm, lr, Asked(save=saves > 0, stop=stops > 0))

@@ -24,8 +24,10 @@ from train.data.packing import Packer
 from train.data.store import TokenStore, open_store
 from train.data.tokenize import Tokens
 from train.errors import Stopped
+from train.evaluate.bits_per_byte import bits_per_byte, bytes_per_target, token_bytes
 from train.loop import FitResult, choose_dtype, divide, fit, total_steps
 from train.models.build import build_model, refuse_misfit
+from train.models.expert_balance import ExpertBalance
 from train.models.save import write_model
 from train.objectives.causal import next_token_validation
 from train.objectives.objective import HeldOut, RunInputs, objective_for
@@ -67,6 +69,7 @@ def train(
             run_dir=run_dir,
             validate=training.validation,
             whole_steps=training.whole_steps,
+            after_update=balance_of(model, recipe),
             on_step=on_step,
             should_stop=should_stop,
             group=group,
@@ -80,6 +83,7 @@ def train(
             write_model(fresh, state, recipe, base, tokenizer_dir, run_dir / "model")
             resolved = resolve(recipe, training.batches.rows, request, group)
             metrics = metrics_of(result, recipe.objective_spec.data) | training.metrics
+            metrics |= bits_of(result, training.validation, recipe, tokenizer_dir)
             outcome = {"metrics": metrics, "recipe": resolved, "identity": identity}
             write_file(run_dir / "outcome.json", json.dumps(outcome, indent=1).encode())
         Checkpoints(run_dir / "checkpoints", 1, group).clear()
@@ -163,6 +167,9 @@ def gather(model: torch.nn.Module, group: Group) -> dict[str, torch.Tensor] | No
             tensor = full_tensor(parameter.detach())
             if group.is_first:
                 state[name] = tensor.cpu()
+    if group.is_first:
+        persistent = model.state_dict(keep_vars=True)
+        state |= {name: one.cpu() for name, one in model.named_buffers() if name in persistent}
     return state
 
 
@@ -178,6 +185,31 @@ def resolve(recipe: TrainRecipe, rows: int, request: Mapping[str, Any], group: G
         "base": (request["base"] or {}).get("ref") or recipe.base,
     }
     return recipe.model_copy(update=decided).model_dump(mode="json")
+
+
+def balance_of(model: torch.nn.Module, recipe: TrainRecipe) -> Callable[[Group], None] | None:
+    """What keeps the experts of a model from scratch busy alike."""
+    architecture = recipe.architecture
+    if architecture is None or architecture.experts is None or not architecture.experts.balance:
+        return None
+    return ExpertBalance(model, architecture.experts.balance).step
+
+
+def bits_of(
+    result: FitResult, held: HeldOut | None, recipe: TrainRecipe, tokenizer_dir: Path
+) -> dict[str, float]:
+    """Bits per byte of the held-out text, where its next tokens were measured and the tokenizer tells their bytes."""
+    sizes = token_bytes(tokenizer_dir) if recipe.objective_spec.task == "generate" else None
+    if held is None or sizes is None:
+        return {}
+    rows = min(held.batches.rows, max(1, recipe.validation.tokens // recipe.sequence_tokens))
+    each = bytes_per_target(held.batches, rows, sizes)
+    losses = {"before": result.held_nll_before, "": result.held_nll}
+    return {
+        f"held_bits_per_byte{'_' * bool(when)}{when}": bits_per_byte(loss, each)
+        for when, loss in losses.items()
+        if each and loss is not None
+    }
 
 
 def metrics_of(result: FitResult, labelled: str | None = None) -> dict[str, Any]:

@@ -71,12 +71,13 @@ def train(
             "architecture": SIZES[objective] | sizes,
             "data": {"train": [str(source)], "held_fraction": 0.05},
             "sequence_tokens": 256,
-            "batch_tokens": 4096,
+            "batch_tokens": chosen.batch_tokens,
             "micro_batch": 8,
             "steps": chosen.steps,
             "optimizer": {"lr": chosen.lr},
             "schedule": {"warmup_fraction": 0.05, "final_fraction": 0.05},
             "dropout": 0.0,
+            "threads": chosen.threads,
             "validation": {"tokens": 10**9},
         }
     )
@@ -159,6 +160,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--vocab", type=int, default=4096)
+    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--lr", type=float, default=2e-3)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -17,13 +17,15 @@ class _Part(BaseModel):
 class Experts(_Part):
     """Of DeepSeek's layers (arXiv 2401.06066): ``count`` experts, of which each token goes through ``per_token``, and
     ``shared`` that all go through. ``ffn``: of one; by default such that a token's experts are as large as ``ffn`` of
-    the architecture.
+    the architecture. ``balance``: by how much a step moves the bias of an expert that got more or fewer tokens than the
+    others, see ``train.models.expert_balance``.
     """
 
     count: int = Field(default=8, ge=2, le=4096)
     per_token: int = Field(default=2, ge=1, le=256)
     shared: int = Field(default=1, ge=1, le=64)
     ffn: int | None = Field(default=None, ge=8, le=2**20)
+    balance: float = Field(default=0.001, ge=0, le=1)
 
     @model_validator(mode="after")
     def _enough(self) -> Experts:

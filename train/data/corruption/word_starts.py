@@ -89,7 +89,7 @@ def _surfaces(said: dict[str, Any]) -> Any:
         prefix = model.get("continuing_subword_prefix") or "##"
         return lambda token: not token.startswith(prefix)
     if '"ByteLevel"' in json.dumps([said.get("pre_tokenizer"), said.get("decoder")]):
-        of = _bytes_of_characters()
+        of = bytes_of_characters()
         return lambda token: _begins(bytes(of[one] for one in token if one in of).decode("utf-8", "replace"))
     return lambda token: not BYTE.fullmatch(token) and _begins(token.replace(SPACE, " "))
 
@@ -98,7 +98,7 @@ def _begins(text: str) -> bool:
     return bool(text) and text[0] != "\N{REPLACEMENT CHARACTER}" and classes()[ord(text[0])] != LETTER
 
 
-def _bytes_of_characters() -> dict[str, int]:
+def bytes_of_characters() -> dict[str, int]:
     """GPT-2's: each byte as the character that byte-level BPE writes for it."""
     printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printed]

@@ -12,13 +12,17 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from tests.support.tiny_models import write_llama
 from tests.train.objectives.conftest import Make
 from train.data.packing import Packer
 from train.data.store import Example
 from train.evaluate.bits_per_byte import bits_per_byte, bytes_per_target, token_bytes
 from train.evaluate.held_out_text import held_out_text
 from train.loop import fit
+from train.models.build import build_model, refuse_misfit
 from train.models.expert_balance import BIAS, ExpertBalance
+from train.models.load import load_causal_lm
+from train.models.save import write_model
 from train.objectives.causal import CausalLM
 from train.objectives.linear_loss import cross_entropies, linear_loss
 from train.optim import adamw
@@ -158,3 +162,18 @@ def test_bits_per_byte_counts_the_bytes_of_the_text(tokenizers: dict[str, Path])
     each = bytes_per_target(Packer([example], len(ids) + 1, 0), 1, sizes)
     assert each == pytest.approx(len(text.encode()) / len(ids))
     assert bits_per_byte(math.log(256) * each, each) == pytest.approx(8), "all bytes alike"
+
+
+def test_a_padded_vocabulary_stays_as_large_as_it_is(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    """Rows without a token (transformers#32852) are kept, in training and in what is written."""
+    write_llama(tmp_path / "base")
+    padded = load_causal_lm(tmp_path / "base")
+    padded.resize_token_embeddings(576)
+    padded.save_pretrained(tmp_path / "base")
+    wanted = TrainRecipe.model_validate(recipe | {"base": "it"})
+    model = build_model(wanted, tmp_path / "base", tmp_path / "base")
+    refuse_misfit(model, wanted, 512)
+    write_model(model, None, wanted, tmp_path / "base", tmp_path / "base", tmp_path / "model")
+    again = load_causal_lm(tmp_path / "model")
+    assert again.config.vocab_size == again.get_input_embeddings().num_embeddings == 576
+    assert torch.equal(again.get_input_embeddings().weight, padded.get_input_embeddings().weight)

@@ -44,13 +44,29 @@ def run(
 ) -> dict[str, Any]:
     """The outcome of the run; stopped after so many steps where asked, as if by a signal."""
     torch.set_num_threads(1)
+    begin(base, said, run_dir, tokenizer)
+    steps: list[int] = []
+    train_run(run_dir, lambda report: steps.append(report.step), lambda: 0 < stop_after <= len(steps) + 1)
+    return json.loads((run_dir / "outcome.json").read_bytes())
+
+
+def begin(base: Path | None, said: dict[str, Any], run_dir: Path, tokenizer: Path | None = None) -> None:
+    """Writes run.json, and prepares the data."""
     wanted = validate_recipe(TrainRecipe, said)
     run_dir.mkdir(exist_ok=True)
     open_run(wanted, base, tokenizer, run_dir, contents_of(wanted))
     prepare_run({"run_dir": str(run_dir), "nice": 0}, lambda *_: None)
-    steps: list[int] = []
-    train_run(run_dir, lambda report: steps.append(report.step), lambda: 0 < stop_after <= len(steps) + 1)
-    return json.loads((run_dir / "outcome.json").read_bytes())
+
+
+def rank(run_dir: Path) -> None:
+    """One process of several, of a run that was begun."""
+    train_run(run_dir, lambda report: None, lambda: False)
+
+
+def losses(run_dir: Path) -> list[float]:
+    """Loss and gradient's norm of each step."""
+    steps = [json.loads(line) for line in (run_dir / "steps.jsonl").open()]
+    return [number for each in steps for number in (each["loss"], each["grad_norm"])]
 
 
 def write_data(folder: Path) -> None:

@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from everlearn.errors import ConfigError, InvalidInput
+from tests.support.processes import in_ranks
 from tests.support.tiny_encoders import write_masked_lm
-from tests.train.objectives.labelled_runs import recipe, run, write_data
+from tests.train.objectives.labelled_runs import begin, losses, rank, recipe, run, write_data
 from train.data.labelled.rows import LabelledRows
 from train.data.store import Example, TokenStore, open_store, write_store
 from train.errors import Stopped
@@ -141,12 +142,26 @@ def test_how_rows_are_divided_changes_no_gradient(
 ) -> None:
     """Rows of other lengths at once, and padding, are of no account; nor are in-batch negatives in parts."""
     said = recipe(objective, data, steps=3, optimizer={"lr": 1e-3, "eps": 1e-4})
-    losses: list[list[float]] = []
     for micro_batch in (16, 2):
         run(without_dropout, said | {"micro_batch": micro_batch}, tmp_path / str(micro_batch))
-        steps = [json.loads(line) for line in (tmp_path / str(micro_batch) / "steps.jsonl").open()]
-        losses.append([number for each in steps for number in (each["loss"], each["grad_norm"])])
-    assert losses[0] == pytest.approx(losses[1], rel=2e-4)
+    assert losses(tmp_path / "16") == pytest.approx(losses(tmp_path / "2"), rel=2e-4)
+
+
+@pytest.mark.parametrize("objective", ["embedding", "token-classification"])
+def test_two_ranks_give_the_gradients_and_the_figures_of_one(
+    without_dropout: Path, data: Path, objective: str, tmp_path: Path
+) -> None:
+    """Rows 17 and 19: negatives of the other rank count with their gradients, and each held-out row once."""
+    said = recipe(objective, data, steps=3, optimizer={"lr": 1e-3, "eps": 1e-4})
+    alone = run(without_dropout, said, tmp_path / "alone")["metrics"]
+    begin(without_dropout, said | {"parallel": "ddp", "ranks": 2}, tmp_path / "ranks")
+    in_ranks(2, rank, tmp_path / "ranks")
+    together = json.loads((tmp_path / "ranks" / "outcome.json").read_bytes())["metrics"]
+    assert losses(tmp_path / "ranks") == pytest.approx(losses(tmp_path / "alone"), rel=2e-4)
+    held = {key: value for key, value in alone.items() if key.startswith("held_")}
+    if objective == "embedding":  # in batches of other negatives
+        held = {key: value for key, value in held.items() if "recall" in key}
+    assert {key: together[key] for key in held} == pytest.approx(held, rel=1e-4)
 
 
 def test_padding_is_told_by_length_also_where_its_id_is_the_end_token(base: Path, tmp_path: Path) -> None:
@@ -166,9 +181,9 @@ def test_padding_is_told_by_length_also_where_its_id_is_the_end_token(base: Path
     rows = LabelledRows(store, padding_id=end)
     with torch.no_grad():
         together = sequence_logits(model, batch_of(rows, [0, 1, 2]))
-        alone = torch.cat([sequence_logits(model, batch_of(rows, [n])) for n in range(3)])
+        states = [model.model(input_ids=torch.tensor([ids])).last_hidden_state[:, -1] for ids in texts]
+        alone = model.score(torch.cat(states))
     assert torch.allclose(together, alone, atol=1e-5)
-    assert not torch.allclose(alone[0], sequence_logits(model, batch_of(rows, [2])))
 
 
 def labelled_store(path: Path, examples: list[Example]) -> TokenStore:

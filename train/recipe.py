@@ -62,6 +62,8 @@ AS_BEFORE: Mapping[str, tuple[Any, ...]] = {
     "architecture.tokenizer": (None,),
     "classification": (None,),
     "embedding": (None,),
+    "architecture.images": (None,),
+    "architecture.projection": (None,),
     "dropout": (None,),
     "label_smoothing": (0,),
     "z_loss": (0,),
@@ -259,6 +261,16 @@ class TrainRecipe(FitOptions):
     def smoothing(self) -> Smoothing:
         return Smoothing(self.label_smoothing, self.z_loss)
 
+    @property
+    def data_options(self) -> DataOptions:
+        """How its data is prepared, with what the objective and the model decide."""
+        said = self.data.model_dump(include=set(DataOptions.model_fields))
+        said |= {"max_tokens": self.data.max_tokens or self.sequence_tokens}
+        images = self.architecture.images if self.architecture else None
+        if images and not self.data.image_size:
+            said |= {"image_size": images.size}
+        return DataOptions(**said | {"kind": self.objective_spec.data or self.data.kind})
+
     @field_validator("objective")
     @classmethod
     def _known(cls, value: str | None) -> str | None:
@@ -280,11 +292,20 @@ class TrainRecipe(FitOptions):
                 f"data.kind is {self.data.kind}, and objective: {spec.name} learns from {spec.data or 'texts and chats'}: "
                 "leave data.kind out"
             )
-        if (self.label_smoothing or self.z_loss) and spec.task in ("question_answer", "score", "embed"):
+        if (self.label_smoothing or self.z_loss) and spec.task in (
+            "question_answer",
+            "score",
+            "embed",
+            "image_text",
+        ):
             raise ValueError(f"objective: {spec.name} has neither label_smoothing nor z_loss")
         for key in ("classification", "embedding"):
             if getattr(self, key) and spec.name != key:
                 raise ValueError(f"{key} sets up objective: {key}, and objective is {spec.name}")
+        if spec.task == "image_text" and self.parallel == "fsdp2":
+            raise ValueError(
+                "parallel: fsdp2 does not divide CLIP's temperature, a single number: ddp would do"
+            )
         if self.architecture and self.keep:
             raise ValueError("keep needs a base: a model from scratch has nothing to keep")
         if self.architecture and self.tune.method == "lora":

@@ -28,6 +28,7 @@ from train.evaluate.bits_per_byte import bits_per_byte, bytes_per_target, token_
 from train.loop import FitResult, choose_dtype, divide, fit, total_steps
 from train.models.build import build_model, refuse_misfit
 from train.models.expert_balance import ExpertBalance
+from train.models.image_text import refuse_other_images
 from train.models.save import write_model
 from train.objectives.causal import next_token_validation
 from train.objectives.objective import HeldOut, RunInputs, objective_for
@@ -57,6 +58,8 @@ def train(
         labels = stores[0].card.labels
         model = build_model(recipe, base, tokenizer_dir, labels)
         refuse_misfit(model, recipe, stores[0].card.vocab_size)
+        for store in filter(None, stores):
+            refuse_other_images(model, store)
         packer = Packer(stores[0], recipe.sequence_tokens, recipe.seed)
         held_out = held_out_packer(recipe, stores)
         inputs = RunInputs(recipe, packer, held_out, base, group.device, tokenizer_dir, *stores)

@@ -39,7 +39,8 @@ class SourceCard(BaseModel):
     ``cut``: of those kept, conversations whose answers are not learnt beyond ``max_tokens``.
     ``forms``: how its examples were written, and how many so. ``ignored``: keys and columns that nothing was made
     of, and of how many examples. ``masked``: places of personal data, by kind. ``languages``: examples, where
-    languages are filtered; ``und`` are those whose language nothing tells.
+    languages are filtered; ``und`` are those whose language nothing tells. ``images_sha256``: of the pictures that it
+    holds or names.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,6 +48,7 @@ class SourceCard(BaseModel):
     name: str
     sha256: Digest
     size_bytes: Count
+    images_sha256: Digest | None = None
     forms: dict[str, Count]
     read: Count
     changed: dict[str, Change]

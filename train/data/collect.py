@@ -7,7 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn.bundles.durable import move_directory, sync_tree
+from everlearn.errors import Conflict
+from everlearn.images import pixels
 from train.data.cleaning.cleaner import Cleaner, Outcome
 from train.data.cleaning.learned_parts import Learnt, learnt
 from train.data.cleaning.samples import Sample, Samples
@@ -24,6 +26,7 @@ from train.data.options import DataOptions
 from train.data.reading.forms import UnknownForm
 from train.data.reading.read import Limits, read_examples
 from train.data.reading.sources import Source
+from train.data.store import IMAGES
 
 CLEANING = {
     "kind",
@@ -41,6 +44,7 @@ CLEANING = {
     "harmful",
     "personal",
     "decontaminate",
+    "image_size",
 }
 """The options that decide what a collection holds."""
 VERSION = 3
@@ -51,7 +55,7 @@ MAX_NAMES = 100
 
 @dataclass(frozen=True)
 class Collected:
-    """A document that cleaning kept."""
+    """A document that cleaning kept; its picture as pixels, uint8 (size, size, 3), where it has one."""
 
     raw: RawExample
     sha256: str
@@ -63,7 +67,9 @@ class Collection:
     hashes: uint8 (documents, 32).
     """
 
-    def __init__(self, directory: Path, kind: LabelledKind | None = None) -> None:
+    def __init__(
+        self, directory: Path, kind: LabelledKind | None = None, image_size: int | None = None
+    ) -> None:
         self.directory, self._kind = directory, kind
         self.counts: dict[str, Any] = json.loads((directory / "counts.json").read_text())
         counts = self.counts
@@ -77,6 +83,10 @@ class Collection:
         self.languages: dict[str, int] = counts.get("languages", {})
         self.samples: list[Sample] = counts.get("samples", [])
         self.hashes: NDArray[np.uint8] = np.fromfile(directory / "hashes.bin", dtype=np.uint8).reshape(-1, 32)
+        self._images: NDArray[np.uint8] | None = None
+        if image_size and len(self.hashes):
+            images = np.memmap(directory / IMAGES, dtype=np.uint8, mode="r")
+            self._images = images.reshape(len(self.hashes), -1)
         self._ends = np.fromfile(directory / "ends.bin", dtype=np.int64).reshape(-1, 2)
         self._shingles, self._context = (
             _mapped(directory / "shingles.bin"),
@@ -89,10 +99,12 @@ class Collection:
     def documents(self) -> Iterator[Collected]:
         """In the file's order."""
         with (self.directory / "documents.jsonl").open(encoding="utf-8") as lines:
-            for line, digest in zip(lines, self.hashes, strict=True):
+            for number, (line, digest) in enumerate(zip(lines, self.hashes, strict=True)):
                 source, record = json.loads(line)
                 kind = self._kind
                 raw = Labelled(kind, record, source) if kind else parse_record(record, source)
+                if self._images is not None and isinstance(raw, Labelled):
+                    raw = replace(raw, image=self._images[number].tobytes())
                 yield Collected(raw, digest.tobytes().hex())
 
     @property
@@ -116,26 +128,26 @@ def collect(
     work: Path,
     cleaner: Cleaner,
     max_unpacked_bytes: int | None = None,
+    images: str | None = None,
 ) -> Collection:
-    """Reads and cleans a file into a folder of ``work`` that appears when it is whole. Errors as ``read_examples``."""
+    """Reads and cleans a file into a folder of ``work`` that appears when it is whole. ``images``: the digest of the
+    pictures that it names. Errors as ``read_examples``, and Conflict where a picture is changed meanwhile."""
     chosen = {key: value for key, value in options.deciding().items() if key in CLEANING}
     decides: list[Any] = [VERSION, source.name, source.found, file_sha256, chosen]
     if options.translation:
         decides.append(options.translation)
     if options.cleans:
         decides += [source.held, cleaner.files_sha256]
+    if images:
+        decides.append(images)
     directory = work / hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
     counts, samples = _Counts(), Samples()
 
     def told() -> dict[str, Any]:
         return {**vars(counts), "samples": samples.all()}
 
-    limits = Limits(
-        max_line_bytes=options.max_line_bytes,
-        max_unpacked_bytes=max_unpacked_bytes,
-        min_examples=0 if source.found else 1,
-    )
-    examples = _cleaned(source, options, limits, cleaner, counts, samples)
+    limits = _limits(source, options, max_unpacked_bytes)
+    examples = _cleaned(source, options, limits, cleaner, counts, samples, images)
     return write_collection(directory, examples, told, options)
 
 
@@ -155,7 +167,27 @@ def write_collection(
         (partial / "counts.json").write_text(json.dumps(told(), sort_keys=True))
         sync_tree(partial)
         move_directory(partial, directory)
-    return Collection(directory, options.labelled)
+    return Collection(directory, options.labelled, options.image_side)
+
+
+def images_sha256(source: Source, options: DataOptions, max_unpacked_bytes: int | None = None) -> str | None:
+    """Of the pictures of a file's examples, in order: it changes with any byte of any of them. None of other data.
+    Errors as ``read_examples``."""
+    if not options.image_side:
+        return None
+    digest = hashlib.sha256()
+    for raw in _read(source, options, _limits(source, options, max_unpacked_bytes), _Counts()):
+        if isinstance(raw, Labelled):
+            digest.update(bytes.fromhex(raw.record["image"]))
+    return digest.hexdigest()
+
+
+def _limits(source: Source, options: DataOptions, max_unpacked_bytes: int | None) -> Limits:
+    return Limits(
+        max_line_bytes=options.max_line_bytes,
+        max_unpacked_bytes=max_unpacked_bytes,
+        min_examples=0 if source.found else 1,
+    )
 
 
 @dataclass
@@ -200,16 +232,29 @@ def _read(source: Source, options: DataOptions, limits: Limits, counts: _Counts)
 
 
 def _cleaned(
-    source: Source, options: DataOptions, limits: Limits, cleaner: Cleaner, counts: _Counts, samples: Samples
+    source: Source,
+    options: DataOptions,
+    limits: Limits,
+    cleaner: Cleaner,
+    counts: _Counts,
+    samples: Samples,
+    images: str | None,
 ) -> Iterator[RawExample]:
-    """Those that cleaning keeps; the others are counted."""
-    for raw in _read(source, options, limits, counts):
+    """Those that cleaning keeps, with pictures decoded; the others are counted."""
+    seen = hashlib.sha256()
+    for each in _read(source, options, limits, counts):
+        raw = each
+        if options.image_side and isinstance(raw, Labelled) and raw.image is not None:
+            seen.update(bytes.fromhex(raw.record["image"]))
+            raw = replace(raw, image=pixels(raw.image, options.image_side, raw.source).tobytes())
         done = cleaner.clean(raw, held=source.held)
         counts.add(raw, done)
         if done.rule and done.dropped:
             samples.of(done.rule, done.dropped)
         if done.example:
             yield done.example
+    if images and seen.hexdigest() != images:
+        raise Conflict(f"a picture of {source.name} was changed while it was read: start again")
 
 
 def _write_documents(directory: Path, examples: Iterator[RawExample], options: DataOptions) -> None:
@@ -219,10 +264,13 @@ def _write_documents(directory: Path, examples: Iterator[RawExample], options: D
         (directory / "shingles.bin").open("wb") as shingles,
         (directory / "context.bin").open("wb") as context,
         (directory / "ends.bin").open("wb") as ends,
+        (directory / IMAGES).open("wb") as pictures,
     ):
         for example in examples:
             documents.write(json.dumps([example.source, example.record], ensure_ascii=False) + "\n")
             hashes.write(bytes.fromhex(example.sha256))
+            if isinstance(example, Labelled) and example.image is not None:
+                pictures.write(example.image)
             if options.near_duplicates is not None:
                 each = learnt(example)
                 shingles.write(each.shingles.tobytes())

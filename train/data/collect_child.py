@@ -28,6 +28,7 @@ def cores() -> int:
 def collect_each(
     files: Sequence[Source],
     sha256s: Sequence[str],
+    images: Sequence[str | None],
     options: DataOptions,
     work: Path,
     max_unpacked_bytes: int | None,
@@ -51,6 +52,7 @@ def collect_each(
             {
                 "source": _said(files[number]),
                 "sha256": sha256s[number],
+                "images": images[number],
                 "options": options.model_dump(mode="json"),
                 "held": [_said(file) for file in files if file.held],
                 "work": str(work),
@@ -96,6 +98,7 @@ def work(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         Path(request["work"]),
         _cleaner(json.dumps(request["options"]), json.dumps(request["held"])),
         request["max_unpacked_bytes"],
+        request["images"],
     )
     return {}
 

@@ -37,6 +37,7 @@ class DataOptions(BaseModel):
     documents at least are held out, and of a quarter up to twice as many, however small ``held_fraction`` is.
     ``stride``: so many tokens two windows of a long context have in common (question-answering; a quarter of
     ``max_tokens`` by default). ``translation``: which way, as in en-es, where records hold several languages.
+    ``image_size``: pixels of a side, to which pictures are brought (contrastive; by default what the model sees).
     ``test_fraction`` of the documents go to a third store, ``test/``, that no run reads.
     """
 
@@ -57,6 +58,7 @@ class DataOptions(BaseModel):
     max_line_bytes: Annotated[int, Field(gt=0)] = 2**20
     stride: Annotated[int, Field(ge=0)] | None = None
     translation: Annotated[str, Field(pattern=r"^\w+-\w+$")] | None = None
+    image_size: Annotated[int, Field(ge=16, le=1024)] | None = None
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     encoding: Encoding | None = None
     languages: Languages | None = None
@@ -86,6 +88,11 @@ class DataOptions(BaseModel):
     def labelled(self) -> LabelledKind | None:
         """``kind``, where it is one of labelled data."""
         return None if self.kind in ("auto", "text", "chat") else self.kind
+
+    @property
+    def image_side(self) -> int | None:
+        """Pixels of a side, of data with pictures: 224, as CLIP's first models have, unless said."""
+        return (self.image_size or 224) if self.kind == "contrastive" else None
 
     @property
     def cleans(self) -> bool:

@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +30,9 @@ from train.data.cleaning.boilerplate import without_boilerplate
 from train.data.cleaning.cleaner import Cleaner
 from train.data.cleaning.duplicates import find_duplicates
 from train.data.cleaning.samples import Samples
-from train.data.collect import VERSION, Collection, collect
+from train.data.collect import VERSION, Collection, collect, images_sha256
 from train.data.collect_child import collect_each, cores
-from train.data.examples import Chat
+from train.data.examples import Chat, RawExample
 from train.data.labelled.encode import LabelledTokens
 from train.data.labelled.example import Labelled
 from train.data.labelled.labels import NAMED, Labels, find_labels
@@ -40,7 +40,7 @@ from train.data.options import DataOptions
 from train.data.reading.forms import RIGHT
 from train.data.reading.sources import Given, Skipped, Source, expand
 from train.data.split import HELD, NAMES, TEST, split
-from train.data.store import StoreWriter
+from train.data.store import Example, StoreWriter
 from train.data.tokenize import Tokens
 
 CARD = "card.json"
@@ -50,6 +50,7 @@ NO_TARGET = "no_target_within_max_tokens"
 MAX_SKIPPED_NAMES = 50
 SHARED_FROM_BYTES = 2**26
 """Less is read sooner by one process than others start."""
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 
 
 def prepare(
@@ -77,7 +78,8 @@ def prepare(
     files, skipped = expand(sources, held, progress)
     entries = [file_entry(file.path) for file in files]
     cleaner = Cleaner(options, [file for file in files if file.held])
-    inputs = _inputs_sha256(files, entries, tokens, options, cleaner)
+    images = _images(files, options, progress, max_unpacked_bytes)
+    inputs = _inputs_sha256(files, entries, tokens, options, cleaner, images)
     work = out.with_name(f".{out.name}.preparing")
     work.mkdir(parents=True, exist_ok=True)
     with FileLock(work / "lock"):
@@ -90,14 +92,18 @@ def prepare(
         else:
             try:
                 collected = _collect(
-                    files, entries, options, work, cleaner, progress, max_unpacked_bytes, processes
+                    files, entries, images, options, work, cleaner, progress, max_unpacked_bytes, processes
                 )
                 if options.boilerplate:
                     collected = without_boilerplate(collected, options, options.boilerplate, work, progress)
                 for file, each in zip(files, collected, strict=True):
                     if not each.read:
                         skipped.setdefault("not examples" if each.is_other else "empty", []).append(file.name)
-                card = _write(files, entries, collected, skipped, tokens, options, inputs, work, progress)
+                if options.image_side:
+                    _leave_out_pictures(skipped)
+                card = _write(
+                    files, entries, images, collected, skipped, tokens, options, inputs, work, progress
+                )
                 move_directory(work / "result", out)
             except EverlearnError:
                 shutil.rmtree(work, ignore_errors=True)  # nothing to go on with: the input must change
@@ -124,8 +130,32 @@ def read_card(out: Path) -> DataCard:
         raise Corrupt(f"{out / CARD}: {fault['msg']}", param=CARD) from None
 
 
+def _images(
+    files: list[Source], options: DataOptions, progress: Progress, max_unpacked_bytes: int | None
+) -> list[str | None]:
+    """Of each file, the digest of the pictures that it holds or names; None of other data."""
+    found: list[str | None] = []
+    for number, file in enumerate(files):
+        if options.image_side:
+            progress(f"checking the pictures of {file.name}", 0.1 * number / len(files))
+        found.append(images_sha256(file, options, max_unpacked_bytes))
+    return found
+
+
+def _leave_out_pictures(skipped: Skipped) -> None:
+    """Pictures beside the records are no files that were skipped."""
+    unknown = skipped.pop("of unknown kind", [])
+    if others := [name for name in unknown if not name.lower().endswith(PICTURES)]:
+        skipped["of unknown kind"] = others
+
+
 def _inputs_sha256(
-    files: list[Source], entries: list[FileEntry], tokens: Tokens, options: DataOptions, cleaner: Cleaner
+    files: list[Source],
+    entries: list[FileEntry],
+    tokens: Tokens,
+    options: DataOptions,
+    cleaner: Cleaner,
+    images: list[str | None],
 ) -> str:
     said = {
         "version": VERSION,
@@ -133,6 +163,7 @@ def _inputs_sha256(
         "tokenizer": tokens.sha256,
         "options": options.deciding(),
         **({"given": cleaner.files_sha256} if options.cleans else {}),
+        **({"images": images} if options.image_side else {}),
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -140,6 +171,7 @@ def _inputs_sha256(
 def _collect(
     files: list[Source],
     entries: list[FileEntry],
+    images: list[str | None],
     options: DataOptions,
     work: Path,
     cleaner: Cleaner,
@@ -152,12 +184,19 @@ def _collect(
     count = min(processes or cores(), len(files)) if processes or total >= SHARED_FROM_BYTES else 1
     if count > 1:
         collect_each(
-            files, [entry.sha256 for entry in entries], options, work, max_unpacked_bytes, count, progress
+            files,
+            [entry.sha256 for entry in entries],
+            images,
+            options,
+            work,
+            max_unpacked_bytes,
+            count,
+            progress,
         )
     collected: list[Collection] = []
-    for number, (file, entry) in enumerate(zip(files, entries, strict=True)):
+    for number, (file, entry, shown) in enumerate(zip(files, entries, images, strict=True)):
         progress(f"reading {file.name}", 0.6 * number / len(files))
-        collected.append(collect(file, entry.sha256, options, work, cleaner, max_unpacked_bytes))
+        collected.append(collect(file, entry.sha256, options, work, cleaner, max_unpacked_bytes, shown))
     return collected
 
 
@@ -176,6 +215,7 @@ class _Side:
 def _write(
     files: list[Source],
     entries: list[FileEntry],
+    images: list[str | None],
     collected: list[Collection],
     skipped: Skipped,
     tokens: Tokens,
@@ -210,7 +250,9 @@ def _write(
             name: stack.enter_context((result / f"{name}.jsonl").open("w", encoding="utf-8"))
             for name in sides
         }
-        for number, (file, entry, collection) in enumerate(zip(files, entries, collected, strict=True)):
+        for number, (file, entry, shown, collection) in enumerate(
+            zip(files, entries, images, collected, strict=True)
+        ):
             progress(f"tokenizing {file.name}", 0.7 + 0.3 * number / len(files))
             span = slice(bounds[number], bounds[number + 1])
             kept = used = cut = unknown = 0
@@ -234,7 +276,7 @@ def _write(
                     continue
                 name = NAMES[sides_of[place]]
                 for example in examples:
-                    sides[name].store.add(example)
+                    sides[name].store.add(_with_image(example, document.raw, options.image_side))
                 size = sum(len(example) for example in examples)
                 line = {
                     **document.raw.record,
@@ -246,7 +288,7 @@ def _write(
                 sides[name].documents += 1
                 kept, used, cut = kept + 1, used + size, cut + is_cut
             duplicates = int(exact[span].sum()), int(near[span].sum())
-            cards.append(_source_card(file, entry, collection, duplicates, (kept, cut, used, unknown)))
+            cards.append(_source_card(file, entry, collection, duplicates, (kept, cut, used, unknown), shown))
         parts = {name: _part_card(side) for name, side in sides.items()}
     card = DataCard(
         inputs_sha256=inputs,
@@ -271,6 +313,12 @@ def _write(
     write_file(result / CARD, card.model_dump_json(indent=1).encode())
     sync_tree(result)
     return card
+
+
+def _with_image(example: Example, raw: RawExample, side: int | None) -> Example:
+    if side is None or not isinstance(raw, Labelled) or raw.image is None:
+        return example
+    return replace(example, image=np.frombuffer(raw.image, np.uint8).reshape(side, side, 3))
 
 
 def _learnable(
@@ -314,6 +362,7 @@ def _store(
         vocab_size=tokens.vocab_size,
         kind=None if kind == "seq2seq" else kind,
         labels=labels.names if labels and kind in NAMED else None,
+        image_size=options.image_side,
     )
     stack.callback(store.close)
     return store
@@ -325,6 +374,7 @@ def _source_card(
     collection: Collection,
     duplicates: tuple[int, int],
     written: tuple[int, int, int, int],
+    images: str | None,
 ) -> SourceCard:
     kept, cut, tokens, unknown = written
     dropped = dict(collection.dropped)
@@ -336,6 +386,7 @@ def _source_card(
         name=file.name,
         sha256=entry.sha256,
         size_bytes=entry.size_bytes,
+        images_sha256=images,
         forms=collection.forms,
         read=collection.read,
         changed={name: Change(**change) for name, change in collection.changed.items()},

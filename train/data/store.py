@@ -2,12 +2,13 @@
 
 ``tokens.bin`` holds every example's ids end to end (uint16 where the vocabulary allows, else uint32),
 ``mask.bin`` one byte per token (1 = target), ``offsets.bin`` int64 (examples + 1,), and ``card.json`` the counts
-and the sha256 of each. Labelled data has ``labels.bin`` and ``segments.bin`` beside them, int32 per token each. A store appears whole under its name or not at all.
+and the sha256 of each. Labelled data has ``labels.bin`` and ``segments.bin`` beside them, int32 per token each; pairs of images and texts have ``images.bin`` too. A store appears whole under its name or not at all.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ CARD = "card.json"
 FILES = ("tokens.bin", "mask.bin", "offsets.bin")
 COLUMNS = ("labels.bin", "segments.bin")
 """Of labelled data alone."""
+IMAGES = "images.bin"
+"""Of pairs of images and texts alone: uint8 (examples, size, size, 3)."""
 SMALL_VOCABULARY = 2**16
 
 
@@ -40,12 +43,14 @@ class Example:
 
     labels: int32 (n,), what is said of a token, and -100 of those that are no target; see ``train.data.labelled.encode``.
     segments: int32 (n,), which of the example's texts a token is of. Both or none.
+    image: uint8 (size, size, 3), of a pair of image and text.
     """
 
     ids: NDArray[np.int32]
     mask: NDArray[np.bool_]
     labels: NDArray[np.int32] | None = None
     segments: NDArray[np.int32] | None = None
+    image: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,7 +59,7 @@ class Example:
 class StoreCard(BaseModel):
     """card.json of a store. ``tokens`` counts all of them, ``targets`` those where loss counts.
 
-    ``kind``: of labelled data, None of other; ``labels``: their names, by number.
+    ``kind``: of labelled data, None of other; ``labels``: their names, by number. ``image_size``: pixels of a side.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,6 +74,12 @@ class StoreCard(BaseModel):
     files: dict[str, FileEntry]
     kind: LabelledKind | None = None
     labels: tuple[str, ...] | None = None
+    image_size: int | None = Field(default=None, ge=1)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The files that it has."""
+        return (*FILES, *(COLUMNS if self.kind else ()), *((IMAGES,) if self.image_size else ()))
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: Any) -> dict[str, Any]:
@@ -92,7 +103,9 @@ class TokenStore(Sequence[Example]):
         card: StoreCard,
         labels: NDArray[np.int32] | None = None,
         segments: NDArray[np.int32] | None = None,
+        images: NDArray[np.uint8] | None = None,
     ) -> None:
+        self.images = images
         self.tokens = tokens
         self.labels = labels
         self.segments = segments
@@ -111,7 +124,8 @@ class TokenStore(Sequence[Example]):
             for column in (self.labels, self.segments)
         )
         ids = np.array(self.tokens[start:stop], dtype=np.int32)
-        return Example(ids, np.array(self.mask[start:stop]), *columns)
+        image = None if self.images is None else np.array(self.images[position])
+        return Example(ids, np.array(self.mask[start:stop]), *columns, image)
 
 
 class StoreWriter:
@@ -125,7 +139,10 @@ class StoreWriter:
         vocab_size: int,
         kind: LabelledKind | None = None,
         labels: tuple[str, ...] | None = None,
+        image_size: int | None = None,
     ) -> None:
+        self.image_size = image_size
+        self._images: BinaryIO | None = (staging / IMAGES).open("wb", buffering=2**20) if image_size else None
         self.kind: LabelledKind | None = kind
         self.labels = labels
         self._columns: list[BinaryIO] = [
@@ -157,6 +174,10 @@ class StoreWriter:
                 file.write(column.astype(np.int32).tobytes())
         else:
             mask[0] = False
+        if self._images:
+            if example.image is None or example.image.shape != (self.image_size, self.image_size, 3):
+                raise ValueError(f"a pair has an image of {self.image_size} pixels a side")
+            self._images.write(example.image.astype(np.uint8).tobytes())
         self._tokens.write(ids.astype(self.dtype).tobytes())
         self._mask.write(mask.tobytes())
         self.documents += 1
@@ -165,8 +186,9 @@ class StoreWriter:
         self._offsets.write(np.int64(self.tokens).tobytes())
 
     def close(self) -> None:
-        for file in (self._tokens, self._mask, self._offsets, *self._columns):
-            file.close()
+        for file in (self._tokens, self._mask, self._offsets, self._images, *self._columns):
+            if file:
+                file.close()
 
     def finish(self) -> StoreCard:
         """Closes the files and writes the card beside them."""
@@ -178,11 +200,13 @@ class StoreWriter:
             dtype=self.dtype,
             vocab_size=self.vocab_size,
             tokenizer_sha256=self.tokenizer_sha256,
-            files={
-                name: file_entry(self.staging / name) for name in (*FILES, *(COLUMNS if self.kind else ()))
-            },
+            files={},
             kind=self.kind,
             labels=self.labels,
+            image_size=self.image_size,
+        )
+        card = card.model_copy(
+            update={"files": {name: file_entry(self.staging / name) for name in card.names}}
         )
         write_file(self.staging / CARD, card.model_dump_json(indent=1).encode())
         return card
@@ -226,7 +250,7 @@ def open_store(path: Path, verify: bool = False) -> TokenStore:
     Raises NotFound where there is no store, and Corrupt naming the file that is not what was written.
     """
     card = _read_card(path)
-    for name in (*FILES, *(COLUMNS if card.kind else ())):
+    for name in card.names:
         file, entry = path / name, card.files.get(name)
         if entry is None or not file.is_file() or file.stat().st_size != entry.size_bytes:
             raise Corrupt(f"{file} is not the file that was written: its size differs", param=name)
@@ -242,7 +266,12 @@ def open_store(path: Path, verify: bool = False) -> TokenStore:
     labels, segments = (_mapped(path / name, "int32") for name in COLUMNS)
     if not len(labels) == len(segments) == card.tokens:
         raise Corrupt(f"{path / CARD} does not fit the files beside it", param=CARD)
-    return TokenStore(tokens, mask, offsets, card, labels, segments)
+    if card.image_size is None:
+        return TokenStore(tokens, mask, offsets, card, labels, segments)
+    images, shape = _mapped(path / IMAGES, "uint8"), (card.documents, card.image_size, card.image_size, 3)
+    if images.size != math.prod(shape):
+        raise Corrupt(f"{path / CARD} does not fit the files beside it", param=CARD)
+    return TokenStore(tokens, mask, offsets, card, labels, segments, images.reshape(shape))
 
 
 @contextmanager

@@ -34,11 +34,29 @@ class Experts(_Part):
         return self
 
 
+class ImageTower(_Part):
+    """CLIP's for pictures of ``size`` pixels a side, in patches of ``patch``. ``None`` is as the tower for texts has it."""
+
+    size: int = Field(default=64, ge=16, le=1024)
+    patch: int = Field(default=8, ge=1, le=1024)
+    layers: int | None = Field(default=None, ge=1, le=1024)
+    hidden: int | None = Field(default=None, ge=8, le=2**17)
+    heads: int | None = Field(default=None, ge=1, le=1024)
+    ffn: int | None = Field(default=None, ge=8, le=2**20)
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> ImageTower:
+        if self.size % self.patch:
+            raise ValueError(f"size ({self.size}) must be a multiple of patch ({self.patch})")
+        return self
+
+
 class Architecture(_Part):
     """A model from scratch. ``None`` is decided from the rest.
 
     ``family``: of ``train.models.families``. ``init``: how linear layers begin, as the family has it, or Xavier's or
     He's way. ``context``: positions that it has; T5's have none of their own. ``experts``: of the family deepseek.
+    ``images`` and ``projection`` (the size of the space that images and texts share): of the family clip.
     """
 
     family: FamilyName = "llama"
@@ -52,6 +70,8 @@ class Architecture(_Part):
     tied: bool = True
     init: Literal["family", "xavier", "he"] = "family"
     experts: Experts | None = None
+    images: ImageTower | None = None
+    projection: int | None = Field(default=None, ge=2, le=2**16)
     tokenizer: TokenizerOptions | None = None
 
     @property
@@ -89,14 +109,18 @@ class Architecture(_Part):
             total += (self.layers - 1) * experts * matrices * self.hidden * self.expert_ffn
         if self.of.task == "text2text":  # as many layers again, which also attend to the first ones
             total += self.layers * (layer + self.hidden * attention)
+        if self.images:
+            width = self.images.hidden or self.hidden
+            inner = self.images.ffn or 4 * width
+            total += (self.images.layers or self.layers) * width * (4 * width + 2 * inner)
         return total + self.vocab * self.hidden * (1 if self.tied else 2)
 
     @model_validator(mode="before")
     @classmethod
-    def _experts_of_deepseek(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("family") == "deepseek" and value.get("experts") is None:
-            return {**value, "experts": {}}
-        return value
+    def _parts_of_the_family(cls, value: Any) -> Any:
+        family = value.get("family") if isinstance(value, dict) else None
+        part = "experts" if family == "deepseek" else "images" if family == "clip" else None
+        return {**value, part: {}} if part and value.get(part) is None else value
 
     @model_validator(mode="after")
     def _divisible(self) -> Architecture:
@@ -108,6 +132,16 @@ class Architecture(_Part):
             raise ValueError(f"kv_heads: each head of {self.family} has keys and values of its own")
         if self.experts and self.family != "deepseek":
             raise ValueError(f"experts: {self.family} has none, deepseek has")
+        if (self.images or self.projection) and self.family != "clip":
+            raise ValueError(f"images and projection: {self.family} sees no images, clip does")
+        if self.images and (width := self.images.hidden or self.hidden) % (
+            heads := self.images.heads or self.heads
+        ):
+            raise ValueError(f"images.hidden ({width}) must be a multiple of images.heads ({heads})")
+        if self.family == "clip" and self.tokenizer_options.kind == "bpe":
+            raise ValueError(
+                "tokenizer: clip reads a text at the mark behind it, which wordpiece and unigram have"
+            )
         if self.family == "modernbert" and self.layers < 2:
             raise ValueError("layers: modernbert has layers of two kinds, and so at least 2")
         return self

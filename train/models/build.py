@@ -16,6 +16,7 @@ from train.models.architecture import Architecture
 from train.models.dropout import dropout_settings
 from train.models.from_scratch import from_scratch
 from train.models.heads import LABELLED_TASKS, head_settings, with_head, without_pooler
+from train.models.image_text import embedding_of, load_clip
 from train.models.load import load_model
 from train.models.packed_inputs import first_position
 from train.models.packed_rows import refuse_unfit
@@ -39,6 +40,8 @@ def build_model(
     if model_dir is not None and task in LABELLED_TASKS:
         torch.manual_seed(recipe.seed)
         return add_adapters(with_head(model_dir, task, labels, recipe.dropout), recipe.tune, task)
+    if model_dir is not None and task == "image_text":
+        return add_adapters(load_clip(model_dir, recipe.dropout), recipe.tune, task)
     if model_dir is not None:
         torch.manual_seed(recipe.seed)
         model = load_for(model_dir, task, recipe.dropout)
@@ -53,7 +56,7 @@ def build_model(
     made = from_scratch(recipe.architecture, task, tokenizer_dir, recipe.dropout, head)
     if task in LABELLED_TASKS:
         return without_pooler(made, task)
-    if recipe.architecture.family != "llama":
+    if recipe.architecture.family not in ("llama", "clip"):  # the one fits, the other packs nothing
         refuse_unfit(made, task)
     return made
 
@@ -99,7 +102,7 @@ def refuse_misfit(model: Any, recipe: TrainRecipe, tokens: int) -> None:
             f"{context} or fewer would do",
             param="sequence_tokens",
         )
-    if tokens > (rows := model.get_input_embeddings().num_embeddings):
+    if tokens > (rows := embedding_of(model).num_embeddings):
         raise InvalidInput(
             f"the tokenizer has ids up to {tokens - 1}, and the model's embedding {rows} rows: they do not belong "
             "together",

@@ -12,7 +12,17 @@ from typing import Literal
 from everlearn.bundles.tasks import Task
 
 FamilyName = Literal[
-    "llama", "qwen", "gpt2", "gpt-neox", "deepseek", "bert", "roberta", "distilbert", "modernbert", "t5"
+    "llama",
+    "qwen",
+    "gpt2",
+    "gpt-neox",
+    "deepseek",
+    "bert",
+    "roberta",
+    "distilbert",
+    "modernbert",
+    "t5",
+    "clip",
 ]
 
 
@@ -43,4 +53,5 @@ FAMILIES: Mapping[FamilyName, Family] = {
     "distilbert": Family("fill_mask", "DistilBertForMaskedLM", "arXiv 1910.01108", "wordpiece", gated=False),
     "modernbert": Family("fill_mask", "ModernBertForMaskedLM", "arXiv 2412.13663", "wordpiece"),
     "t5": Family("text2text", "T5ForConditionalGeneration", "arXiv 1910.10683 and 2002.05202", "unigram"),
+    "clip": Family("image_text", "CLIPModel", "arXiv 2103.00020", "wordpiece", gated=False),
 }

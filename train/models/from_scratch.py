@@ -11,6 +11,7 @@ from torch import nn
 from everlearn.bundles.tasks import AUTO_CLASSES, Task
 from train.models.architecture import Architecture
 from train.models.dropout import dropout_settings
+from train.models.image_text import clip_from_scratch, embedding_of, end_of_text, set_dropout
 
 
 def from_scratch(
@@ -28,6 +29,11 @@ def from_scratch(
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True, trust_remote_code=False)
+    if architecture.family == "clip":
+        model = clip_from_scratch(architecture, tokenizer, end_of_text(tokenizer_dir))
+        set_dropout(model, dropout)
+        initialize(model, architecture.init)
+        return model
     kind: Any = getattr(transformers, architecture.of.model)
     config = kind.config_class(**_CONFIGS[architecture.family](architecture), **_tokens(tokenizer))
     for key, value in {**dropout_settings(config, dropout), **(head or {})}.items():
@@ -46,7 +52,7 @@ def initialize(model: Any, how: str) -> None:
     if how == "family":
         return
     draw = nn.init.xavier_uniform_ if how == "xavier" else nn.init.kaiming_normal_
-    embedding = model.get_input_embeddings().weight
+    embedding = embedding_of(model).weight
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.weight is not embedding:
             draw(module.weight)

@@ -15,6 +15,7 @@ from everlearn.bundles.durable import move_directory, sync_tree
 from everlearn.bundles.tasks import Task
 from everlearn.chat.stops import write_generation_config
 from everlearn.errors import Unavailable
+from train.models.image_text import bound_temperature, write_preprocessor
 from train.models.sentence import pooling_of, write_sentence_files
 from train.recipe import TrainRecipe
 from train.runs.full_disk import why_not_written
@@ -64,6 +65,8 @@ def write_model(
 
 
 def _save(model: Any, tokenizer_dir: Path, target: Path, task: Task) -> None:
+    if task == "image_text":
+        bound_temperature(model)
     try:
         model.save_pretrained(target)
     except SafetensorError as error:  # which has no errno
@@ -74,6 +77,8 @@ def _save(model: Any, tokenizer_dir: Path, target: Path, task: Task) -> None:
             shutil.copyfile(file, target / file.name)
     if task in ("generate", "text2text"):
         write_generation_config(target)
+    if task == "image_text":
+        write_preprocessor(model, target)
     sync_tree(target)
 
 

@@ -76,10 +76,21 @@ SPAN_CORRUPTION = ObjectiveSpec(
     task="text2text",
 )
 
+CONTRASTIVE = ObjectiveSpec(
+    "contrastive",
+    "train.objectives.contrastive:Contrastive",
+    "cross-entropy of each image's text, and of each text's image, among the whole step's",
+    "models of images and texts (CLIP), from a base or from scratch",
+    batch=("input_ids", "labels", "document_ids", "images", "keys"),
+    task="image_text",
+    data="contrastive",
+)
+
 OF_FAMILIES: Mapping[Task, ObjectiveSpec] = {
     "generate": CAUSAL_LM,
     "fill_mask": MASKED_LM,
     "text2text": SPAN_CORRUPTION,
+    "image_text": CONTRASTIVE,
 }
 """What a model from scratch minimizes by default, by its family's task."""
 ENCODERS_DO: frozenset[Task] = frozenset(
@@ -155,6 +166,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
             task="embed",
             data="embedding",
         ),
+        CONTRASTIVE,
     )
 }
 """By name: those of this room, and those that other rooms add as they are imported."""

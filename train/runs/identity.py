@@ -28,7 +28,7 @@ TOLD_FROM_BYTES = 512 * 1024**2
 def contents_of(recipe: TrainRecipe, progress: Progress = silent) -> Contents:
     """Reads every byte that the recipe names. Raises NotFound, InvalidInput, and Corrupt for a damaged store."""
     kept = {"keep.store": recipe.keep.store} if recipe.keep else {}
-    return contents_of_data(recipe.data, progress) | _stores(kept, progress)
+    return contents_of_data(recipe.data, progress) | _stores(kept, progress) | _images(recipe, progress)
 
 
 def contents_of_data(data: Data, progress: Progress = silent) -> Contents:
@@ -51,6 +51,21 @@ def contents_of_data(data: Data, progress: Progress = silent) -> Contents:
                 [source.name, sha256] for source, sha256 in zip(given, hashed, strict=True)
             ]
     return contents | _stores({"data.store": data.store, "data.held_store": data.held_store}, progress)
+
+
+def _images(recipe: TrainRecipe, progress: Progress) -> Contents:
+    """Of each file with pictures, the digest of all that it holds or names."""
+    from train.data.collect import images_sha256
+    from train.data.reading.sources import list_sources
+
+    options = recipe.data_options
+    if not options.image_side or not recipe.data.train:
+        return {}
+    found: list[list[str]] = []
+    for source in list_sources(recipe.data.train, recipe.data.held):
+        progress(f"checking the pictures of {source.name}", None)
+        found.append([source.name, images_sha256(source, options) or ""])
+    return {"data.images": found}
 
 
 def contents_read(contents: Contents) -> list[list[str]]:

@@ -10,9 +10,9 @@ from typing import Any
 
 from everlearn.processes.child import answer
 from everlearn.progress import Progress
-from train.data.options import DataOptions
 from train.data.prepare import prepare
 from train.data.train_tokenizer import train_tokenizer
+from train.models.image_text import image_size
 from train.recipe import TrainRecipe, validate_recipe
 
 
@@ -23,9 +23,9 @@ def prepare_run(request: Mapping[str, Any], progress: Progress) -> dict[str, Any
     run = json.loads((run_dir / "run.json").read_bytes())
     recipe, tokenizer_dir = validate_recipe(TrainRecipe, run["recipe"]), Path(run["tokenizer_dir"])
     data = recipe.data
-    said = data.model_dump(include=set(DataOptions.model_fields))
-    said |= {"max_tokens": data.max_tokens or recipe.sequence_tokens}
-    options = DataOptions(**said | {"kind": recipe.objective_spec.data or data.kind})
+    options = recipe.data_options
+    if options.kind == "contrastive" and not options.image_size and run["model_dir"]:
+        options = options.model_copy(update={"image_size": image_size(Path(run["model_dir"]))})
     if recipe.architecture and not tokenizer_dir.exists():
         progress("learning a tokenizer", None)
         size, kind = recipe.architecture.vocab, recipe.architecture.tokenizer_options

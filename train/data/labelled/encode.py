@@ -5,7 +5,7 @@ token-classification at each word's first piece, the number of its tag's name
 question-answering   at tokens where answer k begins, the bit 2k, and where it ends, 2k + 1; at the first token those of
                      a window without an answer, and :data:`CONTINUES` in all windows of a question but the first
 pair-scoring         at the first token, the bits of the score as a float32
-embedding            at the first token, 0
+embedding, contrastive  at the first token, 0
 
 -100 at every other token; a seq2seq example has its target after its source, and needs no such column.
 ``segments``: 0 in a first text, 1 in a second (and the marks after it), 2 in an embedding's negative.
@@ -53,6 +53,7 @@ class LabelledTokens:
             "question-answering": self._answered,
             "embedding": self._texts,
             "seq2seq": self._sequences,
+            "contrastive": self._caption,
         }[raw.kind]
         return encode(raw.record)
 
@@ -124,6 +125,14 @@ class LabelledTokens:
         labels = np.full(sum(map(len, ids)), IGNORED, dtype=np.int32)
         labels[0] = 0
         return [Example(np.concatenate(ids), labels != IGNORED, labels, np.concatenate(segments))], any_cut
+
+    def _caption(self, record: dict[str, Any]) -> tuple[list[Example], bool]:
+        windows, is_cut = self._windows(record["text"], one=True)
+        if not windows:
+            return [], True
+        labels = np.full(len(windows[0].ids), IGNORED, dtype=np.int32)
+        labels[0] = 0
+        return [_example(windows[0], labels)], is_cut
 
     def _sequences(self, record: dict[str, Any]) -> tuple[list[Example], bool]:
         """Each side up to ``max_tokens``; the target ends with the end token, unless it is cut."""

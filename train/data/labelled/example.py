@@ -10,7 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 LabelledKind = Literal[
-    "classification", "token-classification", "question-answering", "pair-scoring", "embedding", "seq2seq"
+    "classification",
+    "token-classification",
+    "question-answering",
+    "pair-scoring",
+    "embedding",
+    "seq2seq",
+    "contrastive",
 ]
 """By the name of the objective that learns from them."""
 
@@ -21,16 +27,22 @@ TEXTS: dict[LabelledKind, tuple[str, ...]] = {
     "pair-scoring": ("query", "document"),
     "embedding": ("anchor", "positive", "negative"),
     "seq2seq": ("source", "target"),
+    "contrastive": ("text",),
 }
 """What of each kind a model reads, in its order."""
 
-SHARED: dict[LabelledKind, str] = {"question-answering": "context", "pair-scoring": "query"}
+SHARED: dict[LabelledKind, str] = {
+    "question-answering": "context",
+    "pair-scoring": "query",
+    "contrastive": "image",
+}
 """What many examples have in common: all that share it are on one side of the split, or it would be known there."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """``record``: the example's own keys and values, checked by ``train.data.labelled.forms``. The rest as in
+    """``record``: the example's own keys and values, checked by ``train.data.labelled.forms``; of a picture its sha256.
+    ``image``: the picture's bytes as they were read, and once it is cleaned, its pixels (uint8). The rest as in
     ``train.data.examples.Text``."""
 
     kind: LabelledKind
@@ -38,6 +50,7 @@ class Labelled:
     source: str = field(default="", compare=False)
     form: str = field(default="", compare=False)
     ignored: tuple[str, ...] = field(default=(), compare=False)
+    image: bytes | None = field(default=None, compare=False, repr=False)
 
     @property
     def texts(self) -> tuple[str, ...]:

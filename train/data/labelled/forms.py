@@ -5,14 +5,17 @@ A record with other keys, a label that is none, or an answer that is not in its 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Collection
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from train.data.examples import checked_text, kind_of
 from train.data.labelled.example import Labelled, LabelledKind
+from train.data.labelled.images import image_bytes
 from train.data.reading.forms import Record, UnknownForm, fault, unpacked_json
 from train.data.reading.schema import Schema
 
@@ -21,6 +24,7 @@ TAGS = ("tags", "ner_tags", "pos_tags")
 SCORED = (("query", "document"), ("sentence1", "sentence2"))
 SCORES = ("label", "score")
 ANCHORS = ("anchor", "query")
+IMAGES, CAPTIONS = ("image", "file_name"), ("text", "caption")
 MAX_LABEL_CHARS = 200
 MAX_WORDS = 100_000
 MAX_ANSWERS = 15
@@ -33,6 +37,7 @@ RIGHT: dict[LabelledKind, str] = {
     "pair-scoring": '"query", "document" and "label", or "sentence1", "sentence2" and "score"',
     "embedding": '"anchor" and "positive", and "negative" where there is one',
     "seq2seq": '"source" and "target", or "translation" with data.translation, such as en-es',
+    "contrastive": '"image" (or "file_name") and "text" (or "caption")',
 }
 NEEDED: dict[LabelledKind, tuple[tuple[str, ...], ...]] = {
     "classification": tuple((first, "label") for first, _ in TEXT_PAIRS),
@@ -41,13 +46,15 @@ NEEDED: dict[LabelledKind, tuple[tuple[str, ...], ...]] = {
     "pair-scoring": tuple((*pair, score) for pair in SCORED for score in SCORES),
     "embedding": tuple((anchor, "positive") for anchor in ANCHORS),
     "seq2seq": (("source", "target"), ("translation",)),
+    "contrastive": tuple((image, caption) for image in IMAGES for caption in CAPTIONS),
 }
 """Of each kind, the keys that one of its forms cannot do without."""
 LISTS = frozenset({"tokens", *TAGS, "answers", "translation"})
 
 
-def schema_of(kind: LabelledKind, translation: str | None = None) -> Schema:
-    """How records of ``kind`` are read. ``translation``: from which language to which, where records hold several."""
+def schema_of(kind: LabelledKind, translation: str | None = None, folder: Path = Path()) -> Schema:
+    """How records of ``kind`` are read. ``translation``: from which language to which, where records hold several.
+    ``folder``: where the pictures lie that records name."""
     makers: dict[LabelledKind, Callable[[_Said], Record]] = {
         "classification": _classified,
         "token-classification": _tagged,
@@ -55,6 +62,7 @@ def schema_of(kind: LabelledKind, translation: str | None = None) -> Schema:
         "pair-scoring": _scored,
         "embedding": _paired,
         "seq2seq": partial(_translated, translation=translation),
+        "contrastive": partial(_pictured, folder=folder),
     }
     needed = NEEDED[kind]
     known = {key for keys in needed for key in keys} | {"negative", "text_pair", "hypothesis", "sentence2"}
@@ -65,7 +73,10 @@ def schema_of(kind: LabelledKind, translation: str | None = None) -> Schema:
     def parse(record: Any, source: str, ignored: tuple[str, ...] = ()) -> Labelled:
         said = _Said(record, source, kind, is_enough)
         made = makers[kind](said)
-        return Labelled(kind, made, source, kind, (*ignored, *said.left()))
+        image = made.get("image")
+        if image is not None:
+            made["image"] = hashlib.sha256(image).hexdigest()
+        return Labelled(kind, made, source, kind, (*ignored, *said.left()), image)
 
     starts = tuple(sorted({key for keys in needed for key in keys}))
     return Schema(parse, frozenset(known), LISTS, LISTS, starts, is_enough, f"Right would be {RIGHT[kind]}")
@@ -258,3 +269,9 @@ def _translated(said: _Said, translation: str | None) -> Record:
             said.refuse(f'"translation" has no text in "{language}" (it has {known or "none"})', "Add it")
         texts.append(checked_text(pair[language], said.source, f"translation.{language}"))
     return {"source": texts[0], "target": texts[1]}
+
+
+def _pictured(said: _Said, folder: Path) -> Record:
+    """``image``: the picture's bytes."""
+    image, caption = said.one_of(*IMAGES), said.one_of(*CAPTIONS)
+    return {"image": image_bytes(said.value(image), folder, said.source), "text": said.text(caption)}

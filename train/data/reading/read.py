@@ -115,7 +115,7 @@ def read_examples(
     limits = limits or Limits()
     name = name or path.name
     count = 0
-    schema = schema_of(kind, translation) if kind in get_args(LabelledKind) else UNLABELLED
+    schema = schema_of(kind, translation, path.parent) if kind in get_args(LabelledKind) else UNLABELLED
     for example in _examples(path, name, limits, schema):
         if kind == "chat" and isinstance(example, Text):
             raise wrong(

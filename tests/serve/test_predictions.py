@@ -18,8 +18,9 @@ from transformers import pipeline
 from compress.headed_encoder import load_headed
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
+from tests.support.serve.browser import IN_A_BROWSER, Driver, Window
 from tests.support.serve.headed import NAMES, add_headed
-from tests.support.serve.supervised import REAL, Supervised, supervised
+from tests.support.serve.supervised import REAL, Supervised, eventually, supervised
 from train.models.load import load_model
 
 TEXTS = ["Rates rose again in March.", "The mill stands by the river, where it always stood.", "Rain."]
@@ -196,3 +197,38 @@ def test_what_cannot_be_answered_is_refused_by_its_name(
     response = httpx.post(server.url + path, json=body, timeout=60)
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param, response.text
+
+
+class TestPlayground:
+    pytestmark = IN_A_BROWSER
+
+    def test_shows_what_each_kind_of_model_says(self, server: Supervised, browser: Driver) -> None:
+        from selenium.webdriver.common.keys import Keys
+
+        page = Window(browser, f"{server.url}/")
+        page.load()
+        eventually(lambda: "writer" in page.one("#model").text)
+
+        def shown(name: str, text: str, selector: str) -> list[str]:
+            """What stands at ``selector`` of the answer; the lines of ``text`` as a person writes them."""
+            page.driver.execute_script(
+                "const select = document.getElementById('model'); select.value = arguments[0];"
+                "select.dispatchEvent(new Event('change'))",
+                name,
+            )
+            before = len(page.all(".answer"))
+            first, *others = text.split("\n")
+            page.one("#prompt").send_keys(
+                first,
+                *(key for line in others for key in (Keys.SHIFT, Keys.ENTER, Keys.SHIFT, line)),
+                Keys.ENTER,
+            )
+            eventually(lambda: len(page.all(".answer")) > before and not page.all(".working"))
+            return page.texts(f".answer:last-child {selector}")
+
+        assert set(shown("topics", TEXTS[0], ".bar-label")) == {"sport", "politics", "weather"}
+        assert set(shown("ranker", "\n".join([QUERY, *TEXTS]), ".ranked > li > p")) == set(TEXTS)
+        assert shown("finder", f"{QUERY}\n{TEXTS[1]}", "mark")[0] in TEXTS[1]
+        assert shown("names", TEXTS[1], ".text p")[0].replace("PER", "") == TEXTS[1]
+        assert shown("writer", TEXTS[1], ".text p")[0]
+        assert page.problems() == []

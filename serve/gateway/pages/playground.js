@@ -1,5 +1,7 @@
 // The playground: a chat page over the same /v1 API that every other client uses.
 
+import { TASKS, element } from "./playground_tasks.js";
+
 const $ = (id) => document.getElementById(id);
 const page = Object.fromEntries(
   [
@@ -12,6 +14,8 @@ const api = new URL("v1/", location.href);
 
 /** The turns of this conversation: {role, content}. An answer is added when it ends. */
 let turns = [];
+/** How models that do not chat are asked, by their names. */
+let tasks = {};
 /** The AbortController of the answer being written, or null. */
 let running = null;
 
@@ -87,8 +91,9 @@ async function loadModels() {
   const wanted = page.model.value || recall("model");
   try {
     const { data } = await (await request("models")).json();
-    const chats = data.filter((model) => model.task === "generate");
+    const chats = data.filter((model) => model.task === "generate" || model.task in TASKS);
     page.model.replaceChildren(...chats.map((model) => new Option(model.id, model.id)));
+    tasks = Object.fromEntries(chats.map((model) => [model.id, TASKS[model.task]]));
     if (chats.some((model) => model.id === wanted)) page.model.value = wanted;
     page.model.disabled = chats.length === 0;
     if (chats.length === 0) page.model.append(new Option("No model is served", ""));
@@ -105,13 +110,6 @@ async function loadModels() {
 }
 
 // ---------------------------------------------------------------------------------------------------- text on the page
-
-function element(name, className = "", ...children) {
-  const node = document.createElement(name);
-  if (className) node.className = className;
-  node.append(...children);
-  return node;
-}
 
 function button(label, action) {
   const node = element("button", "mini", label);
@@ -240,7 +238,8 @@ class Answer {
 
   draw() {
     const follow = isAtEnd();
-    render(this.body, this.text);
+    if (this.nodes) this.body.replaceChildren(...this.nodes);
+    else render(this.body, this.text);
     this.meta.replaceChildren(...this.figures());
     if (follow) scrollToEnd();
   }
@@ -310,9 +309,13 @@ async function answer() {
   let usage = null;
   let note = "";
   try {
-    const response = await request("chat/completions", { body, signal });
+    const task = tasks[model];
+    const asked = turns.at(-1).content;
+    const sent = task ? task.body(model, asked, body.max_completion_tokens) : body;
+    const response = await request(task ? task.path(model) : "chat/completions", { body: sent, signal });
     shown.model = response.headers.get("x-everlearn-version") ?? model;
-    for await (const event of events(response)) {
+    if (task) Object.assign(shown, task.show(await response.json(), asked));
+    else for await (const event of events(response)) {
       if (event.usage) usage = event.usage;
       const choice = event.choices?.[0];
       if (choice?.delta?.content) shown.add(choice.delta.content);
@@ -399,6 +402,8 @@ function refreshSend() {
   page.stop.hidden = !running;
   page.send.hidden = Boolean(running);
   page.send.disabled = !page.prompt.value.trim() || !page.model.value;
+  page.ideas.hidden = Boolean(tasks[page.model.value]);
+  page.prompt.placeholder = tasks[page.model.value]?.hint ?? "Write a message";
   for (const idea of page.ideas.querySelectorAll("button")) idea.disabled = !page.model.value;
 }
 
@@ -485,7 +490,10 @@ page.toggleSettings.addEventListener("click", () => (page.settings.hidden ? open
 page.closeSettings.addEventListener("click", closeSettings);
 page.fields.addEventListener("submit", (event) => event.preventDefault());
 page.apiKey.addEventListener("change", loadModels);
-page.model.addEventListener("change", () => remember("model", page.model.value));
+page.model.addEventListener("change", () => {
+  remember("model", page.model.value);
+  refreshSend();
+});
 
 page.baseUrl.textContent = api.href.replace(/\/$/, "");
 keepFields();

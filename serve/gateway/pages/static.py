@@ -8,7 +8,8 @@ from starlette.responses import JSONResponse, Response
 
 PAGES = {"/": "playground.html", "/console": "console.html", "/docs": "docs.html"}
 PARTS = (
-    "playground.css", "playground.js", "console.css", "console.js", "console_elements.js", "docs.css", "docs.js",
+    "playground.css", "playground.js", "playground_tasks.js", "console.css", "console.js", "console_elements.js",
+    "docs.css", "docs.js",
 )  # fmt: skip
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "

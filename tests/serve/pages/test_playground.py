@@ -297,7 +297,7 @@ def test_it_is_light_or_dark_as_the_person_likes(page: Page) -> None:
 
 
 def test_the_page_is_small(server: Supervised) -> None:
-    files = ("", "playground.css", "playground.js")
+    files = ("", "playground.css", "playground.js", "playground_tasks.js")
     assert sum(len(httpx.get(f"{server.url}/{file}").content) for file in files) < 60_000
 
 

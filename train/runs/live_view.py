@@ -88,4 +88,7 @@ def numbers_of(report: dict[str, Any]) -> str:
 
 
 def held_line(report: dict[str, Any]) -> str:
-    return f"step {report['step']}: perplexity {math.exp(report['held_nll']):.3f} on the held-out set"
+    """The task's own measures, or the perplexity of models without."""
+    figures = report.get("held") or {"perplexity": math.exp(report["held_nll"])}
+    said = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in figures.items())
+    return f"step {report['step']}: {said} on the held-out set"

@@ -34,6 +34,7 @@ from train.objectives.labelled import sequence_logits
 from train.recipe import Classification as ClassSettings
 from train.recipe import Embedding as EmbeddingSettings
 from train.recipe import TrainRecipe, validate_recipe
+from train.runs.live_view import held_line
 
 CLASSES: dict[str, Any] = {
     "classification": AutoModelForSequenceClassification,
@@ -134,6 +135,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     }
     steps = [json.loads(line) for line in (tmp_path / "stopped" / "steps.jsonl").open()]
     assert [each["step"] for each in steps] == list(range(1, 9)) and steps[3]["held"] and not steps[2]["held"]
+    [name] = list(steps[3]["held"])[:1]
+    assert held_line(steps[3]).startswith(f"step 4: {name.replace('_', ' ')} ")
 
 
 @pytest.mark.parametrize("objective", ["classification", "token-classification", "question-answering", "pair-scoring", "embedding"])  # fmt: skip

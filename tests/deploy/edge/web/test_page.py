@@ -65,9 +65,8 @@ def page_cpu_s(driver: Driver) -> float:
 
 
 def tokens_per_cpu_s(driver: Driver) -> float:
-    """Of an answer whose prompt has been read before."""
+    """Of an answer, the reading of its short prompt included."""
     request = {"messages": [{"role": "user", "content": "Why is the sky blue?"}], "temperature": 0}
-    create(driver, **request, max_tokens=1)
     before = page_cpu_s(driver)
     answer = create(driver, **request, max_tokens=32)
     return answer["usage"]["completion_tokens"] / (page_cpu_s(driver) - before)

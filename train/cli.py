@@ -49,3 +49,20 @@ def train(
         say=lambda line: print(line, file=sys.stderr),
     )
     print_added(version, as_json)
+
+
+data = typer.Typer(help="Look at prepared data.", no_args_is_help=True)
+commands.add_typer(data, name="data")
+
+
+@data.command("show")
+def show_data(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Prepared data, such as a run's data/.")],
+    out: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("data.html"),
+) -> None:
+    """Write one HTML page about prepared data: lengths, languages, sources, what was left out and examples of it."""
+    from everlearn.bundles.durable import write_file
+    from train.data.page.card_page import card_page
+
+    write_file(out, card_page(folder).encode())
+    print(out)

@@ -10,6 +10,7 @@ tokenize           examples to token ids; ``chat_template`` writes conversations
                    of one of the ``tokenizer_kinds``
 store              tokenized examples on disk
 card               what went in, what was left out, what came out
+page/              that as an HTML page
 packing            examples to rows, rows to batches: what training reads
 splitmix           random numbers that are the same everywhere
 """

@@ -1,0 +1,1 @@
+"""Prepared data as a page for people."""

@@ -11,6 +11,8 @@ from packaging.utils import canonicalize_name
 from tests.support.locks import PROJECT, REPOSITORY, wanted
 
 OURS = {"everlearn", "train", "compress", "serve", "continual", "deploy", "tests", "benchmarks"}
+ELSEWHERE = {"datatrove"}
+"""Peers that a benchmark runs in an environment of their own."""
 EXTRAS = {
     "serve/gateway": ["serve"],
     "serve": ["serve", "edge", "vllm", "tracing"],
@@ -32,7 +34,7 @@ def imported(folder: Path) -> set[str]:
                 names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names.add(node.module.split(".")[0])
-    return names - OURS - sys.stdlib_module_names
+    return names - OURS - ELSEWHERE - sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("folder", EXTRAS)

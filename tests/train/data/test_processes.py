@@ -69,6 +69,13 @@ def test_progress_is_told_by_size(corpus: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     collect_each(
-        sources, ["0" * 64] * 4, DataOptions(), work, None, 1, lambda _, done=None: told.append(done)
+        sources,
+        ["0" * 64] * 4,
+        [None] * 4,
+        DataOptions(),
+        work,
+        None,
+        1,
+        lambda _, done=None: told.append(done),
     )
     assert told == sorted(told, key=float) and told[-1] == pytest.approx(0.6)  # type: ignore[arg-type]

@@ -151,6 +151,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         request = {
             "model_dir": str(parents["encoder"]),
             "directory": str(made[name]),
+            "task": "embed",
             "precision": precision,
             "calibration": calibration.model_dump(mode="json"),
         }

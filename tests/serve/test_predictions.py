@@ -114,6 +114,13 @@ def test_tokens_have_the_probabilities_that_torch_gives_them(
         assert np.array(said["data"]) == pytest.approx(logits.softmax(-1).numpy(), abs=1e-4)
 
 
+def test_an_answer_that_would_be_huge_is_refused_before_it_is_computed(server: Supervised) -> None:
+    texts = ["a b c d e f g h i j " * 11] * 2048
+    refused = httpx.post(f"{server.url}/models/names", json={"inputs": texts}, timeout=60)
+    assert refused.status_code == 400
+    assert "tokens, and an answer speaks of at most 100000" in refused.text
+
+
 def test_hugging_faces_client_gets_what_its_pipeline_says(
     server: Supervised, parents: dict[str, Path]
 ) -> None:

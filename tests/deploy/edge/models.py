@@ -54,6 +54,7 @@ def register_encoder(settings: Settings, parent: Path) -> None:
         request = {
             "model_dir": str(parent),
             "directory": str(staging),
+            "task": "embed",
             "precision": "int8",
             "calibration": Calibration(tokens=1024).model_dump(mode="json"),
         }

@@ -45,6 +45,11 @@ OUTPUTS = {
 }
 """The graph's outputs that each task reads."""
 
+MAX_NUMBERS = 1_000_000
+"""In an answer of probabilities: about 20 MB of JSON."""
+MAX_LABELLED_TOKENS = 100_000
+"""Of one request, each of which may be an entity of the answer."""
+
 Request = TypeVar("Request", bound=Body)
 Read = TypeVar("Read")
 
@@ -162,31 +167,40 @@ class HeadBackend:
         """POST /pooling: of each token, the special ones included, the probabilities of the labels."""
 
         def read(request: PoolingRequest) -> list[Encoded]:
-            return self.encoder.encode(as_list(request.input))
+            texts = self.encoder.encode(as_list(request.input))
+            refuse_tokens(texts, MAX_NUMBERS // len(self.labels), "input")
+            return texts
+
+        def said() -> list[dict[str, Any]]:
+            return [
+                {"index": index, "object": "pooling", "data": softmax(logits).tolist()}
+                for index, (logits,) in enumerate(computed)
+            ]
 
         _, texts = await self._read(body, responder, PoolingRequest, read)
         counted, computed = await self._compute(texts, responder)
-        data = [
-            {"index": index, "object": "pooling", "data": softmax(logits).tolist()}
-            for index, (logits,) in enumerate(computed)
-        ]
-        await responder.json(self._list("pool", data, counted))
+        await responder.json(self._list("pool", await asyncio.to_thread(said), counted))
 
     async def entities(self, body: bytes, responder: Responder) -> None:
         """POST /models: Hugging Face's token classification."""
 
         def read(request: TaskRequest) -> list[Encoded]:
-            return self.encoder.encode(texts_in(request), "inputs")
+            texts = self.encoder.encode(texts_in(request), "inputs")
+            refuse_tokens(texts, MAX_LABELLED_TOKENS, "inputs")
+            return texts
+
+        def said() -> list[list[dict[str, Any]]]:
+            return [
+                entities(text, encoded, softmax(logits), self.labels, ignored, simple=simple)
+                for text, encoded, (logits,) in zip(texts_in(request), texts, computed, strict=True)
+            ]
 
         request, texts = await self._read(body, responder, TaskRequest, read)
         counted, computed = await self._compute(texts, responder)
         parameters = request.parameters
         simple = (parameters and parameters.aggregation_strategy) != "none"
         ignored = parameters.ignore_labels if parameters and parameters.ignore_labels is not None else ["O"]
-        found = [
-            entities(text, encoded, softmax(logits), self.labels, ignored, simple=simple)
-            for text, encoded, (logits,) in zip(texts_in(request), texts, computed, strict=True)
-        ]
+        found = await asyncio.to_thread(said)
         answer = found if isinstance(request.inputs, list) else found[0]
         await responder.json({"answer": answer, "usage": counted})
 
@@ -205,7 +219,8 @@ class HeadBackend:
         counted, computed = await self._compute(windows.texts, responder)
         parameters = request.parameters
         top_k = (parameters and parameters.top_k) or 1
-        found = answers(windows, computed, top_k, parameters and parameters.max_answer_len)
+        longest = parameters and parameters.max_answer_len
+        found = await asyncio.to_thread(answers, windows, computed, top_k, longest)
         await responder.json({"answer": found if top_k > 1 else found[0], "usage": counted})
 
     def _probabilities(self, logits: NDArray[np.float32], function: str | None = None) -> NDArray[np.float32]:
@@ -244,6 +259,16 @@ class HeadBackend:
             "data": data,
             "usage": counted,
         }
+
+
+def refuse_tokens(texts: Sequence[Encoded], most: int, param: str) -> None:
+    """Raises InvalidInput for more than ``most`` tokens in all, of each of which the answer says something."""
+    tokens = sum(len(one.ids) for one in texts)
+    if tokens > most:
+        raise InvalidInput(
+            f"{param} has {tokens} tokens, and an answer speaks of at most {most}: send fewer texts",
+            param=param,
+        )
 
 
 def as_list(texts: str | list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,9 +171,16 @@ def gather(model: torch.nn.Module, group: Group) -> dict[str, torch.Tensor] | No
             if group.is_first:
                 state[name] = tensor.cpu()
     if group.is_first:
-        persistent = model.state_dict(keep_vars=True)
-        state |= {name: one.cpu() for name, one in model.named_buffers() if name in persistent}
+        state |= {name: buffer.cpu() for name, buffer in kept_buffers(model)}
     return state
+
+
+def kept_buffers(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """By name, those that are saved. Not by ``state_dict``: under FSDP2 all ranks have to call it."""
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(prefix, recurse=False):
+            if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+                yield name, buffer
 
 
 def resolve(recipe: TrainRecipe, rows: int, request: Mapping[str, Any], group: Group) -> dict[str, Any]:

@@ -9,19 +9,18 @@ again for their gradients (as GradCache, arXiv 2101.06983), so that neither memo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from everlearn.errors import ConfigError
 from train.models.sentence import hidden_size, pooling_of
 from train.objectives.labelled import IGNORED, example_numbers, held_out, held_rows, rows_of
 from train.objectives.objective import RunInputs, Training
+from train.objectives.whole_batch import first_row, gathered, in_chunks
 from train.recipe import Embedding as Settings
 
 SAME = 1e-6
@@ -82,14 +81,13 @@ class Embedding:
         candidate_keys, candidate_there = (
             torch.cat([gathered(each) for each in lists[1:]]) for lists in (keys, there)
         )
-        ranks, rank = _ranks()
         rows = len(valid)
-        own = torch.arange(rows, device=valid.device) + rank * rows
+        own = torch.arange(rows, device=valid.device) + first_row(rows)
         hidden = ~candidate_there[None] | (candidate_keys[None] == keys[1][:, None])
         asked = (
             gathered(keys[0])[None] == keys[0][:, None]
         )  # of an equal anchor, the positive is right as well
-        hidden[:, : rows * ranks] |= asked
+        hidden[:, : asked.shape[1]] |= asked
         hidden[torch.arange(rows, device=valid.device), own] = False
         total = torch.zeros((), device=valid.device)
         for dimensions in self.dimensions or (texts[0].shape[1],):
@@ -101,15 +99,7 @@ class Embedding:
 
     def _encode(self, model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
         """Embeddings float32 (rows, dim), ``at_once`` rows at a time."""
-        parts: list[Tensor] = []
-        for start in range(0, len(ids), self.at_once):
-            part = slice(start, start + self.at_once)
-            if torch.is_grad_enabled() and len(ids) > self.at_once:
-                made: Any = checkpoint(self._pooled, model, ids[part], mask[part], use_reentrant=False)
-            else:
-                made = self._pooled(model, ids[part], mask[part])
-            parts.append(made)
-        return torch.cat(parts)
+        return in_chunks(partial(self._pooled, model), [ids, mask], self.at_once)
 
     def _pooled(self, model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
         states = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
@@ -136,28 +126,3 @@ def _key(ids: Tensor, mask: Tensor) -> Tensor:
     for column, there in zip(ids.t(), mask.t(), strict=True):
         key = torch.where(there, key * 6364136223846793005 + column + 1442695040888963407, key)
     return key
-
-
-def _ranks() -> tuple[int, int]:
-    return (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-
-
-def gathered(mine: Tensor) -> Tensor:
-    """The rows of all ranks, in their order; gradients of all ranks' losses come back to each one's own rows."""
-    return _Gathered.apply(mine) if dist.is_initialized() else mine  # type: ignore[return-value]
-
-
-class _Gathered(torch.autograd.Function):
-    """torch's own all_gather has no gradient, and open_clip's local loss lacks that of the other ranks."""
-
-    @staticmethod
-    def forward(ctx: Any, mine: Tensor) -> Tensor:
-        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, mine.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> Tensor:
-        grad = outer[0].contiguous()
-        dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]

@@ -61,7 +61,9 @@ def test_each_step_is_a_version_made_of_the_one_before_and_is_not_done_twice(
     assert again == [one.ref for one in (smaller, healed, int4)]
     monkeypatch.setenv("EVERLEARN_HOME", str(tiny_settings.home))
     said = CliRunner().invoke(app, ["compress", "tiny@1", "--recipe", str(plan_file)]).output
-    assert f"on its held-out text, after {healed.manifest.metrics['held_perplexity']}" in " ".join(said.split())
+    assert f"on its held-out text, after {healed.manifest.metrics['held_perplexity']}" in " ".join(
+        said.split()
+    )
     assert f"{int4.ref}: onnx-genai" in said and f", of {healed.ref}\n" in said
     assert said.endswith(f"Beside the original: everlearn compare tiny@1 {int4.ref}\n")
 

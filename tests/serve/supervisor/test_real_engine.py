@@ -27,9 +27,8 @@ SEIZE, INTERRUPT = 0x4206, 0x4207
 def server(real_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
     """Both kinds of engine, each with one thread that computes."""
     home = tmp_path_factory.mktemp("real") / "home"
-    shutil.copytree(
-        real_settings.home, home, ignore=shutil.ignore_patterns("run", "tmp", "cache", "arm64", "*.lock")
-    )
+    shutil.copytree(real_settings.home / "store", home / "store")
+    shutil.copy(real_settings.home / "everlearn.db", home)
     settings = {"REAL_ENGINE": "1", "EVERLEARN_ONNX__STUCK_S": "2", "EVERLEARN_ONNX__THREADS": "1"}
     sizes = {"EVERLEARN_ONNX__SLOTS": "4", "EVERLEARN_ONNX__CONTEXT": "1024"}
     with supervised(home, "smollm2", "minilm", command=FAKE, **settings, **sizes) as running:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deploy.edge.manifest import DecoderGraph, EncoderGraph
+from deploy.edge.manifest import DecoderGraph, Graph
 from deploy.edge.plan import Plan
 from everlearn.errors import EverlearnError, InvalidInput
 
@@ -126,9 +126,9 @@ def multiplied_bytes(plan: Plan) -> int:
     return found
 
 
-def cache_bytes(graph: DecoderGraph | EncoderGraph) -> int:
+def cache_bytes(graph: Graph) -> int:
     """Of keys and values when the context is full."""
-    if isinstance(graph, EncoderGraph):
+    if not isinstance(graph, DecoderGraph):
         return 0
     element = {"float32": 4, "float16": 2}.get(graph.cache, 1)
     return 2 * graph.layers * graph.kv_heads * graph.head_size * graph.context * element

@@ -23,7 +23,7 @@ from deploy.edge.targets import TARGETS, FormName
 from deploy.edge.web.site import write_site
 from deploy.edge.weights import write_weights
 from everlearn.bundles.durable import move_directory, sync_tree
-from everlearn.bundles.tasks import refuse_task
+from everlearn.bundles.tasks import TASK_WORDS, refuse_task
 from everlearn.errors import Conflict, EverlearnError, InvalidInput, Unsupported
 from everlearn.privacy import share_folder
 from everlearn.progress import Progress, silent
@@ -103,9 +103,9 @@ def form_for(version: Version, target: str, form: FormName | None) -> FormName:
     if form and form not in forms:
         slow = next((one for one in TARGETS[target].runtime.slow if form == "int4-matmulnbits"), None)
         why = f": {slow.operator} is slow there, {slow.why}" if slow else ""
-        kind = "decoders" if version.task == "generate" else "encoders"
         raise Unsupported(
-            f"{target} does not take {kind} as {form}{why}; it takes {', '.join(forms)}", param="form"
+            f"{target} does not take {TASK_WORDS[version.task]} as {form}{why}; it takes {', '.join(forms)}",
+            param="form",
         )
     return form or forms[0]
 

@@ -22,7 +22,7 @@ Arm64 = Annotated[
         help="Folder with usr/bin/python3.11 and site/ (numpy, onnxruntime) for arm64, to run under qemu.",
     ),
 ]
-FORM_HELP = "How weights are stored; the first is the default. Decoders: {}. Encoders: {}.".format(
+FORM_HELP = "How weights are stored; the first is the default. Decoders: {}. All others: {}.".format(
     *(
         "; ".join(f"{target}: {', '.join(of.forms[task])}" for target, of in TARGETS.items())
         for task in ("generate", "embed")

@@ -79,6 +79,18 @@ class EncoderGraph(Part):
     hidden: Count
 
 
+class HeadGraph(Part):
+    """An encoder with a head. ``context``: tokens that a text, or a pair of texts, may have. ``labels``: in the order of the
+    logits. ``multi_label``: each of them is a decision of its own."""
+
+    context: Count
+    labels: list[str]
+    multi_label: bool = False
+
+
+Graph = DecoderGraph | EncoderGraph | HeadGraph
+
+
 class Generation(Part):
     """What ends an answer, and how the model's authors sample."""
 
@@ -104,6 +116,18 @@ class EncoderProbe(Part):
     embedding: list[float]
 
 
+class HeadProbe(Part):
+    """The first logits of a text or a pair, of each of the graph's outputs in turn. ``type_ids``: 1 in a second text."""
+
+    token_ids: Annotated[list[Count], Field(min_length=1)]
+    type_ids: list[Count]
+    logits: list[float]
+
+
+Probe = DecoderProbe | EncoderProbe | HeadProbe
+Probes = list[DecoderProbe] | list[EncoderProbe] | list[HeadProbe]
+
+
 class Measured(Part):
     tokens_per_s: float
     peak_bytes: Count
@@ -123,9 +147,9 @@ class EdgeManifest(Part):
     runtime: RuntimeUsed
     files: list[File]
     tensors: dict[str, list[TensorSpan]]
-    graph: DecoderGraph | EncoderGraph
+    graph: Graph
     generation: Generation | None = None
-    probes: Annotated[list[DecoderProbe] | list[EncoderProbe], Field(min_length=1)]
+    probes: Annotated[Probes, Field(min_length=1)]
     bound: float = Field(gt=0)
     download_bytes: Count
     memory_bytes: Count

@@ -12,9 +12,17 @@ from onnx import ModelProto
 
 from deploy.edge.int8 import round_to_int8
 from deploy.edge.last_logits import keep_last_logits
-from deploy.edge.manifest import GRAPH, WEBGPU_GRAPH, DecoderGraph, EncoderGraph, Generation
+from deploy.edge.manifest import (
+    GRAPH,
+    WEBGPU_GRAPH,
+    DecoderGraph,
+    EncoderGraph,
+    Generation,
+    Graph,
+    HeadGraph,
+)
 from deploy.edge.qdq import dequantize_once
-from deploy.edge.targets import EMBEDDING, LOGITS, PAST, TARGETS, EdgeTarget, FormName
+from deploy.edge.targets import LOGITS, OUTPUTS, PAST, TARGETS, EdgeTarget, FormName
 from deploy.edge.weights import Content, Placed, contents_of, place, refer_to
 from everlearn.bundles.contents import read_json_object
 from everlearn.errors import Unsupported
@@ -23,13 +31,6 @@ from everlearn.registry.records import Version
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 GENAI_CONFIG = "genai_config.json"
 FP32 = "float32"
-NOT_YET = {
-    "ForSequenceClassification": "a classifier",
-    "ForTokenClassification": "a classifier of tokens",
-    "ForConditionalGeneration": "an encoder-decoder",
-    "ForQuestionAnswering": "a model of answers in a text",
-}
-"""What the names of architectures end with, and what they are."""
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Plan:
     form: FormName
     model: ModelProto
     contents: dict[str, Content]
-    graph: DecoderGraph | EncoderGraph
+    graph: Graph
     parts: list[Placed] = field(default_factory=list[Placed])
     files: dict[str, bytes | Path] = field(default_factory=dict[str, bytes | Path])
     generation: Generation | None = None
@@ -88,14 +89,7 @@ def plan(version: Version, bundle: Path, target: str, form: FormName) -> Plan:
 
 
 def refuse_version(version: Version, target: str) -> None:
-    """Raises Unsupported for a kind of model that no folder holds, and for a version that is no ONNX graph."""
-    architecture = version.manifest.architecture
-    other = next((kind for end, kind in NOT_YET.items() if architecture.endswith(end)), None)
-    if other and version.task != "generate":
-        raise Unsupported(
-            f"{version.ref} is {other} ({architecture}), and everlearn's versions hold decoders and encoders: the "
-            "graph of one that it compressed gives embeddings alone. docs/edge.md says what works"
-        )
+    """Raises Unsupported for a version that is no ONNX graph."""
     if version.format not in ("onnx-genai", "onnx"):
         to = "int4-onnx" if version.task == "generate" else "int8-onnx"
         raise Unsupported(
@@ -133,12 +127,30 @@ def plan_encoder(version: Version, bundle: Path, target: str, form: FormName, mo
             f"everlearn compress {version.model} --to int8-onnx"
         )
     config = read_json_object(bundle / "config.json")
-    (output,) = (one for one in model.graph.output if one.name == EMBEDDING)
-    hidden = output.type.tensor_type.shape.dim[-1].dim_value or config["hidden_size"]
-    graph = EncoderGraph(context=config["max_length"], hidden=hidden)
+    outputs = {one.name: one for one in model.graph.output}
+    if missing := [name for name in OUTPUTS[version.task] if name not in outputs]:
+        raise Unsupported(
+            f"{version.ref}: its graph computes {', '.join(outputs)}, not {', '.join(missing)}: compress it again"
+        )
+    graph: Graph
+    if version.task == "embed":
+        dims = outputs[OUTPUTS["embed"][0]].type.tensor_type.shape.dim
+        graph = EncoderGraph(context=config["max_length"], hidden=dims[-1].dim_value or config["hidden_size"])
+    else:
+        graph = head_graph(config)
     made = Plan(version, target, form, model, contents_of(model, bundle), graph)
     made.files["config.json"] = bundle / "config.json"
     return made
+
+
+def head_graph(config: dict[str, Any]) -> HeadGraph:
+    """The labels, as config.json names them."""
+    named = config.get("id2label", {})
+    return HeadGraph(
+        context=config["max_length"],
+        labels=[named[key] for key in sorted(named, key=int)],
+        multi_label=config.get("problem_type") == "multi_label_classification",
+    )
 
 
 def round_nothing(model: ModelProto) -> None:

@@ -13,10 +13,19 @@ import onnx
 from tokenizers import Tokenizer
 
 from deploy.edge.check.sessions import native
-from deploy.edge.manifest import GRAPH, DecoderGraph, DecoderProbe, EdgeManifest, EncoderGraph, EncoderProbe
+from deploy.edge.manifest import (
+    GRAPH,
+    DecoderProbe,
+    EdgeManifest,
+    EncoderProbe,
+    Graph,
+    HeadProbe,
+    Probe,
+    Probes,
+)
 from deploy.edge.plan import round_nothing
-from deploy.edge.targets import FORMS, FormName
-from everlearn.bundles.bundle import Task
+from deploy.edge.targets import FORMS, OUTPUTS, FormName
+from everlearn.bundles.tasks import HEADED, Task
 from everlearn.errors import EverlearnError
 
 TEXTS = (
@@ -25,17 +34,19 @@ TEXTS = (
     "Water boils at a temperature of 100 degrees",
     "Once upon a time, there was a little",
 )
+PAIRED: tuple[Task, ...] = ("score", "question_answer")
+"""Tasks whose models read two texts at once: these, each with the next one."""
 TOP = 8
 STEPS = 16
 """Tokens decoded to measure speed."""
 DIGITS = 5
 LOGITS_BOUND = 0.1
+LARGE_LOGITS = 0.02
+"""The bound as a share of the largest logit, where that is more: an encoder's activations are rounded by their largest."""
 EMBEDDING_BOUND = 0.01
 """A number of an embedding of 384 is about 0.05."""
 ROUNDED = 2.0
 """Kernels that round what they multiply differ from each other by up to this many times what they differ from exact ones."""
-
-Probes = list[DecoderProbe] | list[EncoderProbe]
 
 
 class Differs(EverlearnError):
@@ -48,13 +59,14 @@ def request_of(
     directory: Path,
     task: Task,
     form: FormName,
-    graph: DecoderGraph | EncoderGraph,
+    graph: Graph,
     prompts: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """What a session is asked, as deploy.edge.check.native_session has it."""
     return {
         "graph": str(directory.absolute() / GRAPH),
         "task": task,
+        "outputs": OUTPUTS.get(task, ()),
         "session": dict(FORMS[form].session),
         "shape": graph.model_dump(),
         "context": graph.context,
@@ -64,20 +76,17 @@ def request_of(
     }
 
 
-def compute(
-    directory: Path, task: Task, form: FormName, graph: DecoderGraph | EncoderGraph
-) -> tuple[Probes, float]:
+def compute(directory: Path, task: Task, form: FormName, graph: Graph) -> tuple[Probes, float]:
     """The probes of a folder, and their bound.
 
     Where kernels round what they multiply (MatMulNBits with ``accuracy_level``), the probes are computed without, and
     the bound is twice what rounding changes here: kernels of other instruction sets round otherwise, and by as much.
     """
-    tokenizer: Any = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    prompts = [{"token_ids": tokenizer.encode(text).ids[: graph.context]} for text in TEXTS]
+    prompts = prompts_of(directory, task, graph.context)
     request, here = request_of(directory, task, form, graph, prompts) | {"steps": 1}, native()
     if form != "int4-matmulnbits":
-        bound = LOGITS_BOUND if task == "generate" else EMBEDDING_BOUND
-        return probes_of(here.ask(request), prompts), bound
+        probes = probes_of(here.ask(request), prompts)
+        return probes, bound_of(probes)
     exact = directory / "exact.onnx"
     exact.write_bytes(without_rounding(directory / GRAPH))
     try:
@@ -86,6 +95,26 @@ def compute(
         exact.unlink()
     said = here.ask(request | {"prompts": asked(probes)})
     return probes, round(max(LOGITS_BOUND, ROUNDED * apart(said, probes)), 3)
+
+
+def prompts_of(directory: Path, task: Task, context: int) -> list[dict[str, Any]]:
+    """Token ids of the texts, or of pairs of them, as the tokenizer marks them."""
+    tokenizer: Any = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    if task not in HEADED:
+        return [{"token_ids": tokenizer.encode(text).ids[:context]} for text in TEXTS]
+    seconds = TEXTS[1:] + TEXTS[:1] if task in PAIRED else [None] * len(TEXTS)
+    read = [tokenizer.encode(text, second) for text, second in zip(TEXTS, seconds, strict=True)]
+    return [{"token_ids": one.ids[:context], "type_ids": one.type_ids[:context]} for one in read]
+
+
+def bound_of(probes: Probes) -> float:
+    """How far another runtime of the same form may be from what was computed here."""
+    if isinstance(probes[0], EncoderProbe):
+        return EMBEDDING_BOUND
+    if isinstance(probes[0], DecoderProbe):
+        return LOGITS_BOUND
+    largest = max(abs(value) for one in probes for value in values_of(one))
+    return round(max(LOGITS_BOUND, LARGE_LOGITS * largest), 3)
 
 
 def without_rounding(graph: Path) -> bytes:
@@ -105,6 +134,8 @@ def probes_of(said: dict[str, Any], prompts: list[dict[str, Any]]) -> Probes:
             DecoderProbe(token_ids=prompt["token_ids"], top_ids=one["ids"], top_logits=rounded(one["values"]))
             for prompt, one in pairs
         ]
+    if "type_ids" in prompts[0]:
+        return [HeadProbe(**prompt, logits=rounded(one["values"])) for prompt, one in pairs]
     return [
         EncoderProbe(token_ids=prompt["token_ids"], embedding=rounded(one["values"])) for prompt, one in pairs
     ]
@@ -113,7 +144,8 @@ def probes_of(said: dict[str, Any], prompts: list[dict[str, Any]]) -> Probes:
 def asked(probes: Probes) -> list[dict[str, Any]]:
     """The probes as prompts of a request: of decoders with the ids whose logits are wanted."""
     return [
-        {"token_ids": one.token_ids, **({"ids": one.top_ids} if isinstance(one, DecoderProbe) else {})}
+        one.model_dump(include={"token_ids", "type_ids"})
+        | ({"ids": one.top_ids} if isinstance(one, DecoderProbe) else {})
         for one in probes
     ]
 
@@ -127,8 +159,10 @@ def apart(said: dict[str, Any], probes: Probes) -> float:
     )
 
 
-def values_of(probe: DecoderProbe | EncoderProbe) -> list[float]:
-    return probe.top_logits if isinstance(probe, DecoderProbe) else probe.embedding
+def values_of(probe: Probe) -> list[float]:
+    if isinstance(probe, DecoderProbe):
+        return probe.top_logits
+    return probe.logits if isinstance(probe, HeadProbe) else probe.embedding
 
 
 def refuse_difference(said: dict[str, Any], manifest: EdgeManifest, on: str) -> float:

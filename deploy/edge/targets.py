@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from everlearn.bundles.bundle import Task
+from everlearn.bundles.tasks import HEADED, Task
 
 FormName = Literal["int4-qdq", "int4-matmulnbits", "int8-dynamic"]
 Where = Literal["node", "native", "arm64"]
@@ -20,8 +19,14 @@ LOGITS = "logits"
 """A decoder graph's output, as onnxruntime-genai names it."""
 PAST = "past_key_values."
 """What the names of its inputs of keys and values begin with."""
-EMBEDDING = "sentence_embedding"
-"""An encoder graph's output."""
+OUTPUTS: Mapping[Task, tuple[str, ...]] = {
+    "embed": ("sentence_embedding",),
+    "classify": (LOGITS,),
+    "score": (LOGITS,),
+    "token_classify": (LOGITS,),
+    "question_answer": ("start_logits", "end_logits"),
+}
+"""What an encoder's graph computes, by its task."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +116,14 @@ GENAI = Runtime(
         Slow("MatMulBnb4", "it has no kernel for CPUs of its own", "everlearn compress MODEL --to int4-onnx"),
     ),
 )
-NATIVE: Mapping[Task, tuple[FormName, ...]] = {"generate": ("int4-matmulnbits",), "embed": ("int8-dynamic",)}
+INT8: Mapping[Task, tuple[FormName, ...]] = dict.fromkeys(("embed", *HEADED), ("int8-dynamic",))
+"""Of everything but decoders."""
+NATIVE: Mapping[Task, tuple[FormName, ...]] = {"generate": ("int4-matmulnbits",), **INT8}
 
 TARGETS: Mapping[str, EdgeTarget] = {
     "web": EdgeTarget(
         WEB,
-        {"generate": ("int4-qdq", "int8-dynamic"), "embed": ("int8-dynamic",)},
+        {"generate": ("int4-qdq", "int8-dynamic"), **INT8},
         2048,
         "node",
         "a page in any browser: WebAssembly, and WebGPU where it computes the same",
@@ -130,7 +137,10 @@ TARGETS: Mapping[str, EdgeTarget] = {
 
 def targets_table() -> list[str]:
     """The targets as docs/edge.md has them, line by line."""
-    lines = ["| target | device | runtime | decoders | encoders | tokens kept |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| target | device | runtime | decoders | all others | tokens kept |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, one in TARGETS.items():
         runtime = f"{one.runtime.name} {one.runtime.version}"
         forms = (", ".join(f"`{form}`" for form in one.forms[task]) for task in ("generate", "embed"))

@@ -5,6 +5,7 @@ files; ``N`` are a socket that listens already, and a pipe that is told when the
 
 - ``__main__``: loads the folder, checks its probes, serves
 - ``folder``: what serving needs of edge.json, and the check of the probes
+- ``paths``: what may be asked
 - ``door``: who may ask
 
 What answers is :mod:`serve.engines.onnx`.

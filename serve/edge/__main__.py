@@ -17,7 +17,7 @@ from everlearn.memory import peak_bytes
 from everlearn.settings import Settings, load_settings
 from serve.edge.door import Door
 from serve.edge.folder import check_probes, read_edge_folder
-from serve.engines import HAND_OVER, TAKE_OVER
+from serve.edge.paths import offer_paths
 from serve.engines.onnx.http import Application
 from serve.engines.onnx.server import open_backend, run, server_config
 from serve.engines.onnx.sizing import Sizes
@@ -59,8 +59,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     folder = read_edge_folder(arguments.folder)
     sizes = device_sizes(settings, folder.graph.context)
     backend = open_backend(arguments.folder, folder.task, folder.model, sizes, folder.graph.context)
-    for internal in (HAND_OVER, TAKE_OVER):
-        backend.routes.pop(internal, None)
+    offer_paths(backend, folder.model)
     worst = await check_probes(arguments.folder, folder, backend)
     application = Door(Application(folder.model, backend), os.environ.pop(KEY_VARIABLE, None))
     server = LingeringServer(server_config(application, settings))

@@ -14,12 +14,13 @@ from pydantic import BaseModel, Field, ValidationError
 from everlearn.bundles.contents import read_json_object
 from everlearn.errors import Corrupt, Unsupported
 from serve.engines.onnx.encoders.embed import EmbedBackend
+from serve.engines.onnx.encoders.heads import OUTPUTS, HeadBackend
 from serve.engines.onnx.encoders.model import Encoded
 from serve.engines.onnx.generate import GenerateBackend
 from serve.engines.onnx.http import Backend
 
 MANIFEST = "edge.json"
-TASKS = ("generate", "embed")
+TASKS = ("generate", "embed", *OUTPUTS)
 RUNTIMES = ("onnxruntime", "onnxruntime-genai")
 
 
@@ -32,12 +33,14 @@ class Graph(BaseModel):
 
 
 class Probe(BaseModel):
-    """The largest logits after ``token_ids``, or the first numbers of their embedding."""
+    """The largest logits after ``token_ids``, the first numbers of their embedding, or the first logits of the model's head."""
 
     token_ids: list[int] = Field(min_length=1)
+    type_ids: list[int] = []
     top_ids: list[int] = []
     top_logits: list[float] = []
     embedding: list[float] = []
+    logits: list[float] = []
 
 
 class EdgeFolder(BaseModel):
@@ -69,7 +72,7 @@ def read_edge_folder(folder: Path) -> EdgeFolder:
             "everlearn deploy edge --target linux-x64, or linux-arm64"
         )
     if said.task not in TASKS:
-        raise Unsupported(f"{folder} has a model for {said.task}; served are {' and '.join(TASKS)}")
+        raise Unsupported(f"{folder} has a model for {said.task}; served are {', '.join(TASKS)}")
     return said
 
 
@@ -80,22 +83,29 @@ async def check_probes(folder: Path, said: EdgeFolder, backend: Backend) -> floa
     """
     worst = 0.0
     for probe in said.probes:
-        if isinstance(backend, GenerateBackend):
-            logits = await asyncio.to_thread(
-                backend.decoder.prefill, 0, np.array(probe.token_ids, np.int64), 0
-            )
-            backend.decoder.release(0)
-            worst = max(worst, logits_difference(logits, probe, said.bound))
-        elif isinstance(backend, EmbedBackend):
-            text = Encoded(probe.token_ids, [0] * len(probe.token_ids))
-            ((vector,),) = await backend.encoder.compute([text])
-            worst = max(worst, difference(vector[: len(probe.embedding)], probe.embedding))
+        worst = max(worst, await apart(probe, backend, said.bound))
     if not worst <= said.bound:  # NaN is not
         raise Corrupt(
             f"{folder}: this machine computes other numbers than the folder's probes: they differ by {worst:.4g}, "
             f"and at most {said.bound} is allowed. The model is not served"
         )
     return worst
+
+
+async def apart(probe: Probe, backend: Backend, bound: float) -> float:
+    """The largest absolute difference of what ``backend`` computes from ``probe``."""
+    text = Encoded(probe.token_ids, probe.type_ids or [0] * len(probe.token_ids))
+    if isinstance(backend, EmbedBackend):
+        ((vector,),) = await backend.encoder.compute([text])
+        return difference(vector[: len(probe.embedding)], probe.embedding)
+    if isinstance(backend, HeadBackend):
+        (rows,) = await backend.encoder.compute([text])
+        first = len(probe.logits) // len(rows)
+        return difference(np.concatenate([one.reshape(-1)[:first] for one in rows]), probe.logits)
+    assert isinstance(backend, GenerateBackend)
+    logits = await asyncio.to_thread(backend.decoder.prefill, 0, np.array(probe.token_ids, np.int64), 0)
+    backend.decoder.release(0)
+    return logits_difference(logits, probe, bound)
 
 
 def logits_difference(logits: np.ndarray, probe: Probe, bound: float) -> float:

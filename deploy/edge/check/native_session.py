@@ -91,28 +91,31 @@ def nothing(session: ort.InferenceSession, request: dict[str, Any]) -> dict[str,
 
 
 def run_encoder(session: ort.InferenceSession, request: dict[str, Any]) -> dict[str, Any]:
-    """``outputs``: the first numbers of each text's embedding. Speed is of one text as long as ``context``."""
-    outputs = [
-        {"values": [float(one) for one in embed(session, prompt["token_ids"])[: request["top"]]]}
-        for prompt in request["prompts"]
-    ]
+    """``outputs``: the first numbers of each of the graph's for each text. Speed is of one as long as ``context``."""
+    names, top = request["outputs"], request["top"]
+    outputs: list[dict[str, Any]] = []
+    for prompt in request["prompts"]:
+        made = encode(session, names, prompt["token_ids"], prompt.get("type_ids"))
+        outputs.append({"values": [float(value) for one in made for value in one.reshape(-1)[:top]]})
     ids = request["prompts"][0]["token_ids"]
     long = (ids * request["context"])[: request["context"]]
-    embed(session, long)
+    encode(session, names, long)
     started = time.perf_counter()
-    embed(session, long)
+    encode(session, names, long)
     return {"outputs": outputs, "tokens_per_s": len(long) / (time.perf_counter() - started)}
 
 
-def embed(session: ort.InferenceSession, ids: list[int]) -> np.ndarray:
-    """float32 (hidden,)."""
+def encode(
+    session: ort.InferenceSession, names: list[str], ids: list[int], types: list[int] | None = None
+) -> list[np.ndarray]:
+    """What the graph says of one text by each of ``names``: float32 (1, …) each."""
     given = {
         "input_ids": np.array([ids], np.int64),
         "attention_mask": np.ones((1, len(ids)), np.int64),
-        "token_type_ids": np.zeros((1, len(ids)), np.int64),
+        "token_type_ids": np.array([types or [0] * len(ids)], np.int64),
     }
     feeds = {one.name: given[one.name] for one in session.get_inputs()}
-    return np.asarray(session.run(["sentence_embedding"], feeds)[0])[0]
+    return [np.asarray(one) for one in session.run(names, feeds)]
 
 
 def peak_bytes() -> int:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deploy.edge.targets import FORMS
+from deploy.edge.targets import FORMS, OUTPUTS
 from deploy.updates.release import MANIFEST
 from everlearn.errors import Corrupt, Unavailable
 
@@ -24,7 +24,7 @@ def refuse_other_numbers(folder: Path) -> None:
         )
     probes, bound = manifest["probes"], manifest["bound"]
     for probe, said in zip(probes, computed(folder, manifest), strict=True):
-        expected = probe.get("top_logits") or probe["embedding"]
+        expected = probe.get("top_logits") or probe.get("embedding") or probe["logits"]
         difference = max(abs(one - other) for one, other in zip(said["values"], expected, strict=True))
         clear = "top_ids" in probe and len(expected) > 1 and expected[0] - expected[1] > bound
         if not difference <= bound or (clear and said["best"] != probe["top_ids"][0]):
@@ -38,11 +38,14 @@ def computed(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """What this machine says of each probe. Raises Unavailable where onnxruntime does not run the graph, or not now."""
     from deploy.edge.check.native_session import answer
 
-    prompts = [{"token_ids": one["token_ids"], "ids": one.get("top_ids")} for one in manifest["probes"]]
+    prompts = [
+        {"token_ids": one["token_ids"], "type_ids": one.get("type_ids"), "ids": one.get("top_ids")}
+        for one in manifest["probes"]
+    ]
     form = FORMS.get(manifest["form"])
     request = {
         "graph": str(folder / "model.onnx"), "task": manifest["task"], "session": dict(form.session) if form else {},
-        "shape": manifest["graph"], "context": 1, "prompts": prompts, "top": 8, "steps": 1,
+        "outputs": OUTPUTS.get(manifest["task"], ()), "shape": manifest["graph"], "context": 1, "prompts": prompts, "top": 8, "steps": 1,
     }  # fmt: skip
     try:
         return answer(request)["outputs"]

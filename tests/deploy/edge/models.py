@@ -13,11 +13,12 @@ from compress.parent_files import keep_tokenizer
 from compress.recipe import Calibration, CompressRecipe
 from compress.targets import onnx_decoder, onnx_encoder
 from everlearn.bundles.bundle import write_bundle
+from everlearn.bundles.tasks import Task
 from everlearn.chat.stops import write_genai_config
 from everlearn.progress import silent
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from tests.support.tiny_models import TINY, write_bert, write_llama
+from tests.support.tiny_models import TINY, write_bert, write_headed, write_llama
 
 
 def register_decoder(settings: Settings, parent: Path, family: str = "llama") -> None:
@@ -45,31 +46,30 @@ def register_decoder(settings: Settings, parent: Path, family: str = "llama") ->
         registry.add(staging, "decoder")
 
 
-def register_encoder(settings: Settings, parent: Path) -> None:
-    """As ``everlearn compress --to int8-onnx`` makes it."""
+def register_encoder(settings: Settings, parent: Path, task: Task = "embed") -> None:
+    """As ``everlearn compress --to int8-onnx`` makes it: ``encoder``, or with a head by the name of its task."""
     parent.mkdir()
-    write_bert(parent)
-    registry = Registry(settings)
+    model = write_bert(parent) if task == "embed" else write_headed(parent, task)
+    registry, name = Registry(settings), "encoder" if task == "embed" else task
     with registry.staging() as staging:
         request = {
             "model_dir": str(parent),
             "directory": str(staging),
-            "task": "embed",
+            "task": task,
             "precision": "int8",
             "calibration": Calibration(tokens=1024).model_dump(mode="json"),
         }
         onnx_encoder.build_onnx_encoder(request, silent)
-        write_bundle(
-            staging, name="encoder", format="onnx", task="embed", architecture="BertModel", parameters=1
-        )
-        registry.add(staging, "encoder")
+        kind = type(model).__name__
+        write_bundle(staging, name=name, format="onnx", task=task, architecture=kind, parameters=1)
+        registry.add(staging, name)
 
 
 def register_changed(
     settings: Settings,
     model: str,
     change: Callable[[onnx.ModelProto], object] = lambda _: None,
-    architecture: str | None = None,
+    task: Task | None = None,
 ) -> str:
     """Another version of ``model``, its graph or what it says of itself changed; returns its reference."""
     registry = Registry(settings)
@@ -86,8 +86,8 @@ def register_changed(
             staging,
             name=model,
             format=first.format,
-            task=first.task,
-            architecture=architecture or first.manifest.architecture,
+            task=task or first.task,
+            architecture=first.manifest.architecture,
             parameters=1,
         )
         return registry.add(staging, model).ref

@@ -12,6 +12,7 @@ from deploy.edge.budget import Budget, OverBudget, parse_budget, predict
 from deploy.edge.build import build
 from deploy.edge.check.operators import CannotRun
 from deploy.edge.plan import plan
+from everlearn.bundles.tasks import Task
 from everlearn.errors import Conflict, InvalidInput, Unsupported
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
@@ -153,14 +154,16 @@ def test_a_slow_operator_is_named_with_what_to_do(tiny: Settings, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("architecture", "kind"),
-    [("BertForSequenceClassification", "a classifier"), ("T5ForConditionalGeneration", "an encoder-decoder")],
+    ("task", "kind"),
+    [("fill_mask", "a masked language model"), ("image_text", "a model of images and texts")],
 )
 def test_kinds_that_no_folder_holds_are_refused_by_name(
-    tiny: Settings, tmp_path: Path, architecture: str, kind: str
+    tiny: Settings, tmp_path: Path, task: Task, kind: str
 ) -> None:
-    ref = register_changed(tiny, "encoder", architecture=architecture)
-    with pytest.raises(Unsupported, match=f"is {kind} .{architecture}"):
+    ref = register_changed(tiny, "encoder", task=task)
+    with pytest.raises(
+        Unsupported, match=f"is {kind} .task {task}.; web takes a text model or an encoder or"
+    ):
         build(tiny, ref, "web", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

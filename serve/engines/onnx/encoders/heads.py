@@ -72,6 +72,8 @@ class HeadBackend:
             places=task == "token_classify",
         )
         self.readers = Readers()
+        self.tells_usage = True
+        """Beside Hugging Face's answers, for a gateway; without one, who asked gets the answer alone."""
         offered: dict[str, dict[str, Callable[[bytes, Responder], Awaitable[None]]]] = {
             "classify": {"/classify": self.classify, "/models": self.labels_of_texts},
             "score": {"/score": self.score, "/rerank": self.rerank},
@@ -128,7 +130,7 @@ class HeadBackend:
             scores = self._probabilities(logits, function)
             order = np.argsort(-scores, kind="stable")[:top_k]
             said.append([{"label": self.labels[at], "score": float(scores[at])} for at in order])
-        await responder.json({"answer": said, "usage": counted})
+        await self._answer(said, counted, responder)
 
     async def score(self, body: bytes, responder: Responder) -> None:
         """POST /score."""
@@ -202,7 +204,7 @@ class HeadBackend:
         ignored = parameters.ignore_labels if parameters and parameters.ignore_labels is not None else ["O"]
         found = await asyncio.to_thread(said)
         answer = found if isinstance(request.inputs, list) else found[0]
-        await responder.json({"answer": answer, "usage": counted})
+        await self._answer(answer, counted, responder)
 
     async def question(self, body: bytes, responder: Responder) -> None:
         """POST /models: Hugging Face's extractive question answering; a long context is read in windows."""
@@ -221,7 +223,7 @@ class HeadBackend:
         top_k = (parameters and parameters.top_k) or 1
         longest = parameters and parameters.max_answer_len
         found = await asyncio.to_thread(answers, windows, computed, top_k, longest)
-        await responder.json({"answer": found if top_k > 1 else found[0], "usage": counted})
+        await self._answer(found if top_k > 1 else found[0], counted, responder)
 
     def _probabilities(self, logits: NDArray[np.float32], function: str | None = None) -> NDArray[np.float32]:
         """Of a text's labels: (labels,)."""
@@ -249,6 +251,9 @@ class HeadBackend:
         task = asyncio.ensure_future(self.encoder.compute(texts))
         responder.on_gone = task.cancel
         return counted, await task
+
+    async def _answer(self, answer: Any, counted: dict[str, Any], responder: Responder) -> None:
+        await responder.json({"answer": answer, "usage": counted} if self.tells_usage else answer)
 
     def _list(self, prefix: str, data: list[dict[str, Any]], counted: dict[str, Any]) -> dict[str, Any]:
         return {

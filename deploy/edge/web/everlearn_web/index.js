@@ -5,6 +5,7 @@
 //   const stream = await client.chat.completions.create({ messages, stream: true, temperature: 0 });
 //   for await (const chunk of stream) text += chunk.choices[0]?.delta.content ?? "";
 //   const { data } = await client.embeddings.create({ input: ["a text"] });
+//   const { data } = await client.classify({ input: ["a text"] });
 //   client.close();
 
 import { EverlearnError } from "./errors.js";
@@ -55,6 +56,37 @@ export class EverlearnWeb {
     this.notice = notice ?? null;
     this.chat = { completions: { create: (request, options) => this.#chat(request, options) } };
     this.embeddings = { create: (request, options) => calls.call("embeddings", request, undefined, options) };
+  }
+
+  // What encoders with a head answer; requests and answers as those of the server's routes.
+
+  /** As /classify: {input} -> {data: [{index, label, probs, num_classes}], usage, …}. */
+  classify(request, options) {
+    return this.#predict("classify", request, options);
+  }
+
+  /** As /score: {text_1, text_2} -> {data: [{index, score}], usage, …}. */
+  score(request, options) {
+    return this.#predict("score", request, options);
+  }
+
+  /** As /rerank: {query, documents, top_n, return_documents} -> {results: [{index, document, relevance_score}], usage, …}. */
+  rerank(request, options) {
+    return this.#predict("rerank", request, options);
+  }
+
+  /** As Hugging Face's token classification: {inputs, parameters} -> [{entity_group, score, word, start, end}]. */
+  tokenClassify(request, options) {
+    return this.#predict("tokenClassify", request, options);
+  }
+
+  /** As Hugging Face's question answering: {inputs: {question, context}, parameters} -> {answer, score, start, end}. */
+  answer(request, options) {
+    return this.#predict("answer", request, options);
+  }
+
+  #predict(method, request, options) {
+    return this.#calls.call("predict", { method, request }, undefined, options);
   }
 
   /** Of a model that follows a channel: the version before this one serves from the next load on, until there is a newer. */

@@ -31,6 +31,8 @@ export function readManifest(bytes) {
   }
   check(new Set(manifest.files.map((file) => file.path)).size === manifest.files.length, "files: a path twice");
   check(Array.isArray(manifest.probes) && manifest.probes.length > 0 && manifest.probes.length <= 64, "probes");
+  const labels = manifest.graph?.labels ?? [];
+  check(Array.isArray(labels) && labels.every((label) => typeof label === "string"), "graph: labels");
   check(manifest.bound > 0 && manifest.bound < 100, "bound");
   return { ...manifest, id: `${manifest.version}-${hex(sha256(bytes)).slice(0, 16)}` };
 }

@@ -86,9 +86,9 @@ function readStop(stop) {
   return all;
 }
 
-const isText = (value) => typeof value === "string" && value.length > 0 && value.length <= MAX_CHARACTERS;
+export const isText = (value) => typeof value === "string" && value.length > 0 && value.length <= MAX_CHARACTERS;
 
-function known(request, names) {
+export function known(request, names) {
   for (const name of Object.keys(request)) {
     if (request[name] === undefined || names.includes(name)) continue;
     if (NOT_HERE[name]) throw new EverlearnError("unsupported", `${name}: ${NOT_HERE[name]}`);
@@ -96,7 +96,7 @@ function known(request, names) {
   }
 }
 
-function forThis(model, manifest) {
+export function forThis(model, manifest) {
   if (model !== undefined && model !== manifest.model) invalid("model", model, `${manifest.model}, or nothing`);
 }
 
@@ -105,7 +105,7 @@ function number(name, value, least, most) {
   return value;
 }
 
-function whole(name, value, least) {
+export function whole(name, value, least) {
   if (!Number.isSafeInteger(value) || value < least) invalid(name, value, `a whole number${least > 0 ? ` of at least ${least}` : ""}`);
   return value;
 }

@@ -4,7 +4,15 @@ import { EverlearnError } from "./errors.js";
 
 const VENDOR = new URL("./vendor/ort/", import.meta.url);
 const GRAPHS = { wasm: "model.onnx", webgpu: "model-webgpu.onnx" }; // a folder without the second has one for both
-const EMBEDDING = "sentence_embedding";
+
+/** What an encoder's graph computes, by its task. */
+export const OUTPUTS = {
+  embed: ["sentence_embedding"],
+  classify: ["logits"],
+  score: ["logits"],
+  token_classify: ["logits"],
+  question_answer: ["start_logits", "end_logits"],
+};
 
 // The graph's weights are dequantized once, as it loads: without the entry, at every token.
 const ENTRIES = { "int4-qdq": { session: { disable_quant_qdq: "1" } } };
@@ -56,12 +64,12 @@ function cacheOnGpu(manifest) {
 }
 
 /**
- * Throws "mismatch" unless `compute(token_ids)` gives the numbers of every probe, within the manifest's bound: the
- * logits after the last token, or an embedding.
+ * Throws "mismatch" unless `compute(probe)` gives the numbers of every probe, within the manifest's bound: the logits after
+ * the last token, an embedding, or the first logits of a head.
  */
 export async function checkProbes(manifest, compute) {
   for (const probe of manifest.probes) {
-    const found = await compute(probe.token_ids);
+    const found = await compute(probe);
     const expected = probe.top_logits ?? probe.embedding ?? probe.logits;
     const ids = probe.top_ids ?? expected.map((_, index) => index);
     const difference = Math.max(...expected.map((value, index) => Math.abs(value - found[ids[index]])));
@@ -76,11 +84,10 @@ export async function checkProbes(manifest, compute) {
 /** (1, length) of int64. */
 export const int64 = (ort, values) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
 
-/** token_ids -> the embedding (hidden,). */
-export async function embed(ort, session, ids) {
-  const zeros = new Array(ids.length).fill(0);
-  const all = { input_ids: ids, attention_mask: new Array(ids.length).fill(1), token_type_ids: zeros };
+/** What an encoder's graph says of one text, or of a pair, by each of `outputs`: the numbers of each in a row. */
+export async function encode(ort, session, outputs, ids, types = ids.map(() => 0)) {
+  const all = { input_ids: ids, attention_mask: ids.map(() => 1), token_type_ids: types };
   const feeds = Object.fromEntries(session.inputNames.map((name) => [name, int64(ort, all[name])]));
-  const output = session.outputNames.includes(EMBEDDING) ? EMBEDDING : session.outputNames[0];
-  return (await session.run(feeds, [output]))[output].data;
+  const said = await session.run(feeds, outputs);
+  return outputs.map((name) => said[name].data);
 }

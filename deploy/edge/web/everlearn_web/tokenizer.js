@@ -2,6 +2,7 @@
 
 import { Template } from "./vendor/jinja.js";
 import { Tokenizer } from "./vendor/tokenizers.js";
+import { Places } from "./encoders/places.js";
 import { EverlearnError } from "./errors.js";
 import { withTools } from "./tools.js";
 
@@ -12,6 +13,7 @@ const UNFINISHED = "\ufffd"; // what a decoder gives for the first bytes of a ch
 export class TextTokenizer {
   constructor(tokenizer, config) {
     this.tokenizer = new Tokenizer({ ...tokenizer, pre_tokenizer: unicodeDigits(tokenizer.pre_tokenizer) }, config);
+    this.definition = tokenizer;
     const special = (tokenizer.added_tokens ?? []).filter((token) => token.special).map((token) => token.content);
     this.special = special.sort((one, other) => other.length - one.length);
   }
@@ -19,6 +21,35 @@ export class TextTokenizer {
   /** With the special tokens that the tokenizer adds around a text. */
   encode(text) {
     return this.tokenizer.encode(text).ids;
+  }
+
+  /** A text, or a pair of them, with the marks around: {ids, types}, types 1 in the second text. */
+  encodePair(text, second = null) {
+    const { ids, token_type_ids: types } = this.tokenizer.encode(text, { text_pair: second, return_token_type_ids: true });
+    return { ids, types: types ?? ids.map(() => 0) };
+  }
+
+  /** The tokens of a text, without marks around it: [{token, start, end}], places in the text. */
+  pieces(text) {
+    this.places ??= new Places(this.definition, this.tokenizer);
+    const tokens = this.tokenizer.tokenize(text);
+    return this.places.of(text, tokens).map(([start, end], index) => ({ token: tokens[index], start, end }));
+  }
+
+  /**
+   * Pieces of a text, or of a pair of them, with the marks around: {ids, types, pieces}; of a mark the piece is null, and
+   * of the second text `second` is true.
+   */
+  withMarks(pieces, seconds = null) {
+    const post = this.tokenizer.post_processor;
+    const second = seconds?.map((piece) => ({ ...piece, second: true })) ?? null;
+    const { tokens, token_type_ids: types } = post ? post(pieces, second, true) : { tokens: [...pieces, ...(second ?? [])] };
+    const names = tokens.map((one) => one.token ?? one);
+    return {
+      ids: names.map((name) => this.tokenizer.token_to_id(name) ?? this.tokenizer.model.unk_token_id),
+      types: types ?? names.map(() => 0),
+      pieces: tokens.map((one) => (typeof one === "string" ? null : one)),
+    };
   }
 
   /**

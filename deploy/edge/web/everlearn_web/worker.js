@@ -3,6 +3,7 @@
 
 import { answer } from "./chat.js";
 import { Decoder } from "./decoder.js";
+import { Asking, HEADS } from "./encoders/heads.js";
 import { downloadFiles, fetchManifest } from "./download.js";
 import { EverlearnError, packed } from "./errors.js";
 import { compiled, Constraint } from "./grammar/constraint.js";
@@ -10,7 +11,7 @@ import { grammarOf } from "./grammar/grammar.js";
 import { Vocabulary } from "./grammar/vocabulary.js";
 import { readManifest } from "./manifest.js";
 import { readChat, readEmbeddings } from "./request.js";
-import { checkProbes, embed, openRuntime, openSession } from "./session.js";
+import { checkProbes, encode, openRuntime, openSession, OUTPUTS } from "./session.js";
 import { MANIFEST, openStorage } from "./storage.js";
 import { ChatTemplate, TextTokenizer } from "./tokenizer.js";
 
@@ -94,7 +95,7 @@ const METHODS = {
     const opened = { manifest, runtime, session, folder, ...(await texts(folder)) };
     if (manifest.task === "generate") opened.decoder = new Decoder(runtime, session, manifest);
     told({ phase: "check" });
-    await checkProbes(manifest, (ids) => probed(opened, ids));
+    await checkProbes(manifest, (probe) => probed(opened, probe));
     opened.decoder?.forget();
     model = opened;
     await storage.locked(() => settle(storage, version));
@@ -118,11 +119,19 @@ const METHODS = {
       const ids = model.tokenizer.encode(text);
       const most = model.manifest.graph.context;
       if (ids.length > most) throw new EverlearnError("context_length_exceeded", `input[${index}] has ${ids.length} tokens, and the model reads ${most}: split it`);
-      data.push({ object: "embedding", index, embedding: Array.from(await embed(model.runtime.ort, model.session, ids)) });
+      const [embedding] = await encode(model.runtime.ort, model.session, OUTPUTS.embed, ids);
+      data.push({ object: "embedding", index, embedding: Array.from(embedding) });
       tokens += ids.length;
       await between();
     }
     return { object: "list", data, model: model.manifest.model, usage: { prompt_tokens: tokens, total_tokens: tokens } };
+  },
+
+  /** {method, request} -> what an encoder with a head answers: see HEADS. */
+  async predict({ method, request }, told, between) {
+    const { task, answer: answered } = HEADS[method];
+    if (model.manifest.task !== task) throw new EverlearnError("unsupported", `${model.manifest.model} is a model to ${model.manifest.task}, and ${method} takes one to ${task}`);
+    return answered(new Asking(model, between), request);
   },
 };
 
@@ -187,8 +196,12 @@ async function texts(folder) {
   return { tokenizer, template: source && new ChatTemplate(await source.text(), config) };
 }
 
-async function probed({ manifest, runtime, session, decoder }, ids) {
-  if (!decoder) return embed(runtime.ort, session, ids);
-  decoder.forget();
-  return decoder.prompt(ids);
+/** The numbers that `checkProbes` compares. */
+async function probed({ manifest, runtime, session, decoder }, { token_ids: ids, type_ids: types, logits }) {
+  if (decoder) {
+    decoder.forget();
+    return decoder.prompt(ids);
+  }
+  const said = await encode(runtime.ort, session, OUTPUTS[manifest.task], ids, types);
+  return logits ? said.flatMap((one) => Array.from(one.subarray(0, logits.length / said.length))) : said[0];
 }

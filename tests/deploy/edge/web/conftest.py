@@ -1,13 +1,11 @@
 """A browser, and the page of a real model."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from deploy.edge.web.site import write_site
 from everlearn.settings import Settings
-from tests.support.serve.browser import CHROMIUM, DRIVER, FLAGS, Driver
 
 BLANK = '<!doctype html><title>blank</title><link rel="icon" href="data:,">'
 
@@ -40,19 +38,3 @@ def empty_site(real_settings: Settings, tmp_path_factory: pytest.TempPathFactory
     write_site(directory, "generate", real_settings)
     (directory / "blank.html").write_text(BLANK)
     return directory
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
-    """One browser for a module: each server has a port of its own, so storage of its own."""
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_script_timeout(240)
-    yield driver
-    driver.quit()

@@ -104,14 +104,23 @@ def test_texts_have_the_same_tokens_as_in_python(
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    expected = [tokenizer.encode(text).ids for text in all_texts]
+    encoded = [tokenizer.encode(text) for text in all_texts]
+    expected = [one.ids for one in encoded]
     different = [
         text for text, ids, right in zip(all_texts, found["ids"], expected, strict=True) if ids != right
     ]
     assert len(all_texts) > 300 and different == []
+    for text, placed, right in zip(all_texts, found["placed"], encoded, strict=True):
+        assert placed["ids"] == right.ids, text
+        assert placed["places"] == [[in_utf16(text, one) for one in span] for span in right.offsets], text
     if model == "smollm2":
         decoded = [tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
         assert found["decoded"] == decoded and found["streamed"] == decoded
+
+
+def in_utf16(text: str, place: int) -> int:
+    """A place in characters as JavaScript counts it."""
+    return len(text[:place].encode("utf-16-le", "surrogatepass")) // 2
 
 
 def test_chats_become_the_prompts_of_the_server(real_settings: Settings, empty_site: Path) -> None:

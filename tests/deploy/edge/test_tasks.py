@@ -1,0 +1,192 @@
+"""Models that are neither decoders nor plain encoders, from the registry to a device: folders, runner, page, updates."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy.edge.build import build
+from deploy.edge.check.check import check
+from deploy.edge.manifest import HeadGraph, HeadProbe, read_manifest
+from deploy.edge.probes import Differs
+from everlearn.bundles.tasks import HEADED, Task
+from everlearn.registry.registry import Registry
+from everlearn.settings import Settings
+from serve.engines.onnx.encoders.entities import entities
+from serve.engines.onnx.encoders.extraction import answers, windows_of
+from serve.engines.onnx.encoders.heads import OUTPUTS, sigmoid, softmax
+from serve.engines.onnx.encoders.model import Encoded, EncoderModel, Rows
+from tests.conftest import TEST_HOME
+from tests.deploy.edge.models import register_encoder
+from tests.deploy.edge.web.page_server import FaultyServer
+from tests.deploy.native.conftest import changed, running
+from tests.support.serve.browser import IN_A_BROWSER, Driver
+
+TEXTS = ["Rates rose again in March.", "The mill stands by the river, where it always stood.", "Rain."]
+QUERY = "Where is the mill?"
+Folder = Callable[[Task, str], Path]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A registry with a version of each task, by its name."""
+    folder = tmp_path_factory.mktemp("tasks")
+    settings = Settings(home=folder / "home")
+    packages = TEST_HOME / "cache" / "npm"
+    packages.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.symlink(packages, settings.directory("cache") / "npm")
+    for task in HEADED:
+        register_encoder(settings, folder / task, task)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def folder_of(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """Folders by task and target, each made once; read them, and change nothing in them."""
+    root = tmp_path_factory.mktemp("folders")
+
+    def made(task: Task, target: str) -> Path:
+        out = root / target / task
+        if not out.exists():
+            out.parent.mkdir(exist_ok=True)
+            build(settings, task, target, out)
+        return out
+
+    return made
+
+
+@pytest.mark.parametrize("task", HEADED)
+def test_a_folder_has_the_labels_and_logits_that_a_device_must_reproduce(
+    folder_of: Folder, task: Task
+) -> None:
+    made = read_manifest(folder_of(task, "linux-x64"))
+    assert made.task == task and made.form == "int8-dynamic" and isinstance(made.graph, HeadGraph)
+    assert made.graph.context == 128
+    if task == "classify":
+        assert made.graph.labels == ["sport", "politics", "weather"]
+    for probe in made.probes:
+        assert isinstance(probe, HeadProbe) and len(probe.type_ids) == len(probe.token_ids)
+        assert (1 in probe.type_ids) == (task in ("score", "question_answer"))
+        assert (
+            len(probe.logits) == {"classify": 3, "score": 1, "token_classify": 8, "question_answer": 16}[task]
+        )
+
+
+def test_other_logits_and_labels_are_refused(settings: Settings, folder_of: Folder, tmp_path: Path) -> None:
+    folder = folder_of("classify", "linux-x64")
+    assert check(settings, folder).sessions[0].difference < 0.01
+    probes = [one.model_dump() for one in read_manifest(folder).probes]
+    probes[-1]["logits"][2] += 0.2
+    other = changed(folder, tmp_path / "other", probes=probes)
+    with pytest.raises(Differs, match="must not serve this folder"):
+        check(settings, other)
+
+
+def test_the_runner_classifies_as_the_gateway_does(folder_of: Folder, tmp_path: Path) -> None:
+    folder = folder_of("classify", "linux-x64")
+    with running(folder, "--threads", 1, log=tmp_path / "log") as runner:
+        root = str(runner.client.base_url).removesuffix("/v1/")
+        said = runner.client.post(f"{root}/classify", json={"model": "classify", "input": TEXTS}).json()
+        named = runner.client.post(f"{root}/models/classify", json={"inputs": TEXTS[0]}).json()
+        refused = runner.client.post(f"{root}/score", json={"text_1": "a", "text_2": "b"})
+    assert [one["index"] for one in said["data"]] == [0, 1, 2] and said["usage"]["prompt_tokens"] > 10
+    for one in said["data"]:
+        assert sum(one["probs"]) == pytest.approx(1, abs=1e-5) and one["num_classes"] == 3
+        assert one["label"] == ["sport", "politics", "weather"][one["probs"].index(max(one["probs"]))]
+    assert named[0][0]["label"] == said["data"][0]["label"] and len(named[0]) == 3
+    assert refused.status_code == 404 and "it offers /classify, /models/classify" in refused.text
+
+
+class Engine:
+    """What the gateway's engine computes of a version."""
+
+    def __init__(self, settings: Settings, task: Task) -> None:
+        registry = Registry(settings)
+        bundle = registry.path(registry.resolve(task))
+        options: Any = {"threads": 1, "queue_limit": 64, "context": 128, "places": True}
+        self.model = EncoderModel(bundle, outputs=OUTPUTS[task], **options)
+
+    def of(self, texts: Sequence[str | tuple[str, str]]) -> tuple[list[Encoded], list[Rows]]:
+        encoded = self.model.encode(texts)
+        return encoded, [self.model._run([one])[0] for one in encoded]
+
+
+ASK = """
+const done = arguments[arguments.length - 1];
+const run = async (asked) => {
+  const {EverlearnWeb} = await import("/classify/everlearn_web/index.js");
+  const found = {};
+  for (const [task, calls] of Object.entries(asked)) {
+    const client = await EverlearnWeb.load(`/${task}/`, {threads: 1});
+    found[task] = [];
+    for (const [method, request] of calls) {
+      const said = await client[method](request).catch(({code, message}) => ({code, message}));
+      found[task].push(said);
+    }
+    client.close();
+  }
+  return found;
+};
+run(arguments[0]).then(done, (error) => done(String(error)));
+"""
+CONTEXT = " ".join(TEXTS) * 12  # three windows
+NEAR: Any = {"abs": 0.02}
+"""Of what 8 bits on WebAssembly are from 8 bits here."""
+
+
+class TestPage:
+    pytestmark = IN_A_BROWSER
+
+    def test_answers_as_the_gateway_does(self, settings: Settings, folder_of: Folder, driver: Driver) -> None:
+        folders = [folder_of(task, "web") for task in HEADED]
+        parameters = {"parameters": {"aggregation_strategy": "none", "ignore_labels": []}}
+        asked: dict[str, Any] = {
+            "classify": [("classify", {"input": TEXTS}), ("score", {"text_1": "a", "text_2": "b"}), ("classify", {"input": "w " * 300})],
+            "score": [("score", {"text_1": QUERY, "text_2": TEXTS}), ("rerank", {"query": QUERY, "documents": TEXTS, "top_n": 2})],
+            "token_classify": [("tokenClassify", {"inputs": TEXTS, **parameters}), ("tokenClassify", {"inputs": TEXTS[0]})],
+            "question_answer": [("answer", {"inputs": {"question": QUERY, "context": CONTEXT}, "parameters": {"top_k": 3}})],
+        }  # fmt: skip
+        server = FaultyServer(folders[0].parent)
+        with server.running():
+            driver.get(server.url + "classify/edge.json")
+            found = driver.execute_async_script(ASK, asked)
+        assert isinstance(found, dict), found
+
+        classified, wrong, long = found["classify"]
+        _, rows = Engine(settings, "classify").of(TEXTS)
+        for said, (logits,) in zip(classified["data"], rows, strict=True):
+            assert said["probs"] == pytest.approx(softmax(logits).tolist(), **NEAR)
+            assert said["label"] == ["sport", "politics", "weather"][int(np.argmax(said["probs"]))]
+        assert wrong["code"] == "unsupported" and long["code"] == "context_length_exceeded"
+
+        scored, ranked = found["score"]
+        _, rows = Engine(settings, "score").of([(QUERY, one) for one in TEXTS])
+        wanted = [float(sigmoid(one[0][0])) for one in rows]
+        assert [one["score"] for one in scored["data"]] == pytest.approx(wanted, **NEAR)
+        order = sorted(range(3), key=lambda at: -scored["data"][at]["score"])
+        assert [one["index"] for one in ranked["results"]] == order[:2]
+        assert ranked["results"][0]["document"] == {"text": TEXTS[order[0]]}
+
+        tokens, grouped = found["token_classify"]
+        texts, rows = Engine(settings, "token_classify").of(TEXTS)
+        for said, text, encoded, (logits,) in zip(tokens, TEXTS, texts, rows, strict=True):
+            right = entities(text, encoded, softmax(logits), ["O", "B-PER", "I-PER"], (), simple=False)
+            assert [(one["start"], one["end"], one["word"]) for one in said] == [
+                (one["start"], one["end"], one["word"]) for one in right
+            ]
+            assert [one["score"] for one in said] == pytest.approx([one["score"] for one in right], **NEAR)
+        assert all(one["entity_group"] == "PER" for one in grouped)
+
+        engine = Engine(settings, "question_answer")
+        windows = windows_of(engine.model, QUERY, CONTEXT)
+        computed = [engine.model._run([one])[0] for one in windows.texts]
+        (spans,) = found["question_answer"]
+        right = answers(windows, computed, 3)
+        assert len(windows.texts) > 2 and len(spans) == 3
+        assert all(CONTEXT[one["start"] : one["end"]] == one["answer"] for one in spans)
+        assert [one["score"] for one in spans] == pytest.approx([one["score"] for one in right], rel=0.1)

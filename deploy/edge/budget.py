@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deploy.edge.manifest import DecoderGraph, Graph
+from deploy.edge.manifest import DecoderGraph, EncoderDecoderGraph, Graph
 from deploy.edge.plan import Plan
 from everlearn.errors import EverlearnError, InvalidInput
 
@@ -109,25 +109,26 @@ def predict(plan: Plan) -> Prediction:
 
 def multiplied_bytes(plan: Plan) -> int:
     """Bytes of the matrices that products read, as the kernels hold them."""
-    tensors = {one.name: one for one in plan.model.graph.initializer}
-    made_of = {node.output[0]: node.input[0] for node in plan.model.graph.node if node.output and node.input}
-    names = {
-        node.input[1] for node in plan.model.graph.node if node.op_type in MULTIPLIED and len(node.input) > 1
-    }
     found = 0
-    for name in names:
-        source = made_of.get(name, name)  # what a DequantizeLinear or a Transpose makes of it
-        if source not in tensors:
-            continue
-        if plan.form == "int4-qdq":
-            found += FLOAT_BYTES * math.prod(tensors[source].dims)
-        elif source in plan.contents:  # what is inline is of no weight
-            found += plan.contents[source].bytes
+    for graph in (model.graph for model in plan.models.values()):
+        tensors = {one.name: one for one in graph.initializer}
+        made_of = {node.output[0]: node.input[0] for node in graph.node if node.output and node.input}
+        names = {node.input[1] for node in graph.node if node.op_type in MULTIPLIED and len(node.input) > 1}
+        for name in names:
+            source = made_of.get(name, name)  # what a DequantizeLinear or a Transpose makes of it
+            if source not in tensors:
+                continue
+            if plan.form == "int4-qdq":
+                found += FLOAT_BYTES * math.prod(tensors[source].dims)
+            elif source in plan.contents:  # what is inline is of no weight
+                found += plan.contents[source].bytes
     return found
 
 
 def cache_bytes(graph: Graph) -> int:
-    """Of keys and values when the context is full."""
+    """Of keys and values when the context is full; of an encoder-decoder those of a source and of an answer."""
+    if isinstance(graph, EncoderDecoderGraph):
+        return 2 * 2 * graph.layers * graph.heads * graph.head_size * graph.context * FLOAT_BYTES
     if not isinstance(graph, DecoderGraph):
         return 0
     element = {"float32": 4, "float16": 2}.get(graph.cache, 1)

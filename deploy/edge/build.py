@@ -64,7 +64,8 @@ def build(
         refuse_over(budget, predicted.download_bytes, predicted.memory_bytes, predicted, what, hint)
     place = place_for(settings, target, arm64)
     progress(f"opening its operators on {planned.of.runtime.name}", None)
-    refuse_operators(planned.model, planned.of.runtime, place, what)
+    for model in planned.models.values():
+        refuse_operators(model, planned.of.runtime, place, what)
     with folder_for(out) as staging:
         write_files(planned, staging, progress)
         manifest = describe_folder(planned, staging, predicted, progress)

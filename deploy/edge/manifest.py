@@ -21,7 +21,6 @@ from everlearn.errors import Corrupt, InvalidInput, NotFound, Unsupported
 
 MANIFEST = "edge.json"
 FORMAT = "everlearn-edge/1"
-GRAPH = "model.onnx"
 WEBGPU_GRAPH = "model-webgpu.onnx"
 """A web folder's second graph, of the same weights: MatMulNBits, which WebGPU has kernels for and WebAssembly has not."""
 MAX_MANIFEST_BYTES = 4 * 1024**2
@@ -88,7 +87,20 @@ class HeadGraph(Part):
     multi_label: bool = False
 
 
-Graph = DecoderGraph | EncoderGraph | HeadGraph
+class EncoderDecoderGraph(Part):
+    """``context``: tokens of a source, and of an answer. ``first``: what every answer begins with, and nobody sees;
+    ``never``: tokens that no answer has. Keys and values are float32."""
+
+    layers: Count
+    heads: Count
+    head_size: Count
+    vocabulary: Count
+    context: Count
+    first: Annotated[list[Count], Field(min_length=1)]
+    never: list[Count] = []
+
+
+Graph = DecoderGraph | EncoderGraph | HeadGraph | EncoderDecoderGraph
 
 
 class Generation(Part):
@@ -124,8 +136,14 @@ class HeadProbe(Part):
     logits: list[float]
 
 
-Probe = DecoderProbe | EncoderProbe | HeadProbe
-Probes = list[DecoderProbe] | list[EncoderProbe] | list[HeadProbe]
+class AnswerProbe(DecoderProbe):
+    """The largest logits after ``answer_ids``, which follow the source ``token_ids``."""
+
+    answer_ids: Annotated[list[Count], Field(min_length=1)]
+
+
+Probe = DecoderProbe | EncoderProbe | HeadProbe | AnswerProbe
+Probes = list[DecoderProbe] | list[EncoderProbe] | list[HeadProbe] | list[AnswerProbe]
 
 
 class Measured(Part):

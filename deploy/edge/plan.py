@@ -13,7 +13,6 @@ from onnx import ModelProto
 from deploy.edge.int8 import round_to_int8
 from deploy.edge.last_logits import keep_last_logits
 from deploy.edge.manifest import (
-    GRAPH,
     WEBGPU_GRAPH,
     DecoderGraph,
     EncoderGraph,
@@ -22,7 +21,18 @@ from deploy.edge.manifest import (
     HeadGraph,
 )
 from deploy.edge.qdq import dequantize_once
-from deploy.edge.targets import LOGITS, OUTPUTS, PAST, TARGETS, EdgeTarget, FormName
+from deploy.edge.seq2seq import SETTINGS, encoder_decoder_graph, generation_of, shared_contents
+from deploy.edge.targets import (
+    GRAPH,
+    LOGITS,
+    OUTPUTS,
+    PAST,
+    TARGETS,
+    TWO_GRAPHS,
+    EdgeTarget,
+    FormName,
+    graphs_of,
+)
 from deploy.edge.weights import Content, Placed, contents_of, place, refer_to
 from everlearn.bundles.contents import read_json_object
 from everlearn.errors import Unsupported
@@ -35,12 +45,13 @@ FP32 = "float32"
 
 @dataclass
 class Plan:
-    """A folder before it is written. ``files``: the content, or the file to copy, of all but the weights."""
+    """A folder before it is written. ``models``: its graphs, by file; ``files``: the content, or the file to copy, of all but
+    the weights."""
 
     version: Version
     target: str
     form: FormName
-    model: ModelProto
+    models: dict[str, ModelProto]
     contents: dict[str, Content]
     graph: Graph
     parts: list[Placed] = field(default_factory=list[Placed])
@@ -71,17 +82,19 @@ def plan(version: Version, bundle: Path, target: str, form: FormName) -> Plan:
     Raises Unsupported for a version that has no such form.
     """
     refuse_version(version, target)
-    model = onnx.load(str(bundle / GRAPH), load_external_data=False)
-    made = plan_decoder if version.task == "generate" else plan_encoder
-    planned = made(version, bundle, target, form, model)
-    planned.parts = place(model, planned.contents)
+    models = {
+        name: onnx.load(str(bundle / name), load_external_data=False) for name in graphs_of(version.task)
+    }
+    made = {"generate": plan_decoder, "text2text": plan_encoder_decoder}.get(version.task, plan_encoder)
+    planned = made(version, bundle, target, form, models)
+    planned.parts = place(models.values(), planned.contents)
     if form == "int4-qdq":  # the same bytes, as WebGPU multiplies them
         other = onnx.load(str(bundle / GRAPH), load_external_data=False)
         keep_last_logits(other)
         round_nothing(other)
         refer_to(other, planned.parts)
         planned.files[WEBGPU_GRAPH] = serialized(other)
-    planned.files[GRAPH] = serialized(model)
+    planned.files |= {name: serialized(model) for name, model in models.items()}
     for name in TOKENIZER:
         if (bundle / name).is_file():
             planned.files[name] = bundle / name
@@ -98,7 +111,10 @@ def refuse_version(version: Version, target: str) -> None:
         )
 
 
-def plan_decoder(version: Version, bundle: Path, target: str, form: FormName, model: ModelProto) -> Plan:
+def plan_decoder(
+    version: Version, bundle: Path, target: str, form: FormName, models: dict[str, ModelProto]
+) -> Plan:
+    model = models[GRAPH]
     if not any(node.op_type == "MatMulNBits" for node in model.graph.node):
         raise Unsupported(
             f"{version.ref} has no weights of 4 or 8 bits in blocks, which the form {form} is made of: "
@@ -112,7 +128,7 @@ def plan_decoder(version: Version, bundle: Path, target: str, form: FormName, mo
     elif form == "int8-dynamic":
         round_to_int8(model, contents)
     graph = decoder_graph(model, config["model"], TARGETS[target].context)
-    made = Plan(version, target, form, model, contents, graph, generation=generation(config))
+    made = Plan(version, target, form, models, contents, graph, generation=generation(config))
     if target != "web":
         made.files[GENAI_CONFIG] = json.dumps(
             shorter(config, graph.context), indent=4, sort_keys=True
@@ -120,12 +136,11 @@ def plan_decoder(version: Version, bundle: Path, target: str, form: FormName, mo
     return made
 
 
-def plan_encoder(version: Version, bundle: Path, target: str, form: FormName, model: ModelProto) -> Plan:
-    if not any(node.op_type == "MatMulInteger" for node in model.graph.node):
-        raise Unsupported(
-            f"{version.ref} has no weights of 8 bits, which the form {form} is made of: "
-            f"everlearn compress {version.model} --to int8-onnx"
-        )
+def plan_encoder(
+    version: Version, bundle: Path, target: str, form: FormName, models: dict[str, ModelProto]
+) -> Plan:
+    model = models[GRAPH]
+    refuse_float(version, form, model)
     config = read_json_object(bundle / "config.json")
     outputs = {one.name: one for one in model.graph.output}
     if missing := [name for name in OUTPUTS[version.task] if name not in outputs]:
@@ -138,9 +153,30 @@ def plan_encoder(version: Version, bundle: Path, target: str, form: FormName, mo
         graph = EncoderGraph(context=config["max_length"], hidden=dims[-1].dim_value or config["hidden_size"])
     else:
         graph = head_graph(config)
-    made = Plan(version, target, form, model, contents_of(model, bundle), graph)
+    made = Plan(version, target, form, models, contents_of(model, bundle), graph)
     made.files["config.json"] = bundle / "config.json"
     return made
+
+
+def plan_encoder_decoder(
+    version: Version, bundle: Path, target: str, form: FormName, models: dict[str, ModelProto]
+) -> Plan:
+    decoder = models[TWO_GRAPHS[1]]
+    refuse_float(version, form, decoder)
+    graph = encoder_decoder_graph(decoder, bundle)
+    contents = shared_contents(models, bundle)
+    made = Plan(version, target, form, models, contents, graph, generation=generation_of(bundle))
+    made.files |= {name: bundle / name for name in SETTINGS if (bundle / name).is_file()}
+    return made
+
+
+def refuse_float(version: Version, form: FormName, model: ModelProto) -> None:
+    """Raises Unsupported where no product has weights of 8 bits."""
+    if not any(node.op_type == "MatMulInteger" for node in model.graph.node):
+        raise Unsupported(
+            f"{version.ref} has no weights of 8 bits, which the form {form} is made of: "
+            f"everlearn compress {version.model} --to int8-onnx"
+        )
 
 
 def head_graph(config: dict[str, Any]) -> HeadGraph:

@@ -14,9 +14,10 @@ from tokenizers import Tokenizer
 
 from deploy.edge.check.sessions import native
 from deploy.edge.manifest import (
-    GRAPH,
+    AnswerProbe,
     DecoderProbe,
     EdgeManifest,
+    EncoderDecoderGraph,
     EncoderProbe,
     Graph,
     HeadProbe,
@@ -24,7 +25,7 @@ from deploy.edge.manifest import (
     Probes,
 )
 from deploy.edge.plan import round_nothing
-from deploy.edge.targets import FORMS, OUTPUTS, FormName
+from deploy.edge.targets import FORMS, GRAPH, OUTPUTS, FormName, graphs_of
 from everlearn.bundles.tasks import HEADED, Task
 from everlearn.errors import EverlearnError
 
@@ -36,6 +37,8 @@ TEXTS = (
 )
 PAIRED: tuple[Task, ...] = ("score", "question_answer")
 """Tasks whose models read two texts at once: these, each with the next one."""
+ANSWER = 3
+"""Tokens of an answer behind which logits are compared, besides those that every answer begins with."""
 TOP = 8
 STEPS = 16
 """Tokens decoded to measure speed."""
@@ -64,7 +67,7 @@ def request_of(
 ) -> dict[str, Any]:
     """What a session is asked, as deploy.edge.check.native_session has it."""
     return {
-        "graph": str(directory.absolute() / GRAPH),
+        "graphs": [str(directory.absolute() / name) for name in graphs_of(task)],
         "task": task,
         "outputs": OUTPUTS.get(task, ()),
         "session": dict(FORMS[form].session),
@@ -82,7 +85,7 @@ def compute(directory: Path, task: Task, form: FormName, graph: Graph) -> tuple[
     Where kernels round what they multiply (MatMulNBits with ``accuracy_level``), the probes are computed without, and
     the bound is twice what rounding changes here: kernels of other instruction sets round otherwise, and by as much.
     """
-    prompts = prompts_of(directory, task, graph.context)
+    prompts = prompts_of(directory, task, graph)
     request, here = request_of(directory, task, form, graph, prompts) | {"steps": 1}, native()
     if form != "int4-matmulnbits":
         probes = probes_of(here.ask(request), prompts)
@@ -90,16 +93,23 @@ def compute(directory: Path, task: Task, form: FormName, graph: Graph) -> tuple[
     exact = directory / "exact.onnx"
     exact.write_bytes(without_rounding(directory / GRAPH))
     try:
-        probes = probes_of(here.ask(request | {"graph": str(exact.absolute())}), prompts)
+        probes = probes_of(here.ask(request | {"graphs": [str(exact.absolute())]}), prompts)
     finally:
         exact.unlink()
     said = here.ask(request | {"prompts": asked(probes)})
     return probes, round(max(LOGITS_BOUND, ROUNDED * apart(said, probes)), 3)
 
 
-def prompts_of(directory: Path, task: Task, context: int) -> list[dict[str, Any]]:
-    """Token ids of the texts, or of pairs of them, as the tokenizer marks them."""
+def prompts_of(directory: Path, task: Task, graph: Graph) -> list[dict[str, Any]]:
+    """Token ids of the texts, or of pairs of them, as the tokenizer marks them.
+
+    Of an encoder-decoder, the beginning of an answer as well: the source's own, so that keys and values are computed.
+    """
     tokenizer: Any = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    context = graph.context
+    if isinstance(graph, EncoderDecoderGraph):
+        sources = [tokenizer.encode(text).ids[:context] for text in TEXTS]
+        return [{"token_ids": ids, "answer_ids": [*graph.first, *ids[:ANSWER]]} for ids in sources]
     if task not in HEADED:
         return [{"token_ids": tokenizer.encode(text).ids[:context]} for text in TEXTS]
     seconds = TEXTS[1:] + TEXTS[:1] if task in PAIRED else [None] * len(TEXTS)
@@ -129,9 +139,14 @@ def probes_of(said: dict[str, Any], prompts: list[dict[str, Any]]) -> Probes:
         return [round(one, DIGITS) for one in values]
 
     pairs = list(zip(prompts, said["outputs"], strict=True))
+    if "answer_ids" in prompts[0]:
+        return [
+            AnswerProbe(**prompt, top_ids=one["ids"], top_logits=rounded(one["values"]))
+            for prompt, one in pairs
+        ]
     if "ids" in said["outputs"][0]:
         return [
-            DecoderProbe(token_ids=prompt["token_ids"], top_ids=one["ids"], top_logits=rounded(one["values"]))
+            DecoderProbe(**prompt, top_ids=one["ids"], top_logits=rounded(one["values"]))
             for prompt, one in pairs
         ]
     if "type_ids" in prompts[0]:
@@ -144,7 +159,7 @@ def probes_of(said: dict[str, Any], prompts: list[dict[str, Any]]) -> Probes:
 def asked(probes: Probes) -> list[dict[str, Any]]:
     """The probes as prompts of a request: of decoders with the ids whose logits are wanted."""
     return [
-        one.model_dump(include={"token_ids", "type_ids"})
+        one.model_dump(include={"token_ids", "type_ids", "answer_ids"})
         | ({"ids": one.top_ids} if isinstance(one, DecoderProbe) else {})
         for one in probes
     ]

@@ -27,6 +27,9 @@ OUTPUTS: Mapping[Task, tuple[str, ...]] = {
     "question_answer": ("start_logits", "end_logits"),
 }
 """What an encoder's graph computes, by its task."""
+GRAPH = "model.onnx"
+TWO_GRAPHS = ("encoder_model.onnx", "decoder_model.onnx")
+"""An encoder-decoder's: a source is read once, an answer token by token."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ GENAI = Runtime(
         Slow("MatMulBnb4", "it has no kernel for CPUs of its own", "everlearn compress MODEL --to int4-onnx"),
     ),
 )
-INT8: Mapping[Task, tuple[FormName, ...]] = dict.fromkeys(("embed", *HEADED), ("int8-dynamic",))
+INT8: Mapping[Task, tuple[FormName, ...]] = dict.fromkeys(("embed", *HEADED, "text2text"), ("int8-dynamic",))
 """Of everything but decoders."""
 NATIVE: Mapping[Task, tuple[FormName, ...]] = {"generate": ("int4-matmulnbits",), **INT8}
 
@@ -133,6 +136,11 @@ TARGETS: Mapping[str, EdgeTarget] = {
     "android": EdgeTarget(GENAI, NATIVE, 2048, "arm64", "Android 10 and newer, 64-bit Arm"),
     "ios": EdgeTarget(GENAI, NATIVE, 2048, "arm64", "iOS 16 and newer"),
 }
+
+
+def graphs_of(task: str) -> tuple[str, ...]:
+    """The names of a folder's graphs."""
+    return TWO_GRAPHS if task == "text2text" else (GRAPH,)
 
 
 def targets_table() -> list[str]:

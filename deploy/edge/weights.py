@@ -6,7 +6,7 @@ the part that it was at. A tensor larger than a part has a file of its own. Tens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,11 +73,15 @@ def from_memory(raw: bytes) -> Content:
     return Content(len(raw), lambda: iter([raw]))
 
 
-def place(model: ModelProto, contents: Mapping[str, Content]) -> list[Placed]:
-    """Decides where each of ``contents`` is going to be, in the graph's order, and lets ``model`` refer to it there."""
+def place(models: Iterable[ModelProto], contents: Mapping[str, Content]) -> list[Placed]:
+    """Decides where each of ``contents`` is going to be, in the graphs' order, and lets ``models`` refer to it there."""
     parts: list[Placed] = []
-    for tensor in model.graph.initializer:
+    placed: dict[str, tuple[str, TensorSpan]] = {}
+    for tensor in (one for model in models for one in model.graph.initializer):
         if tensor.name not in contents:
+            continue
+        if tensor.name in placed:  # two graphs read it
+            refer(tensor, *placed[tensor.name])
             continue
         size = contents[tensor.name].bytes
         start = -(-parts[-1].size_bytes // ALIGNMENT) * ALIGNMENT if parts else 0
@@ -85,7 +89,8 @@ def place(model: ModelProto, contents: Mapping[str, Content]) -> list[Placed]:
             parts.append(Placed(f"weights-{len(parts):03d}.bin"))
             start = 0
         parts[-1].spans.append(TensorSpan(name=tensor.name, offset=start, bytes=size))
-        refer(tensor, parts[-1].name, parts[-1].spans[-1])
+        placed[tensor.name] = parts[-1].name, parts[-1].spans[-1]
+        refer(tensor, *placed[tensor.name])
     return parts
 
 

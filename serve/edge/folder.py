@@ -18,9 +18,11 @@ from serve.engines.onnx.encoders.heads import OUTPUTS, HeadBackend
 from serve.engines.onnx.encoders.model import Encoded
 from serve.engines.onnx.generate import GenerateBackend
 from serve.engines.onnx.http import Backend
+from serve.engines.onnx.seq2seq.backend import EncoderDecoderBackend
+from serve.engines.onnx.seq2seq.model import EncoderDecoder
 
 MANIFEST = "edge.json"
-TASKS = ("generate", "embed", *OUTPUTS)
+TASKS = ("generate", "embed", "text2text", *OUTPUTS)
 RUNTIMES = ("onnxruntime", "onnxruntime-genai")
 
 
@@ -33,10 +35,12 @@ class Graph(BaseModel):
 
 
 class Probe(BaseModel):
-    """The largest logits after ``token_ids``, the first numbers of their embedding, or the first logits of the model's head."""
+    """The largest logits after ``token_ids``, the first numbers of their embedding, or the first logits of the model's head;
+    of an encoder-decoder, the largest after ``answer_ids``."""
 
     token_ids: list[int] = Field(min_length=1)
     type_ids: list[int] = []
+    answer_ids: list[int] = []
     top_ids: list[int] = []
     top_logits: list[float] = []
     embedding: list[float] = []
@@ -102,10 +106,21 @@ async def apart(probe: Probe, backend: Backend, bound: float) -> float:
         (rows,) = await backend.encoder.compute([text])
         first = len(probe.logits) // len(rows)
         return difference(np.concatenate([one.reshape(-1)[:first] for one in rows]), probe.logits)
+    if isinstance(backend, EncoderDecoderBackend):
+        logits = await asyncio.to_thread(answer_logits, backend.graphs, probe)
+        return logits_difference(logits, probe, bound)
     assert isinstance(backend, GenerateBackend)
     logits = await asyncio.to_thread(backend.decoder.prefill, 0, np.array(probe.token_ids, np.int64), 0)
     backend.decoder.release(0)
     return logits_difference(logits, probe, bound)
+
+
+def answer_logits(graphs: EncoderDecoder, probe: Probe) -> np.ndarray:
+    """float32 (vocabulary,) after the probe's answer, which begins as every answer does."""
+    state, logits = graphs.read([np.array(probe.token_ids, np.int64)])
+    for token in probe.answer_ids[len(graphs.first) :]:
+        logits = graphs.step(state, np.array([token], np.int64))
+    return logits[0]
 
 
 def logits_difference(logits: np.ndarray, probe: Probe, bound: float) -> float:

@@ -9,9 +9,9 @@ import onnx
 
 from deploy.edge.check.operators import refuse_known, refuse_missing
 from deploy.edge.check.sessions import Place, emulated_x64, place_for
-from deploy.edge.manifest import GRAPH, MANIFEST, EdgeManifest, read_manifest, verify_files
+from deploy.edge.manifest import MANIFEST, EdgeManifest, read_manifest, verify_files
 from deploy.edge.probes import asked, refuse_difference, request_of
-from deploy.edge.targets import TARGETS
+from deploy.edge.targets import TARGETS, graphs_of
 from everlearn.errors import Corrupt, Unavailable, Unsupported
 from everlearn.progress import Progress, silent
 from everlearn.settings import Settings
@@ -69,14 +69,16 @@ def places_for(settings: Settings, target: str, arm64: Path | None) -> tuple[lis
 
 def run(directory: Path, manifest: EdgeManifest, place: Place) -> Session:
     """Opens the folder in ``place``, and each of its operators where that fails. Raises CannotRun, Differs."""
-    model = onnx.load(str(directory / GRAPH), load_external_data=False)
+    models = [onnx.load(str(directory / name), load_external_data=False) for name in graphs_of(manifest.task)]
     runtime, prompts = TARGETS[manifest.target].runtime, asked(manifest.probes)
-    refuse_known(model, runtime, str(directory))
+    for model in models:
+        refuse_known(model, runtime, str(directory))
     request = request_of(directory, manifest.task, manifest.form, manifest.graph, prompts)
     try:
         said = place.ask(request if place.is_device else request | {"steps": 1})
     except Unsupported:
-        refuse_missing(model, runtime, place, str(directory))
+        for model in models:
+            refuse_missing(model, runtime, place, str(directory))
         raise
     difference = refuse_difference(said, manifest, place.on)
     return Session(place.on, place.is_device, difference, said["tokens_per_s"], said["peak_bytes"])

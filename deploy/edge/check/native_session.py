@@ -1,7 +1,7 @@
 """Sessions of native onnxruntime, in a process of its own: ``python native_session.py < request.json > answer.json``.
 
 numpy and onnxruntime are all it imports, so that it runs on an emulated CPU as well. The request names either
-``operators``, graphs that are to load, or a ``graph`` with ``prompts``; web_session.js answers the same requests.
+``operators``, graphs that are to load, or ``graphs`` with ``prompts``; web_session.js answers the same requests.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ STATUS = Path("/proc/self/status")
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """``failures`` by graph; or of a graph its ``outputs`` for each prompt, ``tokens_per_s`` and ``peak_bytes``."""
+    """``failures`` by graph; or of a model its ``outputs`` for each prompt, ``tokens_per_s`` and ``peak_bytes``."""
     said: dict[str, Any] = {"runtime": ort.__version__, "failures": {}}
     for graph in request.get("operators", []):
         try:
             open_session(graph, {})
         except Exception as error:  # noqa: BLE001 (onnxruntime's errors share no other base)
             said["failures"][graph] = str(error)
-    if "graph" in request:
+    if "graphs" in request:
         started = time.perf_counter()
-        session = open_session(request["graph"], request["session"])
+        sessions = [open_session(graph, request["session"]) for graph in request["graphs"]]
         said["load_s"] = time.perf_counter() - started
-        run = run_decoder if request["task"] == "generate" else run_encoder
-        said |= run(session, request)
+        run: Any = {"generate": run_decoder, "text2text": run_answers}.get(request["task"], run_encoder)
+        said |= run(*sessions, request)
         said["peak_bytes"] = peak_bytes()
     return said
 
@@ -88,6 +88,55 @@ def nothing(session: ort.InferenceSession, request: dict[str, Any]) -> dict[str,
     shape = request["shape"]
     empty = np.zeros((1, shape["kv_heads"], 0, shape["head_size"]), shape["cache"])
     return {one.name: empty for one in session.get_inputs() if one.name.startswith("past_key_values.")}
+
+
+def run_answers(
+    encoder: ort.InferenceSession, decoder: ort.InferenceSession, request: dict[str, Any]
+) -> dict[str, Any]:
+    """``outputs``: of each source the largest logits behind its ``answer_ids``, as :func:`run_decoder` has them."""
+    outputs: list[dict[str, Any]] = []
+    for prompt in request["prompts"]:
+        state = read_source(encoder, decoder, request, prompt["token_ids"])
+        for token in prompt["answer_ids"]:
+            logits = next_logits(decoder, request, state, token)
+        top = np.argsort(-logits, kind="stable")[: request["top"]]
+        ids = prompt.get("ids") or [int(one) for one in top]
+        outputs.append({"ids": ids, "values": [float(logits[one]) for one in ids], "best": int(top[0])})
+    steps: list[float] = []
+    for _ in range(request["steps"]):
+        started = time.perf_counter()
+        logits = next_logits(decoder, request, state, int(logits.argmax()))
+        steps.append(time.perf_counter() - started)
+    return {"outputs": outputs, "tokens_per_s": 1 / float(np.median(steps))}
+
+
+def read_source(
+    encoder: ort.InferenceSession, decoder: ort.InferenceSession, request: dict[str, Any], ids: list[int]
+) -> dict[str, Any]:
+    """The decoder's inputs before an answer's first token."""
+    source = np.array([ids], np.int64)
+    mask = np.ones_like(source)
+    names = [one.name for one in decoder.get_inputs()]
+    crossed = encoder.run(None, {"input_ids": source, "attention_mask": mask})
+    shape = request["shape"]
+    empty = np.zeros((1, shape["heads"], 0, shape["head_size"]), np.float32)
+    looked_up = zip([name for name in names if ".encoder." in name], crossed, strict=True)
+    return {
+        "encoder_attention_mask": mask,
+        **dict(looked_up),
+        **{name: empty for name in names if ".decoder." in name},
+    }
+
+
+def next_logits(
+    decoder: ort.InferenceSession, request: dict[str, Any], state: dict[str, Any], token: int
+) -> np.ndarray:
+    """float32 (vocabulary,) after one token more of an answer, which ``state`` then holds."""
+    logits, *past = decoder.run(None, {"input_ids": np.array([[token]], np.int64), **state})
+    state.update(zip([name for name in state if ".decoder." in name], past, strict=True))
+    row = np.array(logits, np.float32)[0, -1]
+    row[request["shape"]["never"]] = -np.inf
+    return row
 
 
 def run_encoder(session: ort.InferenceSession, request: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deploy.edge.targets import FORMS, OUTPUTS
+from deploy.edge.targets import FORMS, OUTPUTS, graphs_of
 from deploy.updates.release import MANIFEST
 from everlearn.errors import Corrupt, Unavailable
 
@@ -39,12 +39,14 @@ def computed(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     from deploy.edge.check.native_session import answer
 
     prompts = [
-        {"token_ids": one["token_ids"], "type_ids": one.get("type_ids"), "ids": one.get("top_ids")}
+        {name: one[name] for name in ("token_ids", "type_ids", "answer_ids") if name in one}
+        | {"ids": one.get("top_ids")}
         for one in manifest["probes"]
     ]
     form = FORMS.get(manifest["form"])
     request = {
-        "graph": str(folder / "model.onnx"), "task": manifest["task"], "session": dict(form.session) if form else {},
+        "graphs": [str(folder / name) for name in graphs_of(manifest["task"])], "task": manifest["task"],
+        "session": dict(form.session) if form else {},
         "outputs": OUTPUTS.get(manifest["task"], ()), "shape": manifest["graph"], "context": 1, "prompts": prompts, "top": 8, "steps": 1,
     }  # fmt: skip
     try:

@@ -11,14 +11,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from compress.export import decoder_request
 from compress.parent_files import keep_tokenizer
 from compress.recipe import Calibration, CompressRecipe
-from compress.targets import onnx_decoder, onnx_encoder
+from compress.targets import onnx_decoder
+from compress.targets.onnx_encoder import build_onnx_encoder
+from compress.targets.onnx_encoder_decoder import build_onnx_encoder_decoder
 from everlearn.bundles.bundle import write_bundle
 from everlearn.bundles.tasks import Task
 from everlearn.chat.stops import write_genai_config
 from everlearn.progress import silent
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
-from tests.support.tiny_models import TINY, write_bert, write_headed, write_llama
+from tests.support.tiny_models import TINY, write_bert, write_headed, write_llama, write_t5
 
 
 def register_decoder(settings: Settings, parent: Path, family: str = "llama") -> None:
@@ -47,9 +49,13 @@ def register_decoder(settings: Settings, parent: Path, family: str = "llama") ->
 
 
 def register_encoder(settings: Settings, parent: Path, task: Task = "embed") -> None:
-    """As ``everlearn compress --to int8-onnx`` makes it: ``encoder``, or with a head by the name of its task."""
+    """As ``everlearn compress --to int8-onnx`` makes it: ``encoder``, another by the name of its task."""
     parent.mkdir()
-    model = write_bert(parent) if task == "embed" else write_headed(parent, task)
+    if task == "text2text":
+        model = write_t5(parent)
+    else:
+        model = write_bert(parent) if task == "embed" else write_headed(parent, task)
+    build = build_onnx_encoder_decoder if task == "text2text" else build_onnx_encoder
     registry, name = Registry(settings), "encoder" if task == "embed" else task
     with registry.staging() as staging:
         request = {
@@ -59,7 +65,7 @@ def register_encoder(settings: Settings, parent: Path, task: Task = "embed") -> 
             "precision": "int8",
             "calibration": Calibration(tokens=1024).model_dump(mode="json"),
         }
-        onnx_encoder.build_onnx_encoder(request, silent)
+        build(request, silent)
         kind = type(model).__name__
         write_bundle(staging, name=name, format="onnx", task=task, architecture=kind, parameters=1)
         registry.add(staging, name)

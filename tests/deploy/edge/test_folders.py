@@ -80,7 +80,7 @@ def test_no_tensor_is_in_two_files_and_none_beyond_32_mib_shares_its(tmp_path: P
     for name in sizes:
         model.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.uint8), name))
     contents = {name: Content(length, lambda: iter(())) for name, length in sizes.items()}
-    parts = place(model, contents)
+    parts = place([model], contents)
     assert [[span.name for span in part.spans] for part in parts] == [["a"], ["b"], ["c"], ["d", "e"]]
     assert parts[3].spans[1].offset == 16 and parts[2].size_bytes > PART_BYTES
 
@@ -99,7 +99,7 @@ def plain(made: EdgeManifest) -> EdgeManifest:
 def test_webgpus_graph_of_the_same_weights_has_the_same_numbers(web_folder: Path) -> None:
     made = read_manifest(web_folder)
     request = request_of(web_folder, made.task, made.form, made.graph, asked(made.probes))
-    said = native().ask(request | {"graph": str(web_folder / WEBGPU_GRAPH), "session": {}, "steps": 1})
+    said = native().ask(request | {"graphs": [str(web_folder / WEBGPU_GRAPH)], "session": {}, "steps": 1})
     assert apart(said, made.probes) < 1e-3
     graph = onnx.load(web_folder / WEBGPU_GRAPH, load_external_data=False).graph
     assert "MatMulNBits" in {node.op_type for node in graph.node}

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from tokenizers import Tokenizer
 
 from deploy.edge.build import build
 from deploy.edge.check.check import check
-from deploy.edge.manifest import HeadGraph, HeadProbe, read_manifest
+from deploy.edge.manifest import AnswerProbe, EncoderDecoderGraph, HeadGraph, HeadProbe, read_manifest
 from deploy.edge.probes import Differs
+from deploy.edge.targets import TWO_GRAPHS
 from everlearn.bundles.tasks import HEADED, Task
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
@@ -21,6 +24,7 @@ from serve.engines.onnx.encoders.entities import entities
 from serve.engines.onnx.encoders.extraction import answers, windows_of
 from serve.engines.onnx.encoders.heads import OUTPUTS, sigmoid, softmax
 from serve.engines.onnx.encoders.model import Encoded, EncoderModel, Rows
+from serve.engines.onnx.seq2seq.model import EncoderDecoder
 from tests.conftest import TEST_HOME
 from tests.deploy.edge.models import register_encoder
 from tests.deploy.edge.web.page_server import FaultyServer
@@ -40,7 +44,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     packages = TEST_HOME / "cache" / "npm"
     packages.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.symlink(packages, settings.directory("cache") / "npm")
-    for task in HEADED:
+    for task in (*HEADED, "text2text"):
         register_encoder(settings, folder / task, task)
     return settings
 
@@ -87,6 +91,41 @@ def test_other_logits_and_labels_are_refused(settings: Settings, folder_of: Fold
         check(settings, other)
 
 
+def test_a_folder_of_an_encoder_decoder_has_each_tensor_once(folder_of: Folder) -> None:
+    folder = folder_of("text2text", "linux-x64")
+    made = read_manifest(folder)
+    assert isinstance(made.graph, EncoderDecoderGraph) and made.graph.first == [0]
+    assert made.generation and made.generation.eos_token_ids == [2] and made.generation.temperature == 0
+    assert all(isinstance(one, AnswerProbe) and len(one.answer_ids) == 4 for one in made.probes)
+    graphs = [onnx.load(folder / name, load_external_data=False).graph for name in TWO_GRAPHS]
+    encoder, decoder = ({one.name for one in graph.initializer if one.external_data} for graph in graphs)
+    assert len(encoder & decoder) == 1  # the embedding
+    assert {span.name for spans in made.tensors.values() for span in spans} == encoder | decoder
+
+
+def test_the_runner_answers_from_an_encoder_decoder_as_the_version_does(
+    settings: Settings, folder_of: Folder, tmp_path: Path
+) -> None:
+    registry = Registry(settings)
+    bundle = registry.path(registry.resolve("text2text"))
+    with running(folder_of("text2text", "linux-x64"), "--threads", 1, log=tmp_path / "log") as runner:
+        body = {"model": "text2text", "prompt": TEXTS, "max_tokens": 20}
+        said = runner.client.post("/completions", json=body).json()
+    assert [one["text"] for one in said["choices"]] == [written(bundle, text, 20) for text in TEXTS]
+
+
+def written(bundle: Path, source: str, most: int) -> str:
+    """Greedily, by the version's own graphs."""
+    graphs = EncoderDecoder(bundle, threads=1)
+    tokenizer: Any = Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    state, logits = graphs.read([np.array(tokenizer.encode(source).ids)])
+    ids: list[int] = []
+    while len(ids) < most and (token := int(logits[0].argmax())) not in graphs.eos_ids:
+        ids.append(token)
+        logits = graphs.step(state, np.array([token]))
+    return tokenizer.decode(ids).removeprefix(" ")
+
+
 def test_the_runner_classifies_as_the_gateway_does(folder_of: Folder, tmp_path: Path) -> None:
     folder = folder_of("classify", "linux-x64")
     with running(folder, "--threads", 1, log=tmp_path / "log") as runner:
@@ -118,6 +157,12 @@ class Engine:
 
 ASK = """
 const done = arguments[arguments.length - 1];
+const completion = async (client, request) => {
+  const whole = await client.completions.create(request);
+  let streamed = "";
+  for await (const {choices} of await client.completions.create({...request, stream: true})) streamed += choices[0].text;
+  return {whole, streamed};
+};
 const run = async (asked) => {
   const {EverlearnWeb} = await import("/classify/everlearn_web/index.js");
   const found = {};
@@ -125,7 +170,8 @@ const run = async (asked) => {
     const client = await EverlearnWeb.load(`/${task}/`, {threads: 1});
     found[task] = [];
     for (const [method, request] of calls) {
-      const said = await client[method](request).catch(({code, message}) => ({code, message}));
+      const call = method === "completion" ? completion(client, request) : client[method](request);
+      const said = await call.catch(({code, message}) => ({code, message}));
       found[task].push(said);
     }
     client.close();
@@ -143,12 +189,13 @@ class TestPage:
     pytestmark = IN_A_BROWSER
 
     def test_answers_as_the_gateway_does(self, settings: Settings, folder_of: Folder, driver: Driver) -> None:
-        folders = [folder_of(task, "web") for task in HEADED]
+        folders = [folder_of(task, "web") for task in (*HEADED, "text2text")]
         parameters = {"parameters": {"aggregation_strategy": "none", "ignore_labels": []}}
         asked: dict[str, Any] = {
             "classify": [("classify", {"input": TEXTS}), ("score", {"text_1": "a", "text_2": "b"}), ("classify", {"input": "w " * 300})],
             "score": [("score", {"text_1": QUERY, "text_2": TEXTS}), ("rerank", {"query": QUERY, "documents": TEXTS, "top_n": 2})],
             "token_classify": [("tokenClassify", {"inputs": TEXTS, **parameters}), ("tokenClassify", {"inputs": TEXTS[0]})],
+            "text2text": [("completion", {"prompt": text, "max_tokens": 20}) for text in TEXTS],
             "question_answer": [("answer", {"inputs": {"question": QUERY, "context": CONTEXT}, "parameters": {"top_k": 3}})],
         }  # fmt: skip
         server = FaultyServer(folders[0].parent)
@@ -190,3 +237,12 @@ class TestPage:
         assert len(windows.texts) > 2 and len(spans) == 3
         assert all(CONTEXT[one["start"] : one["end"]] == one["answer"] for one in spans)
         assert [one["score"] for one in spans] == pytest.approx([one["score"] for one in right], rel=0.1)
+
+        registry = Registry(settings)
+        bundle = registry.path(registry.resolve("text2text"))
+        for said, text in zip(found["text2text"], TEXTS, strict=True):
+            (choice,) = said["whole"]["choices"]
+            assert choice["text"] == said["streamed"] == written(bundle, text, 20) != ""
+            assert (
+                choice["finish_reason"] in ("stop", "length") and said["whole"]["usage"]["prompt_tokens"] > 2
+            )

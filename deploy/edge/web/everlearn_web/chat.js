@@ -10,13 +10,18 @@ import { encodeChat, TextStream } from "./tokenizer.js";
  * between two steps, and may throw to stop; `told(delta)` gets the answer as it comes: {content} or {tool_calls}. Returns
  * {finish_reason, usage, timings}.
  */
-export async function answer({ decoder, tokenizer, template, manifest }, settings, constraint, { told, between }) {
+export async function answer(model, settings, constraint, { told, between }) {
+  const { tokenizer, template, manifest } = model;
   const ids = encodeChat(tokenizer, template, settings.messages, settings.tools);
   const { context } = manifest.graph;
   if (ids.length >= context) {
     throw new EverlearnError("context_length_exceeded", `messages have ${ids.length} tokens, and the model's context has ${context}: shorten them`);
   }
-  const most = Math.min(settings.max_tokens, context - ids.length);
+  return generate(model, ids, Math.min(settings.max_tokens, context - ids.length), settings, constraint, { told, between });
+}
+
+/** The same of a prompt's `ids`, to which the answer's are added: at most `most`. */
+export async function generate({ decoder, tokenizer, manifest }, ids, most, settings, constraint, { told, between }) {
   const ends = new Set(manifest.generation?.eos_token_ids ?? []);
   const next = random(settings.seed);
   const text = new TextStream(tokenizer);

@@ -55,6 +55,7 @@ export class EverlearnWeb {
     /** Why a newer version does not serve, or null. */
     this.notice = notice ?? null;
     this.chat = { completions: { create: (request, options) => this.#chat(request, options) } };
+    this.completions = { create: (request, options) => this.#completion(request, options) };
     this.embeddings = { create: (request, options) => calls.call("embeddings", request, undefined, options) };
   }
 
@@ -99,10 +100,25 @@ export class EverlearnWeb {
     this.#calls.close();
   }
 
+  async #completion({ stream = false, stream_options, ...request }, { signal } = {}) {
+    const head = { id: `cmpl-${crypto.randomUUID()}`, object: "text_completion", created: Math.floor(Date.now() / 1000), model: this.model };
+    const events = this.#calls.stream("completion", request, { signal });
+    if (stream) return chunks(events, head, textOf, null, stream_options?.include_usage);
+    let content = "";
+    for (;;) {
+      const { done, value } = await events.next();
+      if (done) return { ...head, choices: [textOf({ content }, value.finish_reason)], ...rest(value) };
+      content += value.content;
+    }
+  }
+
   async #chat({ stream = false, stream_options, ...request }, { signal } = {}) {
     const head = { id: `chatcmpl-${crypto.randomUUID()}`, created: Math.floor(Date.now() / 1000), model: this.model };
     const events = this.#calls.stream("chat", request, { signal });
-    if (stream) return chunks(events, { ...head, object: "chat.completion.chunk" }, stream_options?.include_usage);
+    if (stream) {
+      const choice = (delta, finish_reason = null) => ({ index: 0, delta, finish_reason });
+      return chunks(events, { ...head, object: "chat.completion.chunk" }, choice, { role: "assistant", content: "" }, stream_options?.include_usage);
+    }
     let content = "";
     const calls = [];
     for (;;) {
@@ -117,6 +133,7 @@ export class EverlearnWeb {
   }
 }
 
+const textOf = ({ content = "" }, finish_reason = null) => ({ index: 0, text: content, logprobs: null, finish_reason });
 const messageOf = (content, calls) => (calls.length ? { role: "assistant", content: content || null, tool_calls: calls } : { role: "assistant", content });
 const rest = ({ usage, timings, left_open }) => ({ usage, timings, ...(left_open && { left_open }) });
 
@@ -160,17 +177,18 @@ async function devices(device) {
   return [{ device: "wasm", why: navigator.gpu ? "WebGPU has no adapter here" : "this browser has no WebGPU" }];
 }
 
-async function* chunks(events, head, usage) {
-  const choice = (delta, finish_reason = null) => ({ ...head, choices: [{ index: 0, delta, finish_reason }] });
+/** choice(delta, finish_reason): one of a chunk's choices; first: the delta that opens the stream, or null. */
+async function* chunks(events, head, choice, first, usage) {
+  const chunk = (...said) => ({ ...head, choices: [choice(...said)] });
   try {
-    yield choice({ role: "assistant", content: "" });
+    if (first) yield chunk(first);
     for (;;) {
       const { done, value } = await events.next();
       if (!done) {
-        yield choice(value);
+        yield chunk(value);
         continue;
       }
-      yield choice({}, value.finish_reason);
+      yield chunk({}, value.finish_reason);
       if (usage) yield { ...head, choices: [], ...rest(value) };
       return;
     }

@@ -12,24 +12,33 @@ const NOT_HERE = {
   top_logprobs: "logprobs are not given",
   logit_bias: "logit_bias is not applied",
 };
-const CHAT = ["messages", "model", "stream", "stream_options", "temperature", "top_p", "seed", "max_tokens", "max_completion_tokens", "stop", "n", "response_format", "tools", "tool_choice", "parallel_tool_calls", "user"];
+const SAMPLED = ["model", "stream", "stream_options", "temperature", "top_p", "seed", "max_tokens", "stop", "n", "user"];
+const CHAT = ["messages", ...SAMPLED, "max_completion_tokens", "response_format", "tools", "tool_choice", "parallel_tool_calls"];
+export const COMPLETION = ["prompt", ...SAMPLED];
 
 /** The settings of a chat request, defaults filled in from the model's own. */
 export function readChat(request, manifest) {
-  const own = manifest.generation ?? {};
   known(request, CHAT);
   forThis(request.model, manifest);
-  if ((request.n ?? 1) !== 1) invalid("n", request.n, "1");
   return {
     messages: readMessages(request.messages),
+    ...readSampling(request, manifest, manifest.graph.context),
+    format: readFormat(request.response_format ?? { type: "text" }),
+    ...readTools(request),
+  };
+}
+
+/** How an answer is drawn, and what ends it. most: tokens, unless the request says how many. */
+export function readSampling(request, manifest, most) {
+  const own = manifest.generation ?? {};
+  if ((request.n ?? 1) !== 1) invalid("n", request.n, "1");
+  return {
     temperature: number("temperature", request.temperature ?? own.temperature ?? 1, 0, 2),
     top_p: number("top_p", request.top_p ?? own.top_p ?? 1, 0, 1),
     top_k: own.top_k ?? 0,
     seed: whole("seed", request.seed ?? crypto.getRandomValues(new Uint32Array(1))[0], Number.MIN_SAFE_INTEGER),
-    max_tokens: whole("max_tokens", request.max_completion_tokens ?? request.max_tokens ?? manifest.graph.context, 1),
+    max_tokens: whole("max_tokens", request.max_completion_tokens ?? request.max_tokens ?? most, 1),
     stop: readStop(request.stop ?? []),
-    format: readFormat(request.response_format ?? { type: "text" }),
-    ...readTools(request),
   };
 }
 

@@ -4,6 +4,7 @@ import { EverlearnError } from "./errors.js";
 
 const VENDOR = new URL("./vendor/ort/", import.meta.url);
 const GRAPHS = { wasm: "model.onnx", webgpu: "model-webgpu.onnx" }; // a folder without the second has one for both
+const TWO_GRAPHS = ["encoder_model.onnx", "decoder_model.onnx"]; // of an encoder-decoder
 
 /** What an encoder's graph computes, by its task. */
 export const OUTPUTS = {
@@ -27,14 +28,22 @@ export async function openRuntime(device, threads) {
   return { ort, device, threads: ort.env.wasm.numThreads };
 }
 
-/** The folder's session. Weights are read from disk as the runtime asks for them: no copy of them stays in the page. */
-export async function openSession({ ort, device }, manifest, folder) {
+/** The folder's sessions: one, or of an encoder-decoder two. */
+export async function openSessions(runtime, manifest, folder) {
+  const [{ device }, has] = [runtime, (name) => manifest.files.some(({ path }) => path === name)];
+  const graphs = manifest.task === "text2text" ? TWO_GRAPHS : [has(GRAPHS[device]) ? GRAPHS[device] : GRAPHS.wasm];
+  const sessions = [];
+  for (const graph of graphs) sessions.push(await openSession(runtime, manifest, folder, graph));
+  return sessions;
+}
+
+/** Weights are read from disk as the runtime asks for them: no copy of them stays in the page. */
+async function openSession({ ort, device }, manifest, folder, graph) {
   const weights = manifest.files.filter((file) => file.path.endsWith(".bin"));
   const files = await Promise.all(weights.map(async ({ path }) => ({ path, data: new StoredBytes(await folder.file(path)) })));
   const options = { executionProviders: [device], externalData: files, enableMemPattern: false, enableCpuMemArena: false };
   if (device === "wasm") options.extra = ENTRIES[manifest.form] ?? {};
   if (device === "webgpu") options.preferredOutputLocation = cacheOnGpu(manifest);
-  const graph = manifest.files.some(({ path }) => path === GRAPHS[device]) ? GRAPHS[device] : GRAPHS.wasm;
   try {
     return await ort.InferenceSession.create(await folder.read(graph), options);
   } catch (error) {
@@ -59,13 +68,14 @@ class StoredBytes extends Uint8Array {
 }
 
 function cacheOnGpu(manifest) {
+  if (manifest.task !== "generate") return {};
   const layers = Array.from({ length: manifest.graph.layers ?? 0 }, (_, layer) => layer);
   return Object.fromEntries(layers.flatMap((layer) => [[`present.${layer}.key`, "gpu-buffer"], [`present.${layer}.value`, "gpu-buffer"]]));
 }
 
 /**
  * Throws "mismatch" unless `compute(probe)` gives the numbers of every probe, within the manifest's bound: the logits after
- * the last token, an embedding, or the first logits of a head.
+ * the last token of a prompt or of an answer, an embedding, or the first logits of a head.
  */
 export async function checkProbes(manifest, compute) {
   for (const probe of manifest.probes) {

@@ -72,7 +72,7 @@ export class TextTokenizer {
   }
 
   decode(ids) {
-    return ids.length ? this.tokenizer.decode(ids, { skip_special_tokens: true }) : "";
+    return ids.length ? this.tokenizer.decode(ids, { skip_special_tokens: true, clean_up_tokenization_spaces: false }) : "";
   }
 }
 

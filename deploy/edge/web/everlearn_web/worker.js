@@ -10,8 +10,10 @@ import { compiled, Constraint } from "./grammar/constraint.js";
 import { grammarOf } from "./grammar/grammar.js";
 import { Vocabulary } from "./grammar/vocabulary.js";
 import { readManifest } from "./manifest.js";
+import { complete } from "./seq2seq/completion.js";
+import { EncoderDecoder } from "./seq2seq/encoder_decoder.js";
 import { readChat, readEmbeddings } from "./request.js";
-import { checkProbes, encode, openRuntime, openSession, OUTPUTS } from "./session.js";
+import { checkProbes, encode, openRuntime, openSessions, OUTPUTS } from "./session.js";
 import { MANIFEST, openStorage } from "./storage.js";
 import { ChatTemplate, TextTokenizer } from "./tokenizer.js";
 
@@ -91,9 +93,11 @@ const METHODS = {
     const manifest = readManifest(await folder.read(MANIFEST));
     told({ phase: "start" });
     const runtime = await openRuntime(device, threads);
-    const session = await openSession(runtime, manifest, folder);
+    const sessions = await openSessions(runtime, manifest, folder);
+    const [session] = sessions;
     const opened = { manifest, runtime, session, folder, ...(await texts(folder)) };
     if (manifest.task === "generate") opened.decoder = new Decoder(runtime, session, manifest);
+    if (manifest.task === "text2text") opened.decoder = new EncoderDecoder(runtime, sessions, manifest);
     told({ phase: "check" });
     await checkProbes(manifest, (probe) => probed(opened, probe));
     opened.decoder?.forget();
@@ -109,6 +113,11 @@ const METHODS = {
     const constraint = grammar && (await constrained(settings, grammar));
     const answered = await answer(model, settings, constraint, { told, between });
     return grammar?.leftOpen.length ? { ...answered, left_open: grammar.leftOpen } : answered;
+  },
+
+  async completion(request, told, between) {
+    if (model.manifest.task !== "text2text") throw new EverlearnError("unsupported", `${model.manifest.model} is a model to ${model.manifest.task}, and completions.create takes one to text2text`);
+    return complete(model, request, { told, between });
   },
 
   async embeddings(request, told, between) {
@@ -197,10 +206,12 @@ async function texts(folder) {
 }
 
 /** The numbers that `checkProbes` compares. */
-async function probed({ manifest, runtime, session, decoder }, { token_ids: ids, type_ids: types, logits }) {
+async function probed({ manifest, runtime, session, decoder }, { token_ids: ids, type_ids: types, answer_ids: answered, logits }) {
   if (decoder) {
     decoder.forget();
-    return decoder.prompt(ids);
+    const said = await decoder.prompt(ids);
+    const further = answered?.slice(manifest.graph.first.length) ?? [];
+    return further.length ? decoder.step(further) : said;
   }
   const said = await encode(runtime.ort, session, OUTPUTS[manifest.task], ids, types);
   return logits ? said.flatMap((one) => Array.from(one.subarray(0, logits.length / said.length))) : said[0];

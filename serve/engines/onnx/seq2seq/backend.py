@@ -94,7 +94,7 @@ class EncoderDecoderBackend(Answers):
     """One encoder-decoder behind /v1/completions."""
 
     def __init__(self, bundle: Path, model: str, sizes: Sizes, loop: asyncio.AbstractEventLoop) -> None:
-        graphs = EncoderDecoder(bundle, threads=sizes.threads)
+        self.graphs = graphs = EncoderDecoder(bundle, threads=sizes.threads)
         scheduler = GroupScheduler(
             graphs,
             lambda delivery: loop.call_soon_threadsafe(self._dispatch, delivery),

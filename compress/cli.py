@@ -40,6 +40,10 @@ SHOWN = (
     ("held_perplexity", "on its held-out text, after"),
     ("held_cosine_before", "cosine on its held-out text, before"),
     ("held_cosine", "cosine on its held-out text, after"),
+    ("image_to_text_recall_at_1_before", "images that find their text, before"),
+    ("image_to_text_recall_at_1", "images that find their text, after"),
+    ("text_to_image_recall_at_1_before", "texts that find their image, before"),
+    ("text_to_image_recall_at_1", "texts that find their image, after"),
     ("seconds", "seconds"),
 )
 

@@ -33,11 +33,10 @@ from compress.parent_files import config_of, keep_tokenizer
 from compress.quantize.methods import METHODS
 from compress.recipe import CompressRecipe, recipe_from
 from compress.targets.architectures import architecture_of, refuse_architecture
-from compress.targets.table import ENCODER_DECODER_CHILD, FOR_ENCODERS, TARGETS, Target
+from compress.targets.table import FOR_ENCODERS, OTHER_CHILDREN, TARGETS, Target
 from everlearn.bundles.bundle import BundleManifest, Task, write_bundle
 from everlearn.bundles.bundle import read_manifest as read_bundle
 from everlearn.bundles.decoder_config import is_tied
-from everlearn.bundles.tasks import HEADED
 from everlearn.chat.stops import write_genai_config, write_generation_config
 from everlearn.errors import Conflict, InvalidInput, Unavailable, Unsupported
 from everlearn.processes.child import run_child
@@ -95,7 +94,7 @@ def build_export(
         source = {"store" if calibration.is_dir() else "text": calibration}
         chosen = recipe.calibration.model_copy(update={"text": None, "store": None, **source})
         recipe = recipe.model_copy(update={"calibration": chosen})
-    if task in ("embed", "text2text", *HEADED):
+    if task != "generate":
         made, metrics = export_encoder(parent_dir, staging, task, recipe, progress)
     elif TARGETS[recipe.to].format == "compressed-tensors":
         made, metrics = export_vllm(parent_dir, staging, recipe, progress)
@@ -218,10 +217,10 @@ def vllm_request(parent_dir: Path, staging: Path, recipe: CompressRecipe) -> dic
 def export_encoder(
     parent_dir: Path, staging: Path, task: Task, recipe: CompressRecipe, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Builds and measures an encoder, or an encoder-decoder; returns how it was made, and its metrics."""
+    """Builds and measures an encoder, an encoder-decoder, or two towers; returns how it was made, and its metrics."""
     target = TARGETS[recipe.to]
     if target.encoder_child is None:
-        raise Unsupported(f"encoders and encoder-decoders are exported as {' or '.join(FOR_ENCODERS)}")
+        raise Unsupported(f"what does not generate is exported as {' or '.join(FOR_ENCODERS)}")
     request = {
         "model_dir": str(parent_dir),
         "directory": str(staging),
@@ -229,10 +228,9 @@ def export_encoder(
         "precision": target.precision,
         "calibration": recipe.calibration.model_dump(mode="json"),
     }
-    child = ENCODER_DECODER_CHILD if task == "text2text" else target.encoder_child
-    made = run_child(child, request, progress)
+    made = run_child(OTHER_CHILDREN.get(task, target.encoder_child), request, progress)
     metrics = made.pop("metrics")
-    if task == "embed":
+    if task in ("embed", "image_text"):
         refuse_distant_embeddings(metrics["cosine_min"], target)
     else:
         refuse_other_predictions(metrics["prediction_divergence"], target)

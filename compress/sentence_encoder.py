@@ -111,7 +111,7 @@ def pooling_mode(model_dir: Path) -> str:
 def max_length(model_dir: Path) -> int:
     """Tokens that a text is cut to."""
     config = json.loads((model_dir / "config.json").read_text())
-    limit = int(config["max_position_embeddings"])
+    limit = int((config.get("text_config") or config)["max_position_embeddings"])
     if config["model_type"] in BEHIND_PADDING:
         limit -= config["pad_token_id"] + 1
     if (model_dir / "sentence_bert_config.json").is_file():

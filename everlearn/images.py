@@ -11,6 +11,8 @@ import binascii
 import io
 import re
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +48,11 @@ def from_data_url(url: str, source: str = "") -> bytes:
     if not head:
         shown = url[:40] + ("…" if len(url) > 40 else "")
         raise _fault(source, f"{shown!r} is no image", "Right would be data:image/png;base64,…")
-    written = url[head.end() :]
+    return from_base64(url[head.end() :], source)
+
+
+def from_base64(written: str, source: str = "") -> bytes:
+    """The bytes of an image that was sent so, not decoded yet. Raises InvalidInput."""
     if len(written) > MAX_BYTES * 4 // 3 + 4:
         raise _fault(source, f"has more than {MAX_BYTES // 1024**2} MiB", "Make the image smaller")
     try:
@@ -63,15 +69,35 @@ def pixels(content: bytes, size: int, source: str = "") -> NDArray[np.uint8]:
     head, before anything is decoded.
     """
     import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
+
+    with _opened(content, source) as image:
+        image.load()
+        shown = _on_white(ImageOps.exif_transpose(image))
+    short = min(shown.size)
+    width, height = (max(size, int(size * side / short)) for side in shown.size)
+    resized = shown.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return np.asarray(resized.crop((left, top, left + size, top + size)), dtype=np.uint8)
+
+
+def pixel_count(content: bytes, source: str = "") -> int:
+    """How many pixels it has, by its head alone. Raises InvalidInput as :func:`pixels` does for what is no image."""
+    with _opened(content, source) as image:
+        return image.width * image.height
+
+
+@contextmanager
+def _opened(content: bytes, source: str) -> Generator[Image]:
+    """Nothing is decoded yet; what is raised inside becomes an InvalidInput, too."""
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 _refuse_size(image, source)
-                image.load()
-                shown = _on_white(ImageOps.exif_transpose(image))
+                yield image
     except UnidentifiedImageError:
         what = "is empty" if not content else f"is no image ({content[:8]!r}…)"
         raise _fault(source, what, f"Known are {', '.join(FORMATS)}") from None
@@ -82,11 +108,6 @@ def pixels(content: bytes, size: int, source: str = "") -> NDArray[np.uint8]:
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise nearly anything for a broken file
         first = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise _fault(source, f"is broken ({first})", "Open it and save it anew") from None
-    short = min(shown.size)
-    width, height = (max(size, int(size * side / short)) for side in shown.size)
-    resized = shown.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(resized.crop((left, top, left + size, top + size)), dtype=np.uint8)
 
 
 def _refuse_size(image: Image, source: str) -> None:

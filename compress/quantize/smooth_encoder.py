@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from compress.headed_encoder import HeadedEncoder
 from compress.quantize.capture import capture_inputs
 from compress.quantize.sensitivity import in_int8
-from compress.sentence_encoder import Encoder, whole_texts
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """How much of its largest value a channel hands to its weights: SmoothQuant's alpha."""
@@ -32,6 +30,20 @@ STEPS = 64
 ROWS = 128
 """Tokens of each batch of texts that losses are taken on."""
 TINY = 1e-9
+
+
+Batch = tuple[Tensor, ...]
+"""An encoder's inputs, in order: (rows, …) each."""
+
+
+class Smoothable(Protocol):
+    """What :class:`compress.sentence_encoder.Encoder` and others like it are. ``rounded``: how the names of the layers in
+    ``body`` begin that may keep fewer bits."""
+
+    body: Any
+    rounded: str
+
+    def __call__(self, *batch: Tensor) -> Any: ...
 
 
 @dataclass
@@ -73,14 +85,14 @@ class Smoothed(nn.Module):
 
 
 @torch.inference_mode()
-def smooth(encoder: Encoder | HeadedEncoder, texts: Sequence[Tensor]) -> tuple[dict[str, float], list[str]]:
-    """Smooths ``encoder`` in place, which computes what it did; texts: batches, int64 (texts, seq) each.
+def smooth(encoder: Smoothable, batches: Sequence[Batch]) -> tuple[dict[str, float], list[str]]:
+    """Smooths ``encoder`` in place, which computes what it did; batches: of its inputs, without padding.
 
     Returns the strength for each layer that was smoothed, and the layers in which each token has its own scale.
     """
     smoothed: dict[str, float] = {}
     by_token: list[str] = []
-    for read in reads(encoder, texts):
+    for read in reads(encoder, batches):
         linears = [encoder.body.get_submodule(name) for name in read.layers]
         weight = torch.cat([linear.weight for linear in linears])  # (out of all, in)
         strength, left = best_strength(read, weight, by_token=False)
@@ -106,7 +118,7 @@ def best_strength(read: Read, weight: Tensor, *, by_token: bool) -> tuple[float 
     return (strength, losses[strength]) if losses[strength] * WORTH < plain else (None, plain)
 
 
-def reads(encoder: Encoder | HeadedEncoder, texts: Sequence[Tensor]) -> list[Read]:
+def reads(encoder: Smoothable, batches: Sequence[Batch]) -> list[Read]:
     """What linear layers read. Without those that are called more than once: their inputs are several tensors."""
     names = {
         one: name
@@ -115,7 +127,7 @@ def reads(encoder: Encoder | HeadedEncoder, texts: Sequence[Tensor]) -> list[Rea
     }
     calls: list[tuple[nn.Linear, Tensor]] = []
     with capture_inputs(names, lambda linear, given: calls.append((linear, given))):
-        compute(encoder, texts[0][:1])
+        encoder(*(one[:1] for one in batches[0]))
     times = Counter(linear for linear, _ in calls)
     together: defaultdict[Any, list[nn.Linear]] = defaultdict(list)
     for linear, given in calls:
@@ -135,15 +147,9 @@ def reads(encoder: Encoder | HeadedEncoder, texts: Sequence[Tensor]) -> list[Rea
         found[linear] = Read(groups[linear], low, high, rows)
 
     with capture_inputs(groups, look):
-        for some in texts:
-            compute(encoder, some)
+        for batch in batches:
+            encoder(*batch)
     return list(found.values())
-
-
-def compute(encoder: Encoder | HeadedEncoder, ids: Tensor) -> None:
-    """Sends whole texts through; ids: int64 (texts, seq)."""
-    feeds = whole_texts(ids)
-    encoder(*(torch.from_numpy(feeds[name]) for name in encoder.inputs))
 
 
 def factor_of(read: Read, weight: Tensor, strength: float) -> Tensor:

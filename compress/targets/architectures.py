@@ -32,6 +32,9 @@ ONNX_ENCODERS = frozenset({
 ONNX_ENCODER_DECODERS = frozenset({"bart", "m2m_100", "marian", "mbart", "mt5", "pegasus", "t5", "umt5"})
 """Those whose logits are compared with torch, token by token, by ``model_type``."""
 
+ONNX_IMAGE_TEXT = frozenset({"clip"})
+"""Those whose embeddings of images and texts are compared with torch, by ``model_type``."""
+
 VLLM = frozenset({
     "ApertusForCausalLM", "BloomForCausalLM", "Cohere2ForCausalLM", "CohereForCausalLM", "DeepseekV2ForCausalLM",
     "DeepseekV3ForCausalLM", "Ernie4_5ForCausalLM", "Exaone4ForCausalLM", "FalconForCausalLM", "GPT2LMHeadModel",
@@ -106,9 +109,11 @@ def refuse_architecture(config: Mapping[str, Any], task: Task, to: str) -> None:
     ``to``: a name of :data:`compress.targets.table.TARGETS`, or ``gguf``.
     """
     name = architecture_of(config)
-    refuse_task(name, task, ("generate", "embed", "text2text", *HEADED), f"compression to {to}")
+    refuse_task(name, task, ("generate", "embed", "text2text", *HEADED, "image_text"), f"compression to {to}")
     if task == "text2text":
         why = encoders_lack(str(config.get("model_type")), to, ONNX_ENCODER_DECODERS)
+    elif task == "image_text":
+        why = encoders_lack(str(config.get("model_type")), to, ONNX_IMAGE_TEXT)
     elif task == "embed" or task in HEADED:
         why = encoders_lack(str(config.get("model_type")), to)
     elif to != "gguf" and TARGETS[to].format == "onnx-genai":

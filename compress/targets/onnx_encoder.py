@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from compress.headed_encoder import (
     HeadedEncoder,
@@ -35,6 +37,7 @@ from compress.sentence_encoder import (
     max_length,
     pooling_mode,
     texts_of,
+    whole_texts,
 )
 from everlearn.bundles.tasks import Task
 from everlearn.cpu_features import make_exact
@@ -42,6 +45,8 @@ from everlearn.processes.child import answer
 from everlearn.progress import Progress
 
 OPSET = 18
+PROJECTION = "/projection/"
+"""How the layer is called that ends a tower of :mod:`compress.image_text`."""
 SAME_GRAPH = 0.9999
 """Least cosine of embeddings of one model in float32; 0.999999 is seen."""
 SAME_LOGITS = 0.001
@@ -82,13 +87,19 @@ def export_int8(
     if isinstance(encoder, Encoder):
         drop_pooler(encoder)
     windows = calibration_windows(calibration, model_dir / "tokenizer.json")
-    smoothed, by_token = smooth(encoder, texts_of(windows.reshape(-1), model_dir))
+    smoothed, by_token = smooth(encoder, batches_of(encoder, windows, model_dir))
     progress("exporting the graph", None)
     trace(encoder, graph)
     refuse_another_graph(graph, model_dir, task)
     progress("quantizing", None)
     quantize(graph, encoder.rounded)
     return {"smoothed": smoothed, "by_token": by_token, "calibration_seen": seen(windows)}
+
+
+def batches_of(encoder: Any, windows: np.ndarray, model_dir: Path) -> list[tuple[Tensor, ...]]:
+    """The windows' tokens as whole texts, in the order of the encoder's ``inputs``: int64 (texts, seq) each."""
+    feeds = [whole_texts(ids) for ids in texts_of(windows.reshape(-1), model_dir)]
+    return [tuple(torch.from_numpy(one[name]) for name in encoder.inputs) for one in feeds]
 
 
 def measure(encoder: Encoder | HeadedEncoder, graph: Path, model_dir: Path) -> dict[str, Any]:
@@ -129,8 +140,6 @@ def trace(encoder: Encoder | HeadedEncoder, graph: Path) -> None:
     Attention is spelt out: torch's own would bring a test for rows that are masked altogether, in each layer, and it
     takes as long as a product.
     """
-    import torch
-
     encoder.body.set_attn_implementation("eager")
     example = torch.ones((2, 8), dtype=torch.int64)
     axes = {name: {0: "batch", 1: "seq"} for name in encoder.inputs}
@@ -182,7 +191,9 @@ def quantize(graph: Path, rounded: str = "") -> None:
     kinds = {"per_channel": True, "weight_type": QuantType.QInt8}
     products = [node.name for node in onnx.load(prepared).graph.node if node.op_type == "MatMul"]
     ours = "/body/" + rounded.replace(".", "/")
-    head = [name for name in products if name.startswith("/body/") and not name.startswith(ours)]
+    head = [
+        name for name in products if name.startswith(("/body/", PROJECTION)) and not name.startswith(ours)
+    ]
     only = {"op_types_to_quantize": ["MatMul"], "nodes_to_exclude": head}
     quantize_dynamic(prepared, graph, reduce_range=True, **only, **kinds)
     graph.replace(prepared)

@@ -68,7 +68,7 @@ TARGETS: Mapping[str, Target] = {
         "compress.targets.onnx_decoder",
         max_divergence=0.05,
         needs="export",
-        description="the same at 8 bits; of encoders onnxruntime's dynamic INT8, weights at 7 bits",
+        description="the same at 8 bits; of encoders and CLIP onnxruntime's dynamic INT8, weights at 7 bits",
         encoder_child="compress.targets.onnx_encoder",
         min_cosine=0.95,
         builder_options=("block_size=32", "accuracy_level=4"),
@@ -120,8 +120,11 @@ GGUF_TYPES: Mapping[str, float] = {"f32": 0.001, "f16": 0.01, "q8_0": 0.05, "q4_
 ONNX target of as many bits."""
 DEFAULT_GGUF_TYPE = "q8_0"
 
-ENCODER_DECODER_CHILD = "compress.targets.onnx_encoder_decoder"
-"""What builds encoder-decoders as the targets for encoders."""
+OTHER_CHILDREN: Mapping[str, str] = {
+    "text2text": "compress.targets.onnx_encoder_decoder",
+    "image_text": "compress.targets.onnx_image_text",
+}
+"""What builds models of these tasks as the targets for encoders."""
 FOR_ENCODERS = tuple(name for name, target in TARGETS.items() if target.encoder_child)
 FOR_VLLM = tuple(name for name, target in TARGETS.items() if target.format == "compressed-tensors")
 

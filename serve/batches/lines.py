@@ -137,7 +137,7 @@ def _work(line: BatchLine, endpoint: str, key: ApiKey | None, settings: ServeSet
         param = f"body.{error.param}" if error.param else "body"
         raise type(error)(error.message, param=param) from None
     if not isinstance(request, SamplingFields):
-        return Work(endpoint, encode(request), request.model, ("embed",), stream=False)
+        return Work(endpoint, encode(request), request.model, request.tasks, stream=False)
     if request.stream:
         raise InvalidInput("a batch's answers are no streams", param="body.stream")
     if (request.n or 1) > settings.max_n:

@@ -72,11 +72,11 @@ ENGINES: dict[str, EngineProgram] = {
             name="onnx",
             title="the ONNX engine",
             module="serve.engines.onnx",
-            tasks=("generate", "embed", "text2text", *HEADED),
+            tasks=("generate", "embed", "text2text", *HEADED, "image_text"),
             formats=("onnx-genai", "onnx"),
             by_default=("onnx-genai", "onnx"),
             compress_to={"generate": "int4-onnx"}
-            | dict.fromkeys(("embed", "text2text", *HEADED), "int8-onnx"),
+            | dict.fromkeys(("embed", "text2text", *HEADED, "image_text"), "int8-onnx"),
             package="onnxruntime",
             install="make install-serve",
             suited_to="a CPU, small memory, the edge",

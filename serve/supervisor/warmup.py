@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,18 @@ LOOP_TOKENS = 8
 
 SENTENCES = ("The river runs through the old town.", "Interest rates rose again in March.")
 
+IMAGES = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mM4oaEBAALUARk7rVwIAAAAAElFTkSuQmCC",
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mPQCDgBAAHkAUEmfyMLAAAAAElFTkSuQmCC",
+)
+"""A red pixel and a blue one."""
+
+EMBEDDED: Mapping[str, tuple[str | dict[str, str], ...]] = {
+    "embed": SENTENCES,
+    "image_text": ("a dog", *({"image": f"data:image/png;base64,{one}"} for one in IMAGES)),
+}
+"""What a version that embeds is asked for, by its task; each is unlike the one before it. Captions may be short."""
+
 PREDICTIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "classify": ("/classify", {"input": list(SENTENCES)}),
     "score": ("/score", {"text_1": SENTENCES[0], "text_2": list(SENTENCES)}),
@@ -34,12 +47,13 @@ class Unfit(Exception):
 
 async def warm_up(session: aiohttp.ClientSession, version: Version, bundle: Path) -> None:
     """Send the engine at `session` such requests as clients will. Raises Unfit, and ClientError if it is gone."""
-    if version.task == "embed":
-        body = {"model": version.model, "input": list(SENTENCES)}
-        fault = _fault_of_embeddings(await _ask(session, "/v1/embeddings", body))
+    if version.task in EMBEDDED:
+        asked = EMBEDDED[version.task]
+        body = {"model": version.model, "input": list(asked)}
+        fault = _fault_of_embeddings(await _ask(session, "/v1/embeddings", body), len(asked))
     elif version.task in PREDICTIONS:
-        path, asked = PREDICTIONS[version.task]
-        fault = _fault_of_predictions(await _ask(session, path, {"model": version.model, **asked}))
+        path, body = PREDICTIONS[version.task]
+        fault = _fault_of_predictions(await _ask(session, path, {"model": version.model, **body}))
     else:
         fault = await _fault_of_text(session, version.model, chat=has_chat_template(bundle))
     if fault:
@@ -114,17 +128,18 @@ def _sampled(logprobs: dict[str, Any] | None) -> tuple[list[str], list[Any]]:
     return logprobs["tokens"], logprobs["token_logprobs"]
 
 
-def _fault_of_embeddings(answer: dict[str, Any]) -> str | None:
+def _fault_of_embeddings(answer: dict[str, Any], asked: int) -> str | None:
     try:
         vectors = [one["embedding"] for one in answer["data"]]
         finite = all(math.isfinite(value) for vector in vectors for value in vector)
     except (KeyError, TypeError):
         return f"what are no embeddings: {json.dumps(answer)[:200]}"
-    if len(vectors) != len(SENTENCES) or not all(vectors):
-        return f"{len(vectors)} embeddings for {len(SENTENCES)} sentences, or with empty ones"
+    if len(vectors) != asked or not all(vectors):
+        return f"{len(vectors)} embeddings for {asked} inputs, or with empty ones"
     if not finite or not all(any(vector) for vector in vectors):
         return "embeddings that are not finite, or all zero"
-    return "the same embedding for unlike sentences" if vectors[0] == vectors[1] else None
+    same = any(one == other for one, other in pairwise(vectors))
+    return "the same embedding for unlike inputs" if same else None
 
 
 def _fault_of_predictions(answer: Any) -> str | None:

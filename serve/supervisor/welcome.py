@@ -9,6 +9,7 @@ from rich.table import Table
 
 from everlearn.registry.registry import Version
 from everlearn.settings import Settings
+from serve.supervisor.warmup import IMAGES
 
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 REQUESTS = {
@@ -17,6 +18,12 @@ REQUESTS = {
         '{"model": "%s", "messages": [{"role": "user", "content": "What is the capital of France?"}]}',
     ),
     "embed": ("v1/embeddings", '{"model": "%s", "input": "The river runs through the old town."}'),
+    "image_text": (
+        "v1/embeddings",
+        '{"model": "%s", "input": [{"text": "a red dot"}, {"image": "data:image/png;base64,'
+        + IMAGES[0]
+        + '"}]}',
+    ),
     "text2text": (
         "v1/completions",
         '{"model": "%s", "prompt": "The river runs through the old town.", "max_tokens": 64}',

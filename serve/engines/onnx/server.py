@@ -17,6 +17,7 @@ from everlearn.settings import Settings
 from serve.bounded_http import BoundedHttp
 from serve.engines.onnx.encoders.embed import EmbedBackend
 from serve.engines.onnx.encoders.heads import OUTPUTS, HeadBackend
+from serve.engines.onnx.encoders.image_text import ImageTextBackend
 from serve.engines.onnx.generate import GenerateBackend
 from serve.engines.onnx.http import Backend
 from serve.engines.onnx.priority import let_steps_go_first
@@ -54,10 +55,12 @@ def open_backend(
         backend = EmbedBackend(folder, model, sizes, encoder_context)
     elif task in OUTPUTS:
         backend = HeadBackend(folder, task, model, sizes)
+    elif task == "image_text":
+        backend = ImageTextBackend(folder, model, sizes)
     elif task == "text2text":
         backend = EncoderDecoderBackend(folder, model, sizes, asyncio.get_running_loop())
     elif task != "generate":
-        served = ", ".join(("generate", "embed", "text2text", *OUTPUTS))
+        served = ", ".join(("generate", "embed", "text2text", "image_text", *OUTPUTS))
         raise Unsupported(f"{model} is for task {task}; the ONNX engine serves the tasks {served}")
     else:
         backend = GenerateBackend(folder, model, sizes, asyncio.get_running_loop())

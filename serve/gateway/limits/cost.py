@@ -23,6 +23,9 @@ UNNAMED_ANSWER_TOKENS = 1024
 UNNAMED_COMPLETION_TOKENS = 16
 """OpenAI's default limit of a completion."""
 
+IMAGE_TOKENS = 256
+"""For each image, however many bytes it has: the patches of a model that sees 224 pixels a side."""
+
 LARGEST_CONTEXT_TOKENS = 128 * 1024
 """For a model that does not tell its own."""
 
@@ -49,6 +52,8 @@ NOTHING = Cost()
 def expected(body: ModelRequest, size_bytes: int) -> Cost:
     """The estimate for a body. Embeddings and predictions cost their prompt alone; counting tokens costs nothing."""
     prompt = -(-size_bytes // BYTES_PER_TOKEN)
+    if isinstance(body, EmbeddingRequest) and (images := body.images):
+        return Cost(-(-(size_bytes - sum(map(len, images))) // BYTES_PER_TOKEN) + IMAGE_TOKENS * len(images))
     if isinstance(body, (EmbeddingRequest, ClassifyRequest, PoolingRequest, ScoreRequest, TaskRequest)):
         return Cost(prompt)
     if isinstance(body, RerankRequest):  # the query is read with each document

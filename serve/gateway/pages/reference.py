@@ -54,7 +54,7 @@ REFERENCE = {
     ),
     "post /v1/embeddings": RouteDescription(
         ANSWERS,
-        "A vector for each text, from an embedding model.",
+        "A vector for each text, from an embedding model; of a model of images and texts, for each image, too.",
         {"model": "embedding model", "input": ["A text.", "Another text."]},
     ),
     "post /classify": RouteDescription(

@@ -1,4 +1,4 @@
-"""`/v1/embeddings`: a vector for each text."""
+"""`/v1/embeddings`: a vector for each text, and for each image."""
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
@@ -17,5 +17,5 @@ def add_embeddings(app: FastAPI, gateway: Gateway) -> None:
     @app.post("/v1/embeddings", responses=POST_ERRORS, response_class=Response)
     async def embeddings(request: Request) -> Response:
         exchange, embedding = await gateway.accept(request, EmbeddingRequest)
-        work = Work("/v1/embeddings", encode(embedding), embedding.model, ("embed",), stream=False)
+        work = Work("/v1/embeddings", encode(embedding), embedding.model, embedding.tasks, stream=False)
         return gateway.relay(exchange, work, PassThrough())

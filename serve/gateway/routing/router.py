@@ -58,6 +58,7 @@ TASK_NAMES = {
     "generate": "text generation",
     "text2text": "text generation",
     "embed": "embeddings",
+    "image_text": "embeddings of images",
     "classify": "classification",
     "score": "scores of pairs",
     "token_classify": "token classification",

@@ -17,6 +17,7 @@ TASKS = {
     "score": "rerankers",
     "token_classify": "token classifiers",
     "question_answer": "question answering",
+    "image_text": "models of images and texts",
 }
 
 ROWS: dict[str, Callable[[EngineProgram], str]] = {

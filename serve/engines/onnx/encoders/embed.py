@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from serve.engines.onnx.encoders.model import Encoded, EncoderModel
 from serve.engines.onnx.reading import Readers
 from serve.engines.onnx.responder import Responder
 from serve.engines.onnx.sizing import Sizes
-from serve.protocol.embeddings import EmbeddingRequest
+from serve.protocol.embeddings import EmbeddingRequest, ImageInput
 from serve.protocol.parsing import parse
 
 TEXTS_PER_REQUEST = 64
@@ -62,20 +63,30 @@ class EmbedBackend:
         responder.usage = lambda: counted
         task = asyncio.ensure_future(self.encoder.compute(encoded))
         responder.on_gone = task.cancel
-        vectors = await task
-        as_base64 = request.encoding_format == "base64"
-        data = [
-            {"object": "embedding", "index": index, "embedding": written(vector, as_base64)}
-            for index, (vector,) in enumerate(vectors)
-        ]
-        await responder.json({"object": "list", "data": data, "model": self.model, "usage": counted})
+        vectors = [vector for (vector,) in await task]
+        await responder.json({**embeddings_of(request, vectors), "model": self.model, "usage": counted})
 
     def _read(self, body: bytes) -> tuple[EmbeddingRequest, list[Encoded]]:
         request = parse(EmbeddingRequest, body)
-        texts = request.input if isinstance(request.input, list) else [request.input]
-        if not all(isinstance(text, str) for text in texts):
-            raise Unsupported("input must be text; this model takes no token ids", param="input")
-        return request, self.encoder.encode(texts)
+        return request, self.encoder.encode(texts_of(request))
+
+
+def texts_of(request: EmbeddingRequest) -> list[str]:
+    """The texts among the inputs. Raises Unsupported for token ids."""
+    texts = [one for one in request.inputs if not isinstance(one, ImageInput)]
+    if not all(isinstance(text, str) for text in texts):
+        raise Unsupported("input must be text; this model takes no token ids", param="input")
+    return texts  # type: ignore[return-value]
+
+
+def embeddings_of(request: EmbeddingRequest, vectors: Iterable[NDArray[np.float32]]) -> dict[str, Any]:
+    """The answer's list; vectors: (dim,) each, in the order of the inputs."""
+    as_base64 = request.encoding_format == "base64"
+    data = [
+        {"object": "embedding", "index": index, "embedding": written(vector, as_base64)}
+        for index, vector in enumerate(vectors)
+    ]
+    return {"object": "list", "data": data}
 
 
 def written(vector: NDArray[np.float32], as_base64: bool) -> Any:

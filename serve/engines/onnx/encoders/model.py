@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +14,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from everlearn.cpu_features import make_exact
-from everlearn.errors import Corrupt, InvalidInput, RateLimited
+from everlearn.errors import Corrupt, InvalidInput
 from serve.engines.context_bound import Bound, ContextLengthExceeded
+from serve.engines.onnx.encoders.batches import BATCH_TOKENS, SharedBatches
 from serve.engines.onnx.session import open_session
 from serve.engines.tokenizer import whole
-
-BATCH_TOKENS = 4096
-"""Padded size of one batch: large enough to fill the cores, small enough to stay in the caches."""
 
 Rows = tuple[NDArray[np.float32], ...]
 """What the graph's outputs say of one text: (…,) of the whole text, (tokens, …) of each token."""
@@ -38,18 +33,10 @@ class Encoded:
     offsets: Sequence[tuple[int, int]] = ()
 
 
-@dataclass
-class Pending:
-    """One text on its way."""
+class EncoderModel(SharedBatches[Encoded, Rows]):
+    """One encoder.
 
-    text: Encoded
-    result: asyncio.Future[Rows]
-
-
-class EncoderModel:
-    """One encoder. Lives on one event loop; the model runs in a thread.
-
-    ``outputs``: the graph's, by name, that each text gets. ``context``: tokens of one text; None: as many as its
+    ``graph``: its file in the bundle. ``outputs``: the graph's, by name, that each text gets. ``context``: tokens of one text; None: as many as its
     config.json says that it has positions for. ``places``: whether each token's place in its text is wanted.
     """
 
@@ -57,16 +44,18 @@ class EncoderModel:
         self,
         bundle: Path,
         *,
+        graph: str = "model.onnx",
         outputs: Sequence[str],
         threads: int,
         queue_limit: int,
         context: int | None = None,
         places: bool = False,
     ) -> None:
+        super().__init__(BATCH_TOKENS, queue_limit)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         make_exact(options)
-        self.session = open_session(bundle / "model.onnx", bundle, options)
+        self.session = open_session(bundle / graph, bundle, options)
         self.inputs = {one.name for one in self.session.get_inputs()}
         shapes = {one.name: one.shape for one in self.session.get_outputs()}
         if not set(outputs) <= shapes.keys():
@@ -86,16 +75,6 @@ class EncoderModel:
         longest = max(len(token.encode()) for token in self.tokenizer.get_vocab())
         self.bound = Bound(self.tokenizer, definition, longest, self.context)
         self.places = places
-        self.queue_limit = queue_limit
-        self.pending: deque[Pending] = deque()
-        self.active = 0
-        self.beat = 0.0
-        self.worker: asyncio.Task[None] | None = None
-
-    @property
-    def stuck_s(self) -> float:
-        """How long the present batch has taken."""
-        return time.monotonic() - self.beat if self.active else 0.0
 
     def encode(self, texts: Sequence[str | tuple[str, str]], param: str = "input") -> list[Encoded]:
         """Token ids with the encoder's own special tokens; raises InvalidInput for an empty or too long text.
@@ -126,52 +105,8 @@ class EncoderModel:
         tokenizer = self.tokenizer
         return tokenizer.encode_batch(texts) if self.places else tokenizer.encode_batch_fast(texts)
 
-    async def compute(self, texts: Sequence[Encoded]) -> list[Rows]:
-        """Of each text. Texts of concurrent requests share batches."""
-        if len(self.pending) + len(texts) > self.queue_limit and self.pending:
-            raise RateLimited("the encoder's queue is full", retry_after_s=1)
-        loop = asyncio.get_running_loop()
-        mine = [Pending(text, loop.create_future()) for text in texts]
-        self.pending.extend(sorted(mine, key=lambda one: len(one.text.ids)))  # like lengths pad little
-        if self.worker is None or self.worker.done():
-            self.worker = loop.create_task(self._work())
-        try:
-            return await asyncio.gather(*(one.result for one in mine))
-        finally:
-            for one in mine:
-                one.result.cancel()
-
-    async def _work(self) -> None:
-        while self.pending:
-            batch = self._next_batch()
-            if not batch:
-                continue
-            self.active, self.beat = len(batch), time.monotonic()
-            try:
-                computed = await asyncio.to_thread(self._run, [one.text for one in batch])
-            except Exception as error:  # noqa: BLE001 (it becomes the answer of each request in the batch)
-                for one in batch:
-                    if not one.result.done():
-                        one.result.set_exception(error)
-            else:
-                for one, rows in zip(batch, computed, strict=True):
-                    if not one.result.done():
-                        one.result.set_result(rows)
-            finally:
-                self.active = 0
-
-    def _next_batch(self) -> list[Pending]:
-        """The next texts, in order, as many as fit one padded batch."""
-        batch: list[Pending] = []
-        longest = 0
-        while self.pending:
-            longest = max(longest, len(self.pending[0].text.ids))
-            if batch and (len(batch) + 1) * longest > BATCH_TOKENS:
-                break
-            one = self.pending.popleft()
-            if not one.result.done():
-                batch.append(one)
-        return batch
+    def _size(self, item: Encoded) -> int:
+        return len(item.ids)
 
     def _run(self, batch: list[Encoded]) -> list[Rows]:
         """Pad to (batch, longest), run, and cut each text's rows out."""

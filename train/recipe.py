@@ -19,6 +19,7 @@ from everlearn.settings import flatten
 from everlearn.settings_file import SettingsFile, read_settings_file
 from everlearn.suggest import did_you_mean
 from train.data.cleaning.options import FILE_KEYS
+from train.data.labelled.augment import Augment
 from train.data.options import FIRST_OPTIONS, DataOptions, RemoteUrl
 from train.models.architecture import Architecture
 from train.objectives.table import ObjectiveSpec, find_objective, implied, refuse_inconsistent
@@ -62,6 +63,7 @@ AS_BEFORE: Mapping[str, tuple[Any, ...]] = {
     "architecture.tokenizer": (None,),
     "classification": (None,),
     "embedding": (None,),
+    "contrastive": (None,),
     "architecture.images": (None,),
     "architecture.projection": (None,),
     "dropout": (None,),
@@ -184,6 +186,12 @@ class Embedding(_Part):
     pooling: Literal["mean", "cls"] | None = None
 
 
+class Contrastive(_Part):
+    """``augment``: how the pictures of a step may look otherwise than the data's. Validation sees them as they are."""
+
+    augment: Augment | None = None
+
+
 class FitOptions(_Part):
     """What the loop needs to know of a run, whatever is trained.
 
@@ -244,6 +252,7 @@ class TrainRecipe(FitOptions):
     keep: Keep | None = None
     classification: Classification | None = None
     embedding: Embedding | None = None
+    contrastive: Contrastive | None = None
     tune: Tune = Tune()
     dropout: float | None = Field(default=None, ge=0, lt=1)
     label_smoothing: float = Field(default=0, ge=0, lt=1)
@@ -299,7 +308,7 @@ class TrainRecipe(FitOptions):
             "image_text",
         ):
             raise ValueError(f"objective: {spec.name} has neither label_smoothing nor z_loss")
-        for key in ("classification", "embedding"):
+        for key in ("classification", "contrastive", "embedding"):
             if getattr(self, key) and spec.name != key:
                 raise ValueError(f"{key} sets up objective: {key}, and objective is {spec.name}")
         if spec.task == "image_text" and self.parallel == "fsdp2":

@@ -87,7 +87,7 @@ def export_int8(
     if isinstance(encoder, Encoder):
         drop_pooler(encoder)
     windows = calibration_windows(calibration, model_dir / "tokenizer.json")
-    smoothed, by_token = smooth(encoder, batches_of(encoder, windows, model_dir))
+    smoothed, by_token = smooth(encoder, batches_of(encoder, texts_of(windows.reshape(-1), model_dir)))
     progress("exporting the graph", None)
     trace(encoder, graph)
     refuse_another_graph(graph, model_dir, task)
@@ -96,9 +96,9 @@ def export_int8(
     return {"smoothed": smoothed, "by_token": by_token, "calibration_seen": seen(windows)}
 
 
-def batches_of(encoder: Any, windows: np.ndarray, model_dir: Path) -> list[tuple[Tensor, ...]]:
-    """The windows' tokens as whole texts, in the order of the encoder's ``inputs``: int64 (texts, seq) each."""
-    feeds = [whole_texts(ids) for ids in texts_of(windows.reshape(-1), model_dir)]
+def batches_of(encoder: Any, texts: Iterable[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Whole texts, int64 (texts, seq) each, as inputs in the order of the encoder's ``inputs``."""
+    feeds = [whole_texts(ids) for ids in texts]
     return [tuple(torch.from_numpy(one[name]) for name in encoder.inputs) for one in feeds]
 
 

@@ -8,6 +8,7 @@ the patches' convolution and the projection keep float32.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,7 +127,12 @@ def smooth_both(towers: tuple[Tower, Tower], feeds: Feeds) -> dict[str, Any]:
         smoothed, by_token = smooth(tower, batches)
         made["smoothed"] |= {f"{name}.{layer}": strength for layer, strength in smoothed.items()}
         made["by_token"] += [f"{name}.{layer}" for layer in by_token]
-    return made
+    sha256 = hashlib.sha256()
+    for one in (*feeds[0], *feeds[1]):
+        for values in one.values():
+            sha256.update(values.tobytes())
+    seen = {"texts": len(texts), "images": sum(len(one["pixel_values"]) for one in feeds[1])}
+    return {**made, "calibration_seen": {**seen, "sha256": sha256.hexdigest()}}
 
 
 def trace(tower: Tower, graph: Path, example: tuple[Tensor, ...]) -> None:

@@ -30,7 +30,8 @@ class Contrastive:
     def for_run(cls, run: RunInputs) -> Training:
         assert run.store
         objective = cls(run.recipe.micro_batch)
-        rows = ImageTextRows(run.store, seed=run.recipe.seed)
+        chosen = run.recipe.contrastive
+        rows = ImageTextRows(run.store, seed=run.recipe.seed, augment=chosen and chosen.augment)
         return Training(objective, rows, objective.held_out(run), whole_steps=True)
 
     def __init__(self, micro_batch: int) -> None:

@@ -1,6 +1,10 @@
 // The playground: a chat page over the same /v1 API that every other client uses.
 
-import { TASKS, element } from "./playground_tasks.js";
+import { Answer, scrollToEnd } from "./playground_answer.js";
+import { Problem, api, events, request } from "./playground_api.js";
+import { ImagePicker } from "./playground_images.js";
+import { TASKS } from "./playground_tasks.js";
+import { element } from "./playground_text.js";
 
 const $ = (id) => document.getElementById(id);
 const page = Object.fromEntries(
@@ -10,82 +14,19 @@ const page = Object.fromEntries(
     "api-key", "base-url", "fields",
   ].map((id) => [id.replace(/-./g, (dash) => dash[1].toUpperCase()), $(id)]),
 );
-const api = new URL("v1/", location.href);
 
-/** The turns of this conversation: {role, content}. An answer is added when it ends. */
+/** The turns of this conversation: {role, content}, and the image where one was sent. An answer is added when it ends. */
 let turns = [];
 /** How models that do not chat are asked, by their names. */
 let tasks = {};
 /** The AbortController of the answer being written, or null. */
 let running = null;
+const picker = new ImagePicker(() => {
+  refreshSend();
+  page.prompt.focus();
+});
 
 // ---------------------------------------------------------------------------------------------------- the API
-
-/** An error told to the person: a title, a detail, and the HTTP status if there was one. */
-class Problem extends Error {
-  constructor(title, detail = "", status = 0) {
-    super(title);
-    this.detail = detail;
-    this.status = status;
-  }
-}
-
-const TITLES = {
-  400: "The server did not accept this request",
-  401: "This server asks for an API key",
-  403: "This API key may not use this model",
-  404: "This model is not being served",
-  413: "The message is too long",
-  429: "Too many requests just now",
-  503: "The model is not ready",
-  504: "The model took too long to answer",
-};
-
-async function request(path, { body, signal } = {}) {
-  const key = page.apiKey.value.trim();
-  const headers = { "content-type": "application/json" };
-  if (key) headers.authorization = `Bearer ${key}`;
-  let response;
-  try {
-    response = await fetch(new URL(path, api), {
-      method: body ? "POST" : "GET", headers, signal, body: body && JSON.stringify(body),
-    });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Problem("The server cannot be reached", "Is it still running? Your message is kept.");
-  }
-  if (response.ok) return response;
-  const answer = await response.json().catch(() => null);
-  const title = TITLES[response.status] ?? `The server answered with status ${response.status}`;
-  throw new Problem(title, answer?.error?.message ?? response.statusText, response.status);
-}
-
-/** The JSON events of a server-sent event stream. Throws a Problem when the stream reports an error or breaks off. */
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  try {
-    for (;;) {
-      const { value, done } = await reader.read();
-      if (done) throw new Problem("The answer broke off", "The connection was closed before the model had finished.");
-      const lines = (rest + value).split(/\r?\n/);
-      rest = lines.pop();
-      for (const line of lines) {
-        if (!line.startsWith("data:")) continue;
-        const data = line.slice(5).trim();
-        if (data === "[DONE]") return;
-        const event = JSON.parse(data);
-        if (event.error) throw new Problem("The answer broke off", event.error.message);
-        yield event;
-      }
-    }
-  } catch (error) {
-    if (error instanceof Problem || error.name === "AbortError") throw error;
-    throw new Problem("The answer broke off", "The connection to the server was lost.");
-  } finally {
-    reader.cancel().catch(() => {});
-  }
-}
 
 async function loadModels() {
   const wanted = page.model.value || recall("model");
@@ -109,179 +50,7 @@ async function loadModels() {
   refreshSend();
 }
 
-// ---------------------------------------------------------------------------------------------------- text on the page
-
-function button(label, action) {
-  const node = element("button", "mini", label);
-  node.type = "button";
-  node.addEventListener("click", () => action(node));
-  return node;
-}
-
-async function copy(text, from) {
-  const label = from.textContent;
-  try {
-    await navigator.clipboard.writeText(text);
-    from.textContent = "Copied";
-  } catch {
-    from.textContent = "Not allowed";
-  }
-  setTimeout(() => (from.textContent = label), 1500);
-}
-
-/** Split model output into blocks: {kind: "code" | "list" | "heading" | "text", …}. */
-function blocks(text) {
-  const found = [];
-  let code = null;
-  let open = null;
-  for (const line of text.split("\n")) {
-    const fence = line.match(/^\s*(```+|~~~+)\s*([\w+#.-]*)\s*$/);
-    if (code) {
-      if (fence && !fence[2]) code = null;
-      else code.lines.push(line);
-      continue;
-    }
-    const item = line.match(/^\s*(?:[-*+•]|(\d{1,9})[.)])\s+(.*)$/);
-    const heading = line.match(/^#{1,6}\s+(.*)$/);
-    if (fence) {
-      found.push((code = { kind: "code", language: fence[2], lines: [] }));
-      open = null;
-    } else if (heading) {
-      found.push({ kind: "heading", lines: [heading[1]] });
-      open = null;
-    } else if (item) {
-      const ordered = item[1] !== undefined;
-      if (open?.kind !== "list" || open.ordered !== ordered) {
-        found.push((open = { kind: "list", ordered, start: Number(item[1] ?? 1), lines: [] }));
-      }
-      open.lines.push(item[2]);
-    } else if (!line.trim()) {
-      if (open?.kind === "text") open = null;
-    } else if (open?.kind === "list" && /^\s{2,}/.test(line)) {
-      open.lines[open.lines.length - 1] += `\n${line.trim()}`;
-    } else {
-      if (open?.kind !== "text") found.push((open = { kind: "text", lines: [] }));
-      open.lines.push(line);
-    }
-  }
-  return found;
-}
-
-/** `code` and **bold** within a line; everything else stays the text it is. */
-function inline(text) {
-  return text.split(/(`[^`\n]+`|\*\*[^*\n]+\*\*)/).map((part) => {
-    if (part.length > 2 && part.startsWith("`")) return element("code", "", part.slice(1, -1));
-    if (part.length > 4 && part.startsWith("**")) return element("strong", "", part.slice(2, -2));
-    return part;
-  });
-}
-
-function blockElement(block) {
-  const text = block.lines.join("\n");
-  if (block.kind === "code") {
-    const code = element("code", "", text);
-    const head = element("div", "block-head", element("span", "", block.language || "code"));
-    head.append(button("Copy", (from) => copy(code.textContent, from)));
-    const pre = element("pre", "", code);
-    pre.tabIndex = 0;
-    return element("div", "block", head, pre);
-  }
-  if (block.kind === "list") {
-    const list = element(block.ordered ? "ol" : "ul", "", ...block.lines.map((line) => element("li", "", ...inline(line))));
-    if (block.ordered) list.start = block.start;
-    return list;
-  }
-  return element(block.kind === "heading" ? "h3" : "p", "", ...inline(text));
-}
-
-/** Show `text` in `target`, replacing only the blocks that changed since the last call. */
-function render(target, text) {
-  const fresh = blocks(text);
-  fresh.forEach((block, index) => {
-    const now = JSON.stringify(block);
-    const old = target.children[index];
-    if (old?.source === now) return;
-    const node = blockElement(block);
-    node.source = now;
-    if (old) old.replaceWith(node);
-    else target.append(node);
-  });
-  while (target.children.length > fresh.length) target.lastChild.remove();
-}
-
 // ---------------------------------------------------------------------------------------------------- one answer
-
-/** An answer on the page, and what is measured while it arrives. */
-class Answer {
-  constructor(model) {
-    this.model = model;
-    this.text = "";
-    this.tokens = 0;
-    this.asked = performance.now();
-    this.first = this.last = null;
-    this.body = element("div", "text");
-    this.meta = element("div", "meta");
-    this.node = element("article", "answer working", this.body, this.meta);
-    this.node.setAttribute("aria-label", `Answer of ${model}`);
-  }
-
-  add(delta) {
-    this.last = performance.now();
-    this.first ??= this.last;
-    this.text += delta;
-    this.tokens += 1;
-    this.frame ??= requestAnimationFrame(() => {
-      this.frame = null;
-      this.draw();
-    });
-  }
-
-  draw() {
-    const follow = isAtEnd();
-    if (this.nodes) this.body.replaceChildren(...this.nodes);
-    else render(this.body, this.text);
-    this.meta.replaceChildren(...this.figures());
-    if (follow) scrollToEnd();
-  }
-
-  figures() {
-    if (this.first === null) return [];
-    const parts = [];
-    const decode_s = (this.last - this.first) / 1000;
-    if (this.tokens > 1 && decode_s > 0) {
-      const speed = (this.tokens - 1) / decode_s;
-      parts.push(element("span", "speed", element("b", "", speed.toFixed(speed < 10 ? 1 : 0)), " tok/s"));
-    }
-    const wait_ms = this.first - this.asked;
-    const wait = wait_ms < 1000 ? `${Math.round(wait_ms)} ms` : `${(wait_ms / 1000).toFixed(1)} s`;
-    parts.push(element("span", "wait", `first token in ${wait}`));
-    parts.push(element("span", "count", this.tokens === 1 ? "1 token" : `${this.tokens} tokens`));
-    return parts;
-  }
-
-  /** Close the answer: exact token count from `usage`, a note on why it ended, and the buttons. */
-  end({ usage, note } = {}) {
-    if (this.frame) cancelAnimationFrame(this.frame);
-    this.frame = null;
-    if (usage) this.tokens = usage.completion_tokens;
-    this.draw();
-    this.node.classList.remove("working");
-    const follow = isAtEnd();
-    this.meta.append(element("span", "", this.model));
-    if (note) this.meta.append(element("span", "note", note));
-    const tools = element("span", "tools");
-    if (this.text) tools.append(button("Copy", (from) => copy(this.text, from)));
-    tools.append(button("Try again", () => tryAgain(this.node)));
-    this.meta.prepend(tools);
-    if (follow) scrollToEnd();
-  }
-
-  fail(problem) {
-    const box = element("div", "problem", element("strong", "", problem.message), problem.detail ?? "");
-    box.setAttribute("role", "alert");
-    this.body.after(box);
-  }
-}
 
 const ENDS = { length: "cut off at the maximum of tokens", content_filter: "withheld by a filter" };
 
@@ -289,7 +58,7 @@ async function answer() {
   running = new AbortController();
   const signal = running.signal;
   const model = page.model.value;
-  const shown = new Answer(model);
+  const shown = new Answer(model, tryAgain);
   page.log.append(shown.node);
   page.log.setAttribute("aria-busy", "true");
   scrollToEnd();
@@ -299,7 +68,7 @@ async function answer() {
   const system = page.system.value.trim();
   const body = {
     model,
-    messages: [...(system ? [{ role: "system", content: system }] : []), ...turns],
+    messages: [...(system ? [{ role: "system", content: system }] : []), ...turns.map(({ role, content }) => ({ role, content }))],
     temperature: page.temperature.valueAsNumber,
     stream: true,
     stream_options: { include_usage: true },
@@ -310,8 +79,9 @@ async function answer() {
   let note = "";
   try {
     const task = tasks[model];
-    const asked = turns.at(-1).content;
-    const sent = task ? task.body(model, asked, body.max_completion_tokens) : body;
+    const { content: asked, image } = turns.at(-1);
+    if (task?.takesImage && !image) throw new Problem("This model compares captions with an image", "Choose one first.");
+    const sent = task ? task.body(model, asked, { limit: body.max_completion_tokens, image }) : body;
     const response = await request(task ? task.path(model) : "chat/completions", { body: sent, signal });
     shown.model = response.headers.get("x-everlearn-version") ?? model;
     if (task) Object.assign(shown, task.show(await response.json(), asked));
@@ -341,12 +111,20 @@ async function answer() {
 }
 
 function ask(text) {
-  turns.push({ role: "user", content: text });
+  const image = tasks[page.model.value]?.takesImage ? picker.url : null;
+  turns.push({ role: "user", content: text, image });
   page.welcome.hidden = true;
-  const bubble = element("div", "user", text);
+  const bubble = element("div", "user", ...(image ? [picture(image)] : []), text);
   bubble.setAttribute("aria-label", `You: ${text}`);
   page.log.append(bubble);
   return answer();
+}
+
+function picture(url) {
+  const node = element("img");
+  node.src = url;
+  node.alt = "The image";
+  return node;
 }
 
 /** Drop this answer and everything after it, then ask for another. */
@@ -384,15 +162,6 @@ function say(text) {
   page.status.textContent = text;
 }
 
-function isAtEnd() {
-  const { scrollHeight, scrollTop, clientHeight } = page.scroller;
-  return scrollHeight - scrollTop - clientHeight < 80;
-}
-
-function scrollToEnd() {
-  page.scroller.scrollTop = page.scroller.scrollHeight;
-}
-
 function fitPrompt() {
   page.prompt.style.height = "auto";
   page.prompt.style.height = `${page.prompt.scrollHeight}px`;
@@ -401,9 +170,11 @@ function fitPrompt() {
 function refreshSend() {
   page.stop.hidden = !running;
   page.send.hidden = Boolean(running);
-  page.send.disabled = !page.prompt.value.trim() || !page.model.value;
-  page.ideas.hidden = Boolean(tasks[page.model.value]);
-  page.prompt.placeholder = tasks[page.model.value]?.hint ?? "Write a message";
+  const task = tasks[page.model.value];
+  picker.field.hidden = !task?.takesImage;
+  page.send.disabled = !page.prompt.value.trim() || !page.model.value || Boolean(task?.takesImage && !picker.url);
+  page.ideas.hidden = Boolean(task);
+  page.prompt.placeholder = task?.hint ?? "Write a message";
   for (const idea of page.ideas.querySelectorAll("button")) idea.disabled = !page.model.value;
 }
 
@@ -455,7 +226,9 @@ page.composer.addEventListener("submit", (event) => {
   event.preventDefault();
   const text = page.prompt.value.trim();
   if (!text || running || !page.model.value) return;
-  page.prompt.value = "";
+  if (tasks[page.model.value]?.takesImage) {
+    if (!picker.url) return picker.say("Choose an image first.");
+  } else page.prompt.value = "";
   fitPrompt();
   ask(text);
 });

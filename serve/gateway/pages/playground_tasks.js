@@ -1,18 +1,13 @@
 // What the playground asks models that do not chat, and how it shows what they say.
 
-export function element(name, className = "", ...children) {
-  const node = document.createElement(name);
-  if (className) node.className = className;
-  node.append(...children);
-  return node;
-}
+import { element } from "./playground_text.js";
 
-function bar(label, share) {
+function bar(label, share, said = percent(share)) {
   const meter = element("progress");
   meter.max = 1;
-  meter.value = share;
-  meter.setAttribute("aria-label", `${label}: ${percent(share)}`);
-  return element("div", "bar-row", element("span", "bar-label", label), meter, element("span", "bar-share", percent(share)));
+  meter.value = Math.max(0, share);
+  meter.setAttribute("aria-label", `${label}: ${said}`);
+  return element("div", "bar-row", element("span", "bar-label", label), meter, element("span", "bar-share", said));
 }
 
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
@@ -44,12 +39,18 @@ function lines(text) {
   return [first, others.filter(Boolean)];
 }
 
+/** One caption per line, without empty lines. */
+const captions = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
+
+/** Of two vectors of length 1. */
+const cosine = (one, other) => one.reduce((sum, value, at) => sum + value * other[at], 0);
+
 /** By the task of the model: where it is asked, what, and {text, nodes} of its answer. */
 export const TASKS = {
   text2text: {
     hint: "Write a source text",
     path: () => "completions",
-    body: (model, text, limit) => ({ model, prompt: text, ...(limit ? { max_tokens: limit } : {}) }),
+    body: (model, text, { limit }) => ({ model, prompt: text, ...(limit ? { max_tokens: limit } : {}) }),
     show: ({ choices }) => ({ text: choices[0].text, nodes: [element("p", "", choices[0].text || "(nothing)")] }),
   },
   classify: {
@@ -66,6 +67,18 @@ export const TASKS = {
       const items = results.map(({ document, relevance_score }) =>
         element("li", "", element("p", "", document.text), bar("relevance", relevance_score)));
       return { text: results.map(({ document }) => document.text).join("\n"), nodes: [element("ol", "ranked", ...items)] };
+    },
+  },
+  image_text: {
+    hint: "Captions, one per line",
+    takesImage: true,
+    path: () => "embeddings",
+    body: (model, text, { image }) => ({ model, input: [{ image }, ...captions(text)] }),
+    show: ({ data: [image, ...said] }, text) => {
+      const found = captions(text).map((label, at) => ({ label, near: cosine(image.embedding, said[at].embedding) }));
+      found.sort((a, b) => b.near - a.near);
+      const rows = found.map(({ label, near }) => bar(label, near, near.toFixed(2)));
+      return { text: found[0].label, nodes: [element("div", "bars", ...rows)] };
     },
   },
   token_classify: {

@@ -8,7 +8,8 @@ from starlette.responses import JSONResponse, Response
 
 PAGES = {"/": "playground.html", "/console": "console.html", "/docs": "docs.html"}
 PARTS = (
-    "playground.css", "playground.js", "playground_tasks.js", "console.css", "console.js", "console_elements.js",
+    "playground.css", "playground.js", "playground_answer.js", "playground_api.js", "playground_images.js",
+    "playground_tasks.js", "playground_text.js", "console.css", "console.js", "console_elements.js",
     "docs.css", "docs.js",
 )  # fmt: skip
 HEADERS = {

@@ -23,7 +23,7 @@ from compress.sentence_encoder import (
     texts_of,
     whole_texts,
 )
-from compress.targets.onnx_encoder import quantize, session_embed, trace
+from compress.targets.onnx_encoder import batches_of, quantize, session_embed, trace
 from everlearn.importing.sources import import_model
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
@@ -59,7 +59,7 @@ def test_each_layer_gets_what_it_needs_and_the_encoder_computes_what_it_did(
     encoder = load_encoder(model_dir)
     drop_pooler(encoder)
     before = encoder.embed(whole_texts(texts[-1]))
-    smoothed, by_token = smooth(encoder, texts)
+    smoothed, by_token = smooth(encoder, batches_of(encoder, texts))
     assert smoothed.keys() >= set(SELF) and len({smoothed[name] for name in SELF}) == 1
     assert by_token == [COMES_AND_GOES]
     np.testing.assert_allclose(encoder.embed(whole_texts(texts[-1])), before, atol=1e-5)
@@ -67,7 +67,7 @@ def test_each_layer_gets_what_it_needs_and_the_encoder_computes_what_it_did(
 
 def test_layers_that_read_one_tensor_are_known_as_such(model_dir: Path, texts: list[torch.Tensor]) -> None:
     encoder = load_encoder(model_dir)
-    first = reads(encoder, texts)[0]
+    first = reads(encoder, batches_of(encoder, texts))[0]
     assert first.layers == SELF
     states = encoder.body.embeddings(torch.cat([some[:, :16] for some in texts]))
     assert first.low.shape == (64,) and float(first.high[3]) > 10 * float(states[..., 4].abs().max())
@@ -124,7 +124,8 @@ class Twice(nn.Module):
 
 
 def test_a_layer_that_reads_several_tensors_is_left_as_it_is(texts: list[torch.Tensor]) -> None:
-    assert [one.layers for one in reads(Encoder(Twice(), "mean").eval(), texts)] == [["last"]]
+    encoder = Encoder(Twice(), "mean").eval()
+    assert [one.layers for one in reads(encoder, batches_of(encoder, texts))] == [["last"]]
 
 
 def test_positions_behind_the_padding_s_are_fewer(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn.errors import InvalidInput
+from train.data.labelled.augment import Augment, augmented
 from train.data.labelled.rows import LabelledRows
 from train.data.packing import shuffled
 from train.data.store import TokenStore
@@ -28,13 +29,24 @@ class ImageTextBatch(TypedDict):
 
 
 class ImageTextRows:
-    """A store of pairs as ``fit`` takes batches. ``rows``: the pairs. ``seed`` None keeps the store's order."""
+    """A store of pairs as ``fit`` takes batches. ``rows``: the pairs. ``seed`` None keeps the store's order.
 
-    def __init__(self, store: TokenStore, *, seed: int | None = 0, padding_id: int = 0) -> None:
+    ``augment``: how images of a batch may look otherwise than the store's, each time in another way.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        *,
+        seed: int | None = 0,
+        padding_id: int = 0,
+        augment: Augment | None = None,
+    ) -> None:
         if store.images is None:
             raise InvalidInput("the store holds no images", param="data.store")
         self._texts, self._images = LabelledRows(store, seed=None, padding_id=padding_id), store.images
         self.rows, self.tokens, self.seed = self._texts.rows, self._texts.tokens, seed
+        self._augment = augment
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     def batch(self, step: int, micro_batch: int, rank: int = 0, ranks: int = 1) -> ImageTextBatch:
@@ -42,7 +54,12 @@ class ImageTextRows:
         if not 0 <= rank < ranks or step < 0 or micro_batch < 1:
             raise ValueError(f"no batch at step {step} for rank {rank} of {ranks}, micro batch {micro_batch}")
         first = (step * ranks + rank) * micro_batch
-        return self.rows_of([self._pair(number) for number in range(first, first + micro_batch)])
+        numbers = range(first, first + micro_batch)
+        batch = self.rows_of([self._pair(number) for number in numbers])
+        if self._augment and self.seed is not None:
+            looks = zip(batch["images"], numbers, strict=True)
+            batch["images"] = np.stack([augmented(*one, self._augment, self.seed) for one in looks])
+        return batch
 
     def rows_of(self, numbers: Sequence[int]) -> ImageTextBatch:
         """The pairs with these numbers."""

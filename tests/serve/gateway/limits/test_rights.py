@@ -78,7 +78,7 @@ RIGHTS = {
     "GET /docs": "anybody",
     "GET /openapi.json": "anybody",
     "GET /console_elements.js": "anybody",
-    "GET /playground_tasks.js": "anybody",
+    **{f"GET /playground_{part}.js": "anybody" for part in ("answer", "api", "images", "tasks", "text")},
     **{
         f"GET /{page}.{kind}": "anybody"
         for page in ("playground", "console", "docs")

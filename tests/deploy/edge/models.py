@@ -14,6 +14,7 @@ from compress.recipe import Calibration, CompressRecipe
 from compress.targets import onnx_decoder
 from compress.targets.onnx_encoder import build_onnx_encoder
 from compress.targets.onnx_encoder_decoder import build_onnx_encoder_decoder
+from deploy.edge.targets import graphs_of
 from everlearn.bundles.bundle import write_bundle
 from everlearn.bundles.tasks import Task
 from everlearn.chat.stops import write_genai_config
@@ -77,7 +78,7 @@ def register_changed(
     change: Callable[[onnx.ModelProto], object] = lambda _: None,
     task: Task | None = None,
 ) -> str:
-    """Another version of ``model``, its graph or what it says of itself changed; returns its reference."""
+    """Another version of ``model``, its graph (of an encoder-decoder the second) or what it says of itself changed; returns its reference."""
     registry = Registry(settings)
     first = registry.resolve(f"{model}@1")
     folder = registry.path(first)
@@ -85,9 +86,10 @@ def register_changed(
         for file in folder.iterdir():
             if file.name != "bundle.json":
                 (staging / file.name).write_bytes(file.read_bytes())
-        graph = onnx.load(folder / "model.onnx", load_external_data=False)
+        name = graphs_of(first.task)[-1]
+        graph = onnx.load(folder / name, load_external_data=False)
         change(graph)
-        (staging / "model.onnx").write_bytes(graph.SerializeToString())
+        (staging / name).write_bytes(graph.SerializeToString())
         write_bundle(
             staging,
             name=model,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import onnx
 import pytest
@@ -17,7 +18,12 @@ from deploy.edge.check.check import check
 from deploy.edge.manifest import AnswerProbe, EncoderDecoderGraph, HeadGraph, HeadProbe, read_manifest
 from deploy.edge.probes import Differs
 from deploy.edge.targets import TWO_GRAPHS
+from deploy.updates.device.store import Followed, create
+from deploy.updates.device.update import update
+from deploy.updates.keys import Keys
+from deploy.updates.publisher import init, opened
 from everlearn.bundles.tasks import HEADED, Task
+from everlearn.errors import Corrupt
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from serve.engines.onnx.encoders.entities import entities
@@ -26,9 +32,10 @@ from serve.engines.onnx.encoders.heads import OUTPUTS, sigmoid, softmax
 from serve.engines.onnx.encoders.model import Encoded, EncoderModel, Rows
 from serve.engines.onnx.seq2seq.model import EncoderDecoder
 from tests.conftest import TEST_HOME
-from tests.deploy.edge.models import register_encoder
+from tests.deploy.edge.models import register_changed, register_encoder
 from tests.deploy.edge.web.page_server import FaultyServer
-from tests.deploy.native.conftest import changed, running
+from tests.deploy.native.conftest import Running, changed, running
+from tests.deploy.updates.conftest import served
 from tests.support.serve.browser import IN_A_BROWSER, Driver
 
 TEXTS = ["Rates rose again in March.", "The mill stands by the river, where it always stood.", "Rain."]
@@ -58,7 +65,7 @@ def folder_of(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> F
         out = root / target / task
         if not out.exists():
             out.parent.mkdir(exist_ok=True)
-            build(settings, task, target, out)
+            build(settings, f"{task}@1", target, out)
         return out
 
     return made
@@ -107,7 +114,7 @@ def test_the_runner_answers_from_an_encoder_decoder_as_the_version_does(
     settings: Settings, folder_of: Folder, tmp_path: Path
 ) -> None:
     registry = Registry(settings)
-    bundle = registry.path(registry.resolve("text2text"))
+    bundle = registry.path(registry.resolve("text2text@1"))
     with running(folder_of("text2text", "linux-x64"), "--threads", 1, log=tmp_path / "log") as runner:
         body = {"model": "text2text", "prompt": TEXTS, "max_tokens": 20}
         said = runner.client.post("/completions", json=body).json()
@@ -126,13 +133,11 @@ def written(bundle: Path, source: str, most: int) -> str:
     return tokenizer.decode(ids).removeprefix(" ")
 
 
-def test_the_runner_classifies_as_the_gateway_does(folder_of: Folder, tmp_path: Path) -> None:
-    folder = folder_of("classify", "linux-x64")
-    with running(folder, "--threads", 1, log=tmp_path / "log") as runner:
-        root = str(runner.client.base_url).removesuffix("/v1/")
-        said = runner.client.post(f"{root}/classify", json={"model": "classify", "input": TEXTS}).json()
-        named = runner.client.post(f"{root}/models/classify", json={"inputs": TEXTS[0]}).json()
-        refused = runner.client.post(f"{root}/score", json={"text_1": "a", "text_2": "b"})
+def test_the_runner_classifies_with_the_gateways_paths(folder_of: Folder, tmp_path: Path) -> None:
+    with running(folder_of("classify", "linux-x64"), "--threads", 1, log=tmp_path / "log") as runner:
+        said = post(runner, "/classify", model="classify", input=TEXTS).json()
+        named = post(runner, "/models/classify", inputs=TEXTS[0]).json()
+        refused = post(runner, "/score", text_1="a", text_2="b")
     assert [one["index"] for one in said["data"]] == [0, 1, 2] and said["usage"]["prompt_tokens"] > 10
     for one in said["data"]:
         assert sum(one["probs"]) == pytest.approx(1, abs=1e-5) and one["num_classes"] == 3
@@ -141,12 +146,79 @@ def test_the_runner_classifies_as_the_gateway_does(folder_of: Folder, tmp_path: 
     assert refused.status_code == 404 and "it offers /classify, /models/classify" in refused.text
 
 
+def test_the_runner_ranks_with_the_gateways_paths(folder_of: Folder, tmp_path: Path) -> None:
+    with running(folder_of("score", "linux-x64"), "--threads", 1, log=tmp_path / "log") as runner:
+        scored = [
+            post(runner, path, model="score", text_1=QUERY, text_2=TEXTS).json()
+            for path in ("/score", "/v1/score")
+        ]
+        ranked = [
+            post(runner, path, model="score", query=QUERY, documents=TEXTS).json()
+            for path in ("/rerank", "/v1/rerank", "/v2/rerank")
+        ]
+    scores = [one["score"] for one in scored[0]["data"]]
+    assert [one["score"] for one in scored[1]["data"]] == pytest.approx(scores, abs=1e-6)
+    for said in ranked:
+        assert [one["index"] for one in said["results"]] == sorted(range(3), key=lambda at: -scores[at])
+
+
+def post(runner: Running, path: str, **body: Any) -> httpx.Response:
+    return runner.client.post(str(runner.client.base_url).removesuffix("/v1/") + path, json=body)
+
+
+@pytest.mark.parametrize("task", ["classify", "text2text"])
+def test_a_device_gets_the_next_version_as_a_difference_and_refuses_one_with_other_logits(
+    settings: Settings, folder_of: Folder, tmp_path: Path, task: Task
+) -> None:
+    first = folder_of(task, "linux-x64")
+    second, wrong = tmp_path / "2", tmp_path / "3"
+    build(settings, register_changed(settings, task, learn), "linux-x64", second)
+    probes = [one.model_dump() for one in read_manifest(second).probes]
+    probes[0]["logits" if task == "classify" else "top_logits"][0] += 1
+    changed(second, wrong, version=3, probes=probes)
+    channel, keys = tmp_path / "channel", Keys(tmp_path / "keys", tmp_path / "channel")
+    init(channel, keys)
+    with served(channel) as url:
+        root = (channel / "metadata" / "1.root.json").read_bytes()
+        device = create(tmp_path / "device", root, Followed(url=url, model=task, target="linux-x64"))
+
+        def publish(folder: Path) -> None:
+            with opened(channel, keys) as publisher:
+                publisher.publish(folder)
+
+        publish(first)
+        whole = update(device)
+        publish(second)
+        lesson = update(device)
+        assert lesson.version == 2 and same_files(device.current(), second)
+        assert lesson.received_bytes < 0.5 * whole.received_bytes
+        publish(wrong)
+        with pytest.raises(Corrupt, match="computes numbers 1 from those of its manifest"):
+            update(device)
+    assert same_files(device.current(), second)
+
+
+def learn(model: onnx.ModelProto) -> None:
+    """One in a hundred of the codes of 8 bits is a step away."""
+    draw = np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 2:
+            codes = onnx.numpy_helper.to_array(tensor)
+            moved = codes - np.sign(codes) * (draw.random(codes.shape) < 0.01)
+            tensor.raw_data = moved.astype(np.int8).tobytes()
+
+
+def same_files(one: Path, other: Path) -> bool:
+    names = [file.name for file in other.iterdir()]
+    return len(names) > 3 and all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
 class Engine:
     """What the gateway's engine computes of a version."""
 
     def __init__(self, settings: Settings, task: Task) -> None:
         registry = Registry(settings)
-        bundle = registry.path(registry.resolve(task))
+        bundle = registry.path(registry.resolve(f"{task}@1"))
         options: Any = {"threads": 1, "queue_limit": 64, "context": 128, "places": True}
         self.model = EncoderModel(bundle, outputs=OUTPUTS[task], **options)
 
@@ -239,7 +311,7 @@ class TestPage:
         assert [one["score"] for one in spans] == pytest.approx([one["score"] for one in right], rel=0.1)
 
         registry = Registry(settings)
-        bundle = registry.path(registry.resolve("text2text"))
+        bundle = registry.path(registry.resolve("text2text@1"))
         for said, text in zip(found["text2text"], TEXTS, strict=True):
             (choice,) = said["whole"]["choices"]
             assert choice["text"] == said["streamed"] == written(bundle, text, 20) != ""

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from deploy.edge.build import build
 from deploy.edge.check.check import run
-from deploy.edge.check.sessions import native
+from deploy.edge.check.sessions import native, place_for
 from deploy.edge.manifest import AnswerProbe, EncoderDecoderGraph, HeadGraph, HeadProbe, read_manifest
 from deploy.edge.probes import Differs
 from deploy.edge.targets import TARGETS, TWO_GRAPHS
@@ -237,7 +237,7 @@ const completion = async (client, request) => {
   return {whole, streamed};
 };
 const run = async (asked) => {
-  const {EverlearnWeb} = await import("/classify/everlearn_web/index.js");
+  const {EverlearnWeb} = await import("/text2text/everlearn_web/index.js");
   const found = {};
   for (const [task, calls] of Object.entries(asked)) {
     const client = await EverlearnWeb.load(`/${task}/`, {threads: 1});
@@ -262,11 +262,12 @@ class TestPage:
     pytestmark = IN_A_BROWSER
 
     def test_answers_as_the_gateway_does(self, settings: Settings, folder_of: Folder, driver: Driver) -> None:
-        root = folder_of("classify", "web").parent
-        folder_of("text2text", "web")
+        root = folder_of("text2text", "web").parent
         runtime = {"name": "onnxruntime-web", "version": TARGETS["web"].runtime.version}
-        for task in ("score", "token_classify", "question_answer"):  # the files are those of linux-x64
+        for task in HEADED:  # the files are those of linux-x64
             changed(folder_of(task, "linux-x64"), root / task, target="web", runtime=runtime)
+        pairs = root / "question_answer"
+        assert run(pairs, read_manifest(pairs), place_for(settings, "web")).difference < 0.1
         parameters = {"parameters": {"aggregation_strategy": "none", "ignore_labels": []}}
         asked: dict[str, Any] = {
             "classify": [("classify", {"input": TEXTS}), ("score", {"text_1": "a", "text_2": "b"}), ("classify", {"input": "w " * 300})],
@@ -277,7 +278,7 @@ class TestPage:
         }  # fmt: skip
         server = FaultyServer(root)
         with server.running():
-            driver.get(server.url + "classify/edge.json")
+            driver.get(server.url + "text2text/edge.json")
             found = driver.execute_async_script(ASK, asked)
         assert isinstance(found, dict), found
 

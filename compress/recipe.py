@@ -27,7 +27,8 @@ from compress.quantize.methods import (
 )
 from compress.targets.table import DEFAULT_TARGET, TARGETS
 from everlearn.settings_file import read_settings_file
-from train.recipe import Data, FitOptions, anchored, validate_recipe
+from train.recipe import FitOptions, validate_recipe
+from train.recipe_data import PlainData, anchored
 
 WIDE_SHARE_RENAMED = (
     "wide_share is called high_precision_fraction now; a later version will not know the old name"
@@ -187,7 +188,7 @@ class Prune(BaseModel):
 class Teaching(FitOptions):
     """How a teacher's predictions are learnt; see ``compress.distill.decoder_objective.Distillation``."""
 
-    data: Data
+    data: PlainData
     temperature: float = Field(default=2, gt=0)
     weight: float = Field(default=0.9, ge=0, le=1)
     divergence: Literal["forward", "reverse", "jensen-shannon"] = "forward"

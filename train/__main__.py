@@ -46,6 +46,7 @@ def run(run_dir: Path, say: Any, stop: threading.Event) -> int:
                 run_dir,
                 on_step=lambda report: say(report=dataclasses.asdict(report)) if rank == 0 else None,
                 should_stop=stop.is_set,
+                tell=lambda line: say(told=line) if rank == 0 else None,
             )
     except OSError as error:
         named = f" ({error.filename})" if error.filename else ""

@@ -168,7 +168,7 @@ def refuse_other_run(run_dir: Path, before: dict[str, Any], now: dict[str, Any])
 
 def _prepare(recipe: TrainRecipe, run_dir: Path, contents: Contents, progress: Progress, nice: int) -> None:
     """Fills ``data/``, and from scratch ``tokenizer/``: once for a run, whatever becomes of the files."""
-    if not recipe.data.train or (run_dir / "data").exists():
+    if not recipe.data.files or (run_dir / "data").exists():
         return
     limits = Limits("the data", memory_bytes=ALL_MEMORY, wall_s=None, param="data")
     run_child("train.runs.prepare", {"run_dir": str(run_dir), "nice": nice}, progress, limits)
@@ -255,6 +255,8 @@ def _converse(
                 told = time.monotonic()
             if on_step:
                 on_step(report)
+        elif "told" in message:
+            progress(message["told"], None)
         elif "error" in message:
             kind = getattr(failures, message["error"], None) or getattr(errors, message["error"])
             raise kind(message["message"], param=message["param"])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from everlearn.errors import Conflict
 from everlearn.memory import peak_bytes
+from train.data.mixing.mixed_rows import MixedRows
 from train.errors import Diverged
 from train.objectives.objective import Batches, HeldOut, Objective
 from train.optim import adamw, lr_at
@@ -86,6 +87,7 @@ def fit(
     validate: HeldOut | None = None,
     whole_steps: bool = False,
     after_update: Callable[[Group], None] | None = None,
+    mixed: MixedRows | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     group: Group | None = None,
@@ -94,13 +96,13 @@ def fit(
     """Trains ``model`` in place, from the newest checkpoint in ``run_dir`` where there is one.
 
     ``after_update``: what a step changes beside the weights; a buffer of the model, so that checkpoints hold it.
-    ``identity`` names what else determines the result (digests of data, tokenizer, base); a checkpoint of another
+    ``mixed``: of a mixture, what tells how much of each component was seen. ``identity`` names what else determines the result (digests of data, tokenizer, base); a checkpoint of another
     identity or other options is refused. Raises Diverged, and Conflict with the differences.
     """
     group = group or Group()
     with deterministic(group.device):
         run = _Run(model, objective, batches, options, run_dir, validate, group, identity or {}, whole_steps)
-        run.after_update = after_update
+        run.after_update, run.mixed = after_update, mixed
         return run.go(on_step or (lambda report: None), should_stop or (lambda: False))
 
 
@@ -135,6 +137,7 @@ class _Run:
         self.checkpoints = Checkpoints(run_dir / "checkpoints", options.checkpoint.keep, group)
         self.log = StepLog(run_dir, options.log) if group.is_first else None
         self.after_update: Callable[[Group], None] | None = None
+        self.mixed: MixedRows | None = None
         self.step = self.tokens = 0
         self.seconds = 0.0
         self.held_before: Measured | None = None
@@ -171,6 +174,7 @@ class _Run:
                 seconds_left=left,
                 held_nll=measured and measured.nll,
                 held=(measured and measured.figures) or None,
+                components=self.mixed.seen(self.step * self.options.rows) if self.mixed else None,
             )
             if self.log:
                 self.log.write(report)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
@@ -20,9 +21,10 @@ from everlearn.settings_file import SettingsFile, read_settings_file
 from everlearn.suggest import did_you_mean
 from train.data.cleaning.options import FILE_KEYS
 from train.data.labelled.augment import Augment
-from train.data.options import FIRST_OPTIONS, DataOptions, RemoteUrl
+from train.data.options import FIRST_OPTIONS, DataOptions
 from train.models.architecture import Architecture
 from train.objectives.table import ObjectiveSpec, find_objective, implied, refuse_inconsistent
+from train.recipe_data import Data, anchored
 
 Recipe = TypeVar("Recipe", bound=BaseModel)
 
@@ -66,6 +68,8 @@ AS_BEFORE: Mapping[str, tuple[Any, ...]] = {
     "contrastive": (None,),
     "architecture.images": (None,),
     "architecture.projection": (None,),
+    "data.mixture": (None,),
+    "data.curriculum": (None,),
     "dropout": (None,),
     "label_smoothing": (0,),
     "z_loss": (0,),
@@ -73,33 +77,11 @@ AS_BEFORE: Mapping[str, tuple[Any, ...]] = {
 """Keys that earlier recipes did not have, and the values that say what was done without them."""
 
 
+CHOSEN = "<name>"
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Data(DataOptions):
-    """Files to prepare (``train``, ``held``), or stores already prepared (``store``, ``held_store``).
-
-    Without ``held`` files, ``held_fraction`` of the documents are held out. ``max_tokens`` is by default the
-    recipe's ``sequence_tokens``.
-    """
-
-    train: tuple[RemoteUrl | Path, ...] = ()
-    held: tuple[RemoteUrl | Path, ...] = ()
-    max_tokens: int | None = Field(default=None, ge=2)  # type: ignore[assignment]
-    store: Path | None = None
-    held_store: Path | None = None
-
-    @field_validator("train", "held", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str | Path) else value
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Data:
-        if bool(self.train) == bool(self.store):
-            raise ValueError("give either train (files to prepare) or store (a folder that was prepared)")
-        return self
 
 
 class Tune(_Part):
@@ -315,6 +297,8 @@ class TrainRecipe(FitOptions):
             raise ValueError(
                 "parallel: fsdp2 does not divide CLIP's temperature, a single number: ddp would do"
             )
+        if self.keep and self.data.mixture:
+            raise ValueError("keep has a share of its own in each step, and none in a mixture: leave one out")
         if self.architecture and self.keep:
             raise ValueError("keep needs a base: a model from scratch has nothing to keep")
         if self.architecture and self.tune.method == "lora":
@@ -352,8 +336,8 @@ def validate_recipe(
         return kind.model_validate(values)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-    known = list(recipe_keys(kind))
     key = ".".join(str(part) for part in fault["loc"])
+    known = [_named_as(one, key) for one in recipe_keys(kind)]
     while key and key not in known and fault["type"] != "extra_forbidden":
         key = key.rpartition(".")[0]  # the branch of a union, or the place in a list
     place = _place(key, file, overridden)
@@ -377,11 +361,13 @@ def _place(key: str, file: SettingsFile | None, overridden: Sequence[str]) -> st
 
 
 def recipe_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key a recipe of this kind may hold."""
+    """Every dotted key a recipe of this kind may hold; ``<name>`` stands for one that the recipe chooses."""
     for name, field in kind.model_fields.items():
         yield f"{prefix}{name}"
         for part in _models(field.annotation):
             yield from recipe_keys(part, f"{prefix}{name}.")
+        for part in _models(field.annotation, of_values=True):
+            yield from recipe_keys(part, f"{prefix}{name}.{CHOSEN}.")
 
 
 def deciding(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -398,6 +384,7 @@ def deciding(recipe: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in flatten(recipe)
         if key.partition(".")[0] not in OPERATIONAL
         and key not in PLACES
+        and not (key.startswith("data.mixture.") and key.endswith(".train"))
         and value not in same_without.get(key.removeprefix("student."), ())
     }
 
@@ -427,9 +414,18 @@ def _deciding_then(old: Mapping[str, Any]) -> dict[str, Any]:
     return {"data.min_held": 0, "data.normalize": cleaned, "data.strip": cleaned} | said
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def _named_as(known: str, key: str) -> str:
+    """``known`` with the names that ``key`` has chosen."""
+    parts = zip_longest(known.split("."), key.split("."))
+    return ".".join(named if part == CHOSEN and named else part for part, named in parts if part)
+
+
+def _models(annotation: Any, of_values: bool = False) -> list[type[BaseModel]]:
+    """Those that a value may be, or of a mapping's values."""
     if get_origin(annotation) in (Union, types.UnionType):
-        return [model for one in get_args(annotation) for model in _models(one)]
+        return [model for one in get_args(annotation) for model in _models(one, of_values)]
+    if of_values:
+        return _models(get_args(annotation)[1]) if get_origin(annotation) is dict else []
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
@@ -455,23 +451,3 @@ def _override(values: Mapping[str, Any], key: str, path: Sequence[str], value: A
     if below is not None and not isinstance(below, Mapping):
         raise ConfigError(f"--set {key}: {first} is {below!r}, with no keys below it", param=key)
     return {**values, first: _override(below or {}, key, rest, value)}
-
-
-def anchored(data: Data, folder: Path) -> Data:
-    """``data`` with its paths relative to ``folder``."""
-
-    def at(path: Path) -> Path:
-        try:
-            return folder / path.expanduser()
-        except RuntimeError:
-            raise ConfigError(f"{path}: there is no such user's folder", param="data") from None
-
-    return data.model_copy(
-        update={
-            "train": tuple(path if isinstance(path, str) else at(path) for path in data.train),
-            "held": tuple(path if isinstance(path, str) else at(path) for path in data.held),
-            "store": data.store and at(data.store),
-            "held_store": data.held_store and at(data.held_store),
-            **data.with_files(at),
-        }
-    )

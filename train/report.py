@@ -8,7 +8,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class StepReport:
     """One optimizer step. ``loss``: nats per target; ``tokens``: seen since the start, padding left out. ``held``: the
-    task's own measures on the held-out data, where they were taken after this step."""
+    task's own measures on the held-out data, where they were taken after this step. ``components``: of a mixture, the
+    tokens of each that were seen."""
 
     step: int
     steps: int
@@ -20,3 +21,4 @@ class StepReport:
     seconds_left: float
     held_nll: float | None = None
     held: dict[str, float] | None = None
+    components: dict[str, int] | None = None

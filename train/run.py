@@ -37,12 +37,19 @@ from train.recipe import TrainRecipe, validate_recipe
 from train.report import StepReport
 from train.runs.checkpoint import Checkpoints
 from train.runs.identity import base_digest
+from train.runs.mixture import MixtureRun, mixture_of
 
 
 def train(
-    run_dir: Path, on_step: Callable[[StepReport], None], should_stop: Callable[[], bool]
+    run_dir: Path,
+    on_step: Callable[[StepReport], None],
+    should_stop: Callable[[], bool],
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Trains as run.json says and returns the outcome. Raises Diverged, Stopped, Conflict, InvalidInput."""
+    """Trains as run.json says and returns the outcome. ``tell`` gets what a person should know.
+
+    Raises Diverged, Stopped, Conflict, InvalidInput.
+    """
     request = json.loads((run_dir / "run.json").read_bytes())
     recipe = validate_recipe(TrainRecipe, request["recipe"])
     base = Path(request["model_dir"]) if request["model_dir"] else None
@@ -60,10 +67,14 @@ def train(
         refuse_misfit(model, recipe, stores[0].card.vocab_size)
         for store in filter(None, stores):
             refuse_other_images(model, store)
-        packer = Packer(stores[0], recipe.sequence_tokens, recipe.seed)
+        mixture = mixture_of(recipe, stores[0])
+        packer = Packer(stores[0], recipe.sequence_tokens, recipe.seed, mixture=mixture)
         held_out = held_out_packer(recipe, stores)
-        inputs = RunInputs(recipe, packer, held_out, base, group.device, tokenizer_dir, *stores)
+        inputs = RunInputs(recipe, packer, held_out, base, group.device, tokenizer_dir, *stores, mixture)
         training = objective_for(inputs)
+        mixed = MixtureRun.of(recipe, training.batches)
+        if mixed:
+            tell(mixed.ahead())
         result = fit(
             model,
             training.objective,
@@ -73,6 +84,7 @@ def train(
             validate=training.validation,
             whole_steps=training.whole_steps,
             after_update=balance_of(model, recipe),
+            mixed=mixed and mixed.rows,
             on_step=on_step,
             should_stop=should_stop,
             group=group,
@@ -87,6 +99,9 @@ def train(
             resolved = resolve(recipe, training.batches.rows, request, group)
             metrics = metrics_of(result, recipe.objective_spec.data) | training.metrics
             metrics |= bits_of(result, training.validation, recipe, tokenizer_dir)
+            if mixed:
+                metrics |= {"mixture": mixed.metrics()}
+                tell(mixed.done())
             outcome = {"metrics": metrics, "recipe": resolved, "identity": identity}
             write_file(run_dir / "outcome.json", json.dumps(outcome, indent=1).encode())
         Checkpoints(run_dir / "checkpoints", 1, group).clear()

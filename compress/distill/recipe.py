@@ -10,7 +10,8 @@ from compress.recipe import Teaching
 from everlearn.errors import InvalidInput
 from everlearn.settings_file import read_settings_file
 from train.models.architecture import Architecture
-from train.recipe import anchored, validate_recipe
+from train.recipe import validate_recipe
+from train.recipe_data import anchored
 
 
 class Student(BaseModel):

@@ -53,7 +53,7 @@ def distill(
     if teacher.task == "embed":
         refuse_decoders_options(recipe, teacher.ref)
     if run_dir:
-        refuse_inside(run_dir, (*recipe.data.train, *recipe.data.held))
+        refuse_inside(run_dir, recipe.data.places)
     contents = contents_of_data(recipe.data, progress)
     folder = run_dir or folder_of(settings, recipe, contents, teacher, student)
     progress(f"teacher {recipe.teacher} → {teacher.ref}", None)

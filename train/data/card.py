@@ -75,6 +75,15 @@ class PartCard(BaseModel):
     store_sha256: Digest
 
 
+class ComponentCard(BaseModel):
+    """What a component of a mixture has to train on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    examples: Count
+    tokens: Count
+
+
 class LabelCard(BaseModel):
     """How often a label is on each side of the split: of classification in texts, of token classification in words."""
 
@@ -103,6 +112,8 @@ class DataCard(BaseModel):
     """What people must know that no count says; told where the data is prepared, and among a job's events."""
     labels: dict[str, LabelCard] = {}
     """Of labelled data, by name, in the order of their numbers."""
+    components: dict[str, ComponentCard] = {}
+    """Of a mixture, by name."""
 
     @property
     def _cut_are(self) -> str:
@@ -164,6 +175,8 @@ class DataCard(BaseModel):
         lines = [
             f"data: {self.read} examples read ({forms}); {self.train.documents} to train on, {held} held out{tested}"
         ]
+        for name, part in self.components.items():
+            lines.append(f"data: {name}: {part.examples} examples to train on, {part.tokens} tokens")
         if self.labels:
             counts = {name: each.train + each.held for name, each in self.labels.items()}
             lines.append(f"data: {len(counts)} labels: {_listed(counts)}")

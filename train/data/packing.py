@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn.errors import InvalidInput
-from train.data.splitmix import splitmix64
+from train.data.mixing.mixed_rows import MixedRows, Mixture
+from train.data.splitmix import shuffled
 from train.data.store import Example, TokenStore
 
 IGNORED = -100
@@ -46,7 +47,8 @@ class Packer:
     ``around``: ids that every piece begins and ends with, as an encoder has them; an example that begins or ends with
     them has them no second time.
 
-    ``rows``, ``tokens`` and ``targets`` are per epoch; an epoch holds every token exactly once.
+    ``rows``, ``tokens`` and ``targets`` are per epoch; an epoch holds every token exactly once. With a ``mixture``, each
+    row is of one component, and ``mixed`` says whose turn it is: only what all components hold together is per epoch then.
     ``piece_example``: int64 (pieces,), the example each piece is of, counted through all sources in order.
     """
 
@@ -56,6 +58,7 @@ class Packer:
         sequence_tokens: int,
         seed: int,
         around: tuple[Sequence[int], Sequence[int]] = ((), ()),
+        mixture: Mixture | None = None,
     ) -> None:
         marks = sum(map(len, around))
         if sequence_tokens < 2 + marks:
@@ -73,7 +76,16 @@ class Packer:
         )
         if not len(self._piece_length):
             raise InvalidInput("there is nothing to train on: the data holds no examples")
-        row_of_piece, self.rows = pack_lengths(self._piece_length + marks, sequence_tokens)
+        self._mixture, self.mixed = mixture, None
+        lengths = self._piece_length + marks
+        if mixture:
+            of_piece = mixture.of_examples(self.piece_example)
+            row_of_piece, sizes = pack_apart(lengths, of_piece, len(mixture.names), sequence_tokens)
+            self.rows = sum(sizes)
+            tokens = np.bincount(row_of_piece, lengths, minlength=self.rows).astype(np.int64)
+            self.mixed = MixedRows(mixture, sizes, tokens, seed)
+        else:
+            row_of_piece, self.rows = pack_lengths(lengths, sequence_tokens)
         self._pieces = np.argsort(row_of_piece, kind="stable")  # pieces in the order of their rows
         self._row_start = np.searchsorted(row_of_piece[self._pieces], np.arange(self.rows + 1))
         self.tokens = int(self._piece_length.sum()) + marks * len(self._piece_length)
@@ -82,7 +94,7 @@ class Packer:
 
     def marked(self, before: Sequence[int], after: Sequence[int]) -> Packer:
         """The same examples in rows of their own, each piece between these ids."""
-        return Packer(self._given, self.sequence_tokens, self.seed, (before, after))
+        return Packer(self._given, self.sequence_tokens, self.seed, (before, after), self._mixture)
 
     def pieces_of(self, tokens: NDArray[np.bool_]) -> int:
         """How many pieces have nothing but ``tokens``, bool (vocabulary,), between their marks."""
@@ -133,6 +145,8 @@ class Packer:
         return batch
 
     def _row(self, number: int) -> int:
+        if self.mixed:
+            return self.mixed.row(number)
         epoch, position = divmod(number, self.rows)
         if self._order[0] != epoch:
             self._order = (epoch, shuffled(self.rows, self.seed, epoch))
@@ -248,11 +262,15 @@ def pack_lengths(lengths: NDArray[np.int64], size: int) -> tuple[NDArray[np.int6
     return row_of_piece, rows
 
 
-def shuffled(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """An order of the rows that depends on nothing but these three numbers, on any machine and version.
-
-    Sorted by splitmix64 (Steele, Lea and Flood, 2014) of the row's number.
-    """
-    state = splitmix64(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(epoch)
-    keys = splitmix64(splitmix64(state) + np.arange(rows, dtype=np.uint64))
-    return np.argsort(keys, kind="stable")
+def pack_apart(
+    lengths: NDArray[np.int64], component: NDArray[np.int64], components: int, size: int
+) -> tuple[NDArray[np.int64], list[int]]:
+    """As :func:`pack_lengths` with rows of one component each, numbered one component after the other; and how many each
+    has."""
+    row_of_piece, sizes = np.empty(len(lengths), dtype=np.int64), list[int]()
+    for number in range(components):
+        here = component == number
+        rows, count = pack_lengths(lengths[here], size)
+        row_of_piece[here] = rows + sum(sizes)
+        sizes.append(count)
+    return row_of_piece, sizes

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -25,7 +26,7 @@ from everlearn.bundles.bundle import FileEntry, file_entry
 from everlearn.bundles.durable import move_directory, sync_tree, write_file
 from everlearn.errors import Conflict, Corrupt, EverlearnError, InvalidInput, NotFound
 from everlearn.progress import Progress, silent
-from train.data.card import Change, DataCard, LabelCard, PartCard, SkippedCard, SourceCard
+from train.data.card import Change, ComponentCard, DataCard, LabelCard, PartCard, SkippedCard, SourceCard
 from train.data.cleaning.boilerplate import without_boilerplate
 from train.data.cleaning.cleaner import Cleaner
 from train.data.cleaning.duplicates import find_duplicates
@@ -38,8 +39,8 @@ from train.data.labelled.example import Labelled
 from train.data.labelled.labels import NAMED, Labels, find_labels
 from train.data.options import DataOptions
 from train.data.reading.forms import RIGHT
-from train.data.reading.sources import Given, Skipped, Source, expand
-from train.data.split import HELD, NAMES, TEST, split
+from train.data.reading.sources import Skipped, Source, Sources, expand
+from train.data.split import HELD, NAMES, TEST, TRAIN, split
 from train.data.store import Example, StoreWriter
 from train.data.tokenize import Tokens
 
@@ -54,7 +55,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 
 
 def prepare(
-    sources: Sequence[Given],
+    sources: Sources,
     tokenizer_dir: Path,
     out: Path,
     options: DataOptions | None = None,
@@ -65,6 +66,7 @@ def prepare(
     processes: int | None = None,
 ) -> DataCard:
     """Prepares ``sources`` (files, folders of them, or URLs) into ``out``; returns at once where that is done already.
+    Of a mapping, the store says which examples each of its components has (``StoreCard.components``).
 
     With ``held`` files, nothing else is held out, and what is like them leaves the training side.
     ``max_unpacked_bytes``: what one file may unpack to, see ``train.data.reading.unpacked``.
@@ -157,7 +159,7 @@ def _inputs_sha256(
     cleaner: Cleaner,
     images: list[str | None],
 ) -> str:
-    said = {
+    said: dict[str, Any] = {
         "version": VERSION,
         "files": [[file.name, file.held, entry.sha256] for file, entry in zip(files, entries, strict=True)],
         "tokenizer": tokens.sha256,
@@ -165,6 +167,8 @@ def _inputs_sha256(
         **({"given": cleaner.files_sha256} if options.cleans else {}),
         **({"images": images} if options.image_side else {}),
     }
+    if any(file.component for file in files):
+        said["components"] = [file.component for file in files]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
@@ -245,7 +249,11 @@ def _write(
     samples = Samples()
     with ExitStack() as stack:
         names = NAMES if options.test_fraction else NAMES[:TEST]
-        sides = {name: _Side(_store(stack, result / name, tokens, options, labels)) for name in names}
+        mixed = {NAMES[TRAIN]: list(dict.fromkeys(file.component for file in files if file.component))}
+        sides = {
+            name: _Side(_store(stack, result / name, tokens, options, labels, mixed.get(name, ())))
+            for name in names
+        }
         texts = {
             name: stack.enter_context((result / f"{name}.jsonl").open("w", encoding="utf-8"))
             for name in sides
@@ -276,7 +284,9 @@ def _write(
                     continue
                 name = NAMES[sides_of[place]]
                 for example in examples:
-                    sides[name].store.add(_with_image(example, document.raw, options.image_side))
+                    sides[name].store.add(
+                        _with_image(example, document.raw, options.image_side), file.component
+                    )
                 size = sum(len(example) for example in examples)
                 line = {
                     **document.raw.record,
@@ -290,6 +300,11 @@ def _write(
             duplicates = int(exact[span].sum()), int(near[span].sum())
             cards.append(_source_card(file, entry, collection, duplicates, (kept, cut, used, unknown), shown))
         parts = {name: _part_card(side) for name, side in sides.items()}
+        learnt = sides[NAMES[TRAIN]].store
+        components = {
+            name: ComponentCard(examples=count, tokens=learnt.component_tokens[name])
+            for name, count in learnt.components.items()
+        }
     card = DataCard(
         inputs_sha256=inputs,
         tokenizer_sha256=tokens.sha256,
@@ -301,6 +316,7 @@ def _write(
             *(labels.notes if labels else []),
         ],
         labels={name: LabelCard(**counts) for name, counts in labels.counts.items()} if labels else {},
+        components=components,
         skipped={
             reason: SkippedCard(files=len(names), names=sorted(names)[:MAX_SKIPPED_NAMES])
             for reason, names in sorted(skipped.items())
@@ -352,7 +368,12 @@ def _labels(
 
 
 def _store(
-    stack: ExitStack, directory: Path, tokens: Tokens, options: DataOptions, labels: Labels | None
+    stack: ExitStack,
+    directory: Path,
+    tokens: Tokens,
+    options: DataOptions,
+    labels: Labels | None,
+    components: Sequence[str],
 ) -> StoreWriter:
     directory.mkdir(parents=True)
     kind = options.labelled
@@ -363,6 +384,7 @@ def _store(
         kind=None if kind == "seq2seq" else kind,
         labels=labels.names if labels and kind in NAMED else None,
         image_size=options.image_side,
+        components=components,
     )
     stack.callback(store.close)
     return store
@@ -421,21 +443,31 @@ def _check_enough(card: DataCard) -> None:
             param="training_file",
         )
     if left < needed:
-        why = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in card.dropped.items())
         raise InvalidInput(
-            f"{left} of {card.read} examples are left to train on ({why or 'none dropped'}; "
+            f"{left} of {card.read} examples are left to train on ({_listed_dropped(card)}; "
             f"{card.held.documents} held out). At least {needed} are needed",
             param="training_file",
         )
+    for name, component in card.components.items():
+        if not component.examples:
+            raise InvalidInput(
+                f"data.mixture: nothing of {name!r} is left to train on (of all files: "
+                f"{_listed_dropped(card)}; {card.held.documents} held out)",
+                param="data.mixture",
+            )
     if card.held.documents < card.options.min_held:
         raise InvalidInput(_why_few_held(card), param="training_file")
 
 
 def _why_few_held(card: DataCard) -> str:
     least = card.options.min_held
-    dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in card.dropped.items())
     return (
-        f"{card.kept} of {card.read} documents are left ({dropped or 'none dropped'}), of which "
+        f"{card.kept} of {card.read} documents are left ({_listed_dropped(card)}), of which "
         f"{card.held.documents} are held out to measure on; {least} are needed there and as many to learn from: give "
         "more documents, a larger held_fraction, or a validation file"
     )
+
+
+def _listed_dropped(card: DataCard) -> str:
+    listed = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in card.dropped.items())
+    return listed or "none dropped"

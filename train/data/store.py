@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,7 @@ class StoreCard(BaseModel):
     """card.json of a store. ``tokens`` counts all of them, ``targets`` those where loss counts.
 
     ``kind``: of labelled data, None of other; ``labels``: their names, by number. ``image_size``: pixels of a side.
+    ``components``: of a mixture, how many examples each has, one after the other in this order.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,6 +76,7 @@ class StoreCard(BaseModel):
     kind: LabelledKind | None = None
     labels: tuple[str, ...] | None = None
     image_size: int | None = Field(default=None, ge=1)
+    components: dict[str, Annotated[int, Field(ge=0)]] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -140,8 +142,11 @@ class StoreWriter:
         kind: LabelledKind | None = None,
         labels: tuple[str, ...] | None = None,
         image_size: int | None = None,
+        components: Sequence[str] = (),
     ) -> None:
         self.image_size = image_size
+        self.components = dict.fromkeys(components, 0)
+        self.component_tokens = dict.fromkeys(components, 0)
         self._images: BinaryIO | None = (staging / IMAGES).open("wb", buffering=2**20) if image_size else None
         self.kind: LabelledKind | None = kind
         self.labels = labels
@@ -158,8 +163,9 @@ class StoreWriter:
         self._offsets: BinaryIO = (staging / "offsets.bin").open("wb", buffering=2**20)
         self._offsets.write(np.int64(0).tobytes())
 
-    def add(self, example: Example) -> None:
-        """Raises ValueError for an example that no tokenizer of this vocabulary makes."""
+    def add(self, example: Example, component: str | None = None) -> None:
+        """``component``: of a mixture; its examples come one after the other, the components in their order. Raises
+        ValueError for an example that no tokenizer of this vocabulary makes."""
         ids, mask = np.asarray(example.ids), np.array(example.mask, dtype=np.bool_)
         if ids.ndim != 1 or ids.shape != mask.shape or not len(ids):
             raise ValueError(f"ids {ids.shape} and mask {mask.shape} must both be (n,), with n > 0")
@@ -180,6 +186,9 @@ class StoreWriter:
             self._images.write(example.image.astype(np.uint8).tobytes())
         self._tokens.write(ids.astype(self.dtype).tobytes())
         self._mask.write(mask.tobytes())
+        if component in self.components:
+            self.components[component] += 1
+            self.component_tokens[component] += len(ids)
         self.documents += 1
         self.tokens += len(ids)
         self.targets += int(mask.sum())
@@ -204,6 +213,7 @@ class StoreWriter:
             kind=self.kind,
             labels=self.labels,
             image_size=self.image_size,
+            components=self.components or None,
         )
         card = card.model_copy(
             update={"files": {name: file_entry(self.staging / name) for name in card.names}}

@@ -14,12 +14,12 @@ from train.data.cleaning.cleaner import Cleaner
 from train.data.options import DataOptions, TokenizerOptions
 from train.data.reading.forms import UnknownForm
 from train.data.reading.read import Limits, read_examples
-from train.data.reading.sources import Given, Source, expand
+from train.data.reading.sources import Source, Sources, expand
 from train.data.tokenizer_kinds import learn
 
 
 def train_tokenizer(
-    sources: Sequence[Given],
+    sources: Sources,
     vocab_size: int,
     out: Path,
     options: DataOptions | None = None,

@@ -31,7 +31,12 @@ class Contrastive:
         assert run.store
         objective = cls(run.recipe.micro_batch)
         chosen = run.recipe.contrastive
-        rows = ImageTextRows(run.store, seed=run.recipe.seed, augment=chosen and chosen.augment)
+        rows = ImageTextRows(
+            run.store,
+            seed=run.recipe.seed,
+            augment=chosen and chosen.augment,
+            mixture=run.mixture,
+        )
         return Training(objective, rows, objective.held_out(run), whole_steps=True)
 
     def __init__(self, micro_batch: int) -> None:

@@ -18,7 +18,13 @@ IGNORED = -100
 def rows_of(run: RunInputs, *, padding_id: int = 0) -> LabelledRows:
     """What the run learns from."""
     assert run.store
-    return LabelledRows(run.store, step_rows=run.recipe.rows, seed=run.recipe.seed, padding_id=padding_id)
+    return LabelledRows(
+        run.store,
+        step_rows=run.recipe.rows,
+        seed=run.recipe.seed,
+        padding_id=padding_id,
+        mixture=run.mixture,
+    )
 
 
 def held_rows(run: RunInputs, *, padding_id: int = 0) -> LabelledRows | None:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from train.data.mixing.mixed_rows import Mixture
 from train.data.packing import Packer
 from train.data.store import TokenStore
 from train.recipe import TrainRecipe
@@ -65,7 +66,7 @@ class RunInputs:
 
     ``packer``: rows to learn from. ``held_out``: rows to measure on. ``base``: the folder of the model it starts from.
     ``device``: where the model will be. ``tokenizer_dir``: the tokenizer's folder. ``store`` and ``held_store``: the
-    examples that these rows are made of.
+    examples that these rows are made of. ``mixture``: whose turn a row is, of data in components.
     """
 
     recipe: TrainRecipe
@@ -76,6 +77,7 @@ class RunInputs:
     tokenizer_dir: Path
     store: TokenStore | None = None
     held_store: TokenStore | None = None
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)

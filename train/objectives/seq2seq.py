@@ -30,7 +30,7 @@ class Seq2Seq:
         """Pairs of the run's stores. Raises InvalidInput where they hold none."""
         start, tokens = decoder_start(run), run.recipe.sequence_tokens
         assert run.store
-        rows = PairRows(run.store, tokens, run.recipe.seed, start)
+        rows = PairRows(run.store, tokens, run.recipe.seed, start, run.mixture)
         held = HeldOut(PairRows(run.held_store, tokens, 0, start), cls()) if run.held_store else None
         return Training(cls(run.recipe.smoothing), rows, held)
 

@@ -15,7 +15,8 @@ from typing import Any
 from everlearn.bundles.bundle import MANIFEST, file_entry
 from everlearn.errors import Conflict, InvalidInput
 from everlearn.progress import Progress, silent
-from train.recipe import Data, TrainRecipe, recipe_diff
+from train.recipe import TrainRecipe, recipe_diff
+from train.recipe_data import PlainData
 
 Contents = dict[str, list[list[str]]]
 """By recipe key, the name and sha256 of each file, in the order of reading."""
@@ -31,20 +32,20 @@ def contents_of(recipe: TrainRecipe, progress: Progress = silent) -> Contents:
     return contents_of_data(recipe.data, progress) | _stores(kept, progress) | _images(recipe, progress)
 
 
-def contents_of_data(data: Data, progress: Progress = silent) -> Contents:
+def contents_of_data(data: PlainData, progress: Progress = silent) -> Contents:
     """Those of a recipe's ``data``. Raises as :func:`contents_of`."""
     from train.data.reading.sources import given_sources, list_sources
 
     contents: Contents = {}
-    if data.train:
-        sources = list_sources(data.train, data.held, progress)
+    if data.files:
+        sources = list_sources(data.files, data.held, progress)
         hashed = _hash([source.path for source in sources], progress)
-        for key, held in (("data.train", False), ("data.held", True)):
-            contents[key] = [
-                [source.name, sha256]
-                for source, sha256 in zip(sources, hashed, strict=True)
-                if source.held == held
-            ]
+        components = list(data.files) if isinstance(data.files, Mapping) else []
+        contents |= {f"data.mixture.{name}": [] for name in components} or {"data.train": []}
+        contents["data.held"] = []
+        for source, sha256 in zip(sources, hashed, strict=True):
+            key = f"mixture.{source.component}" if source.component else "held" if source.held else "train"
+            contents[f"data.{key}"].append([source.name, sha256])
         for key, given in given_sources(data).items():
             hashed = _hash([source.path for source in given], progress)
             contents[f"data.{key}"] = [
@@ -59,10 +60,10 @@ def _images(recipe: TrainRecipe, progress: Progress) -> Contents:
     from train.data.reading.sources import list_sources
 
     options = recipe.data_options
-    if not options.image_side or not recipe.data.train:
+    if not options.image_side or not recipe.data.files:
         return {}
     found: list[list[str]] = []
-    for source in list_sources(recipe.data.train, recipe.data.held):
+    for source in list_sources(recipe.data.files, recipe.data.held):
         progress(f"checking the pictures of {source.name}", None)
         found.append([source.name, images_sha256(source, options) or ""])
     return {"data.images": found}

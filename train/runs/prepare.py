@@ -29,10 +29,10 @@ def prepare_run(request: Mapping[str, Any], progress: Progress) -> dict[str, Any
     if recipe.architecture and not tokenizer_dir.exists():
         progress("learning a tokenizer", None)
         size, kind = recipe.architecture.vocab, recipe.architecture.tokenizer_options
-        train_tokenizer(data.train, size, tokenizer_dir, options, kind)
-    if data.train:
+        train_tokenizer(data.files, size, tokenizer_dir, options, kind)
+    if data.files:
         prepare(
-            data.train,
+            data.files,
             tokenizer_dir,
             run_dir / "data",
             options,

@@ -70,7 +70,7 @@ def find_run(
         raise ConfigError("the recipe needs a name for the model it makes from scratch", param="name")
     check_name(model, "a model's name")
     if run_dir:
-        refuse_inside(run_dir, (*recipe.data.train, *recipe.data.held))
+        refuse_inside(run_dir, recipe.data.places)
     if base and recipe.base and not isinstance(parse_reference(recipe.base).version, int):
         folders = [run_dir] if run_dir else sorted(runs.glob(f"{glob.escape(model)}-*"))
         pinned = _pinned(registry, folders, recipe, contents, base)

@@ -40,7 +40,7 @@ class MaskedRows:
     def __init__(self, packer: Packer, vocabulary: Vocabulary, mask: int, seed: int) -> None:
         self.packer, self.vocabulary, self.mask, self.seed = packer, vocabulary, mask, seed
         self.ordinary = vocabulary.ordinary
-        self.rows = packer.rows
+        self.rows, self.mixed = packer.rows, packer.mixed
 
     def batch(self, step: int, micro_batch: int, rank: int = 0, ranks: int = 1) -> MaskedBatch:
         """As ``Packer.batch``."""

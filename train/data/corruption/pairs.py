@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn.errors import InvalidInput
-from train.data.packing import IGNORED, PADDING, pack_lengths, shuffled
+from train.data.mixing.mixed_rows import MixedRows, Mixture
+from train.data.packing import IGNORED, PADDING, pack_apart, pack_lengths
+from train.data.splitmix import shuffled
 from train.data.store import TokenStore
 
 Pair = tuple[int, NDArray[np.int64], NDArray[np.int64]]
@@ -61,7 +63,14 @@ class PairRows:
     ``rows`` of at most ``sequence_tokens`` on either side; longer ones are cut there.
     """
 
-    def __init__(self, store: TokenStore, sequence_tokens: int, seed: int, start: int) -> None:
+    def __init__(
+        self,
+        store: TokenStore,
+        sequence_tokens: int,
+        seed: int,
+        start: int,
+        mixture: Mixture | None = None,
+    ) -> None:
         self.store, self.sequence_tokens, self.seed, self.start = store, sequence_tokens, seed, start
         said = np.concatenate([[0], np.cumsum(store.mask, dtype=np.int64)])[store.offsets]
         targets = np.diff(said)
@@ -73,7 +82,16 @@ class PairRows:
                 param="data",
             )
         longer = np.maximum(targets, np.diff(store.offsets) - targets)[self.numbers]
-        row_of, self.rows = pack_lengths(np.minimum(longer, sequence_tokens), sequence_tokens)
+        longer, self.mixed = np.minimum(longer, sequence_tokens), None
+        if mixture:
+            of_pair = mixture.of_examples(self.numbers)
+            row_of, sizes = pack_apart(longer, of_pair, len(mixture.names), sequence_tokens)
+            self.rows = sum(sizes)
+            read = np.minimum(np.diff(store.offsets) - targets, sequence_tokens)[self.numbers]
+            tokens = np.bincount(row_of, read, minlength=self.rows).astype(np.int64)
+            self.mixed = MixedRows(mixture, sizes, tokens, seed)
+        else:
+            row_of, self.rows = pack_lengths(longer, sequence_tokens)
         order = np.argsort(row_of, kind="stable")
         self.in_row = np.split(self.numbers[order], np.searchsorted(row_of[order], np.arange(1, self.rows)))
         self._order = (0, shuffled(self.rows, seed, 0))
@@ -89,6 +107,8 @@ class PairRows:
         )
 
     def _row(self, number: int) -> int:
+        if self.mixed:
+            return self.mixed.row(number)
         epoch, position = divmod(number, self.rows)
         if self._order[0] != epoch:
             self._order = (epoch, shuffled(self.rows, self.seed, epoch))

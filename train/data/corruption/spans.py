@@ -27,7 +27,7 @@ class SpanRows:
     def __init__(self, packer: Packer, sentinels: tuple[int, ...], start: int, seed: int) -> None:
         self.packer, self.sentinels, self.start, self.seed = packer, sentinels, start, seed
         self.before, self.ends = packer.around
-        self.rows = packer.rows
+        self.rows, self.mixed = packer.rows, packer.mixed
 
     def batch(self, step: int, micro_batch: int, rank: int = 0, ranks: int = 1) -> PairBatch:
         """As ``Packer.batch``."""

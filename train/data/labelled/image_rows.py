@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from everlearn.errors import InvalidInput
 from train.data.labelled.augment import Augment, augmented
 from train.data.labelled.rows import LabelledRows
-from train.data.packing import shuffled
+from train.data.mixing.mixed_rows import MixedRows, Mixture
+from train.data.splitmix import shuffled
 from train.data.store import TokenStore
 
 
@@ -41,12 +42,14 @@ class ImageTextRows:
         seed: int | None = 0,
         padding_id: int = 0,
         augment: Augment | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         if store.images is None:
             raise InvalidInput("the store holds no images", param="data.store")
         self._texts, self._images = LabelledRows(store, seed=None, padding_id=padding_id), store.images
         self.rows, self.tokens, self.seed = self._texts.rows, self._texts.tokens, seed
         self._augment = augment
+        self.mixed = MixedRows(mixture, mixture.sizes, self._texts.lengths, seed or 0) if mixture else None
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     def batch(self, step: int, micro_batch: int, rank: int = 0, ranks: int = 1) -> ImageTextBatch:
@@ -75,6 +78,8 @@ class ImageTextRows:
         )
 
     def _pair(self, number: int) -> int:
+        if self.mixed:
+            return self.mixed.row(number)
         epoch, position = divmod(number, self.rows)
         if self.seed is None:
             return position

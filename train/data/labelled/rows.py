@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn.errors import InvalidInput
-from train.data.packing import IGNORED, PADDING, shuffled
-from train.data.splitmix import splitmix64
+from train.data.mixing.mixed_rows import MixedRows, Mixture
+from train.data.packing import IGNORED, PADDING
+from train.data.splitmix import shuffled, splitmix64
 from train.data.store import TokenStore
 
 POOL_STEPS = 32
@@ -36,11 +37,18 @@ class LabelledRows:
     """A store of labelled data as ``fit`` takes batches. ``rows``: the examples; ``tokens`` of all of them.
 
     ``step_rows``: of one optimizer step over all ranks; they have like lengths. ``seed`` None keeps the store's order.
-    ``padding_id`` fills rows up: nothing may attend to it.
+    ``padding_id`` fills rows up: nothing may attend to it. With a ``mixture``, a step has its share of each component, and
+    only the examples of one step stand together by length.
     """
 
     def __init__(
-        self, store: TokenStore, *, step_rows: int = 1, seed: int | None = 0, padding_id: int = 0
+        self,
+        store: TokenStore,
+        *,
+        step_rows: int = 1,
+        seed: int | None = 0,
+        padding_id: int = 0,
+        mixture: Mixture | None = None,
     ) -> None:
         if store.labels is None or store.segments is None:
             raise InvalidInput("the store holds no labelled data", param="data.store")
@@ -50,6 +58,7 @@ class LabelledRows:
         self.step_rows, self.seed, self.padding_id = step_rows, seed, padding_id
         self.lengths = np.diff(store.offsets)  # int64 (rows,)
         self.rows, self.tokens = len(store), int(self.lengths.sum())
+        self.mixed = MixedRows(mixture, mixture.sizes, self.lengths, seed or 0) if mixture else None
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     def batch(self, step: int, micro_batch: int, rank: int = 0, ranks: int = 1) -> LabelledBatch:
@@ -78,11 +87,21 @@ class LabelledRows:
         return batch
 
     def _example(self, number: int) -> int:
+        if self.mixed:
+            return self._mixed_example(self.mixed, number)
         epoch, position = divmod(number, self.rows)
         if self.seed is None:
             return position
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, self._ordered(self.seed, epoch))
+        return int(self._order[1][position])
+
+    def _mixed_example(self, mixed: MixedRows, number: int) -> int:
+        step, position = divmod(number, self.step_rows)
+        if self._order is None or self._order[0] != step:
+            first = step * self.step_rows
+            rows = np.array([mixed.row(each) for each in range(first, first + self.step_rows)])
+            self._order = (step, rows[np.argsort(self.lengths[rows], kind="stable")])
         return int(self._order[1][position])
 
     def _ordered(self, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -47,6 +47,7 @@ def card_page(folder: Path) -> str:
         f"<h1>{escape(folder.resolve().name)}</h1>",
         _summary(card, parts),
         _section("Length in tokens", _bars(_ranges(lengths))),
+        _section("Tokens by component", _bars((name, each.tokens) for name, each in card.components.items())),
         _section("Languages", _bars(card.languages.items())),
         _section("How it was written", _bars(card.forms.items())),
         _section("Left out", _bars(card.dropped.items())),

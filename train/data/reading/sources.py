@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from everlearn.errors import InvalidInput, NotFound
@@ -22,21 +22,24 @@ class Source:
     """A file, and the name it is known by where it is kept under another. Those ``held`` are never trained on.
 
     Those ``found`` in a folder are skipped where they are empty, or where their first record has no known form; a
-    file that is named must hold examples.
+    file that is named must hold examples. ``component``: of the mixture that it belongs to.
     """
 
     path: Path
     name: str
     held: bool = False
     found: bool = False
+    component: str | None = None
 
 
 Given = Path | str | Source
 """A file or folder; a string is a URL, see ``train.data.reading.remote``."""
+Sources = Sequence[Given] | Mapping[str, Sequence[Given]]
+"""What to learn from; a mapping has the components of a mixture."""
 
 
 def expand(
-    sources: Sequence[Given], held: Sequence[Path | str] = (), progress: Progress = silent
+    sources: Sources, held: Sequence[Path | str] = (), progress: Progress = silent
 ) -> tuple[list[Source], Skipped]:
     """The files of ``sources`` and ``held``, and what of their folders is skipped. Files elsewhere are downloaded.
 
@@ -45,17 +48,13 @@ def expand(
     """
     files: list[Source] = []
     skipped: Skipped = {}
-    for source, is_held in [*((each, False) for each in sources), *((each, True) for each in held)]:
-        if isinstance(source, str):
-            files += _remote(source, is_held, skipped, progress)
-            continue
-        given = source if isinstance(source, Source) else Source(source, source.name, is_held)
-        if given.path.is_dir():
-            files += _folder(given, skipped)
-        elif given.path.exists():
-            files.append(given)
-        else:
-            raise NotFound(f"there is no file {given.path}", param="training_file")
+    if isinstance(sources, Mapping):
+        for component, those in sources.items():
+            found = (file for source in those for file in _expanded(source, False, skipped, progress))
+            files += (replace(file, component=component) for file in found)
+    else:
+        files += (file for source in sources for file in _expanded(source, False, skipped, progress))
+    files += (file for source in held for file in _expanded(source, True, skipped, progress))
     for file in files:
         if not os.access(file.path, os.R_OK):
             raise InvalidInput(f"{file.path} may not be read by this user", param="training_file")
@@ -64,8 +63,19 @@ def expand(
     return files, skipped
 
 
+def _expanded(source: Given, held: bool, skipped: Skipped, progress: Progress) -> list[Source]:
+    if isinstance(source, str):
+        return _remote(source, held, skipped, progress)
+    given = source if isinstance(source, Source) else Source(source, source.name, held)
+    if given.path.is_dir():
+        return _folder(given, skipped)
+    if not given.path.exists():
+        raise NotFound(f"there is no file {given.path}", param="training_file")
+    return [given]
+
+
 def list_sources(
-    sources: Sequence[Given], held: Sequence[Path | str] = (), progress: Progress = silent
+    sources: Sources, held: Sequence[Path | str] = (), progress: Progress = silent
 ) -> list[Source]:
     """Every file that is read, in the order of reading; see :func:`expand`."""
     return expand(sources, held, progress)[0]

@@ -5,7 +5,7 @@ prepare            the path from top to bottom; ``prepare_child`` runs it in a p
 reading/           files to examples
 examples           an example: a text or a conversation
 cleaning/          what is left out, and why: broken texts, duplicates
-collect            one file's cleaned documents, with what finds their duplicates; ``collect_child`` does several files at once
+collecting/        each file's cleaned documents, with what finds their duplicates, by several processes
 tokenize           examples to token ids; ``chat_template`` writes conversations, ``train_tokenizer`` makes a tokenizer,
                    of one of the ``tokenizer_kinds``
 store              tokenized examples on disk

@@ -31,8 +31,8 @@ from train.data.cleaning.boilerplate import without_boilerplate
 from train.data.cleaning.cleaner import Cleaner
 from train.data.cleaning.duplicates import find_duplicates
 from train.data.cleaning.samples import Samples
-from train.data.collect import VERSION, Collection, collect, images_sha256
-from train.data.collect_child import collect_each, cores
+from train.data.collecting.collect import VERSION, Collection, images_sha256
+from train.data.collecting.collect_all import collect_all
 from train.data.examples import Chat, RawExample
 from train.data.labelled.encode import LabelledTokens
 from train.data.labelled.example import Labelled
@@ -49,8 +49,6 @@ DROPPED = "dropped.jsonl"
 UNKNOWN_LABEL = "label_only_in_test"
 NO_TARGET = "no_target_within_max_tokens"
 MAX_SKIPPED_NAMES = 50
-SHARED_FROM_BYTES = 2**26
-"""Less is read sooner by one process than others start."""
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 
 
@@ -93,7 +91,7 @@ def prepare(
                 )
         else:
             try:
-                collected = _collect(
+                collected = collect_all(
                     files, entries, images, options, work, cleaner, progress, max_unpacked_bytes, processes
                 )
                 if options.boilerplate:
@@ -170,38 +168,6 @@ def _inputs_sha256(
     if any(file.component for file in files):
         said["components"] = [file.component for file in files]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def _collect(
-    files: list[Source],
-    entries: list[FileEntry],
-    images: list[str | None],
-    options: DataOptions,
-    work: Path,
-    cleaner: Cleaner,
-    progress: Progress,
-    max_unpacked_bytes: int | None,
-    processes: int | None,
-) -> list[Collection]:
-    """Each file's kept documents on disk; those that an earlier run finished are taken as they are."""
-    total = sum(entry.size_bytes for entry in entries)
-    count = min(processes or cores(), len(files)) if processes or total >= SHARED_FROM_BYTES else 1
-    if count > 1:
-        collect_each(
-            files,
-            [entry.sha256 for entry in entries],
-            images,
-            options,
-            work,
-            max_unpacked_bytes,
-            count,
-            progress,
-        )
-    collected: list[Collection] = []
-    for number, (file, entry, shown) in enumerate(zip(files, entries, images, strict=True)):
-        progress(f"reading {file.name}", 0.6 * number / len(files))
-        collected.append(collect(file, entry.sha256, options, work, cleaner, max_unpacked_bytes, shown))
-    return collected
 
 
 FEW_DOCUMENTS = 4096

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.collect import Collection
+from train.data.collecting.collect import Collection
 from train.data.options import DataOptions
 from train.data.reading.sources import Source
 

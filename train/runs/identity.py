@@ -56,7 +56,7 @@ def contents_of_data(data: PlainData, progress: Progress = silent) -> Contents:
 
 def _images(recipe: TrainRecipe, progress: Progress) -> Contents:
     """Of each file with pictures, the digest of all that it holds or names."""
-    from train.data.collect import images_sha256
+    from train.data.collecting.collect import images_sha256
     from train.data.reading.sources import list_sources
 
     options = recipe.data_options

@@ -24,7 +24,7 @@ from train.data.cleaning.clean import CODE_LINE, weight, why_dropped
 from train.data.cleaning.encoding import FENCE
 from train.data.cleaning.options import Boilerplate
 from train.data.cleaning.samples import Samples
-from train.data.collect import Collection, write_collection
+from train.data.collecting.collect import Collection, write_collection
 from train.data.examples import RawExample, Text
 from train.data.options import DataOptions
 

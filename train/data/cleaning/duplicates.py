@@ -20,7 +20,7 @@ from train.data.cleaning.near_duplicates import (
     near_duplicates,
     same_question,
 )
-from train.data.collect import Collection
+from train.data.collecting.collect import Collection
 
 TELL_EVERY = 5000
 

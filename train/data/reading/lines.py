@@ -38,13 +38,17 @@ class Readable(Protocol):
 
 
 class Reader:
-    """A file's bytes, with a look at what comes next, and its name for messages. Errors are InvalidInput."""
+    """A file's bytes, with a look at what comes next, and its name for messages. Errors are InvalidInput.
+
+    ``line_begin``: where the last line began, in bytes, of what is read line by line.
+    """
 
     def __init__(
-        self, stream: IO[bytes] | gzip.GzipFile, name: str, limits: Limits, unpacked: Unpacked
+        self, stream: IO[bytes] | gzip.GzipFile | Readable, name: str, limits: Limits, unpacked: Unpacked
     ) -> None:
         self._stream: Readable = stream
         self._held = b""
+        self.line_begin = self._line_end = 0
         self.name, self.limits, self._unpacked = name, limits, unpacked
 
     def head(self) -> bytes:
@@ -55,6 +59,11 @@ class Reader:
 
     def line(self, number: int) -> bytes:
         """Up to its end; at most ``max_line_bytes`` and what tells that there are more."""
+        line = self._line(number)
+        self.line_begin, self._line_end = self._line_end, self._line_end + len(line)
+        return line
+
+    def _line(self, number: int) -> bytes:
         most = self.limits.max_line_bytes + 2
         end = self._held.find(b"\n", 0, most) + 1
         if end or len(self._held) >= most:
@@ -87,13 +96,15 @@ class Reader:
         return wrong(f"{where}: is not whole gzip: {error}", "Compress it again")
 
 
-def lines(reader: Reader, right: str, *, too_long: str = "Break it into lines") -> Iterator[tuple[int, str]]:
-    """Numbered lines without their ends. A byte order mark goes, at any line.
+def lines(
+    reader: Reader, right: str, *, too_long: str = "Break it into lines", first: int = 1
+) -> Iterator[tuple[int, str]]:
+    """Lines without their ends, numbered from ``first``. A byte order mark goes, at any line.
 
     Raises InvalidInput naming the line; ``right`` says what would be, where it is no text.
     """
     name, most = reader.name, reader.limits.max_line_bytes
-    number = 0
+    number = first - 1
     while True:
         number += 1
         line = reader.line(number)

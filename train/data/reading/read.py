@@ -23,6 +23,7 @@ from train.data.labelled.forms import schema_of
 from train.data.reading import json_values, tables, warc
 from train.data.reading.forms import UnknownForm, strict_json
 from train.data.reading.lines import CHUNK_BYTES, SEPARATOR, Limits, Reader, documents, lines, wrong
+from train.data.reading.part import Part, PartReader
 from train.data.reading.schema import UNLABELLED, Schema
 from train.data.reading.unpacked import Unpacked
 from train.data.reading.web_page import MAX_DEPTH, MAX_PAGE_BYTES, PAGE_CPU_S, PAGE_MEMORY_BYTES, main_text
@@ -105,9 +106,11 @@ def read_examples(
     limits: Limits | None = None,
     name: str | None = None,
     translation: str | None = None,
+    part: Part | None = None,
 ) -> Iterator[RawExample]:
     """The file's examples in order, read as they are taken. ``name`` stands for the file's own in messages, and
-    its suffix says what the file holds (uploads are kept under an id). ``translation``: see ``DataOptions``.
+    its suffix says what the file holds (uploads are kept under an id). ``translation``: see ``DataOptions``. ``part``: of
+    JSON lines or a text, what alone is read of it (``train.data.collecting.shards``).
 
     Raises NotFound without a file, and InvalidInput as above, also when the file ends before ``min_examples``;
     UnknownForm before the first example where that is in no form that is known.
@@ -116,7 +119,7 @@ def read_examples(
     name = name or path.name
     count = 0
     schema = schema_of(kind, translation, path.parent) if kind in get_args(LabelledKind) else UNLABELLED
-    for example in _examples(path, name, limits, schema):
+    for example in _examples(path, name, limits, schema, part):
         if kind == "chat" and isinstance(example, Text):
             raise wrong(
                 f"{example.source}: is a text, not a conversation", 'Right would be {"messages": […]}'
@@ -131,7 +134,9 @@ def read_examples(
         raise wrong(f"{name}: holds {count} examples", f"At least {limits.min_examples} are needed")
 
 
-def _examples(path: Path, name: str, limits: Limits, schema: Schema) -> Iterator[RawExample]:
+def _examples(
+    path: Path, name: str, limits: Limits, schema: Schema, part: Part | None = None
+) -> Iterator[RawExample]:
     with _opened(path, name) as (stream, layout):
         unpacked = Unpacked(path, limits.max_unpacked_bytes)
         if layout == "parquet":
@@ -139,8 +144,9 @@ def _examples(path: Path, name: str, limits: Limits, schema: Schema) -> Iterator
 
             yield from read_parquet(path, name, limits.max_row_bytes, unpacked, schema)
             return
-        reader = Reader(stream, name, limits, unpacked)
-        if layout == "text":
+        first = part.line if part else 1
+        reader = Reader(PartReader(stream, part) if part else stream, name, limits, unpacked)
+        if layout == "text" and first == 1:
             _refuse_records(reader, schema)
         if schema is not UNLABELLED and layout in PLAIN:
             raise UnknownForm(f"{name}: is {PLAIN[layout]}. {schema.right}", param="training_file")
@@ -149,14 +155,14 @@ def _examples(path: Path, name: str, limits: Limits, schema: Schema) -> Iterator
         elif layout == "warc":
             yield from warc.read_warc(reader)
         elif layout == "text":
-            yield from documents(lines(reader, RIGHT[layout]), name, limits)
+            yield from documents(lines(reader, RIGHT[layout], first=first), name, limits)
         elif layout in ("csv", "tsv"):
             for number, record, ignored in tables.rows(reader, layout, schema):
                 yield schema.parse(record, f"{name}:{number}", ignored)
-        elif _is_list(reader) or (layout == "json" and not _is_lines(reader)):
+        elif (part is None and _is_list(reader)) or (layout == "json" and not _is_lines(reader)):
             yield from _json(reader, layout, name, json_values.records(reader, schema), schema)
         else:
-            yield from _json(reader, layout, name, _json_lines(reader, name), schema)
+            yield from _json(reader, layout, name, _json_lines(reader, name, first), schema)
 
 
 def _page(reader: Reader) -> Text:
@@ -171,8 +177,9 @@ def _page(reader: Reader) -> Text:
     return Text(text, f"{reader.name}:1", "web page", left_out=reason)
 
 
-def _json_lines(reader: Reader, name: str) -> Iterator[tuple[int, Any]]:
-    for number, line in lines(reader, RIGHT["jsonl"], too_long="Split it into several examples"):
+def _json_lines(reader: Reader, name: str, first: int) -> Iterator[tuple[int, Any]]:
+    too_long = "Split it into several examples"
+    for number, line in lines(reader, RIGHT["jsonl"], too_long=too_long, first=first):
         if line.strip():
             yield number, json_values.parse(line, f"{name}:{number}")
 

@@ -1,4 +1,5 @@
-"""Reading and cleaning files in several processes, a file at a time each: the work of ``train.data.collect``."""
+"""Reading and cleaning in several processes, a file or a part of one at a time each: the work of
+``train.data.collecting.collect``."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from everlearn.processes.child import answer_each
 from everlearn.processes.worker import Worker
 from everlearn.progress import Progress
 from train.data.cleaning.cleaner import Cleaner
-from train.data.collect import collect
+from train.data.collecting.collect import collect
 from train.data.options import DataOptions
+from train.data.reading.part import Part
 from train.data.reading.sources import Source
 
 
@@ -25,52 +28,74 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A file to collect: its sha256, the digest of its pictures, and the parts that it is read in; none where whole."""
+
+    source: Source
+    sha256: str
+    images: str | None = None
+    parts: Sequence[Part] = ()
+
+    @property
+    def pieces(self) -> list[tuple[Part | None, int]]:
+        """What is read by itself, and its bytes."""
+        if not self.parts:
+            return [(None, self.source.path.stat().st_size)]
+        return [(part, part.end - part.begin) for part in self.parts]
+
+
 def collect_each(
-    files: Sequence[Source],
-    sha256s: Sequence[str],
-    images: Sequence[str | None],
+    files: Sequence[Asked],
     options: DataOptions,
     work: Path,
     max_unpacked_bytes: int | None,
     processes: int,
     progress: Progress,
 ) -> None:
-    """Collects every file into ``work``, the largest first, so that no process is left alone with one at the end.
+    """Collects every file, or each of its parts, into ``work``, the largest first, so that no process is left alone with one
+    at the end.
 
     Raises the error of the first broken file in the order of reading.
     """
-    sizes = [file.path.stat().st_size for file in files]
+    pieces = [(file, part, size) for file in files for part, size in file.pieces]
+    total = max(1, sum(size for *_, size in pieces))
+    held = [_said(file.source) for file in files if file.source.held]
     told, done = threading.Lock(), [0]
     workers = threading.local()
     started: list[Worker] = []
 
-    def one(number: int) -> None:
+    def one(number: int) -> bool:
+        """Whether it begins with something else than examples."""
+        file, part, size = pieces[number]
         if not hasattr(workers, "own"):
-            workers.own = Worker("train.data.collect_child")
+            workers.own = Worker("train.data.collecting.collect_child")
             started.append(workers.own)
-        workers.own.ask(
+        answer = workers.own.ask(
             {
-                "source": _said(files[number]),
-                "sha256": sha256s[number],
-                "images": images[number],
+                "source": _said(file.source),
+                "sha256": file.sha256,
+                "images": file.images,
+                "part": part and astuple(part),
                 "options": options.model_dump(mode="json"),
-                "held": [_said(file) for file in files if file.held],
+                "held": held,
                 "work": str(work),
                 "max_unpacked_bytes": max_unpacked_bytes,
             }
         )
         with told:
-            done[0] += sizes[number]
-            progress(
-                f"read {done[0] / 1e6:.0f} of {sum(sizes) / 1e6:.0f} MB", 0.6 * done[0] / max(1, sum(sizes))
-            )
+            done[0] += size
+            progress(f"read {done[0] / 1e6:.0f} of {total / 1e6:.0f} MB", 0.6 * done[0] / total)
+        return answer["is_other"]
 
     pool = ThreadPoolExecutor(processes)
     try:
-        largest_first = sorted(range(len(files)), key=lambda number: (-sizes[number], number))
+        largest_first = sorted(range(len(pieces)), key=lambda number: (-pieces[number][2], number))
         asked = {number: pool.submit(one, number) for number in largest_first}
-        for number in range(len(files)):
-            asked[number].result()
+        other: Asked | None = None
+        for number, (file, *_) in enumerate(pieces):
+            if file is not other and asked[number].result():
+                other = file  # its other parts are no examples either
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in started:
@@ -91,7 +116,7 @@ def _cleaner(options: str, held: str) -> Cleaner:
 
 
 def work(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    collect(
+    collected = collect(
         _source(request["source"]),
         request["sha256"],
         DataOptions.model_validate(request["options"]),
@@ -99,8 +124,9 @@ def work(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         _cleaner(json.dumps(request["options"]), json.dumps(request["held"])),
         request["max_unpacked_bytes"],
         request["images"],
+        Part(*request["part"]) if request["part"] else None,
     )
-    return {}
+    return {"is_other": collected.is_other}
 
 
 if __name__ == "__main__":

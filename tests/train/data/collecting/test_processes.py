@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from everlearn.errors import InvalidInput
-from train.data.collect_child import collect_each
+from train.data.collecting.collect_child import Asked, collect_each
 from train.data.options import DataOptions
 from train.data.prepare import prepare
 from train.data.reading.sources import list_sources
@@ -49,7 +49,9 @@ def test_what_was_read_before_a_kill_is_not_read_again(
     collected = [each for each in (tmp_path / ".out.preparing").iterdir() if each.is_dir()]
     before = {each.name: (each / "documents.jsonl").stat().st_mtime_ns for each in collected}
     assert len(before) == 4
-    monkeypatch.setattr("train.data.collect._write_documents", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(
+        "train.data.collecting.collect._write_documents", lambda *_: pytest.fail("read again")
+    )
     assert prepare([corpus], tokenizer_dir, tmp_path / "out", DataOptions(), processes=1) == whole
 
 
@@ -68,14 +70,6 @@ def test_progress_is_told_by_size(corpus: Path, tmp_path: Path) -> None:
     sources = list_sources([corpus])
     work = tmp_path / "work"
     work.mkdir()
-    collect_each(
-        sources,
-        ["0" * 64] * 4,
-        [None] * 4,
-        DataOptions(),
-        work,
-        None,
-        1,
-        lambda _, done=None: told.append(done),
-    )
+    asked = [Asked(source, "0" * 64) for source in sources]
+    collect_each(asked, DataOptions(), work, None, 1, lambda _, done=None: told.append(done))
     assert told == sorted(told, key=float) and told[-1] == pytest.approx(0.6)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""One file's cleaned documents on disk, with what finding their duplicates needs."""
+"""The cleaned documents of one file, or of a part of it, on disk, with what finding their duplicates needs."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from train.data.examples import RawExample, parse_record
 from train.data.labelled.example import Labelled, LabelledKind
 from train.data.options import DataOptions
 from train.data.reading.forms import UnknownForm
+from train.data.reading.part import Part
 from train.data.reading.read import Limits, read_examples
 from train.data.reading.sources import Source
 from train.data.store import IMAGES
@@ -49,6 +50,8 @@ CLEANING = {
 """The options that decide what a collection holds."""
 VERSION = 3
 """Of how data is prepared: raised whenever the same input becomes other bytes."""
+FILES = ("documents.jsonl", "hashes.bin", "shingles.bin", "context.bin", IMAGES)
+"""What a collection has beside its counts and ``ends.bin``, which says where each document's shingles and context end."""
 MAX_NAMES = 100
 """So many keys that nothing was made of are counted by name."""
 
@@ -87,7 +90,7 @@ class Collection:
         if image_size and len(self.hashes):
             images = np.memmap(directory / IMAGES, dtype=np.uint8, mode="r")
             self._images = images.reshape(len(self.hashes), -1)
-        self._ends = np.fromfile(directory / "ends.bin", dtype=np.int64).reshape(-1, 2)
+        self.ends = np.fromfile(directory / "ends.bin", dtype=np.int64).reshape(-1, 2)
         self._shingles, self._context = (
             _mapped(directory / "shingles.bin"),
             _mapped(directory / "context.bin"),
@@ -113,7 +116,7 @@ class Collection:
 
     def learnt(self, document: int) -> Learnt:
         """Without shingles where near duplicates are not looked for."""
-        begin, end = self._ends[document - 1] if document else (0, 0), self._ends[document]
+        begin, end = self.ends[document - 1] if document else (0, 0), self.ends[document]
         return Learnt(self._shingles[begin[0] : end[0]], self._context[begin[1] : end[1]])
 
 
@@ -129,9 +132,30 @@ def collect(
     cleaner: Cleaner,
     max_unpacked_bytes: int | None = None,
     images: str | None = None,
+    part: Part | None = None,
 ) -> Collection:
-    """Reads and cleans a file into a folder of ``work`` that appears when it is whole. ``images``: the digest of the
-    pictures that it names. Errors as ``read_examples``, and Conflict where a picture is changed meanwhile."""
+    """Reads and cleans a file, or a ``part`` of it, into a folder of ``work`` that appears when it is whole. ``images``: the
+    digest of the pictures that it names. Errors as ``read_examples``, and Conflict where a picture is changed meanwhile."""
+    directory = work / collection_name(source, file_sha256, options, cleaner, images, part)
+    counts, samples = _Counts(), Samples()
+
+    def told() -> dict[str, Any]:
+        return {**vars(counts), "samples": samples.all()}
+
+    limits = limits_of(source, options, max_unpacked_bytes, part)
+    examples = _cleaned(source, options, limits, cleaner, counts, samples, images, part)
+    return write_collection(directory, examples, told, options)
+
+
+def collection_name(
+    source: Source,
+    file_sha256: str,
+    options: DataOptions,
+    cleaner: Cleaner,
+    images: str | None = None,
+    part: Part | None = None,
+) -> str:
+    """A digest of all that decides what a collection holds."""
     chosen = {key: value for key, value in options.deciding().items() if key in CLEANING}
     decides: list[Any] = [VERSION, source.name, source.found, file_sha256, chosen]
     if options.translation:
@@ -140,15 +164,9 @@ def collect(
         decides += [source.held, cleaner.files_sha256]
     if images:
         decides.append(images)
-    directory = work / hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
-    counts, samples = _Counts(), Samples()
-
-    def told() -> dict[str, Any]:
-        return {**vars(counts), "samples": samples.all()}
-
-    limits = _limits(source, options, max_unpacked_bytes)
-    examples = _cleaned(source, options, limits, cleaner, counts, samples, images)
-    return write_collection(directory, examples, told, options)
+    if part:
+        decides.append([part.begin, part.end, part.line])
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def write_collection(
@@ -176,17 +194,20 @@ def images_sha256(source: Source, options: DataOptions, max_unpacked_bytes: int 
     if not options.image_side:
         return None
     digest = hashlib.sha256()
-    for raw in _read(source, options, _limits(source, options, max_unpacked_bytes), _Counts()):
+    for raw in _read(source, options, limits_of(source, options, max_unpacked_bytes), _Counts()):
         if isinstance(raw, Labelled):
             digest.update(bytes.fromhex(raw.record["image"]))
     return digest.hexdigest()
 
 
-def _limits(source: Source, options: DataOptions, max_unpacked_bytes: int | None) -> Limits:
+def limits_of(
+    source: Source, options: DataOptions, max_unpacked_bytes: int | None, part: Part | None = None
+) -> Limits:
+    """Of a file that is found in a folder, or of a part, none need be there."""
     return Limits(
         max_line_bytes=options.max_line_bytes,
         max_unpacked_bytes=max_unpacked_bytes,
-        min_examples=0 if source.found else 1,
+        min_examples=0 if source.found or part else 1,
     )
 
 
@@ -219,14 +240,21 @@ class _Counts:
             self.dropped[done.rule] += 1
 
 
-def _read(source: Source, options: DataOptions, limits: Limits, counts: _Counts) -> Iterator[RawExample]:
+def _read(
+    source: Source, options: DataOptions, limits: Limits, counts: _Counts, part: Part | None = None
+) -> Iterator[RawExample]:
     """The file's examples; none of a found file that begins with something else, which ``counts`` tells."""
     try:
         yield from read_examples(
-            source.path, kind=options.kind, limits=limits, name=source.name, translation=options.translation
+            source.path,
+            kind=options.kind,
+            limits=limits,
+            name=source.name,
+            translation=options.translation,
+            part=part,
         )
     except UnknownForm:
-        if not source.found or counts.read:
+        if not source.found or counts.read or (part and part.begin):
             raise
         counts.is_other = True
 
@@ -239,10 +267,11 @@ def _cleaned(
     counts: _Counts,
     samples: Samples,
     images: str | None,
+    part: Part | None,
 ) -> Iterator[RawExample]:
     """Those that cleaning keeps, with pictures decoded; the others are counted."""
     seen = hashlib.sha256()
-    for each in _read(source, options, limits, counts):
+    for each in _read(source, options, limits, counts, part):
         raw = each
         if options.image_side and isinstance(raw, Labelled) and raw.image is not None:
             seen.update(bytes.fromhex(raw.record["image"]))

@@ -1,0 +1,7 @@
+"""From files to their cleaned documents on disk.
+
+collect         one file's, or one part's of a file, with what finding their duplicates needs
+shards          where a large file is cut into parts
+merged          a file's documents from those of its parts
+collect_child   parts and files in several processes at once
+"""

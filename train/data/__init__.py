@@ -2,6 +2,7 @@
 
 options            how data is prepared
 prepare            the path from top to bottom; ``prepare_child`` runs it in a process with limits
+many_machines      the same as steps of datatrove's pipelines
 reading/           files to examples
 examples           an example: a text or a conversation
 cleaning/          what is left out, and why: broken texts, duplicates

@@ -80,7 +80,7 @@ def prepare(
     cleaner = Cleaner(options, [file for file in files if file.held])
     images = _images(files, options, progress, max_unpacked_bytes)
     inputs = _inputs_sha256(files, entries, tokens, options, cleaner, images)
-    work = out.with_name(f".{out.name}.preparing")
+    work = work_folder(out)
     work.mkdir(parents=True, exist_ok=True)
     with FileLock(work / "lock"):
         if out.exists():
@@ -112,6 +112,11 @@ def prepare(
     for line in card.told():
         progress(line, 1.0)
     return card
+
+
+def work_folder(out: Path) -> Path:
+    """Where what was done lies until ``out`` is whole."""
+    return out.with_name(f".{out.name}.preparing")
 
 
 def read_card(out: Path) -> DataCard:

@@ -65,13 +65,12 @@ def collect_each(
     workers = threading.local()
     started: list[Worker] = []
 
-    def one(number: int) -> bool:
-        """Whether it begins with something else than examples."""
+    def one(number: int) -> None:
         file, part, size = pieces[number]
         if not hasattr(workers, "own"):
             workers.own = Worker("train.data.collecting.collect_child")
             started.append(workers.own)
-        answer = workers.own.ask(
+        workers.own.ask(
             {
                 "source": _said(file.source),
                 "sha256": file.sha256,
@@ -86,16 +85,13 @@ def collect_each(
         with told:
             done[0] += size
             progress(f"read {done[0] / 1e6:.0f} of {total / 1e6:.0f} MB", 0.6 * done[0] / total)
-        return answer["is_other"]
 
     pool = ThreadPoolExecutor(processes)
     try:
         largest_first = sorted(range(len(pieces)), key=lambda number: (-pieces[number][2], number))
         asked = {number: pool.submit(one, number) for number in largest_first}
-        other: Asked | None = None
-        for number, (file, *_) in enumerate(pieces):
-            if file is not other and asked[number].result():
-                other = file  # its other parts are no examples either
+        for number in range(len(pieces)):
+            asked[number].result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in started:
@@ -116,7 +112,7 @@ def _cleaner(options: str, held: str) -> Cleaner:
 
 
 def work(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    collected = collect(
+    collect(
         _source(request["source"]),
         request["sha256"],
         DataOptions.model_validate(request["options"]),
@@ -126,7 +122,7 @@ def work(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         request["images"],
         Part(*request["part"]) if request["part"] else None,
     )
-    return {"is_other": collected.is_other}
+    return {}
 
 
 if __name__ == "__main__":

@@ -38,9 +38,7 @@ def collect_parts(
     for part in parts:
         made.append(collect(source, file_sha256, options, work, cleaner, part=part))
         told(part.end)
-        if made[0].is_other:
-            break
-    if made[0].is_other or any(each.read for each in made):
+    if any(each.read for each in made):
         merge(made, work / collection_name(source, file_sha256, options, cleaner))
     for each in made:
         shutil.rmtree(each.directory)

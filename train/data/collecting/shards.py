@@ -14,7 +14,7 @@ from everlearn.errors import InvalidInput
 from train.data.options import DataOptions
 from train.data.reading.lines import BOM, Limits, Reader, documents, lines
 from train.data.reading.part import Part
-from train.data.reading.read import layout_named
+from train.data.reading.read import RawExample, layout_named, read_examples
 from train.data.reading.sources import Source
 from train.data.reading.unpacked import Unpacked
 
@@ -39,12 +39,19 @@ def parts_of(source: Source, options: DataOptions, limits: Limits) -> list[Part]
         stream.seek(0)
         begins = _lines(stream) if layout == "jsonl" else _documents(source, stream, limits)
         try:
+            next(_examples(source, options, limits), None)
             borders = [*begins]
         except InvalidInput:
-            return []  # told where it is read
+            return []  # no examples, or what is wrong is told where it is read
     ends = [*(begin for begin, _ in borders), size]
     whole = [(0, 1), *borders]
     return [Part(begin, end, line) for (begin, line), end in zip(whole, ends, strict=True)]
+
+
+def _examples(source: Source, options: DataOptions, limits: Limits) -> Iterator[RawExample]:
+    return read_examples(
+        source.path, kind=options.kind, limits=limits, name=source.name, translation=options.translation
+    )
 
 
 def _lines(stream: IO[bytes]) -> Iterator[tuple[int, int]]:

@@ -53,6 +53,7 @@ PLACES = frozenset(
         "data.store",
         "data.held_store",
         *(f"data.{group}.{key}" for group, keys in FILE_KEYS.items() for key in keys),
+        "data.harmful.classifier.model",
         "keep.store",
     }
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,3 +119,14 @@ def anchored(data: SomeData, folder: Path) -> SomeData:
             **data.with_files(at),
         }
     )
+
+
+def with_models(data: SomeData, find: Callable[[str], Path]) -> SomeData:
+    """``data`` with the folder of each model that it names: where there is none of that path, ``find`` has it by its name."""
+    judge = data.harm_classifier
+    if judge is None or judge.model.is_dir():
+        return data
+    harmful = data.harmful.model_copy(  # type: ignore[union-attr]
+        update={"classifier": judge.model_copy(update={"model": find(judge.model.name)})}
+    )
+    return data.model_copy(update={"harmful": harmful})

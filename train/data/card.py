@@ -39,8 +39,8 @@ class SourceCard(BaseModel):
     ``cut``: of those kept, conversations whose answers are not learnt beyond ``max_tokens``.
     ``forms``: how its examples were written, and how many so. ``ignored``: keys and columns that nothing was made
     of, and of how many examples. ``masked``: places of personal data, by kind. ``languages``: examples, where
-    languages are filtered; ``und`` are those whose language nothing tells. ``images_sha256``: of the pictures that it
-    holds or names.
+    languages are filtered; ``und`` are those whose language nothing tells. ``marked``: examples that are kept and carry a
+    mark, by the rule. ``images_sha256``: of the pictures that it holds or names.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +55,7 @@ class SourceCard(BaseModel):
     ignored: dict[str, Count]
     masked: dict[str, Count] = {}
     languages: dict[str, Count] = {}
+    marked: dict[str, Count] = {}
     dropped: dict[str, Count]
     exact_duplicates: Count
     near_duplicates: Count
@@ -157,6 +158,10 @@ class DataCard(BaseModel):
         return _sum(source.languages for source in self.sources)
 
     @property
+    def marked(self) -> dict[str, int]:
+        return _sum(source.marked for source in self.sources)
+
+    @property
     def changed(self) -> dict[str, Change]:
         """Of all sources, by what was done."""
         examples = _sum(
@@ -190,6 +195,8 @@ class DataCard(BaseModel):
             lines.append(f"data: changed: {', '.join(parts)}")
         if self.masked:
             lines.append(f"data: masked: {_listed(self.masked)}")
+        if self.marked:
+            lines.append(f"data: kept and marked: {_listed(self.marked)}")
         if cut := sum(source.cut for source in self.sources):
             lines.append(
                 f"data: cut: {cut} {self._cut_are} have more than {self.options.max_tokens} tokens, and end there"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +20,15 @@ Message = dict[str, Any]
 @dataclass(frozen=True)
 class Text:
     """A document. ``source`` says where it was read: "file.jsonl:17"; ``form`` how it was written there, and
-    ``ignored`` which keys of the record nothing was made of. ``left_out``: why reading made no text of it."""
+    ``ignored`` which keys of the record nothing was made of. ``left_out``: why reading made no text of it. ``marks``:
+    what was found out about it, which is written beside it and not learnt."""
 
     text: str
     source: str = field(default="", compare=False)
     form: str = field(default="text", compare=False)
     ignored: tuple[str, ...] = field(default=(), compare=False)
     left_out: str | None = field(default=None, compare=False)
+    marks: Mapping[str, float] = field(default_factory=dict[str, float], compare=False)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -52,6 +55,7 @@ class Chat:
     source: str = field(default="", compare=False)
     form: str = field(default="chat", compare=False)
     ignored: tuple[str, ...] = field(default=(), compare=False)
+    marks: Mapping[str, float] = field(default_factory=dict[str, float], compare=False)
 
     @property
     def record(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from train.data.cleaning.options import (
     Decontaminate,
     Encoding,
     Group,
+    HarmClassifier,
     Harmful,
     Languages,
     Personal,
@@ -77,7 +78,10 @@ class DataOptions(BaseModel):
     def deciding(self) -> dict[str, Any]:
         """What decides the bytes that are prepared; an option that earlier versions had not, only where it is used, so
         that what they prepared is still the same. Files the user gives decide by what they hold alone."""
-        said = self.model_dump(mode="json", exclude={group: set(keys) for group, keys in FILE_KEYS.items()})
+        places = {group: dict.fromkeys(keys, True) for group, keys in FILE_KEYS.items()}
+        said = self.model_dump(
+            mode="json", exclude=places | {"harmful": {"words": True, "classifier": {"model"}}}
+        )
         return {
             key: value
             for key, value in said.items()
@@ -107,6 +111,11 @@ class DataOptions(BaseModel):
             found |= {f"{name}.{key}": getattr(group, key) for key in keys if group}
         return found
 
+    @property
+    def harm_classifier(self) -> HarmClassifier | None:
+        """The model that tells what is harmful, where one is asked."""
+        return self.harmful.classifier if self.harmful else None
+
     def with_files(self, at: Callable[[Path], Path]) -> dict[str, Group]:
         """The groups that name files, with each path as ``at`` gives it."""
         made: dict[str, Group] = {}
@@ -114,6 +123,9 @@ class DataOptions(BaseModel):
             if group := getattr(self, name):
                 files = {key: tuple(map(at, getattr(group, key))) for key in keys}
                 made[name] = group.model_copy(update=files)
+        if (harmful := made.get("harmful")) and (judge := self.harm_classifier):
+            update = {"classifier": judge.model_copy(update={"model": at(judge.model)})}
+            made["harmful"] = harmful.model_copy(update=update)
         return made
 
 

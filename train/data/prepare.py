@@ -30,6 +30,7 @@ from train.data.card import Change, ComponentCard, DataCard, LabelCard, PartCard
 from train.data.cleaning.boilerplate import without_boilerplate
 from train.data.cleaning.cleaner import Cleaner
 from train.data.cleaning.duplicates import find_duplicates
+from train.data.cleaning.harm_classifier import model_sha256, without_harmful
 from train.data.cleaning.samples import Samples
 from train.data.collecting.collect import VERSION, Collection, images_sha256
 from train.data.collecting.collect_all import collect_all
@@ -96,6 +97,8 @@ def prepare(
                 )
                 if options.boilerplate:
                     collected = without_boilerplate(collected, options, options.boilerplate, work, progress)
+                if judge := options.harm_classifier:
+                    collected = without_harmful(collected, options, judge, work, progress)
                 for file, each in zip(files, collected, strict=True):
                     if not each.read:
                         skipped.setdefault("not examples" if each.is_other else "empty", []).append(file.name)
@@ -170,6 +173,8 @@ def _inputs_sha256(
         **({"given": cleaner.files_sha256} if options.cleans else {}),
         **({"images": images} if options.image_side else {}),
     }
+    if judge := options.harm_classifier:
+        said["harm_classifier"] = model_sha256(judge.model)
     if any(file.component for file in files):
         said["components"] = [file.component for file in files]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
@@ -261,6 +266,7 @@ def _write(
                 size = sum(len(example) for example in examples)
                 line = {
                     **document.raw.record,
+                    **document.raw.marks,
                     "sha256": document.sha256,
                     "source": document.raw.source,
                     "tokens": size,
@@ -385,6 +391,7 @@ def _source_card(
         changed={name: Change(**change) for name, change in collection.changed.items()},
         masked=collection.masked,
         languages=collection.languages,
+        marked=collection.marked,
         ignored=collection.ignored,
         dropped=dropped,
         exact_duplicates=duplicates[0],

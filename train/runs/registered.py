@@ -27,6 +27,7 @@ from everlearn.registry.records import Version
 from everlearn.registry.registry import Registry
 from train.launch import RUN, OnStep, Outcome, begun, launch, read_written, refuse_other_run
 from train.recipe import TrainRecipe, deciding
+from train.recipe_data import with_models
 from train.runs.claim import claimed, refuse_inside
 from train.runs.identity import Contents, contents_of, contents_read, run_diff
 
@@ -100,6 +101,8 @@ def train_registered(
     ``run_dir``: by default the recipe's own folder in ``runs``. The views show progress while their context lasts.
     Raises as :func:`find_run`, :func:`already_registered` and ``train.launch.launch``.
     """
+    found = with_models(recipe.data, lambda name: registry.path(registry.weights(name)))
+    recipe = recipe.model_copy(update={"data": found})
     with hashing_view() as progress:
         contents = contents_of(recipe, progress)
     run = find_run(registry, runs, recipe, contents, run_dir)

@@ -65,7 +65,9 @@ class Cleaner:
         self._language = LanguageFilter(options.languages) if options.languages else None
         self._quality = QualityFilter(options.quality, lists) if options.quality else None
         self._harmful = (
-            Phrases(read_list(lists["harmful.words"], "data.harmful.words")) if options.harmful else None
+            Phrases(read_list(lists["harmful.words"], "data.harmful.words"))
+            if options.harmful and options.harmful.words
+            else None
         )
         self._evaluation: EvaluationSet | None = None
         if options.decontaminate:

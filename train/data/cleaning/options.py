@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -65,11 +65,35 @@ class Boilerplate(Group):
     min_chars: Count = 12
 
 
-class Harmful(Group):
-    """Texts of which a larger share than ``max_share`` is words of these lists are left out."""
+class HarmClassifier(Group):
+    """A model of task ``classify``: its folder, or in a recipe its name among the registered ones. Texts to which it gives
+    ``label`` with a probability of ``threshold`` or more are left out, or (``mark``) kept with that probability."""
 
-    words: Annotated[Files, Field(min_length=1)]
+    model: Path
+    label: str
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    action: Literal["drop", "mark"] = "drop"
+
+
+class Harmful(Group):
+    """Texts of which a larger share than ``max_share`` is words of these lists are left out; and those that the
+    ``classifier`` finds."""
+
+    words: Files = ()
     max_share: Share = 0.0
+    classifier: HarmClassifier | None = None
+
+    @model_validator(mode="after")
+    def _by_something(self) -> Harmful:
+        if not self.words and not self.classifier:
+            raise ValueError("harmful needs words (files of them), or a classifier")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: Any) -> dict[str, Any]:
+        """Without a classifier, what was said before there was one."""
+        said = handler(self)
+        return said if self.classifier else {key: value for key, value in said.items() if key != "classifier"}
 
 
 class Personal(Group):

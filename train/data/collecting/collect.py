@@ -84,6 +84,7 @@ class Collection:
         self.changed: dict[str, dict[str, int]] = counts["changed"]
         self.masked: dict[str, int] = counts.get("masked", {})
         self.languages: dict[str, int] = counts.get("languages", {})
+        self.marked: dict[str, int] = counts.get("marked", {})
         self.samples: list[Sample] = counts.get("samples", [])
         self.hashes: NDArray[np.uint8] = np.fromfile(directory / "hashes.bin", dtype=np.uint8).reshape(-1, 32)
         self._images: NDArray[np.uint8] | None = None
@@ -103,9 +104,11 @@ class Collection:
         """In the file's order."""
         with (self.directory / "documents.jsonl").open(encoding="utf-8") as lines:
             for number, (line, digest) in enumerate(zip(lines, self.hashes, strict=True)):
-                source, record = json.loads(line)
+                source, record, *marks = json.loads(line)
                 kind = self._kind
                 raw = Labelled(kind, record, source) if kind else parse_record(record, source)
+                if marks:
+                    raw = replace(raw, marks=marks[0])
                 if self._images is not None and isinstance(raw, Labelled):
                     raw = replace(raw, image=self._images[number].tobytes())
                 yield Collected(raw, digest.tobytes().hex())
@@ -157,6 +160,8 @@ def collection_name(
 ) -> str:
     """A digest of all that decides what a collection holds."""
     chosen = {key: value for key, value in options.deciding().items() if key in CLEANING}
+    if options.harm_classifier:
+        chosen["harmful"].pop("classifier")  # it looks at what is collected
     decides: list[Any] = [VERSION, source.name, source.found, file_sha256, chosen]
     if options.translation:
         decides.append(options.translation)
@@ -296,7 +301,8 @@ def _write_documents(directory: Path, examples: Iterator[RawExample], options: D
         (directory / IMAGES).open("wb") as pictures,
     ):
         for example in examples:
-            documents.write(json.dumps([example.source, example.record], ensure_ascii=False) + "\n")
+            said = [example.source, example.record, *([example.marks] if example.marks else [])]
+            documents.write(json.dumps(said, ensure_ascii=False) + "\n")
             hashes.write(bytes.fromhex(example.sha256))
             if isinstance(example, Labelled) and example.image is not None:
                 pictures.write(example.image)

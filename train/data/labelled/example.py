@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -51,6 +51,7 @@ class Labelled:
     form: str = field(default="", compare=False)
     ignored: tuple[str, ...] = field(default=(), compare=False)
     image: bytes | None = field(default=None, compare=False, repr=False)
+    marks: Mapping[str, float] = field(default_factory=dict[str, float], compare=False)
 
     @property
     def texts(self) -> tuple[str, ...]:

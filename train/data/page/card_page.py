@@ -53,6 +53,7 @@ def card_page(folder: Path) -> str:
         _section("Left out", _bars(card.dropped.items())),
         _section("Changed", _bars((name, change.examples) for name, change in card.changed.items())),
         _section("Personal data masked", _bars(card.masked.items())),
+        _section("Kept and marked", _bars(card.marked.items())),
         _section("Sources", _sources(card)),
         _section("Kept, for example", "".join(_excerpt(*each) for each in excerpts)),
         *_dropped(folder / DROPPED),
@@ -130,7 +131,8 @@ def _dropped(file: Path) -> Iterator[str]:
             _excerpt(str(each.get("source", "")), str(each.get("text", "")))
         )
     for rule, examples in sorted(by_rule.items()):
-        yield _section(f"Left out, for example: {rule.replace('_', ' ')}", "".join(examples))
+        kept = "Kept" if rule.startswith("marked_") else "Left out"
+        yield _section(f"{kept}, for example: {rule.replace('_', ' ')}", "".join(examples))
 
 
 def _excerpt(source: str, text: str) -> str:

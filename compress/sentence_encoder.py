@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from everlearn.bundles.text_positions import context_of_encoder
 from everlearn.errors import Unsupported
 from everlearn.importing.loaded import refuse_differences
 from train.data.tokenize import marks
@@ -22,8 +23,6 @@ from train.evaluate.held_out_text import held_out_text
 PROBE_WORDS = (4, 16, 64, 120)
 TEXT_TOKENS = (16, 32, 64, 128)
 """Of the texts that say what layers do."""
-BEHIND_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
-"""Model types that number positions from behind their padding's id, as fairseq did."""
 
 Embed = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 """From an encoder's inputs, int64 (batch, seq) each, to unit vectors, float32 (batch, dim)."""
@@ -111,9 +110,7 @@ def pooling_mode(model_dir: Path) -> str:
 def max_length(model_dir: Path) -> int:
     """Tokens that a text is cut to."""
     config = json.loads((model_dir / "config.json").read_text())
-    limit = int((config.get("text_config") or config)["max_position_embeddings"])
-    if config["model_type"] in BEHIND_PADDING:
-        limit -= config["pad_token_id"] + 1
+    limit = context_of_encoder(config)
     if (model_dir / "sentence_bert_config.json").is_file():
         said = json.loads((model_dir / "sentence_bert_config.json").read_text()).get("max_seq_length")
         limit = min(limit, int(said or limit))

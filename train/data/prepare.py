@@ -30,10 +30,10 @@ from train.data.card import Change, ComponentCard, DataCard, LabelCard, PartCard
 from train.data.cleaning.boilerplate import without_boilerplate
 from train.data.cleaning.cleaner import Cleaner
 from train.data.cleaning.duplicates import find_duplicates
-from train.data.cleaning.harm_classifier import model_sha256, without_harmful
 from train.data.cleaning.samples import Samples
 from train.data.collecting.collect import VERSION, Collection, images_sha256
 from train.data.collecting.collect_all import collect_all
+from train.data.collecting.harm_classifier import model_sha256, without_harmful
 from train.data.examples import Chat, RawExample
 from train.data.labelled.encode import LabelledTokens
 from train.data.labelled.example import Labelled

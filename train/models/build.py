@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from everlearn.bundles.tasks import AUTO_CLASSES, Task
+from everlearn.bundles.text_positions import first_position
 from everlearn.errors import ConfigError, InvalidInput, Unsupported
 from everlearn.memory import physical_bytes
 from train.models.architecture import Architecture
@@ -18,7 +19,6 @@ from train.models.from_scratch import from_scratch
 from train.models.heads import LABELLED_TASKS, head_settings, with_head, without_pooler
 from train.models.image_text import embedding_of, load_clip
 from train.models.load import load_model
-from train.models.packed_inputs import first_position
 from train.models.packed_rows import refuse_unfit
 from train.recipe import TrainRecipe
 from train.tuning.lora import add_adapters
@@ -95,7 +95,7 @@ def refuse_misfit(model: Any, recipe: TrainRecipe, tokens: int) -> None:
     config = model.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     if isinstance(context, int):
-        context -= first_position(config)
+        context -= first_position(config.model_type, config.pad_token_id)
     if isinstance(context, int) and recipe.sequence_tokens > context > 0:
         raise ConfigError(
             f"sequence_tokens is {recipe.sequence_tokens}, and the model reads at most {context} tokens: "

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from everlearn.bundles.text_positions import first_position
 from everlearn.errors import InvalidInput
 from train.data.packing import PADDING
 from train.data.tokenize import Tokens, marks
 from train.models.load import load_model
-from train.models.packed_inputs import first_position
 from train.objectives.labelled import sequence_logits
 
 MAX_CONTEXT = 512
@@ -47,7 +47,9 @@ class LabelJudge:
         self._tokenizer, self._around = Tokens(model_dir).with_marks(), marks(model_dir)
         text = self._model.config.get_text_config()
         context = getattr(text, "max_position_embeddings", None) or MAX_CONTEXT
-        self._room = min(MAX_CONTEXT, context - first_position(text)) - sum(map(len, self._around))
+        self._room = min(MAX_CONTEXT, context - first_position(text.model_type, text.pad_token_id)) - sum(
+            map(len, self._around)
+        )
 
     def scores(self, texts: Sequence[str]) -> list[float]:
         """The label's probability in the window of each text that has most of it: of the first, the last, and those between,

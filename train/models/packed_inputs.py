@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from everlearn.bundles.text_positions import first_position
+
 HIDDEN = -1e9
 """Added to a score, leaves nothing of it in float32 and bfloat16."""
-
-POSITIONS_BEHIND_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"})
-"""Model types whose first position has the number of the padding token, and one more."""
 
 
 def between(queries: Tensor, keys: Tensor) -> Tensor:
@@ -34,16 +33,12 @@ def encoder_inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         at = torch.arange(documents.shape[1], device=documents.device)
         far = (at[:, None] - at[None]).abs() > config.sliding_window
         mask = {"full_attention": mask, "sliding_attention": mask.masked_fill(far, HIDDEN)}
+    first = first_position(config.model_type, config.pad_token_id)
     return {
         "input_ids": batch["input_ids"],
         "attention_mask": mask,
-        "position_ids": batch["position_ids"] + first_position(config),
+        "position_ids": batch["position_ids"] + first,
     }
-
-
-def first_position(config: Any) -> int:
-    """The number of a text's first position."""
-    return config.pad_token_id + 1 if config.model_type in POSITIONS_BEHIND_PADDING else 0
 
 
 def encode_and_decode(model: Any, batch: Mapping[str, Tensor]) -> Tensor:

@@ -52,7 +52,7 @@ def contents_of_data(data: PlainData, progress: Progress = silent) -> Contents:
                 [source.name, sha256] for source, sha256 in zip(given, hashed, strict=True)
             ]
         if judge := data.harm_classifier:
-            from train.data.cleaning.harm_classifier import model_sha256
+            from train.data.collecting.harm_classifier import model_sha256
 
             contents["data.harmful.classifier"] = [[judge.model.name, model_sha256(judge.model)]]
     return contents | _stores({"data.store": data.store, "data.held_store": data.held_store}, progress)

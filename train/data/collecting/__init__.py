@@ -3,5 +3,6 @@
 collect         one file's, or one part's of a file, with what finding their duplicates needs
 shards          where a large file is cut into parts
 merged          a file's documents from those of its parts
+harm_classifier what a classifier calls harmful is left out of what is collected
 collect_child   parts and files in several processes at once
 """

@@ -13,6 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from everlearn.bundles.text_positions import context_of_encoder
 from everlearn.cpu_features import make_exact
 from everlearn.errors import Corrupt, InvalidInput
 from serve.engines.context_bound import Bound, ContextLengthExceeded
@@ -68,9 +69,7 @@ class EncoderModel(SharedBatches[Encoded, Rows]):
         self.tokenizer = Tokenizer.from_file(str(path))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
-        self.context = context or int(
-            json.loads((bundle / "config.json").read_text())["max_position_embeddings"]
-        )
+        self.context = context or context_of_encoder(json.loads((bundle / "config.json").read_text()))
         definition = json.loads(path.read_bytes())
         longest = max(len(token.encode()) for token in self.tokenizer.get_vocab())
         self.bound = Bound(self.tokenizer, definition, longest, self.context)

@@ -147,12 +147,17 @@ def plan_encoder(
         raise Unsupported(
             f"{version.ref}: its graph computes {', '.join(outputs)}, not {', '.join(missing)}: compress it again"
         )
+    dims = outputs[OUTPUTS[version.task][0]].type.tensor_type.shape.dim
     graph: Graph
     if version.task == "embed":
-        dims = outputs[OUTPUTS["embed"][0]].type.tensor_type.shape.dim
         graph = EncoderGraph(context=config["max_length"], hidden=dims[-1].dim_value or config["hidden_size"])
     else:
         graph = head_graph(config)
+        computed, named = dims[-1].dim_value, len(graph.labels)
+        if version.task in ("classify", "token_classify") and computed not in (0, named):
+            raise Unsupported(
+                f"{version.ref}: its graph computes {computed} labels, and id2label in its config.json names {named}"
+            )
     made = Plan(version, target, form, models, contents_of(model, bundle), graph)
     made.files["config.json"] = bundle / "config.json"
     return made

@@ -9,7 +9,7 @@ import asyncio
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from everlearn.bundles.contents import read_json_object
 from everlearn.errors import Corrupt, Unsupported
@@ -45,6 +45,12 @@ class Probe(BaseModel):
     top_logits: list[float] = []
     embedding: list[float] = []
     logits: list[float] = []
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Probe:
+        if self.type_ids and len(self.type_ids) != len(self.token_ids):
+            raise ValueError(f"{len(self.type_ids)} type_ids of {len(self.token_ids)} token_ids")
+        return self
 
 
 class EdgeFolder(BaseModel):

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="everlearn-runner",
         description="Serve the model of an edge folder by OpenAI's HTTP API: chat completions, completions, "
-        "embeddings, models, health.",
+        "embeddings, labels and scores, models, health.",
         epilog="SIGTERM ends it after the running answers. Where FOLDER is a link that is moved, or the folder of a "
         "device that is updated, the new version is verified, loaded and served, and the old one ends its running "
         f"answers. {', '.join(UPDATES)}: commands that keep a device's folder up to date.",

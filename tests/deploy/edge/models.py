@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -77,6 +79,7 @@ def register_changed(
     model: str,
     change: Callable[[onnx.ModelProto], object] = lambda _: None,
     task: Task | None = None,
+    config: Callable[[dict[str, Any]], object] = lambda _: None,
 ) -> str:
     """Another version of ``model``, its graph (of an encoder-decoder the second) or what it says of itself changed; returns its reference."""
     registry = Registry(settings)
@@ -90,6 +93,10 @@ def register_changed(
         graph = onnx.load(folder / name, load_external_data=False)
         change(graph)
         (staging / name).write_bytes(graph.SerializeToString())
+        if (file := staging / "config.json").is_file():
+            said = json.loads(file.read_text())
+            config(said)
+            file.write_text(json.dumps(said))
         write_bundle(
             staging,
             name=model,

@@ -24,7 +24,7 @@ from deploy.updates.device.update import update
 from deploy.updates.keys import Keys
 from deploy.updates.publisher import init, opened
 from everlearn.bundles.tasks import HEADED, Task
-from everlearn.errors import Corrupt
+from everlearn.errors import Corrupt, Unsupported
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
 from serve.engines.onnx.encoders.entities import entities
@@ -87,6 +87,15 @@ def test_a_folder_has_the_labels_and_logits_that_a_device_must_reproduce(
         assert (
             len(probe.logits) == {"classify": 3, "score": 1, "token_classify": 8, "question_answer": 16}[task]
         )
+
+
+def test_labels_that_are_not_the_graphs_are_refused_before_anything_is_written(
+    settings: Settings, tmp_path: Path
+) -> None:
+    ref = register_changed(settings, "classify", config=lambda said: said["id2label"].pop("2"))
+    with pytest.raises(Unsupported, match=r"its graph computes 3 labels, and id2label .* names 2"):
+        build(settings, ref, "web", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_logits_are_refused(folder_of: Folder, tmp_path: Path) -> None:
@@ -176,7 +185,7 @@ def test_a_device_gets_the_next_version_as_a_difference_and_refuses_one_with_oth
     build(settings, register_changed(settings, task, learn), "linux-x64", second)
     probes = [one.model_dump() for one in read_manifest(second).probes]
     probes[0]["logits" if task == "classify" else "top_logits"][0] += 1
-    changed(second, wrong, version=3, probes=probes)
+    changed(second, wrong, version=99, probes=probes)
     channel, keys = tmp_path / "channel", Keys(tmp_path / "keys", tmp_path / "channel")
     init(channel, keys)
     with served(channel) as url:
@@ -191,7 +200,7 @@ def test_a_device_gets_the_next_version_as_a_difference_and_refuses_one_with_oth
         whole = update(device)
         publish(second)
         lesson = update(device)
-        assert lesson.version == 2 and same_files(device.current(), second)
+        assert lesson.version == read_manifest(second).version and same_files(device.current(), second)
         assert lesson.received_bytes < 0.5 * whole.received_bytes
         publish(wrong)
         with pytest.raises(Corrupt, match="computes numbers 1 from those of its manifest"):

@@ -27,13 +27,15 @@ from typing import IO, Any
 from everlearn.processes.program import QUIET, environment, python
 
 LOADED = ("torch", "transformers.models.llama.modeling_llama", "transformers.models.bert.modeling_bert")
+WARM = ("compress.", "everlearn.importing.model_check")
+"""What begins so, by the names of modules."""
 MESSAGE_BYTES = 2**17
 AVAILABLE = sys.platform == "linux"
 started: list[subprocess.Popen[bytes]] = []
 
 
 class Warm:
-    """What ``everlearn.processes.child`` uses of ``subprocess``: compression's children begin warm, others as they do."""
+    """What ``everlearn.processes.child`` uses of ``subprocess``: children that use torch begin warm, others as they do."""
 
     PIPE = subprocess.PIPE
     begun: Path
@@ -45,7 +47,7 @@ class Warm:
         if (
             AVAILABLE
             and [*start, arguments[0]] == python(arguments[0])
-            and arguments[0].startswith("compress.")
+            and arguments[0].startswith(WARM)
         ):
             try:
                 (cls.begun / arguments[0]).touch(exist_ok=False)

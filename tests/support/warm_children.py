@@ -44,11 +44,7 @@ class Warm:
     @classmethod
     def Popen(cls, argv: Sequence[str], **options: Any) -> WarmChild | subprocess.Popen[str]:
         start, arguments = list(argv[:3]), argv[3:]
-        if (
-            AVAILABLE
-            and [*start, arguments[0]] == python(arguments[0])
-            and arguments[0].startswith(WARM)
-        ):
+        if AVAILABLE and [*start, arguments[0]] == python(arguments[0]) and arguments[0].startswith(WARM):
             try:
                 (cls.begun / arguments[0]).touch(exist_ok=False)
             except FileExistsError:

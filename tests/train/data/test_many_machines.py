@@ -75,7 +75,6 @@ def test_a_file_that_was_changed_is_read_anew(corpus: Path, tmp_path: Path, toke
 
 def test_datatroves_executor_gives_the_same_bytes(corpus: Path, tmp_path: Path, tokenizer_dir: Path) -> None:
     """Slurm's and Ray's executors run the same steps; there is neither here."""
-    pytest.importorskip("datatrove", reason="pip install datatrove==0.10.1")
     from datatrove.executor import LocalPipelineExecutor
 
     asked = Preparation.of_recipe(recipe(corpus), tokenizer_dir, tmp_path / "out")

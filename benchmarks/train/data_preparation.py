@@ -2,7 +2,8 @@
 
 A corpus is made from the machine's Debian manuals and documents, repeated with other numbers in them until it is as
 large as asked, in eight files. Each run prepares it anew in processes of its own; the stores must be the same bytes.
-Peak memory is the largest sum of the resident memory of all its processes, looked at every 50 ms.
+Peak memory is the largest sum of the resident memory of all its processes, looked at every 50 ms. With --data-limit-mb, each
+process may have so much private memory (RLIMIT_DATA): a run that needs more fails.
 """
 
 import argparse
@@ -40,7 +41,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--mb", type=float, nargs="+", default=[100, 500])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--data-limit-mb", type=int, help="private memory of each process, at most")
     arguments = parser.parse_args()
+    if arguments.data_limit_mb:
+        limit = arguments.data_limit_mb * 10**6
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # of this process and its children
     print(
         "| corpus | processes | MB/s | MB per CPU second | peak memory | kept | tokens |\n|---|---|---|---|---|---|---|"
     )

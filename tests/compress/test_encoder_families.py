@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from compress.sentence_encoder import load_encoder
 from compress.targets import onnx_encoder
 from compress.targets.architectures import ONNX_ENCODERS
 from compress.targets.onnx_encoder import refuse_another_graph, session_embed, trace
+from serve.engines.onnx.encoders.model import EncoderModel
 from tests.compress.targets.architecture_table import PAGE
 from tests.support.tiny_models import write_bert
 
@@ -91,6 +93,21 @@ def test_a_graph_has_torchs_embeddings_at_any_length(family: str, tmp_path: Path
         mask[1, length // 2 :] = 0
         feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         assert (embed(feeds) * encoder.embed(feeds)).sum(-1).min() > 0.99999
+
+
+@pytest.mark.parametrize("family", ["roberta", "mpnet"])
+def test_the_engine_reads_as_many_tokens_as_there_are_positions(family: str, tmp_path: Path) -> None:
+    """Two of these models' positions are the padding's and those before it."""
+    write(FAMILIES[family], tmp_path)
+    trace(load_encoder(tmp_path), tmp_path / "model.onnx")
+    context = EncoderModel(tmp_path, outputs=["sentence_embedding"], threads=1, queue_limit=1).context
+    assert context == 128
+    embed = session_embed(tmp_path / "model.onnx")
+    for length, fits in ((context, True), (context + 1, False)):
+        ids = np.full((1, length), 7)
+        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        with nullcontext() if fits else pytest.raises(Exception, match="indices element out of data bounds"):
+            assert np.isfinite(embed(feeds)).all()
 
 
 def test_every_family_that_is_offered_is_here_and_on_the_page() -> None:

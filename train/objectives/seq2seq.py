@@ -27,7 +27,8 @@ class Seq2Seq:
 
     @classmethod
     def for_run(cls, run: RunInputs) -> Training:
-        """Pairs of the run's stores. Raises InvalidInput where they hold none."""
+        """Pairs of the run's stores. Raises InvalidInput where they hold none, or their targets would not end."""
+        refuse_without_end(run.tokenizer_dir)
         start, tokens = decoder_start(run), run.recipe.sequence_tokens
         assert run.store
         rows = PairRows(run.store, tokens, run.recipe.seed, start, run.mixture)
@@ -73,6 +74,16 @@ def refuse_without_sentinels(vocabulary: Vocabulary, tokenizer_dir: Path) -> tup
             param="objective",
         )
     return vocabulary.sentinels
+
+
+def refuse_without_end(tokenizer_dir: Path) -> None:
+    """Raises InvalidInput where the tokenizer has no token that ends a text, as WordPiece has none: no answer would end."""
+    if not Tokens(tokenizer_dir).eos:
+        raise InvalidInput(
+            f"{tokenizer_dir / 'tokenizer.json'} has no token that ends a text, so no answer would end: seq2seq needs T5's "
+            "tokenizer, or architecture.tokenizer: unigram",
+            param="objective",
+        )
 
 
 def decoder_start(run: RunInputs) -> int:

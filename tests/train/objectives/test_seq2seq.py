@@ -25,7 +25,7 @@ from train.data.packing import IGNORED, PADDING, Packer
 from train.data.store import Example, open_store, write_store
 from train.evaluate.held_out_text import held_out_text
 from train.models.packed_rows import refuse_unfit
-from train.objectives.seq2seq import Seq2Seq, refuse_without_sentinels
+from train.objectives.seq2seq import Seq2Seq, refuse_without_end, refuse_without_sentinels
 
 END, SENTINELS = 1, tuple(range(699, 599, -1))
 
@@ -147,6 +147,13 @@ def test_what_cannot_be_packed_or_hidden_is_refused_by_name(tokenizers: dict[str
     bart = BartForConditionalGeneration(BartConfig(vocab_size=99, d_model=32, **sizes))
     with pytest.raises(Unsupported, match="BartForConditionalGeneration lets documents that share a row"):
         refuse_unfit(bart, "text2text")
+
+
+def test_answers_that_would_not_end_are_refused(tokenizers: dict[str, Path]) -> None:
+    for kind in ("unigram", "bpe"):
+        refuse_without_end(tokenizers[kind])
+    with pytest.raises(InvalidInput, match="no answer would end: seq2seq needs T5's tokenizer"):
+        refuse_without_end(tokenizers["wordpiece"])
 
 
 def test_a_recipe_trains_t5_on_texts_and_goes_on_with_pairs(

@@ -1,4 +1,5 @@
-"""Other looks of the same picture, so that few pictures teach more: moved, resized, turned, mirrored, in other colours."""
+"""Other looks of the same picture, so that few pictures teach more: moved, resized, turned, mirrored, in other colours; and
+texts with tokens left out."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ class Augment(BaseModel):
     """How much at most; 0 leaves it. ``shift``: up, down and sideways, of the side. ``zoom``: larger and smaller, of the
     size. ``rotate``: degrees, both ways. ``flip``: how often left and right are exchanged: never where it matters, as of
     flags, arrows and letters. ``colour``: brightness, contrast, saturation and each colour, of their strength.
-    What comes in at the edges continues them.
+    What comes in at the edges continues them. ``words``: how many of a text's tokens are left out, the first and the last,
+    where its marks are, never.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -23,6 +25,7 @@ class Augment(BaseModel):
     rotate: float = Field(default=0, ge=0, le=180)
     flip: float = Field(default=0, ge=0, le=1)
     colour: float = Field(default=0, ge=0, le=1)
+    words: float = Field(default=0, ge=0, le=0.9)
 
 
 def augmented(image: NDArray[np.uint8], number: int, chosen: Augment, seed: int) -> NDArray[np.uint8]:
@@ -45,6 +48,13 @@ def augmented(image: NDArray[np.uint8], number: int, chosen: Augment, seed: int)
     values = grey + (values - grey) * (1 + chosen.colour * vivid)
     values *= 1 + chosen.colour / 2 * np.array(tint, np.float32)
     return values.clip(0, 255).astype(np.uint8)
+
+
+def kept_tokens(length: int, number: int, chosen: Augment, seed: int) -> NDArray[np.bool_]:
+    """Which tokens of a text of ``length`` stay the ``number``-th time: bool (length,)."""
+    keep = np.random.default_rng((seed, number, 1)).random(length) >= chosen.words
+    keep[[0, -1]] = True
+    return keep
 
 
 def _moved(

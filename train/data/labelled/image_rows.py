@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn.errors import InvalidInput
-from train.data.labelled.augment import Augment, augmented
-from train.data.labelled.rows import LabelledRows
+from train.data.labelled.augment import Augment, augmented, kept_tokens
+from train.data.labelled.rows import PADDING, LabelledRows
 from train.data.mixing.mixed_rows import MixedRows, Mixture
 from train.data.splitmix import shuffled
 from train.data.store import TokenStore
@@ -60,9 +60,23 @@ class ImageTextRows:
         numbers = range(first, first + micro_batch)
         batch = self.rows_of([self._pair(number) for number in numbers])
         if self._augment and self.seed is not None:
-            looks = zip(batch["images"], numbers, strict=True)
-            batch["images"] = np.stack([augmented(*one, self._augment, self.seed) for one in looks])
+            self._change(batch, numbers, self._augment, self.seed)
         return batch
+
+    def _change(self, batch: ImageTextBatch, numbers: Sequence[int], chosen: Augment, seed: int) -> None:
+        """The keys stay: they say what is the same in the store."""
+        looks = zip(batch["images"], numbers, strict=True)
+        batch["images"] = np.stack([augmented(image, number, chosen, seed) for image, number in looks])
+        if not chosen.words:
+            return
+        empty = {"input_ids": self._texts.padding_id, "document_ids": PADDING}
+        for row, number in enumerate(numbers):
+            length = int((batch["document_ids"][row] != PADDING).sum())
+            keep = kept_tokens(length, number, chosen, seed)
+            for name, nothing in empty.items():
+                kept = batch[name][row, :length][keep]
+                batch[name][row] = nothing
+                batch[name][row, : len(kept)] = kept
 
     def rows_of(self, numbers: Sequence[int]) -> ImageTextBatch:
         """The pairs with these numbers."""

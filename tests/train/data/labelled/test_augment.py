@@ -16,7 +16,7 @@ from train.data.store import TokenStore, open_store
 from train.recipe import TrainRecipe, deciding
 
 CROSS = np.asarray(picture("cross", "red", "yellow"))
-ALL = Augment(shift=0.1, zoom=0.2, rotate=20, flip=0.5, colour=0.3)
+ALL = Augment(shift=0.1, zoom=0.2, rotate=20, flip=0.5, colour=0.3, words=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,22 @@ def test_a_batch_is_the_same_however_it_is_divided_and_its_keys_are_the_store_s(
     parts = [rows.batch(3, 6, rank, 2) for rank in (0, 1)]
     np.testing.assert_array_equal(whole["images"], np.concatenate([one["images"] for one in parts]))
     np.testing.assert_array_equal(whole["keys"], asleep["keys"])
-    np.testing.assert_array_equal(whole["input_ids"], asleep["input_ids"])
+    np.testing.assert_array_equal(whole["labels"][:, 0], asleep["labels"][:, 0])
+    longest = whole["input_ids"].shape[1]
+    for name, nothing in (("input_ids", 0), ("document_ids", -1)):
+        padded = [
+            np.pad(p[name], ((0, 0), (0, longest - p[name].shape[1])), constant_values=nothing) for p in parts
+        ]
+        np.testing.assert_array_equal(whole[name], np.concatenate(padded))
+    kept = 0
+    for row in range(12):
+        text = asleep["input_ids"][row][asleep["document_ids"][row] >= 0].tolist()
+        thin = whole["input_ids"][row][whole["document_ids"][row] >= 0].tolist()
+        assert thin[0] == text[0] and thin[-1] == text[-1] and len(thin) >= 2
+        rest = iter(text)
+        assert all(one in rest for one in thin), "in their order"
+        kept += len(thin)
+    assert 0.5 < kept / (asleep["document_ids"] >= 0).sum() < 0.95
     assert not np.array_equal(whole["images"], asleep["images"])
     held = ImageTextRows(store, seed=None, augment=ALL).batch(0, 4)
     np.testing.assert_array_equal(held["images"], ImageTextRows(store, seed=None).batch(0, 4)["images"])

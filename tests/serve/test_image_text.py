@@ -25,6 +25,9 @@ from compress.recipe import CompressRecipe
 from everlearn.progress import shown
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
+from serve.gateway.limits.cost import expected
+from serve.protocol.embeddings import EmbeddingRequest
+from serve.protocol.parsing import parse
 from tests.support.pictures import picture, write_pictures
 from tests.support.serve.browser import IN_A_BROWSER, Driver, Window
 from tests.support.serve.supervised import REAL, Supervised, eventually, supervised
@@ -65,7 +68,7 @@ def recipe(pictures: Path) -> TrainRecipe:
             "sequence_tokens": 16,
             "batch_tokens": 512,
             "micro_batch": 32,
-            "steps": 30,
+            "steps": 25,
             "optimizer": {"lr": 3e-3},
             "dtype": "float32",
             "threads": 1,
@@ -231,6 +234,13 @@ def test_many_large_images_are_refused_before_any_is_decoded(server: Supervised)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "input[2].image"
     assert "have 48000000 pixels; at most 40000000 per request" in response.text
+
+
+def test_an_image_costs_its_patches_before_it_is_counted_not_its_bytes() -> None:
+    body = json.dumps({"model": "pictures", "input": ["a circle", {"image": "A" * 1_000_000}]}).encode()
+    assert expected(parse(EmbeddingRequest, body), len(body)).tokens < 300
+    words = json.dumps({"model": "pictures", "input": ["word " * 1000]}).encode()
+    assert expected(parse(EmbeddingRequest, words), len(words)).tokens > 1000
 
 
 @pytest.mark.parametrize(

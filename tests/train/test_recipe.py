@@ -199,7 +199,7 @@ def test_every_key_is_read_somewhere() -> None:
         for key in recipe_keys(TrainRecipe)
         if any(k.startswith(f"{key}.") for k in recipe_keys(TrainRecipe))
     ]
-    holders = "|".join({"recipe", "options", "self.options", "settings", *parts})
+    holders = "|".join({"recipe", "options", "self.options", "settings", "chosen", *parts})
 
     def is_read(key: str) -> bool:
         if key.startswith("data.") and key.rpartition(".")[2] in DataOptions.model_fields:

@@ -47,12 +47,12 @@ RECIPE = {
     "sequence_tokens": 24,
     "batch_tokens": 24 * 128,
     "micro_batch": 128,
-    "steps": 2500,
+    "steps": 4000,
     "dropout": 0.1,
     "threads": 1,
     "optimizer": {"lr": 3e-3, "weight_decay": 0.3},
     "schedule": {"warmup_fraction": 0.05, "final_fraction": 0.05},
-    "contrastive": {"augment": {"shift": 0.06, "zoom": 0.1, "rotate": 6, "colour": 0.12, "words": 0.2}},
+    "contrastive": {"augment": {"shift": 0.06, "zoom": 0.1, "rotate": 6, "colour": 0.12, "words": 0.25}},
 }
 """Few pictures: whole ones as one patch, and one layer of text, generalize better here than more layers and smaller patches."""
 

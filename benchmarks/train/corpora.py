@@ -1,8 +1,10 @@
-"""Labelled texts without a hub: BBC's news in five classes, mails that are spam or not, and the Bible in two languages."""
+"""Texts without a hub: BBC's news in five classes, mails that are spam or not, the Bible in two languages, Perl's manual."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import re
 import subprocess
 import sys
@@ -44,6 +46,16 @@ def verses() -> Iterator[dict[str, str]]:
         yield from map(json.loads, lines)
 
 
+def sections(megabytes: float) -> list[str]:
+    """Of Perl's manual, Debian's perl-doc: sections of over 200 characters in an order that a seed gives, up to the size."""
+    folder = fetched("perl-doc", lambda place: _packages(["perl-doc"], place))
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in sorted(folder.rglob("*.pod"))]
+    found = [each for text in texts for each in re.split(r"\n(?==head1 )", text) if len(each) > 200]
+    random.Random(0).shuffle(found)
+    ends = itertools.accumulate(map(len, found))
+    return [each for each, end in zip(found, ends, strict=True) if end <= megabytes * 1e6]
+
+
 def fetched(name: str, fetch: Callable[[Path], None]) -> Path:
     """A folder that ``fetch`` has filled, once."""
     folder = CACHE / name
@@ -73,9 +85,7 @@ def _npm(package: str, into: Path) -> None:
 
 def _bibles(into: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
-        subprocess.run(["apt-get", "download", "-qq", *BIBLES], check=True, cwd=place)
-        for package in Path(place).glob("*.deb"):
-            subprocess.run(["dpkg-deb", "-x", package, place], check=True)
+        _packages(list(BIBLES), Path(place))
         _download(PYSWORD, place)
         [source] = Path(place).glob("pysword-*.tar.gz")
         with tarfile.open(source) as archive:
@@ -84,6 +94,14 @@ def _bibles(into: Path) -> None:
         with (into / "verses.jsonl").open("w", encoding="utf-8") as lines:
             for pair in _aligned(Path(place) / "usr" / "share" / "sword"):
                 lines.write(json.dumps(pair, ensure_ascii=False) + "\n")
+
+
+def _packages(names: list[str], into: Path) -> None:
+    """Debian's packages, unpacked and not installed."""
+    with tempfile.TemporaryDirectory() as place:
+        subprocess.run(["apt-get", "download", "-qq", *names], check=True, cwd=place)
+        for package in Path(place).glob("*.deb"):
+            subprocess.run(["dpkg-deb", "-x", package, into], check=True)
 
 
 def _aligned(modules_dir: Path) -> Iterator[dict[str, str]]:

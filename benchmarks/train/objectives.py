@@ -1,7 +1,7 @@
 """Models from scratch beside n-gram models, on the same split and tokens: ``python -m benchmarks.train.objectives``.
 
-From raw text of Debian's packages on this machine (manual pages of Perl, copyright files, licences), one recipe makes a
-tokenizer and a model. Its validation loss stands beside a 5-gram model's with modified Kneser-Ney smoothing:
+From raw text of a Debian package (Perl's manual, a document per section), one recipe makes a tokenizer and a model.
+Its validation loss stands beside a 5-gram model's with modified Kneser-Ney smoothing:
 
 causal-lm        the next token, from those before it
 masked-lm        hidden tokens; the n-gram model knows the true tokens before each
@@ -12,15 +12,14 @@ dense, experts   two decoders with the same active parameters, of Llama's and De
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.train.corpora import sections
 from benchmarks.train.kneser_ney import Ids, KneserNey
 from everlearn.printing import print_table
 from everlearn.progress import shown
@@ -33,8 +32,6 @@ from train.data.tokenize import Tokens, marks
 from train.launch import launch
 from train.recipe import TrainRecipe
 
-FOLDERS = ("/usr/share/perl", "/usr/share/doc", "/usr/share/common-licenses")
-PATTERNS = ("*.pod", "copyright", "*.txt", "*.md", "README*", "changelog.Debian.gz", "GPL*", "Artistic")
 SIZES: dict[str, dict[str, Any]] = {
     "causal-lm": {"family": "llama"},
     "masked-lm": {"family": "bert"},
@@ -42,18 +39,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "dense": {"family": "llama"},
     "experts": {"family": "deepseek", "experts": {"count": 8, "per_token": 2, "shared": 1}},
 }
-
-
-def texts(megabytes: float) -> Iterator[str]:
-    """Of the files that these folders have, in an order that their names' bytes give, the first megabytes."""
-    left = int(megabytes * 1e6)
-    files = {file for folder in FOLDERS for pattern in PATTERNS for file in Path(folder).rglob(pattern)}
-    for file in sorted((one for one in files if one.is_file()), key=lambda one: (one.name, str(one))):
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        text = content.decode("utf-8", "ignore")[:40_000]
-        if len(text) > 200 and left > 0:
-            left -= len(text)
-            yield text
 
 
 def train(
@@ -72,7 +57,7 @@ def train(
             "data": {"train": [str(source)], "held_fraction": 0.05},
             "sequence_tokens": 256,
             "batch_tokens": chosen.batch_tokens,
-            "micro_batch": 8,
+            "micro_batch": min(8, chosen.batch_tokens // 256),
             "steps": chosen.steps,
             "optimizer": {"lr": chosen.lr},
             "schedule": {"warmup_fraction": 0.05, "final_fraction": 0.05},
@@ -155,18 +140,18 @@ def targets(batch: Any) -> list[Ids]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("objectives", nargs="*", default=["causal-lm", "masked-lm", "span-corruption"])
-    parser.add_argument("--megabytes", type=float, default=4)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--megabytes", type=float, default=9)
+    parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--vocab", type=int, default=4096)
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "texts.jsonl"
-        source.write_text("\n".join(json.dumps({"text": text}) for text in texts(chosen.megabytes)))
+        source.write_text("\n".join(json.dumps({"text": text}) for text in sections(chosen.megabytes)))
         for objective in chosen.objectives:
             run = Path(name) / objective
             metrics, _ = train(objective, source, run, chosen)

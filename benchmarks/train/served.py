@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("which", nargs="*", default=["bbc", "spam", "translation"])
     parser.add_argument("--texts", type=int, default=3000, help="of each classifier, drawn with a seed")
     parser.add_argument("--tokens", type=int, default=128, help="of each of a classifier's texts")
-    parser.add_argument("--verses", type=int, default=31_084)
-    parser.add_argument("--epochs", type=float, default=5, help="of the translator")
+    parser.add_argument("--words", type=int, default=25, help="of a verse, at most, in either language")
+    parser.add_argument("--epochs", type=float, default=6, help="of the translator")
     parser.add_argument("--asked", type=int, default=500, help="held-out verses that are translated")
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
@@ -132,23 +132,23 @@ def translator(folder: Path, chosen: argparse.Namespace) -> list[tuple[object, .
 
     recipe = {
         "architecture": {
-            "family": "t5", "layers": 3, "hidden": 256, "heads": 4, "context": 96, "vocab": 4000
+            "family": "t5", "layers": 3, "hidden": 128, "heads": 4, "context": 64, "vocab": 4000
         },
         "objective": "seq2seq",
         "data": {"held_fraction": 0.05},
-        "sequence_tokens": 96,
-        "batch_tokens": 48 * 96,
-        "micro_batch": 24,
+        "sequence_tokens": 64,
+        "batch_tokens": 12 * 64,
+        "micro_batch": 12,
         "epochs": chosen.epochs,
-        "dropout": 0.1,
+        "dropout": 0.0,
         "label_smoothing": 0.1,
-        "optimizer": {"lr": 2e-3},
+        "optimizer": {"lr": 1.5e-3},
         "schedule": {"warmup_fraction": 0.05, "final_fraction": 0.02},
         "threads": chosen.threads,
     }  # fmt: skip
-    records = list(verses())
+    records = [each for each in verses() if all(len(text.split()) <= chosen.words for text in each.values())]
     random.Random(0).shuffle(records)
-    trained, seconds = train(folder, "translator", records[: chosen.verses], recipe)
+    trained, seconds = train(folder, "translator", records, recipe)
     asked = [each for each in held(folder)][: chosen.asked]
     wanted = [[each["target"] for each in asked]]
     learnt = [each for each in held(folder, "train")]

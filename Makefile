@@ -34,10 +34,10 @@ test: $(VENV)/.stamp-all lint ## Check style and types, then run every test
 test-kernel: $(VENV)/.stamp-all ## Run the tests of everlearn/, 3 minutes
 	$(AT_ONCE) tests/everlearn
 
-test-train: $(VENV)/.stamp-all ## Run the tests of train/, 2 minutes
+test-train: $(VENV)/.stamp-all ## Run the tests of train/, 4 minutes
 	$(AT_ONCE) tests/train
 
-test-compress: $(VENV)/.stamp-all ## Run the tests of compress/, 5 minutes
+test-compress: $(VENV)/.stamp-all ## Run the tests of compress/, 6 minutes
 	$(AT_ONCE) tests/compress
 
 test-continual: $(VENV)/.stamp-all ## Run the tests of continual/, 3 minutes
@@ -47,7 +47,7 @@ test-serve: $(VENV)/.stamp-all ## Run the tests of serve/, 12 minutes
 	$(AT_ONCE) tests/serve
 	$(TWO_AT_ONCE) $(TIMED)
 
-test-deploy: $(VENV)/.stamp-all ## Run the tests of deploy/, half a minute
+test-deploy: $(VENV)/.stamp-all ## Run the tests of deploy/, 7 minutes
 	$(AT_ONCE) tests/deploy
 
 test-image: $(VENV)/.stamp-all ## Build the gateway's image with buildah, and ask it; as root, 5 minutes

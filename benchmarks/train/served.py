@@ -25,7 +25,7 @@ import httpx
 import openai
 import yaml
 
-from benchmarks.compress.families import everlearn, served, versions
+from benchmarks.compress.families import everlearn, made, served, versions
 from benchmarks.machine import cpu
 from benchmarks.train.corpora import bbc, mails, verses
 from everlearn.printing import print_table
@@ -48,14 +48,19 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=6, help="of the translator")
     parser.add_argument("--asked", type=int, default=500, help="held-out verses that are translated")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--keep", type=Path, help="a folder for what is made; what is there already is not made again"
+    )
     chosen = parser.parse_args()
     rows: list[tuple[object, ...]] = []
     for which in chosen.which:
-        with tempfile.TemporaryDirectory() as home:
+        with tempfile.TemporaryDirectory() as passing:
+            folder = (chosen.keep or Path(passing)) / which
+            folder.mkdir(parents=True, exist_ok=True)
             if which == "translation":
-                rows += translator(Path(home), chosen)
+                rows += translator(folder, chosen)
             else:
-                rows += classifier(Path(home), which, chosen)
+                rows += classifier(folder, which, chosen)
     print(cpu())
     print_table(["", "measured on", "by", "measure", "value", "MB", "s"], rows)
 
@@ -156,7 +161,7 @@ def translator(folder: Path, chosen: argparse.Namespace) -> list[tuple[object, .
     for by, ref, size in precisions(trained):
         with served(ref) as client:
             began = time.monotonic()
-            with openai.OpenAI(base_url=f"{client.base_url}v1", api_key="none") as stock:
+            with openai.OpenAI(base_url=str(client.base_url.join("/v1")), api_key="none") as stock:
                 said = [
                     stock.completions.create(
                         model="translator", prompt=each["source"], max_tokens=MAX_NEW_TOKENS, temperature=0
@@ -203,13 +208,13 @@ def train(
     (folder / "texts.jsonl").write_text(
         "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8"
     )
-    if base := recipe.get("base"):
+    if (base := recipe.get("base")) and not versions(base):
         everlearn("import", base)
     data = {"train": ["texts.jsonl"], **recipe["data"]}
     whole = {"name": name, **recipe, "data": data, "validation": {"tokens": 10**9}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(whole))
     seconds = everlearn("train", str(folder / "recipe.yaml"), "--run-dir", str(folder / "run"))
-    return versions(name)[-1], seconds
+    return versions(name)[0], seconds
 
 
 def held(folder: Path, side: str = "held") -> list[dict[str, Any]]:
@@ -217,8 +222,11 @@ def held(folder: Path, side: str = "held") -> list[dict[str, Any]]:
 
 
 def compress(name: str, to: str = "int8-onnx") -> Version:
-    everlearn("compress", f"{name}@1", "--to", to)
-    return versions(name)[-1]
+    if not (version := made(name, to)):
+        everlearn("compress", f"{name}@1", "--to", to)
+        version = made(name, to)
+    assert version
+    return version
 
 
 def size_mb(version: Version) -> str:

@@ -264,13 +264,8 @@ def _write(
                         _with_image(example, document.raw, options.image_side), file.component
                     )
                 size = sum(len(example) for example in examples)
-                line = {
-                    **document.raw.record,
-                    **document.raw.marks,
-                    "sha256": document.sha256,
-                    "source": document.raw.source,
-                    "tokens": size,
-                }
+                ours = {"sha256": document.sha256, "source": document.raw.source, "tokens": size}
+                line = {**_beside(document.raw.record, ours), **document.raw.marks}
                 texts[name].write(json.dumps(line, ensure_ascii=False) + "\n")
                 sides[name].documents += 1
                 kept, used, cut = kept + 1, used + size, cut + is_cut
@@ -306,6 +301,11 @@ def _write(
     write_file(result / CARD, card.model_dump_json(indent=1).encode())
     sync_tree(result)
     return card
+
+
+def _beside(record: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """The record with ``ours``; its own keys stay (a translation has a source, a list of words tokens)."""
+    return record | {f"document_{key}" if key in record else key: value for key, value in ours.items()}
 
 
 def _with_image(example: Example, raw: RawExample, side: int | None) -> Example:

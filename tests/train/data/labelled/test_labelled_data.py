@@ -325,6 +325,23 @@ def test_a_source_is_context_and_its_target_is_learnt(wordpiece: Path, tmp_path:
     assert example.mask[first:].all() and example.labels is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "record"),
+    [
+        ("seq2seq", {"source": "one two", "target": "uno dos"}),
+        ("token-classification", {"tokens": ["one", "two"], "tags": ["B-N", "O"]}),
+    ],
+)
+def test_a_prepared_line_has_the_records_own_keys_beside_ours(
+    kind: str, record: dict[str, Any], wordpiece: Path, tmp_path: Path
+) -> None:
+    prepared(wordpiece, tmp_path, [record], kind, held_fraction=0)
+    [line] = map(json.loads, (tmp_path / "out" / "train.jsonl").open())
+    assert line.items() >= record.items()
+    shared = "source" if kind == "seq2seq" else "tokens"
+    assert {*line} - {*record} == {"sha256", "source", "tokens"} - {shared} | {f"document_{shared}"}
+
+
 def test_the_same_files_give_the_same_bytes_and_other_data_has_no_columns(
     wordpiece: Path, tmp_path: Path
 ) -> None:

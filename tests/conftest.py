@@ -21,6 +21,13 @@ TEST_HOME = Path(os.environ.get("EVERLEARN_TEST_HOME") or REPOSITORY / ".cache" 
 MODELS = {"smollm2": "int4-onnx", "minilm": "int8-onnx"}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever comes first makes the home, which takes minutes on a slow machine, and others wait for it."""
+    for item in items:
+        if "real_home" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(900))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def warm_children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Children that compress begin with torch and transformers loaded, but for the first of each module: see there."""

@@ -11,8 +11,8 @@ from packaging.utils import canonicalize_name
 from tests.support.locks import PROJECT, REPOSITORY, wanted
 
 OURS = {"everlearn", "train", "compress", "serve", "continual", "deploy", "tests", "benchmarks"}
-ELSEWHERE = {"datatrove"}
-"""Peers that a benchmark runs in an environment of their own."""
+ELSEWHERE = {"pysword"}
+"""What a benchmark brings itself."""
 EXTRAS = {
     "serve/gateway": ["serve"],
     "serve": ["serve", "edge", "vllm", "tracing"],

@@ -7,25 +7,8 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
-
-class Augment(BaseModel):
-    """How much at most; 0 leaves it. ``shift``: up, down and sideways, of the side. ``zoom``: larger and smaller, of the
-    size. ``rotate``: degrees, both ways. ``flip``: how often left and right are exchanged: never where it matters, as of
-    flags, arrows and letters. ``colour``: brightness, contrast, saturation and each colour, of their strength.
-    What comes in at the edges continues them. ``words``: how many of a text's tokens are left out, the first and the last,
-    where its marks are, never.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    shift: float = Field(default=0, ge=0, le=0.5)
-    zoom: float = Field(default=0, ge=0, le=0.5)
-    rotate: float = Field(default=0, ge=0, le=180)
-    flip: float = Field(default=0, ge=0, le=1)
-    colour: float = Field(default=0, ge=0, le=1)
-    words: float = Field(default=0, ge=0, le=0.9)
+from train.data.labelled.augment_options import Augment
 
 
 def augmented(image: NDArray[np.uint8], number: int, chosen: Augment, seed: int) -> NDArray[np.uint8]:

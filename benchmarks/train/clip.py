@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import subprocess
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import cpu
+from benchmarks.train.corpora import npm_package
 from everlearn.images import pixels
 from train.data.store import TokenStore, open_store
 from train.launch import launch
@@ -31,7 +30,6 @@ from train.objectives.contrastive import RECALLS, ranked
 from train.recipe import TrainRecipe
 
 EMOJI, NAMES = "emoji-datasource-twitter@16.0.0", "emojibase-data@17.0.0"
-CACHE = Path(__file__).resolve().parents[2] / ".cache" / "emoji"
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 NEIGHBOURS = 5
 RECIPE = {
@@ -64,7 +62,7 @@ def main() -> None:
     parser.add_argument("--names", type=Path, help="the unpacked package with names")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
-    report = measure(arguments.emoji or fetched(EMOJI), arguments.names or fetched(NAMES))
+    report = measure(arguments.emoji or npm_package(EMOJI), arguments.names or npm_package(NAMES))
     show(report)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1))
@@ -197,17 +195,6 @@ def recalls(scores: NDArray[np.float32]) -> dict[str, float]:
         ranks = ranked(np.ascontiguousarray(each), axes, keys)
         made |= {f"{name}_at_{most}": round(float((ranks < most).mean()), 4) for most in RECALLS}
     return made
-
-
-def fetched(package: str) -> Path:
-    folder = CACHE / package.partition("@")[0]
-    if not folder.is_dir():
-        with tempfile.TemporaryDirectory() as place:
-            subprocess.run(["npm", "pack", "--silent", package], check=True, cwd=place)
-            [file] = Path(place).glob("*.tgz")
-            with tarfile.open(file) as archive:
-                archive.extractall(folder, filter="data")
-    return folder / "package"
 
 
 def show(report: dict[str, Any]) -> None:

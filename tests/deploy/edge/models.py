@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,17 @@ from everlearn.chat.stops import write_genai_config
 from everlearn.progress import silent
 from everlearn.registry.registry import Registry
 from everlearn.settings import Settings
+from tests.conftest import TEST_HOME
 from tests.support.tiny_models import TINY, write_bert, write_headed, write_llama, write_t5
+
+
+def home_with_npm(home: Path) -> Settings:
+    """An empty home; the npm packages are the test home's: they are installed once."""
+    settings = Settings(home=home)
+    packages = TEST_HOME / "cache" / "npm"
+    packages.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.symlink(packages, settings.directory("cache") / "npm")
+    return settings
 
 
 def register_decoder(settings: Settings, parent: Path, family: str = "llama") -> None:

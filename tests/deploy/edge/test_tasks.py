@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,7 @@ from serve.engines.onnx.encoders.extraction import answers, windows_of
 from serve.engines.onnx.encoders.heads import OUTPUTS, sigmoid, softmax
 from serve.engines.onnx.encoders.model import Encoded, EncoderModel, Rows
 from serve.engines.onnx.seq2seq.model import EncoderDecoder
-from tests.conftest import TEST_HOME
-from tests.deploy.edge.models import register_changed, register_encoder
+from tests.deploy.edge.models import home_with_npm, register_changed, register_encoder
 from tests.deploy.edge.web.page_server import FaultyServer
 from tests.deploy.native.conftest import Running, changed, running
 from tests.deploy.updates.conftest import served
@@ -48,10 +46,7 @@ Folder = Callable[[Task, str], Path]
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """A registry with a version of each task, by its name."""
     folder = tmp_path_factory.mktemp("tasks")
-    settings = Settings(home=folder / "home")
-    packages = TEST_HOME / "cache" / "npm"
-    packages.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.symlink(packages, settings.directory("cache") / "npm")
+    settings = home_with_npm(folder / "home")
     for task in (*HEADED, "text2text"):
         register_encoder(settings, folder / task, task)
     return settings

@@ -65,7 +65,8 @@ def launch(
 ) -> Outcome:
     """Trains ``recipe`` in ``run_dir`` from ``model_dir``, or from scratch.
 
-    ``tokenizer_dir``: of the model by default; from scratch without one, a tokenizer is trained on the data.
+    ``tokenizer_dir``: of the model, or of the architecture, by default; from scratch without one, a tokenizer is trained
+    on the data.
     ``should_stop`` is asked twice a second; once true, the run saves a checkpoint and Stopped is raised.
     So it is on KeyboardInterrupt. ``contents``: of the recipe's files, read here where they are not given.
     ``base_ref`` names the version in ``model_dir``.
@@ -99,9 +100,11 @@ def open_run(
         raise ConfigError(
             "the recipe has both a base and an architecture: leave one out", param="architecture"
         )
+    tokenizer_dir = tokenizer_dir or (recipe.architecture and recipe.architecture.taken_tokenizer)
     if model_dir is None and tokenizer_dir is None and recipe.data.store:
         raise ConfigError(
-            "from scratch on a store takes the tokenizer that the store was made with", param="data"
+            "from scratch on a store takes the tokenizer that the store was made with: name its model or its folder",
+            param="architecture.tokenizer.of",
         )
     request = {
         "recipe": recipe.model_dump(mode="json"),

@@ -54,6 +54,7 @@ PLACES = frozenset(
         "data.held_store",
         *(f"data.{group}.{key}" for group, keys in FILE_KEYS.items() for key in keys),
         "data.harmful.classifier.model",
+        "architecture.tokenizer.of",
         "keep.store",
     }
 )
@@ -64,6 +65,7 @@ AS_BEFORE: Mapping[str, tuple[Any, ...]] = {
     "architecture.init": ("family",),
     "architecture.experts": (None,),
     "architecture.tokenizer": (None,),
+    "architecture.tokenizer.of": (None,),
     "classification": (None,),
     "embedding": (None,),
     "contrastive": (None,),
@@ -320,7 +322,9 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> TrainRecipe:
     recipe = validate_recipe(TrainRecipe, values, file, [key for key, _ in said])
     folder = path.absolute().parent
     keep = recipe.keep and recipe.keep.model_copy(update={"store": folder / recipe.keep.store.expanduser()})
-    return recipe.model_copy(update={"data": anchored(recipe.data, folder), "keep": keep})
+    made = recipe.architecture and recipe.architecture.with_tokenizer_of(lambda of: folder / of.expanduser())
+    update = {"data": anchored(recipe.data, folder), "keep": keep, "architecture": made}
+    return recipe.model_copy(update=update)
 
 
 def validate_recipe(

@@ -144,11 +144,13 @@ class TokenizerOptions(BaseModel):
     ``kind``: bpe is byte-level BPE, as decoders have it; wordpiece is BERT's, with [CLS], [SEP] and [MASK]; unigram is
     T5's, with ``sentinels`` and bytes for what it does not know. ``normalize`` is Unicode's NFC or NFKC.
     ``strip_accents`` writes é as e. None is what the kind's family does: BERT writes lower case without accents, T5
-    in NFKC, byte-level BPE changes nothing. A string stands for its ``kind``.
+    in NFKC, byte-level BPE changes nothing. A string stands for its ``kind``. ``of``: not a new one, but that of a model
+    here, by its name, or of a folder, unchanged.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    of: Path | None = None
     kind: Literal["bpe", "wordpiece", "unigram"] = "bpe"
     normalize: Literal["none", "nfc", "nfkc"] | None = None
     lowercase: bool | None = None
@@ -159,3 +161,10 @@ class TokenizerOptions(BaseModel):
     @classmethod
     def _named(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _as_it_is(self) -> TokenizerOptions:
+        others = {name: field.default for name, field in type(self).model_fields.items() if name != "of"}
+        if self.of and any(getattr(self, name) != default for name, default in others.items()):
+            raise ValueError("of takes a tokenizer as it is: leave out its kind and how it writes texts")
+        return self

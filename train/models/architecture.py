@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -51,11 +53,15 @@ class ImageTower(_Part):
         return self
 
 
+VOCAB = 16384
+
+
 class Architecture(_Part):
     """A model from scratch. ``None`` is decided from the rest.
 
     ``family``: of ``train.models.families``. ``init``: how linear layers begin, as the family has it, or Xavier's or
-    He's way. ``context``: positions that it has; T5's have none of their own. ``experts``: of the family deepseek.
+    He's way. ``context``: positions that it has; T5's have none of their own. ``vocab``: of the tokenizer that is learnt; one
+    that is taken (``tokenizer: {of: …}``) has its own. ``experts``: of the family deepseek.
     ``images`` and ``projection`` (the size of the space that images and texts share): of the family clip.
     """
 
@@ -66,7 +72,7 @@ class Architecture(_Part):
     kv_heads: int | None = Field(default=None, ge=1, le=1024)
     ffn: int | None = Field(default=None, ge=8, le=2**20)
     context: int = Field(default=2048, ge=16, le=2**24)
-    vocab: int = Field(default=16384, ge=260, le=2**21)
+    vocab: int = Field(default=VOCAB, ge=260, le=2**21)
     tied: bool = True
     init: Literal["family", "xavier", "he"] = "family"
     experts: Experts | None = None
@@ -82,6 +88,18 @@ class Architecture(_Part):
     def tokenizer_options(self) -> TokenizerOptions:
         """Its own, or those of the family."""
         return self.tokenizer or TokenizerOptions(kind=self.of.tokenizer)
+
+    @property
+    def taken_tokenizer(self) -> Path | None:
+        """The folder, or the name of the model, whose tokenizer it gets."""
+        return self.tokenizer.of if self.tokenizer else None
+
+    def with_tokenizer_of(self, find: Callable[[Path], Path]) -> Architecture:
+        """With ``find``'s folder for the tokenizer that it takes, if it takes one."""
+        if self.tokenizer is None or self.tokenizer.of is None:
+            return self
+        taken = self.tokenizer.model_copy(update={"of": find(self.tokenizer.of)})
+        return self.model_copy(update={"tokenizer": taken})
 
     @property
     def ffn_size(self) -> int:
@@ -138,7 +156,9 @@ class Architecture(_Part):
             heads := self.images.heads or self.heads
         ):
             raise ValueError(f"images.hidden ({width}) must be a multiple of images.heads ({heads})")
-        if self.family == "clip" and self.tokenizer_options.kind == "bpe":
+        if self.taken_tokenizer and self.vocab != VOCAB:
+            raise ValueError(f"vocab: the tokenizer of {self.taken_tokenizer.name} has its own, leave it out")
+        if self.family == "clip" and self.tokenizer_options.kind == "bpe" and not self.taken_tokenizer:
             raise ValueError(
                 "tokenizer: clip reads a text at the mark behind it, which wordpiece and unigram have"
             )

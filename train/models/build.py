@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 
 from everlearn.bundles.tasks import AUTO_CLASSES, Task
@@ -50,7 +51,7 @@ def build_model(
         return add_adapters(model, recipe.tune)
     if recipe.architecture is None:
         raise InvalidInput("a recipe without base needs an architecture", param="architecture")
-    refuse_too_large(recipe.architecture)
+    refuse_too_large(recipe.architecture, tokenizer_dir)
     torch.manual_seed(recipe.seed)
     head = head_settings(task, labels)
     made = from_scratch(recipe.architecture, task, tokenizer_dir, recipe.dropout, head)
@@ -78,8 +79,11 @@ def load_for(model_dir: Path, task: Task, dropout: float | None) -> Any:
         ) from None
 
 
-def refuse_too_large(architecture: Architecture) -> None:
+def refuse_too_large(architecture: Architecture, tokenizer_dir: Path) -> None:
     """Raises ConfigError where the float32 weights alone do not fit into this machine's memory."""
+    if architecture.taken_tokenizer:
+        vocab = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json")).get_vocab_size()
+        architecture = architecture.model_copy(update={"vocab": vocab})
     needed, there = 4 * architecture.parameters, physical_bytes()
     if needed > there:
         raise ConfigError(

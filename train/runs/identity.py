@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from everlearn.bundles.bundle import MANIFEST, file_entry
-from everlearn.errors import Conflict, InvalidInput
+from everlearn.errors import Conflict, InvalidInput, NotFound
 from everlearn.progress import Progress, silent
 from train.recipe import TrainRecipe, recipe_diff
 from train.recipe_data import PlainData
@@ -29,7 +29,12 @@ TOLD_FROM_BYTES = 512 * 1024**2
 def contents_of(recipe: TrainRecipe, progress: Progress = silent) -> Contents:
     """Reads every byte that the recipe names. Raises NotFound, InvalidInput, and Corrupt for a damaged store."""
     kept = {"keep.store": recipe.keep.store} if recipe.keep else {}
-    return contents_of_data(recipe.data, progress) | _stores(kept, progress) | _images(recipe, progress)
+    return (
+        contents_of_data(recipe.data, progress)
+        | _stores(kept, progress)
+        | _images(recipe, progress)
+        | _tokenizer(recipe)
+    )
 
 
 def contents_of_data(data: PlainData, progress: Progress = silent) -> Contents:
@@ -71,6 +76,20 @@ def _images(recipe: TrainRecipe, progress: Progress) -> Contents:
         progress(f"checking the pictures of {source.name}", None)
         found.append([source.name, images_sha256(source, options) or ""])
     return {"data.images": found}
+
+
+def _tokenizer(recipe: TrainRecipe) -> Contents:
+    folder = recipe.architecture.taken_tokenizer if recipe.architecture else None
+    if folder is None:
+        return {}
+    files = [folder / "tokenizer.json", folder / "tokenizer_config.json"]
+    if not files[0].is_file():
+        raise NotFound(
+            f"{folder} is no folder with a tokenizer (it has no tokenizer.json), and no model here has that name",
+            param="architecture.tokenizer.of",
+        )
+    digest = " ".join(file_entry(file).sha256 for file in files if file.is_file())
+    return {"architecture.tokenizer": [[folder.name, digest]]}
 
 
 def contents_read(contents: Contents) -> list[list[str]]:

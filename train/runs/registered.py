@@ -102,7 +102,10 @@ def train_registered(
     Raises as :func:`find_run`, :func:`already_registered` and ``train.launch.launch``.
     """
     found = with_models(recipe.data, lambda name: registry.path(registry.weights(name)))
-    recipe = recipe.model_copy(update={"data": found})
+    made = recipe.architecture and recipe.architecture.with_tokenizer_of(
+        lambda of: of if of.is_dir() else registry.path(registry.weights(of.name))
+    )
+    recipe = recipe.model_copy(update={"data": found, "architecture": made})
     with hashing_view() as progress:
         contents = contents_of(recipe, progress)
     run = find_run(registry, runs, recipe, contents, run_dir)

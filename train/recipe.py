@@ -54,6 +54,7 @@ PLACES = frozenset(
         "data.held_store",
         *(f"data.{group}.{key}" for group, keys in FILE_KEYS.items() for key in keys),
         "data.harmful.classifier.model",
+        "data.personal.names.model",
         "architecture.tokenizer.of",
         "keep.store",
     }

@@ -123,10 +123,8 @@ def anchored(data: SomeData, folder: Path) -> SomeData:
 
 def with_models(data: SomeData, find: Callable[[str], Path]) -> SomeData:
     """``data`` with the folder of each model that it names: where there is none of that path, ``find`` has it by its name."""
-    judge = data.harm_classifier
-    if judge is None or judge.model.is_dir():
-        return data
-    harmful = data.harmful.model_copy(  # type: ignore[union-attr]
-        update={"classifier": judge.model_copy(update={"model": find(judge.model.name)})}
-    )
-    return data.model_copy(update={"harmful": harmful})
+
+    def at(model: Path) -> Path:
+        return model if model.is_dir() else find(model.name)
+
+    return data.model_copy(update=data.with_models(at))

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from train.data.cleaning.options import (
     FILE_KEYS,
+    MODEL_KEYS,
     Boilerplate,
     Count,
     Decontaminate,
@@ -18,6 +19,7 @@ from train.data.cleaning.options import (
     HarmClassifier,
     Harmful,
     Languages,
+    NameFinder,
     Personal,
     Quality,
     Share,
@@ -79,9 +81,8 @@ class DataOptions(BaseModel):
         """What decides the bytes that are prepared; an option that earlier versions had not, only where it is used, so
         that what they prepared is still the same. Files the user gives decide by what they hold alone."""
         places = {group: dict.fromkeys(keys, True) for group, keys in FILE_KEYS.items()}
-        said = self.model_dump(
-            mode="json", exclude=places | {"harmful": {"words": True, "classifier": {"model"}}}
-        )
+        models = {"harmful": {"words": True, "classifier": {"model"}}, "personal": {"names": {"model"}}}
+        said = self.model_dump(mode="json", exclude=places | models)
         return {
             key: value
             for key, value in said.items()
@@ -116,16 +117,37 @@ class DataOptions(BaseModel):
         """The model that tells what is harmful, where one is asked."""
         return self.harmful.classifier if self.harmful else None
 
-    def with_files(self, at: Callable[[Path], Path]) -> dict[str, Group]:
-        """The groups that name files, with each path as ``at`` gives it."""
+    @property
+    def name_finder(self) -> NameFinder | None:
+        """The model that finds names, where one is asked."""
+        return self.personal.names if self.personal else None
+
+    @property
+    def models(self) -> dict[str, Path]:
+        """Those that look at what is collected, by dotted key."""
+        asked = {
+            f"{group}.{key}": getattr(getattr(self, group), key, None) for group, key in MODEL_KEYS.items()
+        }
+        return {key: model.model for key, model in asked.items() if model}
+
+    def with_models(self, at: Callable[[Path], Path]) -> dict[str, Group]:
+        """The groups that name models, with each path as ``at`` gives it."""
         made: dict[str, Group] = {}
+        for name, key in MODEL_KEYS.items():
+            group = getattr(self, name)
+            if group and (asked := getattr(group, key)):
+                made[name] = group.model_copy(
+                    update={key: asked.model_copy(update={"model": at(asked.model)})}
+                )
+        return made
+
+    def with_files(self, at: Callable[[Path], Path]) -> dict[str, Group]:
+        """The groups that name files or models, with each path as ``at`` gives it."""
+        made = self.with_models(at)
         for name, keys in FILE_KEYS.items():
-            if group := getattr(self, name):
+            if group := made.get(name) or getattr(self, name):
                 files = {key: tuple(map(at, getattr(group, key))) for key in keys}
                 made[name] = group.model_copy(update=files)
-        if (harmful := made.get("harmful")) and (judge := self.harm_classifier):
-            update = {"classifier": judge.model_copy(update={"model": at(judge.model)})}
-            made["harmful"] = harmful.model_copy(update=update)
         return made
 
 

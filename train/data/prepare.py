@@ -33,7 +33,9 @@ from train.data.cleaning.duplicates import find_duplicates
 from train.data.cleaning.samples import Samples
 from train.data.collecting.collect import VERSION, Collection, images_sha256
 from train.data.collecting.collect_all import collect_all
-from train.data.collecting.harm_classifier import model_sha256, without_harmful
+from train.data.collecting.harm_classifier import without_harmful
+from train.data.collecting.name_finder import without_names
+from train.data.collecting.second_pass import model_sha256
 from train.data.examples import Chat, RawExample
 from train.data.labelled.encode import LabelledTokens
 from train.data.labelled.example import Labelled
@@ -99,6 +101,8 @@ def prepare(
                     collected = without_boilerplate(collected, options, options.boilerplate, work, progress)
                 if judge := options.harm_classifier:
                     collected = without_harmful(collected, options, judge, work, progress)
+                if (personal := options.personal) and personal.names:
+                    collected = without_names(collected, options, personal, work, progress)
                 for file, each in zip(files, collected, strict=True):
                     if not each.read:
                         skipped.setdefault("not examples" if each.is_other else "empty", []).append(file.name)
@@ -174,7 +178,9 @@ def _inputs_sha256(
         **({"images": images} if options.image_side else {}),
     }
     if judge := options.harm_classifier:
-        said["harm_classifier"] = model_sha256(judge.model)
+        said["harm_classifier"] = model_sha256(judge.model, "data.harmful.classifier.model")
+    if finder := options.name_finder:
+        said["name_finder"] = model_sha256(finder.model, "data.personal.names.model")
     if any(file.component for file in files):
         said["components"] = [file.component for file in files]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -56,10 +56,10 @@ def contents_of_data(data: PlainData, progress: Progress = silent) -> Contents:
             contents[f"data.{key}"] = [
                 [source.name, sha256] for source, sha256 in zip(given, hashed, strict=True)
             ]
-        if judge := data.harm_classifier:
-            from train.data.collecting.harm_classifier import model_sha256
+        for key, model in data.models.items():
+            from train.data.collecting.second_pass import model_sha256
 
-            contents["data.harmful.classifier"] = [[judge.model.name, model_sha256(judge.model)]]
+            contents[f"data.{key}"] = [[model.name, model_sha256(model, f"data.{key}.model")]]
     return contents | _stores({"data.store": data.store, "data.held_store": data.held_store}, progress)
 
 

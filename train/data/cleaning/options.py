@@ -96,12 +96,28 @@ class Harmful(Group):
         return said if self.classifier else {key: value for key, value in said.items() if key != "classifier"}
 
 
+class NameFinder(Group):
+    """A model of task ``token_classify``: its folder, or in a recipe its name among the registered ones. Words to which it
+    gives one of ``labels`` (``PER`` is B-PER and I-PER), with a probability of ``threshold`` or more, are names."""
+
+    model: Path
+    labels: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] = ("PER", "PERSON")
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
 class Personal(Group):
     """Personal data of these ``kinds`` becomes ``[EMAIL]``; where ``consistent``, ``[EMAIL_1]``, the same number for
-    the same value within one document."""
+    the same value within one document. What the model in ``names`` finds becomes ``[NAME]``."""
 
+    names: NameFinder | None = None
     kinds: Annotated[tuple[PersonalKind, ...], BeforeValidator(_listed), Field(min_length=1)] = PERSONAL_KINDS
     consistent: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: Any) -> dict[str, Any]:
+        """Without ``names``, what was said before there were any."""
+        said = handler(self)
+        return said if self.names else {key: value for key, value in said.items() if key != "names"}
 
 
 class Decontaminate(Group):
@@ -118,3 +134,6 @@ FILE_KEYS = {
     "decontaminate": ("against",),
 }
 """By group, the keys whose values are files that the user gives."""
+
+MODEL_KEYS = {"harmful": "classifier", "personal": "names"}
+"""By group, the key under which a model is named that looks at what is collected."""

@@ -162,6 +162,8 @@ def collection_name(
     chosen = {key: value for key, value in options.deciding().items() if key in CLEANING}
     if options.harm_classifier:
         chosen["harmful"].pop("classifier")  # it looks at what is collected
+    if options.name_finder:
+        chosen["personal"].pop("names")
     decides: list[Any] = [VERSION, source.name, source.found, file_sha256, chosen]
     if options.translation:
         decides.append(options.translation)

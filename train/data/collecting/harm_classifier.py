@@ -6,7 +6,6 @@ middle of long ones, of which the worst decides. Memory is that of the model and
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,13 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everlearn.bundles.bundle import MANIFEST, file_entry
-from everlearn.errors import InvalidInput
 from everlearn.progress import Progress
 from train.data.cleaning.clean import said
 from train.data.cleaning.options import HarmClassifier
 from train.data.cleaning.samples import Samples
 from train.data.collecting.collect import Collection, write_collection
+from train.data.collecting.second_pass import model_sha256, next_name
 from train.data.examples import RawExample
 from train.data.options import DataOptions
 
@@ -31,19 +29,6 @@ RULE = "harmful_classifier"
 MARKED = f"marked_{RULE}"
 AT_ONCE = 256
 """Documents that are sorted by length."""
-
-
-def model_sha256(folder: Path) -> str:
-    """Names the model: its bundle's digest, or that of its configuration, tokenizer and weights. Raises InvalidInput."""
-    if (folder / MANIFEST).is_file():
-        return json.loads((folder / MANIFEST).read_bytes())["digest"]
-    files = [folder / "config.json", folder / "tokenizer.json", *sorted(folder.glob("*.safetensors"))]
-    if missing := [file.name for file in files[:2] if not file.is_file()]:
-        raise InvalidInput(
-            f"{folder} is no folder of a model (it has no {missing[0]}), and no model here has that name",
-            param="data.harmful.classifier.model",
-        )
-    return hashlib.sha256(" ".join(file_entry(file).sha256 for file in files).encode()).hexdigest()
 
 
 def without_harmful(
@@ -57,7 +42,8 @@ def without_harmful(
     is no classifier, or has no such label."""
     from train.models.label_judge import LabelJudge
 
-    digest, judge = model_sha256(options.model), LabelJudge(options.model, options.label)
+    digest = model_sha256(options.model, "data.harmful.classifier.model")
+    judge = LabelJudge(options.model, options.label)
     made: list[Collection] = []
     for number, each in enumerate(collected):
         progress(
@@ -75,8 +61,7 @@ def _judged(
     options: HarmClassifier,
     work: Path,
 ) -> Collection:
-    decides = [collection.directory.name, digest, options.model_dump(mode="json", exclude={"model"})]
-    directory = work / hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
+    directory = work / next_name(collection, digest, options.model_dump(mode="json", exclude={"model"}))
     counts = json.loads(json.dumps({"marked": {}} | collection.counts))
     samples = Samples()
     samples.add(collection.samples)

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from train.data.cleaning.clean import SPOKEN, with_texts
 from train.data.cleaning.options import PERSONAL_KINDS, Personal, PersonalKind
@@ -40,7 +40,7 @@ class Mask:
 
     def __init__(self, options: Personal) -> None:
         self.options = options
-        self._numbers: dict[tuple[PersonalKind, str], int] = {}
+        self._numbers: dict[tuple[str, str], int] = {}
         self.counts: Counter[str] = Counter()
 
     def text(self, text: str) -> str:
@@ -92,7 +92,7 @@ class Mask:
             return self.text(text)
         return json.dumps(value, ensure_ascii=False) if sum(self.counts.values()) > before else text
 
-    def _placeholder(self, kind: PersonalKind, value: str) -> str:
+    def _placeholder(self, kind: PersonalKind | Literal["name"], value: str) -> str:
         if not self.options.consistent:
             return f"[{kind.upper()}]"
         number = self._numbers.setdefault((kind, value), 1 + sum(key[0] == kind for key in self._numbers))
@@ -114,10 +114,13 @@ def _all(text: str, kinds: frozenset[PersonalKind]) -> Iterator[Span]:
 
 def masked(example: RawExample, options: Personal, counts: Counter[str]) -> RawExample:
     """Without personal data; ``counts`` says how many places of each kind were masked."""
-    mask = Mask(options)
-    if isinstance(example, Chat):
-        made = replace(example, messages=[mask.message(message) for message in example.messages])
-    else:
-        made = with_texts(example, mask.text)
+    made = masked_by(mask := Mask(options), example)
     counts.update(mask.counts)
     return made
+
+
+def masked_by(mask: Mask, example: RawExample) -> RawExample:
+    """All texts of ``example`` as ``mask`` makes them."""
+    if isinstance(example, Chat):
+        return replace(example, messages=[mask.message(message) for message in example.messages])
+    return with_texts(example, mask.text)

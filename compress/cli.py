@@ -192,9 +192,9 @@ def answers(
     as_json: Json = False,
 ) -> None:
     """Ask a served model, and keep its answers as text for another model to learn."""
-    from compress.distill.answers import Asking, answer_prompts
     from everlearn.printing import print_json
     from everlearn.progress import shown
+    from train.data.augmenting.answers import Asking, answer_prompts
 
     asking = Asking(url, model, os.environ.get(key_env), samples, temperature, max_tokens, at_once)
     with shown() as progress:

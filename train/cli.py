@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def train(
     print_added(version, as_json)
 
 
-data = typer.Typer(help="Look at prepared data.", no_args_is_help=True)
+data = typer.Typer(help="Look at prepared data, or make more of it.", no_args_is_help=True)
 commands.add_typer(data, name="data")
 
 
@@ -66,3 +67,52 @@ def show_data(
 
     write_file(out, card_page(folder).encode())
     print(out)
+
+
+@data.command("paraphrase")
+def paraphrase_data(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Texts or labelled examples, such as a run's data/train.jsonl."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Where to write the paraphrases.")],
+    url: Annotated[str, typer.Option(help="An OpenAI server's, as https://host/v1.")],
+    model: Annotated[str, typer.Option(help="The model to ask there.")],
+    key_env: Annotated[
+        str, typer.Option(help="The environment variable that holds the key.")
+    ] = "OPENAI_API_KEY",
+    kind: Annotated[str, typer.Option(help="Of the examples, as data.kind or the objective says.")] = "auto",
+    copies: Annotated[int, typer.Option(help="Paraphrases of each example.", min=1, max=64)] = 1,
+    through: Annotated[
+        str | None, typer.Option(help="Translate into this language and back, as in Spanish.")
+    ] = None,
+    language: Annotated[str, typer.Option(help="Of the examples, to translate back into.")] = "English",
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.8,
+    max_tokens: Annotated[
+        int, typer.Option(help="At most, per answer; a longer one is left out.", min=1)
+    ] = 1024,
+    at_once: Annotated[int, typer.Option(help="Requests in flight at once.", min=1, max=256)] = 8,
+) -> None:
+    """Ask a served model for each text in other words, to have more to learn from. The same command goes on."""
+    from typing import cast
+
+    from everlearn.errors import ConfigError
+    from everlearn.progress import shown
+    from train.data.augmenting.answers import Asking
+    from train.data.augmenting.paraphrase import paraphrase
+    from train.data.reading.read import KINDS, Kind
+
+    if kind not in KINDS:
+        raise ConfigError(f"--kind {kind}: one of {', '.join(KINDS)} would do", param="kind")
+    if not (file.name == "train.jsonl" and (file.parent / "card.json").exists()):
+        print(
+            "note: what is held out of these texts would be known by its paraphrases. Prepare first, paraphrase the "
+            "run's data/train.jsonl, and name data/held.jsonl as data.held",
+            file=sys.stderr,
+        )
+    asking = Asking(url, model, os.environ.get(key_env), copies, temperature, max_tokens, at_once)
+    with shown() as progress:
+        made = paraphrase(
+            file, out, asking, kind=cast(Kind, kind), through=through, language=language, progress=progress
+        )
+    print(f"{out}: {made.told()}")

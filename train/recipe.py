@@ -19,8 +19,8 @@ from everlearn.errors import ConfigError
 from everlearn.settings import flatten
 from everlearn.settings_file import SettingsFile, read_settings_file
 from everlearn.suggest import did_you_mean
+from train.data.augmenting.options import Augment
 from train.data.cleaning.options import FILE_KEYS
-from train.data.labelled.augment_options import Augment
 from train.data.options import FIRST_OPTIONS, DataOptions
 from train.models.architecture import Architecture
 from train.objectives.table import ObjectiveSpec, find_objective, implied, refuse_inconsistent

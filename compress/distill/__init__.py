@@ -6,5 +6,5 @@
 - ``teach_decoder``: the child that teaches a decoder. ``decoder_objective``: its loss; ``kept_predictions``: the same
   from a teacher's predictions on disk.
 - ``teach_encoder``: the child that teaches an encoder. ``encoder_objective``: its loss and its batches.
-- ``answers``: a served model as teacher, by the text of its answers.
+- ``train.data.augmenting.answers``: a served model as teacher, by the text of its answers.
 """

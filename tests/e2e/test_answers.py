@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.e2e.conftest import Served
+from tests.support.serve.supervised import Supervised
+from train.data.augmenting.answers import Asking
+from train.data.augmenting.paraphrase import paraphrase
 from train.data.reading.read import read_examples
 
 ASKED = ("What is the capital of France?", "Say hello.", "What is two and two?")
@@ -30,3 +33,21 @@ def test_a_served_models_answers_are_kept_as_it_gave_them(
         said = served.chat([{"role": "user", "content": question}], max_tokens=128)
         assert answer == said.choices[0].message.content
     assert len(list(read_examples(out))) == told["answers"]
+
+
+FEW = [
+    "The striker scored twice before the break and the home side won the match.",
+    "Shares of the bank fell after it said that profits would be lower this year.",
+    "The new film tells the story of a fisherman and his daughter.",
+]
+
+
+def test_a_served_model_says_texts_in_other_words(server: Supervised, key: str, tmp_path: Path) -> None:
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in FEW))
+    asking = Asking(f"{server.url}/v1", "smollm2", key, samples=2, temperature=0.5, max_tokens=64)
+    made = paraphrase(tmp_path / "few.jsonl", tmp_path / "more.jsonl", asking)
+    written = [json.loads(line)["text"] for line in (tmp_path / "more.jsonl").open()]
+    assert made.read == 3
+    assert made.kept + made.left_out.total() == 6
+    assert made.kept == len(written) == len(set(written)) > 0
+    assert not set(written) & set(FEW)

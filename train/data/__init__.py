@@ -12,6 +12,7 @@ tokenize           examples to token ids; ``chat_template`` writes conversations
 store              tokenized examples on disk
 card               what went in, what was left out, what came out
 page/              that as an HTML page
+augmenting/        more to learn from: other words, other looks
 mixing/            components with weights: which row comes when
 packing            examples to rows, rows to batches: what training reads
 splitmix           random numbers that are the same everywhere

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn.errors import InvalidInput
-from train.data.labelled.augment import augmented, kept_tokens
-from train.data.labelled.augment_options import Augment
+from train.data.augmenting.options import Augment
+from train.data.augmenting.pictures import augmented, kept_tokens
 from train.data.labelled.rows import PADDING, LabelledRows
 from train.data.mixing.mixed_rows import MixedRows, Mixture
 from train.data.splitmix import shuffled

@@ -33,6 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 Kind = Literal["auto", "text", "chat"] | LabelledKind
+KINDS = ("auto", "text", "chat", *get_args(LabelledKind))
 Layout = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "html", "warc"]
 
 SUFFIXES: dict[str, Layout] = {

@@ -8,7 +8,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.labelled.augment_options import Augment
+from train.data.augmenting.options import Augment
 
 
 def augmented(image: NDArray[np.uint8], number: int, chosen: Augment, seed: int) -> NDArray[np.uint8]:

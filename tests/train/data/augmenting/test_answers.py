@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from compress.distill import answers
-from compress.distill.answers import Asking, answer_prompts
 from everlearn.errors import AuthError, Conflict, EverlearnError, InvalidInput, NotFound, Unavailable
+from train.data.augmenting import answers
+from train.data.augmenting.answers import Asking, answer_prompts
 from train.data.reading.read import read_examples
 
 Script = Callable[[dict[str, Any], int], tuple[int, Any]]

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from tests.support.pictures import picture, write_pictures
 from tests.support.tiny_encoders import write_wordpiece
-from train.data.labelled.augment import augmented
-from train.data.labelled.augment_options import Augment
+from train.data.augmenting.options import Augment
+from train.data.augmenting.pictures import augmented
 from train.data.labelled.image_rows import ImageTextRows
 from train.data.options import DataOptions
 from train.data.prepare import prepare

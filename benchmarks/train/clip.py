@@ -1,11 +1,11 @@
 """CLIP from scratch on emoji and their names in English and Chinese, beside nearest neighbours.
 
-    python -m benchmarks.train.clip [--json out.json] [--emoji FOLDER --names FOLDER]
+    python -m benchmarks.train.clip [--json out.json]
 
-Pictures: npm's emoji-datasource-twitter 16.0.0, 64 pixels; names: emojibase-data 17.0.0 (both fetched by npm, unless
-unpacked folders are given). A tenth of the pictures is held out with its names, on which the recipe was chosen, and another
-tenth, that no choice has seen, is reported. The baseline has nothing to learn: the five training pictures nearest in
-pixels lend their names, compared by TF-IDF of their letters; and the other way round.
+Pictures: npm's emoji-datasource-* 16.0.0, 64 pixels, of one vendor or of several (--vendors); names: emojibase-data 17.0.0. A tenth of
+the emoji is held out with all pictures and names, on which the recipe and the number of neighbours were chosen, and another
+tenth, that no choice has seen, is reported: Twitter's picture and the name. The baseline learns nothing from the same pairs:
+the training pictures nearest in pixels lend their texts, compared by TF-IDF of their letters; and the other way round.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import hashlib
 import json
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,17 @@ from numpy.typing import NDArray
 from benchmarks.machine import cpu
 from benchmarks.train.corpora import npm_package
 from everlearn.images import pixels
-from train.data.store import TokenStore, open_store
+from everlearn.progress import shown
 from train.launch import launch
 from train.objectives.contrastive import RECALLS, ranked
 from train.recipe import TrainRecipe
 
-EMOJI, NAMES = "emoji-datasource-twitter@16.0.0", "emojibase-data@17.0.0"
+NAMES = "emojibase-data@17.0.0"
+VENDORS = ("twitter", "apple", "google", "facebook")
+ASKED = "twitter"
+SIDES = ("train", "held", "test")
 LANGUAGES = {"en": "English", "zh": "Chinese"}
-NEIGHBOURS = 5
+NEIGHBOURS = (5, 10, 20, 40)
 RECIPE = {
     "architecture": {
         "family": "clip",
@@ -58,86 +63,118 @@ RECIPE = {
 def main() -> None:
     """Prints the table of docs/images-and-texts.md."""
     parser = argparse.ArgumentParser(description="CLIP on emoji and their names, beside nearest neighbours.")
-    parser.add_argument("--emoji", type=Path, help="the unpacked package with pictures")
-    parser.add_argument("--names", type=Path, help="the unpacked package with names")
+    parser.add_argument("--steps", type=int, default=RECIPE["steps"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--vendors", nargs="+", choices=VENDORS, default=[ASKED], help="whose pictures to learn from"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures there")
-    arguments = parser.parse_args()
-    report = measure(arguments.emoji or npm_package(EMOJI), arguments.names or npm_package(NAMES))
+    chosen = parser.parse_args()
+    recipe = {**RECIPE, "steps": chosen.steps, "threads": chosen.threads}
+    report = measure(recipe, chosen.vendors)
     show(report)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1))
+    if chosen.json:
+        chosen.json.write_text(json.dumps(report, indent=1))
 
 
-def measure(emoji: Path, names: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Pair:
+    """One picture, as PNG, and one text."""
+
+    image: bytes
+    text: str
+
+
+Sides = dict[str, dict[str, list[Pair]]]
+"""By language, then by side: train, held, test."""
+
+
+def measure(recipe: dict[str, Any], vendors: Sequence[str]) -> dict[str, Any]:
+    pairs = emoji_pairs(vendors)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        files = [write_pairs(emoji, names, language, folder) for language in LANGUAGES]
-        data = {"train": [str(file) for file in files], "held_fraction": 0.1, "test_fraction": 0.1}
-        recipe = TrainRecipe.model_validate({**RECIPE, "data": data})
+        (folder / "img").mkdir()
+        files = {
+            side: [written(pairs[of][side], folder, f"{of}-{side}") for of in LANGUAGES] for side in SIDES
+        }
+        data = {"train": files["train"], "held": files["held"]}
         began = time.monotonic()
-        outcome = launch(recipe, model_dir=None, tokenizer_dir=None, run_dir=folder / "run")
-        seconds = time.monotonic() - began
-        train, test = (side(folder / "run" / "data", name) for name in ("train", "test"))
-        looks = whole_pictures(folder / "img")
-        report: dict[str, Any] = {"cpu": cpu(), "seconds": round(seconds, 1), "pairs": len(train[0])}
+        with shown() as progress:
+            outcome = launch(
+                TrainRecipe.model_validate({**recipe, "data": data}),
+                model_dir=None,
+                tokenizer_dir=None,
+                run_dir=folder / "run",
+                progress=progress,
+            )
+        report: dict[str, Any] = {"cpu": cpu(), "seconds": round(time.monotonic() - began, 1)}
+        report["pairs"] = sum(len(pairs[of]["train"]) for of in LANGUAGES)
         report["chosen_on"] = {key: value for key, value in outcome.metrics.items() if "recall" in key}
-        for language in LANGUAGES:
-            known, asked = (of_language(each, language) for each in (train, test))
-            features = embedded(outcome.directory, *asked)
-            report[language] = {
-                "asked": len(asked[0]),
-                "clip": recalls(features[0] @ features[1].T),
-                "neighbours": recalls(neighbours(as_drawn(known, looks), as_drawn(asked, looks))),
-            }
+        for side in ("held", "test"):
+            report[side] = {}
+            for of in LANGUAGES:
+                known, asked = pairs[of]["train"], pairs[of][side]
+                shown_as, said_as = embedded(
+                    outcome.directory, asked, recipe["architecture"]["images"]["size"]
+                )
+                report[side][of] = {
+                    "asked": len(asked),
+                    "clip": recalls(shown_as @ said_as.T),
+                    **{f"neighbours {k}": recalls(neighbours(known, asked, k)) for k in NEIGHBOURS},
+                }
         return report
 
 
-Side = tuple[list[dict[str, str]], NDArray[np.uint8]]
+def emoji_pairs(vendors: Sequence[str]) -> Sides:
+    """Every vendor's picture of each emoji with its name to learn from; one vendor's to be asked for.
+
+    An emoji is on one side with all of its pictures, by the hash of the one that is asked for.
+    """
+    folders = {vendor: npm_package(f"emoji-datasource-{vendor}@16.0.0") for vendor in {ASKED, *vendors}}
+    names = npm_package(NAMES)
+    listed = json.loads((folders[ASKED] / "emoji.json").read_text())
+    made: Sides = {of: {side: [] for side in SIDES} for of in LANGUAGES}
+    for of in LANGUAGES:
+        known = {each["hexcode"]: each for each in json.loads((names / of / "data.json").read_text())}
+        for emoji in listed:
+            entry = known.get(emoji["unified"]) or known.get(emoji["unified"].replace("-FE0F", ""))
+            if not entry or not emoji[f"has_img_{ASKED}"]:
+                continue
+            pictures = {
+                vendor: (folder / "img" / vendor / "64" / emoji["image"]).read_bytes()
+                for vendor, folder in folders.items()
+                if emoji[f"has_img_{vendor}"]
+            }
+            if (side := side_of(pictures[ASKED])) != "train":
+                made[of][side].append(Pair(pictures[ASKED], entry["label"]))
+                continue
+            made[of][side] += [
+                Pair(pictures[vendor], entry["label"]) for vendor in vendors if vendor in pictures
+            ]
+    return made
 
 
-def write_pairs(emoji: Path, names: Path, language: str, folder: Path) -> Path:
+def side_of(picture: bytes) -> str:
+    """A tenth is held out, and another tenth to test: as preparing data decides it for a picture."""
+    named = json.dumps(hashlib.sha256(picture).hexdigest())
+    at = int(hashlib.sha256(named.encode()).hexdigest()[32:48], 16) / 2**64
+    return "held" if at < 0.1 else "test" if at < 0.2 else "train"
+
+
+def written(pairs: list[Pair], folder: Path, name: str) -> str:
     """One file of records in ``folder``, the pictures beside it."""
-    said = {
-        each["hexcode"]: each["label"] for each in json.loads((names / language / "data.json").read_text())
-    }
-    (folder / "img").mkdir(exist_ok=True)
     lines: list[str] = []
-    for each in json.loads((emoji / "emoji.json").read_text()):
-        name = said.get(each["unified"]) or said.get(each["unified"].replace("-FE0F", ""))
-        if not name or not each["has_img_twitter"]:
-            continue
-        content = (emoji / "img" / "twitter" / "64" / each["image"]).read_bytes()
-        (folder / "img" / each["image"]).write_bytes(content)
-        lines.append(json.dumps({"image": f"img/{each['image']}", "text": name}, ensure_ascii=False) + "\n")
-    file = folder / f"{language}.jsonl"
+    for pair in pairs:
+        image = f"img/{hashlib.sha256(pair.image).hexdigest()}.png"
+        (folder / image).write_bytes(pair.image)
+        lines.append(json.dumps({"image": image, "text": pair.text}, ensure_ascii=False) + "\n")
+    file = folder / f"{name}.jsonl"
     file.write_text("".join(lines), encoding="utf-8")
-    return file
-
-
-def side(data: Path, name: str) -> Side:
-    store: TokenStore = open_store(data / name)
-    assert store.images is not None
-    return [json.loads(line) for line in (data / f"{name}.jsonl").open()], np.array(store.images)
-
-
-def whole_pictures(folder: Path) -> dict[str, NDArray[np.uint8]]:
-    """All 64 pixels of each side, which the neighbours see whatever the model does, by the hash that records name."""
-    contents = [file.read_bytes() for file in folder.iterdir()]
-    return {hashlib.sha256(one).hexdigest(): pixels(one, 64) for one in contents}
-
-
-def as_drawn(given: Side, looks: dict[str, NDArray[np.uint8]]) -> Side:
-    return given[0], np.stack([looks[each["image"]] for each in given[0]])
-
-
-def of_language(given: Side, language: str) -> Side:
-    records, images = given
-    places = [at for at, each in enumerate(records) if each["source"].startswith(f"{language}.")]
-    return [records[at] for at in places], images[places]
+    return str(file)
 
 
 def embedded(
-    model_dir: Path, records: list[dict[str, str]], images: NDArray[np.uint8]
+    model_dir: Path, asked: list[Pair], size: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """By transformers alone, from what was registered."""
     import torch
@@ -148,31 +185,34 @@ def embedded(
     model = CLIPModel.from_pretrained(model_dir).eval()
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     texts = tokenizer(
-        [each["text"] for each in records], padding=True, truncation=True, max_length=24, return_tensors="pt"
+        [pair.text for pair in asked], padding=True, truncation=True, max_length=24, return_tensors="pt"
     )
+    images = torch.from_numpy(np.stack([pixels(pair.image, size) for pair in asked]))
     with torch.no_grad():
-        shown = unit(model.get_image_features(pixel_values(torch.from_numpy(images))).pooler_output)
-        said = unit(model.get_text_features(texts["input_ids"], texts["attention_mask"]).pooler_output)
-    return shown.numpy(), said.numpy()
+        shown_as = unit(model.get_image_features(pixel_values(images)).pooler_output)
+        said_as = unit(model.get_text_features(texts["input_ids"], texts["attention_mask"]).pooler_output)
+    return shown_as.numpy(), said_as.numpy()
 
 
-def neighbours(known: Side, asked: Side) -> NDArray[np.float32]:
+def neighbours(known: list[Pair], asked: list[Pair], most: int) -> NDArray[np.float32]:
     """How near each picture and each name are, float32 (pictures, names): the mean likeness of the name to those of the
-    pictures most like it, and of the picture to those of the names most like it."""
+    ``most`` pictures most like it, and of the picture to those of the ``most`` names most like it."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True)
-    known_texts = letters.fit_transform([each["text"] for each in known[0]])
-    asked_texts = letters.transform([each["text"] for each in asked[0]])
+    known_texts = letters.fit_transform([pair.text for pair in known])
+    asked_texts = letters.transform([pair.text for pair in asked])
     by_text = np.asarray((asked_texts @ known_texts.T).todense(), dtype=np.float32)  # (asked, known)
-    by_pixel = _small(asked[1]) @ _small(known[1]).T  # (asked, known)
-    through_pictures = _nearest(by_pixel) @ by_text.T  # (pictures, names)
-    through_names = _nearest(by_text) @ by_pixel.T  # (names, pictures)
+    by_pixel = _small(asked) @ _small(known).T  # (asked, known)
+    through_pictures = _nearest(by_pixel, most) @ by_text.T  # (pictures, names)
+    through_names = _nearest(by_text, most) @ by_pixel.T  # (names, pictures)
     return through_pictures + through_names.T
 
 
-def _small(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Means of 4 by 4 pixels without what all have in common, of length 1; float32 (n, 768)."""
+def _small(pairs: list[Pair]) -> NDArray[np.float32]:
+    """Means of 4 by 4 of a picture's 64 by 64 pixels without what all have in common, of length 1; float32 (n, 768)."""
+    looks = {image: pixels(image, 64) for image in {pair.image for pair in pairs}}
+    images = np.stack([looks[pair.image] for pair in pairs])
     blocks = (
         images.reshape(len(images), 16, 4, 16, 4, 3).mean((2, 4), dtype=np.float32).reshape(len(images), -1)
     )
@@ -180,9 +220,9 @@ def _small(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return away / np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-6)
 
 
-def _nearest(likeness: NDArray[np.float32]) -> NDArray[np.float32]:
+def _nearest(likeness: NDArray[np.float32], most: int) -> NDArray[np.float32]:
     """Weights of the nearest ones: the likeness where it is among the largest, 0 elsewhere."""
-    least = np.sort(likeness, axis=1)[:, -NEIGHBOURS][:, None]
+    least = np.sort(likeness, axis=1)[:, -most][:, None]
     return np.where(likeness >= least, likeness, 0)
 
 
@@ -198,15 +238,20 @@ def recalls(scores: NDArray[np.float32]) -> dict[str, float]:
 
 
 def show(report: dict[str, Any]) -> None:
+    """The neighbours' number is the one that is best on the held-out pictures."""
     print(f"{report['pairs']} pairs, {report['seconds']:.0f} s on {report['cpu']}")
     print("| names | asked | by | picture to name: recall@1 | @5 | name to picture: recall@1 | @5 |")
     print("|---|---|---|---|---|---|---|")
-    for language, title in LANGUAGES.items():
-        row = report[language]
-        rows = {"clip": "CLIP", "neighbours": "nearest neighbours"}
-        for key, by in rows.items():
-            figures = " | ".join(f"{value:.3f}" for value in row[key].values())
-            print(f"| {title} | {row['asked']} | {by} | {figures} |")
+    for of, title in LANGUAGES.items():
+        best = max(
+            (by for by in report["held"][of] if by.startswith("neighbours")),
+            key=lambda by: sum(report["held"][of][by].values()),
+        )
+        for side in ("held", "test"):
+            row = report[side][of]
+            for by in ("clip", best):
+                figures = " | ".join(f"{value:.3f}" for value in row[by].values())
+                print(f"| {title}, {side} | {row['asked']} | {by} | {figures} |")
         chance = f"{1 / row['asked']:.3f} | {5 / row['asked']:.3f}"
         print(f"| {title} | {row['asked']} | chance | {chance} | {chance} |")
 

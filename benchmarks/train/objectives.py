@@ -34,7 +34,7 @@ from train.recipe import TrainRecipe
 
 SIZES: dict[str, dict[str, Any]] = {
     "causal-lm": {"family": "llama"},
-    "masked-lm": {"family": "bert"},
+    "masked-lm": {"family": "modernbert"},
     "span-corruption": {"family": "t5"},
     "dense": {"family": "llama"},
     "experts": {"family": "deepseek", "experts": {"count": 8, "per_token": 2, "shared": 1}},
@@ -140,14 +140,14 @@ def targets(batch: Any) -> list[Ids]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("objectives", nargs="*", default=["causal-lm", "masked-lm", "span-corruption"])
-    parser.add_argument("--megabytes", type=float, default=9)
-    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--megabytes", type=float, default=4)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "texts.jsonl"

@@ -64,7 +64,7 @@ lint: $(VENV)/.stamp-all ## Check style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(VENV)/.stamp-all ## Measure the ONNX engine beside onnxruntime-genai and llama.cpp
+bench: $(VENV)/.stamp-all ## Measure the ONNX engine beside llama.cpp, onnxruntime-genai and OpenVINO
 	$(BIN)/python -m benchmarks.serve.onnx
 
 install-%: $(VENV)/.stamp-% ## Install gateway, serve, demo, vllm or all, and do nothing else

@@ -7,83 +7,19 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from everlearn.errors import AuthError, Conflict, EverlearnError, InvalidInput, NotFound, Unavailable
+from tests.support.scripted_server import Script, Server, said
 from train.data.augmenting import answers
 from train.data.augmenting.answers import Asking, answer_prompts
 from train.data.reading.read import read_examples
-
-Script = Callable[[dict[str, Any], int], tuple[int, Any]]
-
-
-class Server:
-    """An OpenAI server that follows a script: status and body for a request and how often its text came before."""
-
-    def __init__(self, script: Script) -> None:
-        self.asked: Counter[str] = Counter()
-        self.keys: list[str | None] = []
-        self.at_once = self.most_at_once = 0
-        lock = threading.Lock()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                text = body["messages"][-1]["content"]
-                with lock:
-                    before = server.asked[text]
-                    server.asked[text] += 1
-                    server.keys.append(self.headers.get("authorization"))
-                    server.at_once += 1
-                    server.most_at_once = max(server.most_at_once, server.at_once)
-                try:
-                    status, said = script(body, before) if self.path == "/v1/chat/completions" else (404, {})
-                    if status == 0:
-                        self.connection.close()
-                        return
-                    raw = said if isinstance(said, bytes) else json.dumps(said).encode()
-                    self.send_response(status)
-                    self.send_header("content-length", str(len(raw)))
-                    self.send_header("retry-after", "0.05")
-                    self.end_headers()
-                    self.wfile.write(raw)
-                finally:
-                    with lock:
-                        server.at_once -= 1
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-
-@pytest.fixture
-def serving() -> Iterator[Callable[[Script], Server]]:
-    made: list[Server] = []
-
-    def start(script: Script) -> Server:
-        made.append(Server(script))
-        return made[-1]
-
-    yield start
-    for one in made:
-        one.http.shutdown()
-        one.http.server_close()
-
-
-def said(text: str, reason: str = "stop") -> tuple[int, Any]:
-    return 200, {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": reason}]}
 
 
 def echo(body: dict[str, Any], _before: int) -> tuple[int, Any]:

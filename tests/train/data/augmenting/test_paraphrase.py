@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +12,9 @@ from typer.testing import CliRunner
 
 from everlearn.cli.commands import app
 from everlearn.errors import AuthError, Conflict, InvalidInput
-from train.data.augmenting import answers
+from tests.support.scripted_server import Script, Server, said
 from train.data.augmenting.answers import Asking
 from train.data.augmenting.paraphrase import paraphrase
-
-Answer = tuple[int, dict[str, Any]]
-
-
-class Server:
-    """``answer`` makes a status and a body of each request's body; ``asked`` has the texts."""
-
-    def __init__(self) -> None:
-        self.answer: Callable[[dict[str, Any]], Answer] = lambda body: said(f"Said anew: {text_of(body)}")
-        self.asked: list[dict[str, Any]] = []
-        self.keys: set[str | None] = set()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.asked.append(body)
-                server.keys.add(self.headers.get("Authorization"))
-                status, answer = server.answer(body)
-                content = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-
-def said(text: str, finish: str = "stop") -> Answer:
-    return 200, {"choices": [{"message": {"content": text}, "finish_reason": finish}]}
 
 
 def text_of(body: dict[str, Any]) -> str:
@@ -63,11 +22,8 @@ def text_of(body: dict[str, Any]) -> str:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(answers, "LONGEST_WAIT_S", 0.01)
-    made = Server()
-    yield made
-    made.close()
+def server(serving: Callable[[Script], Server]) -> Server:
+    return serving(lambda body, _: said(f"Said anew: {text_of(body)}"))
 
 
 @pytest.fixture
@@ -84,22 +40,22 @@ def records(file: Path) -> list[dict[str, Any]]:
 
 def test_each_example_gets_copies_with_its_label(server: Server, mails: Path, tmp_path: Path) -> None:
     seeds = iter(range(1, 100))
-    server.answer = lambda body: said(f"({'x' * next(seeds)}) {text_of(body)}")
+    server.script = lambda body, _before: said(f"({'x' * next(seeds)}) {text_of(body)}")
     asking = Asking(server.url, "small", "secret", samples=2, temperature=0.5)
     made = paraphrase(mails, tmp_path / "more.jsonl", asking, kind="classification")
     more = records(tmp_path / "more.jsonl")
     assert (made.read, made.kept, len(more)) == (6, 12, 12)
     assert [line["label"] for line in more[:4]] == ["tell", "tell", "ask", "ask"]
     assert all(line["text"].endswith(f"Mail {n // 2} asks for a new room") for n, line in enumerate(more))
-    assert server.keys == {"Bearer secret"}
+    assert set(server.keys) == {"Bearer secret"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mails.jsonl", "more.jsonl"]
 
 
 def test_there_and_back_through_another_language(server: Server, mails: Path, tmp_path: Path) -> None:
-    def answer(body: dict[str, Any]) -> Answer:
+    def answer(body: dict[str, Any], _before: int) -> tuple[int, Any]:
         return said(f"{'es' if 'into Spanish' in body['messages'][0]['content'] else 'en'} {text_of(body)}")
 
-    server.answer = answer
+    server.script = answer
     asking = Asking(server.url, "small", samples=2, temperature=0.5)
     paraphrase(mails, tmp_path / "more.jsonl", asking, kind="classification", through="Spanish")
     assert records(tmp_path / "more.jsonl")[0]["text"] == "en es Mail 0 asks for a new room"
@@ -116,7 +72,7 @@ def test_what_can_be_told_to_be_wrong_is_left_out_and_said(
         4: said("Mail 4 " + "and so on " * 20),
         5: said("A new room is what mail 5 is about"),
     }
-    server.answer = lambda body: answers[int(text_of(body).split()[1])]
+    server.script = lambda body, _before: answers[int(text_of(body).split()[1])]
     made = paraphrase(mails, tmp_path / "more.jsonl", Asking(server.url, "small"), kind="classification")
     assert records(tmp_path / "more.jsonl") == [
         {"text": "A new room is what mail 5 is about", "label": "ask"}
@@ -129,14 +85,16 @@ def test_what_can_be_told_to_be_wrong_is_left_out_and_said(
 
 def test_it_goes_on_where_it_stopped(server: Server, mails: Path, tmp_path: Path) -> None:
     out, asking = tmp_path / "more.jsonl", Asking(server.url, "small", at_once=1)
-    good = server.answer
-    server.answer = lambda body: good(body) if len(server.asked) <= 3 else (401, {"error": {"message": "no"}})
+    good = server.script
+    server.script = lambda body, _before: (
+        good(body, 0) if server.asked.total() <= 3 else (401, {"error": {"message": "no"}})
+    )
     with pytest.raises(AuthError):
         paraphrase(mails, out, asking, kind="classification")
     assert not out.exists()
-    server.answer, before = good, len(server.asked)
+    server.script, before = good, server.asked.total()
     assert paraphrase(mails, out, asking, kind="classification").kept == 6
-    assert len(server.asked) == before + 3
+    assert server.asked.total() == before + 3
     with pytest.raises(Conflict, match="exists: remove it"):
         paraphrase(mails, out, asking, kind="classification")
 

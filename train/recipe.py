@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
@@ -24,7 +25,7 @@ from train.data.cleaning.options import FILE_KEYS
 from train.data.options import FIRST_OPTIONS, DataOptions
 from train.models.architecture import Architecture
 from train.objectives.table import ObjectiveSpec, find_objective, implied, refuse_inconsistent
-from train.recipe_data import Data, anchored
+from train.recipe_data import Data, anchored, anchored_model, anchored_path
 
 Recipe = TypeVar("Recipe", bound=BaseModel)
 
@@ -322,8 +323,10 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> TrainRecipe:
         values = _override(values, key, key.split("."), value)
     recipe = validate_recipe(TrainRecipe, values, file, [key for key, _ in said])
     folder = path.absolute().parent
-    keep = recipe.keep and recipe.keep.model_copy(update={"store": folder / recipe.keep.store.expanduser()})
-    made = recipe.architecture and recipe.architecture.with_tokenizer_of(lambda of: folder / of.expanduser())
+    keep = recipe.keep and recipe.keep.model_copy(update={"store": anchored_path(recipe.keep.store, folder)})
+    made = recipe.architecture and recipe.architecture.with_tokenizer_of(
+        partial(anchored_model, folder=folder)
+    )
     update = {"data": anchored(recipe.data, folder), "keep": keep, "architecture": made}
     return recipe.model_copy(update=update)
 

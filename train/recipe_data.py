@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,17 +93,27 @@ class Data(PlainData):
         return self
 
 
+def anchored_path(path: Path, folder: Path) -> Path:
+    """Relative to ``folder``. Raises ConfigError for another user's folder that is not there."""
+    try:
+        return folder / path.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{path}: there is no such user's folder", param="data") from None
+
+
+def anchored_model(path: Path, folder: Path) -> Path:
+    """As :func:`anchored_path`; but a single word that is no folder there stays, as the name of a model."""
+    there = anchored_path(path, folder)
+    return path if path.name == str(path) and not there.is_dir() else there
+
+
 SomeData = TypeVar("SomeData", bound=PlainData)
 
 
 def anchored(data: SomeData, folder: Path) -> SomeData:
     """``data`` with its paths relative to ``folder``."""
 
-    def at(path: Path) -> Path:
-        try:
-            return folder / path.expanduser()
-        except RuntimeError:
-            raise ConfigError(f"{path}: there is no such user's folder", param="data") from None
+    at = partial(anchored_path, folder=folder)
 
     def all_at(paths: Sequence[RemoteUrl | Path]) -> tuple[RemoteUrl | Path, ...]:
         return tuple(path if isinstance(path, str) else at(path) for path in paths)
@@ -116,15 +127,17 @@ def anchored(data: SomeData, folder: Path) -> SomeData:
             "held": all_at(data.held),
             "store": data.store and at(data.store),
             "held_store": data.held_store and at(data.held_store),
-            **data.with_files(at),
+            **data.with_files(at, partial(anchored_model, folder=folder)),
         }
     )
 
 
 def with_models(data: SomeData, find: Callable[[str], Path]) -> SomeData:
-    """``data`` with the folder of each model that it names: where there is none of that path, ``find`` has it by its name."""
+    """``data`` with the folder of each model that it names; ``find`` has it by its name."""
 
-    def at(model: Path) -> Path:
-        return model if model.is_dir() else find(model.name)
+    return data.model_copy(update=data.with_models(partial(folder_of, find=find)))
 
-    return data.model_copy(update=data.with_models(at))
+
+def folder_of(model: Path, find: Callable[[str], Path]) -> Path:
+    """``model``, where it is a path; the folder of the model of that name, where it is one word."""
+    return find(str(model)) if model.name == str(model) and not model.is_dir() else model

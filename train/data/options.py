@@ -141,9 +141,9 @@ class DataOptions(BaseModel):
                 )
         return made
 
-    def with_files(self, at: Callable[[Path], Path]) -> dict[str, Group]:
-        """The groups that name files or models, with each path as ``at`` gives it."""
-        made = self.with_models(at)
+    def with_files(self, at: Callable[[Path], Path], at_model: Callable[[Path], Path]) -> dict[str, Group]:
+        """The groups that name files or models, with each path as ``at`` or ``at_model`` gives it."""
+        made = self.with_models(at_model)
         for name, keys in FILE_KEYS.items():
             if group := made.get(name) or getattr(self, name):
                 files = {key: tuple(map(at, getattr(group, key))) for key in keys}
@@ -187,6 +187,8 @@ class TokenizerOptions(BaseModel):
     @model_validator(mode="after")
     def _as_it_is(self) -> TokenizerOptions:
         others = {name: field.default for name, field in type(self).model_fields.items() if name != "of"}
+        if self.of and not self.of.name:
+            raise ValueError("of takes the name of a model, or a folder")
         if self.of and any(getattr(self, name) != default for name, default in others.items()):
             raise ValueError("of takes a tokenizer as it is: leave out its kind and how it writes texts")
         return self

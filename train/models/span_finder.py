@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,9 @@ OVERLAP = 64
 """Tokens that two neighbouring windows of a long text have in common: each is believed on its own half of them."""
 FIRST_CJK = "\u2e80"
 """From here on, writing has no spaces between words."""
+WITHOUT_SPACES = (("\u0e00", "\u0eff"), ("\u1000", "\u109f"), ("\u1780", "\u17ff"))
+"""Nor has that of Thai and Lao, Burmese, and Khmer."""
+JOINS = "-'\u2019"
 
 
 class Place(NamedTuple):
@@ -33,10 +37,10 @@ class SpanFinder:
     none of them."""
 
     def __init__(self, model_dir: Path, labels: Sequence[str], threshold: float) -> None:
-        kinds = [label.partition("-") for label in labels_of(model_dir)]
-        found = [number for number, (scheme, _, kind) in enumerate(kinds) if (kind or scheme) in labels]
+        kinds = [_scheme_and_kind(label) for label in labels_of(model_dir)]
+        found = [number for number, (_, kind) in enumerate(kinds) if kind in labels]
         if not found:
-            there = dict.fromkeys(kind or scheme for scheme, _, kind in kinds)
+            there = dict.fromkeys(kind for _, kind in kinds)
             raise InvalidInput(
                 f"data.personal.names: {model_dir.name} has no label {' or '.join(map(repr, labels))}; it has "
                 f"{', '.join(there) or 'none: it is no token classifier'}",
@@ -86,6 +90,11 @@ class SpanFinder:
         return torch.stack([inside, inside & begins], -1).numpy()
 
 
+def _scheme_and_kind(label: str) -> tuple[str, str]:
+    scheme, _, kind = label.partition("-")
+    return (scheme, kind) if kind and scheme in ("B", "I", "E", "S", "L", "U") else ("", label)
+
+
 def _places(text: str, offsets: Sequence[tuple[int, int]], found: NDArray[np.bool_]) -> Iterator[Place]:
     """Of words whose first token is inside a span: of the others, models are mostly taught nothing."""
     for (start, end), (inside, begins) in zip(offsets, found.tolist(), strict=True):
@@ -104,7 +113,7 @@ def _joined(text: str, places: Iterator[Place]) -> Iterator[tuple[int, int]]:
         start, end = place.start, place.end
         while end < len(text) and _inside_word(text, end):
             end += 1
-        if span and start <= span[1] and not place.begins:
+        if span and (start < span[1] or (start == span[1] and not place.begins)):
             span = (span[0], max(end, span[1]))
         elif (
             span
@@ -122,9 +131,17 @@ def _joined(text: str, places: Iterator[Place]) -> Iterator[tuple[int, int]]:
 
 
 def _inside_word(text: str, at: int) -> bool:
-    """Whether the character at ``at`` goes on with a word, in writing that has spaces between words."""
-    return _is_of_word(text[at - 1]) and _is_of_word(text[at]) if at else False
+    """Whether the character at ``at`` goes on with a word, in writing that has spaces between words. A hyphen or an
+    apostrophe between letters does, as in O'Brien."""
+    if not 0 < at < len(text):
+        return False
+    if text[at] in JOINS:
+        return at + 1 < len(text) and _is_of_word(text[at - 1]) and _is_of_word(text[at + 1])
+    before = text[at - 2 : at - 1] if text[at - 1] in JOINS else text[at - 1]
+    return bool(before) and _is_of_word(before) and _is_of_word(text[at])
 
 
 def _is_of_word(character: str) -> bool:
-    return character.isalnum() and character < FIRST_CJK
+    if character >= FIRST_CJK or any(first <= character <= last for first, last in WITHOUT_SPACES):
+        return False
+    return character.isalnum() or unicodedata.category(character)[0] == "M" or character in "\u200c\u200d"

@@ -85,7 +85,7 @@ def _tokenizer(recipe: TrainRecipe) -> Contents:
     files = [folder / "tokenizer.json", folder / "tokenizer_config.json"]
     if not files[0].is_file():
         raise NotFound(
-            f"{folder} is no folder with a tokenizer (it has no tokenizer.json), and no model here has that name",
+            f"{folder} is no folder with a tokenizer: it has no tokenizer.json",
             param="architecture.tokenizer.of",
         )
     digest = " ".join(file_entry(file).sha256 for file in files if file.is_file())

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from everlearn.registry.records import Version
 from everlearn.registry.registry import Registry
 from train.launch import RUN, OnStep, Outcome, begun, launch, read_written, refuse_other_run
 from train.recipe import TrainRecipe, deciding
-from train.recipe_data import with_models
+from train.recipe_data import folder_of, with_models
 from train.runs.claim import claimed, refuse_inside
 from train.runs.identity import Contents, contents_of, contents_read, run_diff
 
@@ -101,10 +102,12 @@ def train_registered(
     ``run_dir``: by default the recipe's own folder in ``runs``. The views show progress while their context lasts.
     Raises as :func:`find_run`, :func:`already_registered` and ``train.launch.launch``.
     """
-    found = with_models(recipe.data, lambda name: registry.path(registry.weights(name)))
-    made = recipe.architecture and recipe.architecture.with_tokenizer_of(
-        lambda of: of if of.is_dir() else registry.path(registry.weights(of.name))
-    )
+
+    def find(name: str) -> Path:
+        return registry.path(registry.weights(name))
+
+    found = with_models(recipe.data, find)
+    made = recipe.architecture and recipe.architecture.with_tokenizer_of(partial(folder_of, find=find))
     recipe = recipe.model_copy(update={"data": found, "architecture": made})
     with hashing_view() as progress:
         contents = contents_of(recipe, progress)

@@ -87,8 +87,16 @@ def test_a_name_that_is_no_model_here_is_refused_before_anything_is_read(home: R
     assert done.exit_code == 1
     assert "large" in done.output
     assert not (home.settings.home / "runs").exists()
+    away = train("architecture.tokenizer.of=no/such/tiny")
+    assert away.exit_code == 1 and "no/such/tiny is no folder with a tokenizer" in away.output.replace(
+        "\n", ""
+    )
     with pytest.raises(NotFound, match=r"no tokenizer\.json"):
         contents_of(read_recipe(Path("recipe.yaml"), ["architecture.tokenizer.of=large"]))
+    with pytest.raises(ConfigError, match="no such user's folder"):
+        read_recipe(Path("recipe.yaml"), ["architecture.tokenizer.of=~nobodyhere/x"])
+    with pytest.raises(ConfigError, match="the name of a model, or a folder"):
+        read_recipe(Path("recipe.yaml"), ["architecture.tokenizer.of=''"])
 
 
 def test_what_it_would_have_decided_is_refused() -> None:

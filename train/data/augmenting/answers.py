@@ -67,10 +67,7 @@ def answer_prompts(prompts: Path, out: Path, asking: Asking, progress: Progress 
     Raises NotFound, InvalidInput with the line, AuthError, Conflict where another run writes OUT, Unavailable where the
     server stays away; what came is kept.
     """
-    if asking.samples > 1 and asking.temperature == 0:
-        raise InvalidInput(
-            "at temperature 0 all samples of a prompt are one: give a temperature", param="samples"
-        )
+    refuse_same_samples(asking)
     wanted = list(prompts_in(prompts))
     if not out.absolute().parent.is_dir():
         raise NotFound(f"{out.absolute().parent} is no folder", param="out")
@@ -95,6 +92,14 @@ def answer_prompts(prompts: Path, out: Path, asking: Asking, progress: Progress 
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: later it may be another run's
         lock.release()
+
+
+def refuse_same_samples(asking: Asking) -> None:
+    """Raises InvalidInput."""
+    if asking.samples > 1 and asking.temperature == 0:
+        raise InvalidInput(
+            "at temperature 0 all samples of a prompt are one: give a temperature", param="samples"
+        )
 
 
 def prompts_in(file: Path) -> Iterator[list[Message]]:
@@ -239,10 +244,19 @@ async def ask(
     if reason == "length":
         found.cut += 1
         return None
-    if not isinstance(content, str) or not content.strip():
+    if not isinstance(content, str) or not content.strip() or not is_unicode(content):
         found.empty += 1
         return None
     return content
+
+
+def is_unicode(text: str) -> bool:
+    """Not of half a surrogate, which no file holds."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 async def post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Any:

@@ -10,15 +10,16 @@ import hashlib
 import json
 import re
 import shutil
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from everlearn.bundles.durable import write_file
-from everlearn.errors import Conflict, InvalidInput
+from everlearn.errors import Conflict, InvalidInput, NotFound
 from everlearn.progress import Progress, silent
-from train.data.augmenting.answers import Asking, answer_prompts
+from train.data.augmenting.answers import MAX_LINE_BYTES, Asking, answer_prompts, refuse_same_samples
 from train.data.cleaning.clean import with_texts
 from train.data.examples import Chat, RawExample
 from train.data.reading.read import Kind, Limits, read_examples
@@ -34,6 +35,8 @@ REFUSED: dict[str, str] = {
     "contrastive": "its pictures lie beside the file",
 }
 """Kinds that are not paraphrased, and why."""
+LABELS = ("label", "labels", "tags", "score", "answers", "target")
+"""Keys that a text read as nothing but text would lose."""
 MOST_TIMES = 3.0
 """A paraphrase is at most so many times as long as the text, or as short."""
 SHORT_CHARS = 20
@@ -75,21 +78,37 @@ def paraphrase(
         raise InvalidInput(f"{kind} is not paraphrased: {why}", param="kind")
     if kind == "seq2seq" and through:
         raise InvalidInput("the texts of seq2seq may be in two languages: leave out through", param="through")
+    if out.suffix != ".jsonl":
+        raise InvalidInput(f"{out.name} is going to hold JSON lines: name it so (.jsonl)", param="out")
+    if not out.absolute().parent.is_dir():
+        raise NotFound(f"{out.absolute().parent} is no folder", param="out")
     if out.exists():
         raise Conflict(f"{out} exists: remove it, or choose another", param="out")
+    refuse_same_samples(asking)
     examples = list(_read(source, kind))
-    texts = list(dict.fromkeys(text for example in examples for text in _texts(example)))
+    texts = dict.fromkeys(text for example in examples for text in _texts(example) if text.strip())
     way = [asking.model, asking.samples, asking.temperature, asking.max_tokens, through, language]
     work = out.with_name(f".{out.name}.{hashlib.sha256(json.dumps(way).encode()).hexdigest()[:12]}")
     work.mkdir(exist_ok=True)
+    refused: list[str] = []
     if through is None:
-        said = _answers(IN_OTHER_WORDS, texts, asking, work / "words.jsonl", progress)
+        said = _answers(IN_OTHER_WORDS, texts, asking, work / "words.jsonl", refused, progress)
     else:
-        there = _answers(INTO.format(language=through), texts, asking, work / "there.jsonl", progress)
+        there = _answers(
+            INTO.format(language=through), texts, asking, work / "there.jsonl", refused, progress
+        )
         between = dict.fromkeys(text for some in there.values() for text in some)
         once = replace(asking, samples=1)
-        back = _answers(INTO.format(language=language), between, once, work / "back.jsonl", progress)
+        back = _answers(INTO.format(language=language), between, once, work / "back.jsonl", refused, progress)
         said = {text: [one for each in some for one in back.get(each, [])] for text, some in there.items()}
+        said = {text: some for text, some in said.items() if some}
+    if texts and not said:
+        raise InvalidInput(
+            f"no text got an answer that ended. {asking.url} said: {refused[0]}"
+            if refused
+            else f"no text got an answer that ended: --max-tokens ({asking.max_tokens}) may be too few",
+            param="model",
+        )
     made = Made(len(examples))
     lines = [line for example in examples for line in _copies(example, asking.samples, said, made)]
     write_file(out, "".join(lines).encode())
@@ -98,19 +117,23 @@ def paraphrase(
 
 
 def _answers(
-    ask: str, texts: Iterable[str], asking: Asking, kept: Path, progress: Progress
+    ask: str, texts: Iterable[str], asking: Asking, kept: Path, refused: list[str], progress: Progress
 ) -> dict[str, list[str]]:
-    """Of each text, the answers that ended; ``kept`` has them."""
+    """Of each text, the answers that ended; ``kept`` has them, also those of texts that FILE has no more. What a server
+    refuses is added to ``refused``, a text that is too long for a line of prompts is not asked for."""
     asked = {f"{ask}\n\n{text}": text for text in texts}
+    lines = [json.dumps({"prompt": one}, ensure_ascii=False).encode() + b"\n" for one in asked]
     prompts = kept.with_name(f"{kept.stem}-prompts.jsonl")
-    write_file(prompts, "".join(json.dumps({"prompt": one}) + "\n" for one in asked).encode())
-    answer_prompts(prompts, kept, asking, progress)
+    write_file(prompts, b"".join(line for line in lines if len(line) <= MAX_LINE_BYTES))
+    if why := answer_prompts(prompts, kept, asking, progress).why_refused:
+        refused.append(why)
     found: dict[str, list[str]] = defaultdict(list)
-    with kept.open("rb") as lines:
-        for line in lines:
+    with kept.open("rb") as answers:
+        for line in answers:
             *_, question, answer = json.loads(line)["messages"]
-            found[asked[question["content"]]].append(answer["content"])
-    return found
+            if (text := asked.get(question["content"])) is not None:
+                found[text].append(answer["content"])
+    return dict(found)
 
 
 def _read(source: Path, kind: Kind) -> Iterator[RawExample]:
@@ -120,6 +143,11 @@ def _read(source: Path, kind: Kind) -> Iterator[RawExample]:
                 f"{example.source}: is a conversation, and {REFUSED['chat']}: only texts and labelled examples are "
                 "paraphrased",
                 param="source",
+            )
+        if lost := [key for key in example.ignored if key in LABELS]:
+            raise InvalidInput(
+                f'{example.source}: its "{lost[0]}" would be lost: say what the examples are, as in kind classification',
+                param="kind",
             )
         yield example
 
@@ -136,9 +164,10 @@ def _copies(example: RawExample, copies: int, said: dict[str, list[str]], made: 
     seen = {_plain(texts)}
     for copy in range(copies):
         new = {text: said[text][copy].strip() for text in texts if copy < len(said.get(text, []))}
+        new |= {text: text for text in texts if not text.strip()}
         if reason := next(filter(None, (_why_left_out(text, new.get(text)) for text in texts)), None):
             made.left_out[reason] += 1
-        elif (plain := _plain(list(new.values()))) in seen:
+        elif (plain := _plain([new[text] for text in texts])) in seen:
             made.left_out["as it was, or as another copy"] += 1
         else:
             seen.add(plain)
@@ -158,4 +187,6 @@ def _why_left_out(text: str, answer: str | None) -> str | None:
 
 
 def _plain(texts: list[str]) -> str:
-    return " ".join(re.findall(r"\w+", " ".join(texts).casefold()))
+    """Without case and punctuation."""
+    said = " ".join(texts).casefold()
+    return " ".join("".join(c if unicodedata.category(c)[0] in "LMNS" else " " for c in said).split())

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from everlearn.cli.commands import app
-from everlearn.errors import AuthError, Conflict, InvalidInput
+from everlearn.errors import AuthError, Conflict, InvalidInput, NotFound
 from tests.support.scripted_server import Script, Server, said
 from train.data.augmenting.answers import Asking
 from train.data.augmenting.paraphrase import paraphrase
@@ -97,6 +97,49 @@ def test_it_goes_on_where_it_stopped(server: Server, mails: Path, tmp_path: Path
     assert server.asked.total() == before + 3
     with pytest.raises(Conflict, match="exists: remove it"):
         paraphrase(mails, out, asking, kind="classification")
+
+
+def test_a_changed_file_goes_on_with_the_answers_that_still_serve(
+    server: Server, mails: Path, tmp_path: Path
+) -> None:
+    out, asking = tmp_path / "more.jsonl", Asking(server.url, "small", at_once=1)
+    good = server.script
+    server.script = lambda body, _before: good(body, 0) if server.asked.total() <= 3 else (401, {})
+    with pytest.raises(AuthError):
+        paraphrase(mails, out, asking, kind="classification")
+    server.script = good
+    mails.write_text(mails.read_text().replace("Mail 0", "Letter 0"))
+    assert paraphrase(mails, out, asking, kind="classification").kept == 6
+    assert records(out)[0]["text"] == "Said anew: Letter 0 asks for a new room"
+
+
+def test_strange_texts_and_answers_spoil_no_others(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    texts = ["half", "राम की किताब", " ", "好" * 349_500, "good"]
+    file.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+    answers = {"half": "\ud800 half of it", "राम की किताब": "राम का किताब", "good": "fine"}
+    server.script = lambda body, _before: said(answers[text_of(body)])
+    made = paraphrase(file, tmp_path / "more.jsonl", Asking(server.url, "small"))
+    assert [line["text"] for line in records(tmp_path / "more.jsonl")] == ["राम का किताब", "fine"]
+    assert (made.read, made.left_out.total()) == (5, 3)
+    assert sum(server.asked.values()) == 3
+
+
+def test_what_would_be_lost_is_refused(server: Server, mails: Path, tmp_path: Path) -> None:
+    asking = Asking(server.url, "small")
+    with pytest.raises(InvalidInput, match=r'mails\.jsonl:1: its "label" would be lost'):
+        paraphrase(mails, tmp_path / "more.jsonl", asking)
+    server.script = lambda body, _before: (400, {"error": {"message": "max_tokens is too large"}})
+    with pytest.raises(InvalidInput, match=r"no text got an answer that ended.*max_tokens is too large"):
+        paraphrase(mails, tmp_path / "more.jsonl", asking, kind="classification")
+    with pytest.raises(InvalidInput, match="JSON lines"):
+        paraphrase(mails, tmp_path / "more.jsonl.gz", asking, kind="classification")
+    with pytest.raises(NotFound, match="is no folder"):
+        paraphrase(mails, tmp_path / "none" / "more.jsonl", asking, kind="classification")
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"anchor": "hello my friend", "positive": "hello my friend"}\n')
+    server.script = lambda body, _before: said(text_of(body))
+    assert paraphrase(pairs, tmp_path / "same.jsonl", asking, kind="embedding").kept == 0
 
 
 @pytest.mark.parametrize("kind", ["token-classification", "question-answering", "contrastive", "chat"])

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from everlearn.errors import InvalidInput
@@ -14,7 +15,11 @@ from tests.support.tiny_encoders import write_masked_lm
 from tests.train.objectives import labelled_runs
 from train.data.options import DataOptions
 from train.data.prepare import prepare
-from train.models.span_finder import SpanFinder
+from train.models.span_finder import (
+    SpanFinder,
+    _joined,  # pyright: ignore[reportPrivateUsage]
+    _places,  # pyright: ignore[reportPrivateUsage]
+)
 from train.recipe import TrainRecipe, deciding, read_recipe
 from train.recipe_data import with_models
 from train.runs.identity import contents_of
@@ -130,6 +135,32 @@ def test_spans_are_whole_words_and_do_not_depend_on_what_is_read_beside(reader: 
     together = finder.spans(["", text, f"{text} . " * 300])
     assert together[0] == [] and together[1] == alone and len(together[2]) == 300
     assert SpanFinder(reader, ["PER"], 1.0).spans([text]) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "names"),
+    [
+        ("O'Brien ran to Jean-Luc's", [(0, 1), (15, 19)], ["O'Brien", "Jean-Luc's"]),
+        ("\U00020bb7野 went", [(0, 1), (0, 1), (0, 1), (1, 2)], ["\U00020bb7野"]),
+        ("कुमार गया", [(0, 1)], ["कुमार"]),
+        ("Rene\u0301e went", [(0, 4)], ["Rene\u0301e"]),
+        (
+            "\u0639\u0644\u06cc\u200c\u0631\u0636\u0627 \u0622",
+            [(0, 3)],
+            ["\u0639\u0644\u06cc\u200c\u0631\u0636\u0627"],
+        ),
+        ("ฉันพบสมชายที่ตลาด", [(5, 10)], ["สมชาย"]),
+        ("和小明去学校", [(1, 2), (2, 3)], ["小明"]),
+        ("met Ada , Bob", [(4, 7), (10, 13)], ["Ada", "Bob"]),
+        ("Ada 🙂 Bob", [(0, 3), (6, 9)], ["Ada", "Bob"]),
+    ],
+)
+def test_a_name_is_masked_whole_in_any_writing(
+    text: str, tokens: list[tuple[int, int]], names: list[str]
+) -> None:
+    found = np.array([(True, at == 0) for at in range(len(tokens))])
+    spans = list(_joined(text, _places(text, tokens, found)))
+    assert [text[start:end] for start, end in spans] == names
 
 
 def test_a_model_that_finds_no_names_is_refused(reader: Path, tmp_path: Path, tokenizer_dir: Path) -> None:

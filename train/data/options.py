@@ -80,9 +80,12 @@ class DataOptions(BaseModel):
     def deciding(self) -> dict[str, Any]:
         """What decides the bytes that are prepared; an option that earlier versions had not, only where it is used, so
         that what they prepared is still the same. Files the user gives decide by what they hold alone."""
-        places = {group: dict.fromkeys(keys, True) for group, keys in FILE_KEYS.items()}
-        models = {"harmful": {"words": True, "classifier": {"model"}}, "personal": {"names": {"model"}}}
-        said = self.model_dump(mode="json", exclude=places | models)
+        places: dict[str, dict[str, Any]] = {
+            group: dict.fromkeys(keys, True) for group, keys in FILE_KEYS.items()
+        }
+        for group, key in MODEL_KEYS.items():
+            places.setdefault(group, {})[key] = {"model"}
+        said = self.model_dump(mode="json", exclude=places)
         return {
             key: value
             for key, value in said.items()

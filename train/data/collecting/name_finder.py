@@ -95,7 +95,7 @@ class NameMask(Mask):
 
 
 def _texts(example: RawExample, options: Personal) -> list[str]:
-    """All that :class:`NameMask` is going to be asked for, but what it makes of the arguments of calls as a whole."""
+    """All that :class:`NameMask` is going to look into."""
     asked: list[str] = []
 
     def none(text: str) -> list[tuple[int, int]]:

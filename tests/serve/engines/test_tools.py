@@ -14,7 +14,8 @@ import pytest
 from everlearn.errors import EverlearnError
 from serve.engines.calls import whole_calls
 from serve.engines.onnx.answers import join
-from serve.engines.onnx.decoding.generation import Piece
+from serve.engines.onnx.decoding.generation import Piece, advance
+from serve.engines.onnx.decoding.softmax import Softmax
 from serve.engines.onnx.requests import RequestReader
 from serve.protocol.chat import ChatRequest
 from serve.protocol.parsing import parse
@@ -38,12 +39,12 @@ def answered(reader: RequestReader, text: str, **body: Any) -> Piece:
     messages = [{"role": "user", "content": "Hi"}]
     request = parse(ChatRequest, json.dumps({"model": "m", "messages": messages, **body}).encode())
     [generation] = reader.chat(request)
+    softmax = Softmax(reader.config.vocab_size)
     pieces: list[Piece] = []
     for token in [*reader.codec.encode_literal(text), *[reader.config.eos_ids[0]] * 40]:
-        logits = np.zeros(reader.config.vocab_size, np.float32)
-        logits[reader.config.eos_ids[0]] = 10
-        logits[token] = 20
-        pieces.append(generation.advance(logits))
+        logits = np.zeros((1, reader.config.vocab_size), np.float32)
+        logits[0, [reader.config.eos_ids[0], token]] = 10, 20
+        pieces += advance([generation], logits, softmax)
         if pieces[-1].last:
             break
     return join(pieces)

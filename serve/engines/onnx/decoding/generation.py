@@ -14,6 +14,7 @@ from serve.engines.calls import CallPart, FinishReason, Reading, Said
 from serve.engines.onnx.decoding.constraint import OUTCOME_S, Constraint
 from serve.engines.onnx.decoding.draft import Draft
 from serve.engines.onnx.decoding.sampling import Sampler, SamplingOptions, TokenLogprobs, log_probabilities
+from serve.engines.onnx.decoding.softmax import Shares, Softmax
 from serve.engines.tokenizer import TextCodec, TextStream
 
 
@@ -173,10 +174,14 @@ class Generation:
         room = len(self.tokens) - self.length - 1
         return self.draft.propose(self.tokens[: self.length], min(limit, room))
 
-    def advance(self, logits: NDArray[np.float32]) -> Piece:
-        """Choose the next token from `logits` (vocab,) and say what that adds to the answer."""
+    def adjust(self, logits: NDArray[np.float32]) -> None:
+        """Write over `logits` (vocab,) what its options and its grammar make of them."""
         allowed = self._without_repeated_keys(self.constraint.allowed()) if self.constraint else None
-        token, logprobs = self.sampler.sample(logits, allowed)
+        self.sampler.adjust(logits, allowed)
+
+    def advance(self, logits: NDArray[np.float32], shares: Shares | None) -> Piece:
+        """Choose the next token from adjusted `logits` (vocab,), and say what that adds to the answer."""
+        token, logprobs = self.sampler.choose(logits, shares)
         self.tokens[self.length] = token
         self.length += 1
         self.first_token_ns = self.first_token_ns or time.time_ns()
@@ -231,3 +236,21 @@ class Generation:
             return True
         self._told_by_s = self._told_by_s or time.monotonic() + OUTCOME_S
         return time.monotonic() > self._told_by_s
+
+
+def advance(generations: Sequence[Generation], logits: NDArray[np.float32], softmax: Softmax) -> list[Piece]:
+    """The next token of each, from its row of `logits` (n, vocab), which are written over; an error is a piece."""
+    pieces: list[Piece | None] = [None] * len(generations)
+    for at, generation in enumerate(generations):
+        try:
+            generation.adjust(logits[at])
+        except EverlearnError as error:
+            pieces[at] = Piece(error=error)
+    going = [at for at, piece in enumerate(pieces) if piece is None]
+    draws = [at for at in going if generations[at].sampler.draws]
+    temperatures = [generations[at].sampler.options.temperature for at in draws]
+    chosen = logits if len(draws) == len(logits) else logits[draws]
+    shares = dict(zip(draws, softmax.shares(chosen, temperatures), strict=True))
+    for at in going:
+        pieces[at] = generations[at].advance(logits[at], shares.get(at))
+    return [piece for piece in pieces if piece is not None]

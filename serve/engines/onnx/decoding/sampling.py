@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 256
-"""Tokens summed together while drawing."""
+from serve.engines.onnx.decoding.softmax import BLOCK, Shares
 
 MAX_DRAWS = 12
 """Draws before the nucleus is sorted out: with top_p 0.5, one answer token in 4,000 needs it."""
 
-LIKELY = 5e-4
-"""Share of the best token's weight above which, for most texts, there are no more than a few hundred tokens."""
+SMALLEST = np.finfo(np.float32).smallest_subnormal
 
 Logits = NDArray[np.float32]
 """One row: (vocab,)."""
@@ -54,94 +52,109 @@ class Sampler:
         self.biased = np.array(list(options.logit_bias), np.int64)
         self.bias = np.array(list(options.logit_bias.values()), np.float32)
         self.penalised = bool(options.presence_penalty or options.frequency_penalty)
+        self.original: Logits | None = None
+        """What the model said, where log-probabilities are wanted."""
 
-    def sample(self, logits: Logits, allowed: NDArray[np.bool_] | None) -> tuple[int, TokenLogprobs | None]:
-        """The next token. `logits` (vocab,) may be overwritten; `allowed` (vocab,) masks a grammar."""
-        original = logits.copy() if self.options.top_logprobs is not None else None
-        self._adjust(logits)
-        if allowed is not None:
-            logits[~allowed] = -np.inf
-        token = int(logits.argmax()) if self.options.temperature == 0 else self._draw(logits)
-        if self.penalised:
-            self.counts[token] = self.counts.get(token, 0) + 1
-        if original is None:
-            return token, None
-        return token, log_probabilities(original, token, self.options.top_logprobs or 0)
+    @property
+    def draws(self) -> bool:
+        """Whether it needs the tokens' shares."""
+        return self.options.temperature > 0
 
-    def _adjust(self, logits: Logits) -> None:
+    def adjust(self, logits: Logits, allowed: NDArray[np.bool_] | None) -> None:
+        """Bias, penalties and a grammar's mask `allowed` (vocab,), written over `logits` (vocab,)."""
+        self.original = logits.copy() if self.options.top_logprobs is not None else None
         if len(self.biased):
             logits[self.biased] += self.bias
         if self.penalised and self.counts:
             seen = np.fromiter(self.counts, np.int64)
             times = np.fromiter(self.counts.values(), np.float32)
             logits[seen] -= self.options.presence_penalty + self.options.frequency_penalty * times
+        if allowed is not None:
+            logits[~allowed] = -np.inf
 
-    def _draw(self, logits: Logits) -> int:
+    def choose(self, logits: Logits, shares: Shares | None) -> tuple[int, TokenLogprobs | None]:
+        """The next token, of adjusted `logits` (vocab,) or, where it `draws`, of their `shares`."""
+        token = int(logits.argmax()) if shares is None else self._draw(shares)
+        if self.penalised:
+            self.counts[token] = self.counts.get(token, 0) + 1
+        if self.original is None:
+            return token, None
+        return token, log_probabilities(self.original, token, self.options.top_logprobs or 0)
+
+    def _draw(self, shares: Shares) -> int:
         options = self.options
-        logits -= logits.max()
-        logits *= 1 / options.temperature
-        weights = np.exp(logits)  # relative to the best token's
         if options.min_p > 0:
-            weights[weights < options.min_p] = 0
+            shares = shares.above(options.min_p * shares.best)
         if options.top_k > 0:
-            tokens = best(weights, options.top_k)
+            tokens, weights = best(shares, options.top_k)
             if options.top_p < 1:
-                tokens = heaviest(
-                    tokens, weights, options.top_p * float(weights[tokens].sum(dtype=np.float64))
-                )
-        elif options.top_p < 1:
-            return self._draw_nucleus(weights)
-        else:
-            return pick(weights, self.random.random())
-        return int(tokens[pick(weights[tokens], self.random.random())])
+                kept = heaviest(weights, options.top_p * float(weights.sum(dtype=np.float64)))
+                tokens, weights = tokens[kept], weights[kept]
+            return int(tokens[inverse(weights, self.random.random())])
+        if options.top_p < 1:
+            return self._draw_nucleus(shares)
+        return pick(shares, shares.sums.cumsum(dtype=np.float64), self.random.random())
 
-    def _draw_nucleus(self, weights: Logits) -> int:
+    def _draw_nucleus(self, shares: Shares) -> int:
         """Nucleus sampling (Holtzman et al. 2020) without sorting a vocabulary, which takes milliseconds.
 
         A draw from all tokens that is thrown away outside the nucleus is a draw from the nucleus, and whether a
         token is inside needs only the sum of what is heavier. Sorts after all when chance insists.
         """
-        wanted = self.options.top_p * float(weights.sum(dtype=np.float64))
+        cumulative = shares.sums.cumsum(dtype=np.float64)
+        whole = float(cumulative[-1])
+        wanted = self.options.top_p * whole
+        weights = shares.each.reshape(-1)
         for _ in range(MAX_DRAWS):
-            token = pick(weights, self.random.random())
-            if weights[weights > weights[token]].sum(dtype=np.float64) < wanted:
+            token = pick(shares, cumulative, self.random.random())
+            share = float(weights[token])
+            if whole - share < wanted or shares.heavier(share, wanted) < wanted:
                 return token
-        tokens = heaviest(np.flatnonzero(weights), weights, wanted)
-        return int(tokens[pick(weights[tokens], self.random.random())])
-
-
-def pick(weights: Logits, uniform: float) -> int:
-    """Inverse of the cumulative distribution of `weights` (n,) at `uniform` in [0, 1).
-
-    Sums of blocks first, then within one block: a running sum over a whole vocabulary costs five times more.
-    """
-    blocks = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), BLOCK)), dtype=np.float64)
-    target = uniform * blocks[-1]
-    block = int(np.searchsorted(blocks, target, side="right"))
-    inside = weights[block * BLOCK : (block + 1) * BLOCK]
-    cumulative = np.cumsum(inside, dtype=np.float64)
-    rest = target - (blocks[block - 1] if block else 0.0)
-    index = int(np.searchsorted(cumulative, rest, side="right"))
-    if index == len(inside):  # rounding took the target past the block's end
-        index = int(np.flatnonzero(inside)[-1])
-    return block * BLOCK + index
-
-
-def best(weights: Logits, count: int) -> NDArray[np.int64]:
-    """The `count` tokens of most weight, in no order."""
-    tokens = np.flatnonzero(weights > LIKELY)
-    if len(tokens) < count:
         tokens = np.flatnonzero(weights)
-    if len(tokens) > count:
-        tokens = tokens[np.argpartition(-weights[tokens], count - 1)[:count]]
-    return tokens
+        tokens = tokens[heaviest(weights[tokens], wanted)]
+        return int(tokens[inverse(weights[tokens], self.random.random())])
 
 
-def heaviest(tokens: NDArray[np.int64], weights: Logits, wanted: float) -> NDArray[np.int64]:
-    """The fewest of `tokens` whose weights sum to `wanted`."""
-    tokens = tokens[np.argsort(-weights[tokens], kind="stable")]
-    enough = int(np.searchsorted(np.cumsum(weights[tokens], dtype=np.float64), wanted)) + 1
-    return tokens[:enough]
+def pick(shares: Shares, cumulative: NDArray[np.float64], uniform: float) -> int:
+    """Inverse of the distribution at `uniform` in [0, 1), by the blocks' `cumulative` sums and then within a block."""
+    target = uniform * cumulative[-1]
+    block = int(cumulative.searchsorted(target, side="right"))
+    before = cumulative[block - 1] if block else 0.0
+    return block * BLOCK + within(shares.each[block], target - before)
+
+
+def inverse(weights: NDArray[np.float32], uniform: float) -> int:
+    """Inverse of the cumulative distribution of `weights` (n,) at `uniform` in [0, 1)."""
+    return within(weights, uniform * float(weights.sum(dtype=np.float64)))
+
+
+def within(weights: NDArray[np.float32], target: float) -> int:
+    """Where the running sum of `weights` (n,) goes beyond `target`."""
+    index = int(weights.cumsum(dtype=np.float64).searchsorted(target, side="right"))
+    if index == len(weights):  # rounding took the target past the end
+        index = int(np.flatnonzero(weights)[-1])
+    return index
+
+
+def best(shares: Shares, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The `count` tokens with the largest shares, those of none left out, and their shares; in no order."""
+    blocks = np.arange(len(shares.largest))
+    least = SMALLEST
+    if count < len(blocks):  # so many tokens are the largest of their blocks: no other is among the best
+        blocks = np.argpartition(-shares.largest, count - 1)[:count]
+        least = max(least, shares.largest[blocks].min())
+    weights = shares.each[blocks].reshape(-1)
+    places = (weights >= least).nonzero()[0]
+    if len(places) > count:
+        places = places[np.argpartition(-weights[places], count - 1)[:count]]
+    return blocks[places // BLOCK] * BLOCK + places % BLOCK, weights[places]
+
+
+def heaviest(weights: NDArray[np.float32], wanted: float) -> NDArray[np.int64]:
+    """Where the fewest of `weights` (n,) are whose sum is `wanted`, the heaviest first."""
+    order = np.argsort(-weights, kind="stable")
+    enough = int(np.searchsorted(np.cumsum(weights[order], dtype=np.float64), wanted)) + 1
+    return order[:enough]
 
 
 def log_probabilities(logits: Logits, token: int, top: int) -> TokenLogprobs:

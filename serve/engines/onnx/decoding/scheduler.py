@@ -21,12 +21,13 @@ from itertools import islice
 import numpy as np
 import structlog
 
-from everlearn.errors import EverlearnError, RateLimited, Unavailable
+from everlearn.errors import RateLimited, Unavailable
 from serve.engines.onnx.decoding.batch import Batch, Counters
 from serve.engines.onnx.decoding.decoder import Decoder
-from serve.engines.onnx.decoding.generation import Generation, Piece
+from serve.engines.onnx.decoding.generation import Generation, Piece, advance
 from serve.engines.onnx.decoding.prefilling import chunk_of
 from serve.engines.onnx.decoding.prefix_cache import SHORTEST_TOKENS, common_prefix
+from serve.engines.onnx.decoding.softmax import Softmax
 from serve.engines.onnx.decoding.waiting import WaitingQueue
 from serve.engines.onnx.memory import exit_code
 
@@ -63,6 +64,7 @@ class Scheduler(threading.Thread):
         self.deliver = deliver
         self.queue_limit = queue_limit
         self.batch_invariant = batch_invariant
+        self.softmax = Softmax(decoder.config.vocab_size)
         self.waiting = WaitingQueue()
         self.counters = Counters()
         self.batch = Batch(
@@ -257,7 +259,7 @@ class Scheduler(threading.Thread):
         if generation.cached < generation.length:
             return
         if generation.ready(GRACE_S):
-            self._advance(row, logits, delivery)
+            self._advance([row], logits[None], delivery)
         else:
             generation.cached -= 1
 
@@ -367,14 +369,13 @@ class Scheduler(threading.Thread):
         self.batch.prefilling.stepped(time.perf_counter() - began_s)
         until_s = time.perf_counter() + GRACE_S
         ready = [g.replays or g.ready(max(0.0, until_s - time.perf_counter())) for g in self.batch.running]
-        for row in reversed(range(rows)):
-            generation = self.batch.running[row]
-            if not ready[row]:
-                continue
-            replays = generation.replays
-            generation.cached += 1
-            if not replays:
-                self._advance(row, logits[row], delivery)
+        chosen: list[int] = []
+        for row, generation in enumerate(self.batch.running):
+            if ready[row]:
+                if not generation.replays:
+                    chosen.append(row)
+                generation.cached += 1
+        self._advance(chosen, logits[:rows] if len(chosen) == rows else logits[chosen], delivery)
 
     def _invariant(self, generation: Generation) -> bool:
         """Whether its bits must not depend on who else is there."""
@@ -400,7 +401,7 @@ class Scheduler(threading.Thread):
             if not generation.ready(GRACE_S):
                 break
             generation.cached += 1
-            self._advance(0, chosen, delivery)
+            self._advance([0], chosen[None], delivery)
             accepted += 1
             if not self.batch.running or accepted == len(guess) or generation.last_token != guess[accepted]:
                 break
@@ -411,17 +412,17 @@ class Scheduler(threading.Thread):
         self.counters.accepted_draft_tokens += accepted
         return True
 
-    def _advance(self, row: int, logits: np.ndarray, delivery: Delivery) -> None:
-        generation = self.batch.running[row]
-        try:
-            piece = generation.advance(logits)
-        except EverlearnError as error:
-            piece = Piece(error=error)
-        self.counters.generated_tokens += 1
-        if piece.last:
-            self.batch.leave(row)
-        if not piece.empty:
-            delivery.append((generation, piece))
+    def _advance(self, rows: list[int], logits: np.ndarray, delivery: Delivery) -> None:
+        """The next token of the answers in `rows`, from their logits (n, vocab)."""
+        pieces = advance([self.batch.running[row] for row in rows], logits, self.softmax)
+        self.counters.generated_tokens += len(rows)
+        for row, piece in reversed(
+            list(zip(rows, pieces, strict=True))
+        ):  # the last row takes a free one's place
+            if not piece.empty:
+                delivery.append((self.batch.running[row], piece))
+            if piece.last:
+                self.batch.leave(row)
 
     def _make_room(self) -> None:
         """When the next step would overflow the cache: drop kept prefixes, then send answers back.

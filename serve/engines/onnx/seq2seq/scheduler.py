@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import structlog
 
-from everlearn.errors import EverlearnError, RateLimited, Unavailable
-from serve.engines.onnx.decoding.generation import Generation, Piece
+from everlearn.errors import RateLimited, Unavailable
+from serve.engines.onnx.decoding.generation import Generation, Piece, advance
+from serve.engines.onnx.decoding.softmax import Softmax
 from serve.engines.onnx.memory import exit_code
 from serve.engines.onnx.seq2seq.model import EncoderDecoder, State
 
@@ -55,6 +56,7 @@ class GroupScheduler(threading.Thread):
         self.model = model
         self.deliver = deliver
         self.rows = rows
+        self.softmax = Softmax(model.vocab_size)
         self.queue_limit = queue_limit
         self.waiting: deque[Generation] = deque()
         self.groups: list[Group] = []
@@ -160,11 +162,8 @@ class GroupScheduler(threading.Thread):
 
     def _advance(self, group: Group, logits: np.ndarray, delivery: Delivery) -> None:
         staying: list[int] = []
-        for row, generation in enumerate(group.generations):
-            try:
-                piece = generation.advance(logits[row])
-            except EverlearnError as error:
-                piece = Piece(error=error)
+        pieces = advance(group.generations, logits, self.softmax)
+        for row, (generation, piece) in enumerate(zip(group.generations, pieces, strict=True)):
             if not piece.last:
                 staying.append(row)
             if not piece.empty:

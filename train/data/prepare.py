@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,12 @@ from train.data.cleaning.boilerplate import without_boilerplate
 from train.data.cleaning.cleaner import Cleaner
 from train.data.cleaning.duplicates import find_duplicates
 from train.data.cleaning.samples import Samples
-from train.data.collecting.collect import VERSION, Collection, images_sha256
-from train.data.collecting.collect_all import collect_all
+from train.data.collecting.collect import VERSION, Collected, Collection, images_sha256
+from train.data.collecting.collect_all import collect_all, process_count
 from train.data.collecting.harm_classifier import without_harmful
 from train.data.collecting.name_finder import without_names
 from train.data.collecting.second_pass import model_sha256
-from train.data.examples import Chat, RawExample
+from train.data.examples import Chat, RawExample, Text
 from train.data.labelled.encode import LabelledTokens
 from train.data.labelled.example import Labelled
 from train.data.labelled.labels import NAMED, Labels, find_labels
@@ -45,7 +46,7 @@ from train.data.reading.forms import RIGHT
 from train.data.reading.sources import Skipped, Source, Sources, expand
 from train.data.split import HELD, NAMES, TEST, TRAIN, split
 from train.data.store import Example, StoreWriter
-from train.data.tokenize import Tokens
+from train.data.tokenize import Tokens, tokenizing_on
 
 CARD = "card.json"
 DROPPED = "dropped.jsonl"
@@ -80,6 +81,7 @@ def prepare(
     tokens = Tokens(tokenizer_dir)
     files, skipped = expand(sources, held, progress)
     entries = [file_entry(file.path) for file in files]
+    processes = process_count(processes, entries)
     cleaner = Cleaner(options, [file for file in files if file.held])
     images = _images(files, options, progress, max_unpacked_bytes)
     inputs = _inputs_sha256(files, entries, tokens, options, cleaner, images)
@@ -108,9 +110,10 @@ def prepare(
                         skipped.setdefault("not examples" if each.is_other else "empty", []).append(file.name)
                 if options.image_side:
                     _leave_out_pictures(skipped)
-                card = _write(
-                    files, entries, images, collected, skipped, tokens, options, inputs, work, progress
-                )
+                with tokenizing_on(processes):
+                    card = _write(
+                        files, entries, images, collected, skipped, tokens, options, inputs, work, progress
+                    )
                 move_directory(work / "result", out)
             except EverlearnError:
                 shutil.rmtree(work, ignore_errors=True)  # nothing to go on with: the input must change
@@ -190,6 +193,10 @@ FEW_DOCUMENTS = 4096
 """Of so many it is looked up before the split which can be learnt from; of more, enough can."""
 
 
+BATCH_DOCUMENTS = 256
+BATCH_CHARS = 2**20
+
+
 @dataclass
 class _Side:
     """What one side of the split got so far."""
@@ -223,7 +230,11 @@ def _write(
     labels = _labels(collected, kept_documents & (sides_of != TEST), sides_of == HELD, where, files, options)
     if labels:
         sides_of = np.where(sides_of == TEST, TEST, labels.in_held.astype(np.int8) * HELD)
-    labelled = LabelledTokens(tokens, options, labels.names) if labels else None
+    encode_all = (
+        LabelledTokens(tokens, options, labels.names).encode_and_cut_all
+        if labels
+        else partial(tokens.encode_and_cut_all, max_tokens=options.max_tokens)
+    )
     result = work / "result"
     shutil.rmtree(result, ignore_errors=True)
     cards: list[SourceCard] = []
@@ -247,34 +258,33 @@ def _write(
             span = slice(bounds[number], bounds[number + 1])
             kept = used = cut = unknown = 0
             samples.add(collection.samples)
-            for place, document in enumerate(collection.documents(), int(bounds[number])):
-                if exact[place] or near[place]:
-                    samples.of("exact_duplicates" if exact[place] else "near_duplicates", document.raw)
-                    continue
-                if sides_of[place] == TEST and labels and labels.lacks(document.raw):
-                    samples.of(UNKNOWN_LABEL, document.raw)
-                    unknown += 1
-                    continue
-                chats = chats or isinstance(document.raw, Chat)
-                examples, is_cut = (
-                    labelled.encode_and_cut(document.raw)
-                    if labelled
-                    else tokens.encode_and_cut(document.raw, options.max_tokens)
-                )
-                if not examples:
-                    samples.of(NO_TARGET, document.raw)
-                    continue
-                name = NAMES[sides_of[place]]
-                for example in examples:
-                    sides[name].store.add(
-                        _with_image(example, document.raw, options.image_side), file.component
-                    )
-                size = sum(len(example) for example in examples)
-                ours = {"sha256": document.sha256, "source": document.raw.source, "tokens": size}
-                line = {**_beside(document.raw.record, ours), **document.raw.marks}
-                texts[name].write(json.dumps(line, ensure_ascii=False) + "\n")
-                sides[name].documents += 1
-                kept, used, cut = kept + 1, used + size, cut + is_cut
+            for some in _batches(enumerate(collection.documents(), int(bounds[number]))):
+                taken: list[tuple[int, Collected]] = []
+                for place, document in some:
+                    if exact[place] or near[place]:
+                        samples.of("exact_duplicates" if exact[place] else "near_duplicates", document.raw)
+                    elif sides_of[place] == TEST and labels and labels.lacks(document.raw):
+                        samples.of(UNKNOWN_LABEL, document.raw)
+                        unknown += 1
+                    else:
+                        taken.append((place, document))
+                encoded = encode_all([document.raw for _, document in taken])
+                for (place, document), (examples, is_cut) in zip(taken, encoded, strict=True):
+                    chats = chats or isinstance(document.raw, Chat)
+                    if not examples:
+                        samples.of(NO_TARGET, document.raw)
+                        continue
+                    name = NAMES[sides_of[place]]
+                    for example in examples:
+                        sides[name].store.add(
+                            _with_image(example, document.raw, options.image_side), file.component
+                        )
+                    size = sum(len(example) for example in examples)
+                    ours = {"sha256": document.sha256, "source": document.raw.source, "tokens": size}
+                    line = {**_beside(document.raw.record, ours), **document.raw.marks}
+                    texts[name].write(json.dumps(line, ensure_ascii=False) + "\n")
+                    sides[name].documents += 1
+                    kept, used, cut = kept + 1, used + size, cut + is_cut
             duplicates = int(exact[span].sum()), int(near[span].sum())
             cards.append(_source_card(file, entry, collection, duplicates, (kept, cut, used, unknown), shown))
         parts = {name: _part_card(side) for name, side in sides.items()}
@@ -307,6 +317,19 @@ def _write(
     write_file(result / CARD, card.model_dump_json(indent=1).encode())
     sync_tree(result)
     return card
+
+
+def _batches(documents: Iterable[tuple[int, Collected]]) -> Iterator[list[tuple[int, Collected]]]:
+    """As they come, so many that the tokenizer has work for several cores, and not much text at once."""
+    batch: list[tuple[int, Collected]] = []
+    size = 0
+    for place, document in documents:
+        batch.append((place, document))
+        size += len(document.raw.text) if isinstance(document.raw, Text) else 0
+        if len(batch) == BATCH_DOCUMENTS or size >= BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    yield batch
 
 
 def _beside(record: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Texts and conversations to ids, and which of them are learnt."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from everlearn.errors import Corrupt, InvalidInput, NotFound, Unsupported
 from train.data.examples import Chat, Message, Text, parse_record
 from train.data.store import Example
-from train.data.tokenize import Tokens
+from train.data.tokenize import Tokens, tokenizing_on
 
 START, END = 1, 2
 
@@ -226,3 +227,24 @@ def test_a_conversation_that_is_cut_says_so(tokens: Tokens) -> None:
     chat = Chat([user("A?"), assistant("B."), user("C?"), assistant("D " * 50)])
     long, short = tokens.encode_and_cut(chat, 60), tokens.encode_and_cut(chat, 1000)
     assert long[1] and not short[1] and len(long[0][0]) == 60
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_examples_at_once_are_the_examples_one_by_one(
+    tokens: Tokens, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
+    raws = [
+        *(Text(f"Number {at} <|im_end|> café 猫 " * (at % 7)) for at in range(60)),
+        Chat([user("Hello"), assistant("Hi <|im_start|>")]),
+        Text("the last"),
+    ]
+    with tokenizing_on(cores):
+        at_once = tokens.encode_and_cut_all(raws, 40)
+    assert (os.environ["TOKENIZERS_PARALLELISM"], os.environ.get("RAYON_NUM_THREADS")) == ("false", None)
+    for raw, (examples, is_cut) in zip(raws, at_once, strict=True):
+        alone, alone_is_cut = tokens.encode_and_cut(raw, 40)
+        assert is_cut == alone_is_cut and len(examples) == len(alone)
+        for ours, theirs in zip(examples, alone, strict=True):
+            assert np.array_equal(ours.ids, theirs.ids) and np.array_equal(ours.mask, theirs.mask)

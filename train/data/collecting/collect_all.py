@@ -20,6 +20,11 @@ SHARED_FROM_BYTES = 2**26
 """Less is read sooner by one process than others start."""
 
 
+def process_count(asked: int | None, entries: Sequence[FileEntry]) -> int:
+    """So many as asked; by default one per core where there is much to read."""
+    return asked or (cores() if sum(entry.size_bytes for entry in entries) >= SHARED_FROM_BYTES else 1)
+
+
 def collect_all(
     files: Sequence[Source],
     entries: Sequence[FileEntry],
@@ -29,10 +34,10 @@ def collect_all(
     cleaner: Cleaner,
     progress: Progress,
     max_unpacked_bytes: int | None,
-    processes: int | None,
+    processes: int,
 ) -> list[Collection]:
     """Each file's kept documents on disk; those files, and parts of large ones, that an earlier run finished are taken as
-    they are. ``processes``: by default one per core where there is much to read."""
+    they are."""
     asked = [
         Asked(
             file, entry.sha256, shown, _parts(file, entry, shown, options, work, cleaner, max_unpacked_bytes)
@@ -40,9 +45,7 @@ def collect_all(
         for file, entry, shown in zip(files, entries, images, strict=True)
     ]
     total = max(1, sum(entry.size_bytes for entry in entries))
-    count = min(
-        processes or (cores() if total >= SHARED_FROM_BYTES else 1), sum(len(each.pieces) for each in asked)
-    )
+    count = min(processes, sum(len(each.pieces) for each in asked))
     if count > 1:
         collect_each(asked, options, work, max_unpacked_bytes, count, progress)
     collected: list[Collection] = []

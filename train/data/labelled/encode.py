@@ -13,6 +13,7 @@ embedding, contrastive  at the first token, 0
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,10 @@ class LabelledTokens:
             "contrastive": self._caption,
         }[raw.kind]
         return encode(raw.record)
+
+    def encode_and_cut_all(self, raws: Sequence[RawExample]) -> list[tuple[list[Example], bool]]:
+        """:meth:`encode_and_cut` of each."""
+        return [self.encode_and_cut(raw) for raw in raws]
 
     def _one_label(self, record: dict[str, Any]) -> tuple[list[Example], bool]:
         if "query" in record:

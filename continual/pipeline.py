@@ -26,6 +26,7 @@ from continual.learn.plan import Plan, is_current, make_plan
 from continual.learn.promote import ChampionMoved, MeasuredBundle, promote
 from continual.learn.replay import Arrival
 from continual.learn.reservoir import lowest, lowest_held
+from continual.learn.step_table import step_table
 from continual.learn.teach import (
     Upload,
     base_store,
@@ -40,6 +41,7 @@ from continual.learn.teach import (
     train_candidate,
 )
 from continual.queue.document_count import is_one_text
+from continual.queue.files import RESULTS, File, Files
 from continual.queue.jobs import Jobs
 from continual.queue.states import Lease, LeaseLost, Level
 from continual.queue.steps import Step, Steps
@@ -213,6 +215,7 @@ class Pipeline:
             self.arrivals(plan, data, replay, base),
             self.report,
             int(outcome.metrics["tokens"]),
+            self.figures(),
         )
 
     def train(self, plan: Plan, parent_dir: Path, mixture: Step) -> Outcome:
@@ -276,6 +279,15 @@ class Pipeline:
             return {"digest": write_export(target, parent, made, metrics).digest}
 
         return self.steps.do("served", make)
+
+    def figures(self) -> File:
+        """The file for the job's client: its training, and what the gate measured of the domain taught."""
+        gain = self.report["gates"]["float"]["gain"]
+        files = Files(self.settings, self.database)
+        with files.uploading() as upload:
+            upload.write(step_table(self.steps.folder / "run", gain["champion"], gain["candidate"]))
+            name = f"{self.job.id}-step-metrics.csv"
+            return files.place(upload, name, purpose=RESULTS, key_id=self.job.key_id)
 
     def arrivals(self, plan: Plan, data: Step, replay: Step, base: Step) -> list[Arrival]:
         """What the buffer is offered: chosen here, so that the transaction is short."""

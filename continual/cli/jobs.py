@@ -142,10 +142,19 @@ def events(
 @jobs.command()
 def cancel(job: JobId, as_json: Json = False) -> None:
     """End a job that is not over."""
-    from everlearn.printing import print_json
+    _show_state(_jobs().cancel(job), as_json)
 
-    ended = _jobs().cancel(job)
-    print_json(describe(ended)) if as_json else print(f"{ended.id} is {ended.state}")
+
+@jobs.command()
+def pause(job: JobId, as_json: Json = False) -> None:
+    """Let a job wait, a running one once its work is saved; `resume` lets it go on."""
+    _show_state(_jobs().pause(job), as_json)
+
+
+@jobs.command()
+def resume(job: JobId, as_json: Json = False) -> None:
+    """Let a paused job go on where it was."""
+    _show_state(_jobs().resume(job), as_json)
 
 
 def worker(health: HealthSocket = None) -> None:
@@ -250,8 +259,17 @@ def _line(event: Event, as_json: bool) -> str:
     return f"{clock}  {level}{event.message}"
 
 
+def _show_state(job: Job, as_json: bool) -> None:
+    from everlearn.printing import print_json
+
+    print_json(describe(job)) if as_json else print(f"{job.id} is {_state(job)}")
+
+
 def _state(job: Job) -> str:
     done = job.progress.get("done")
-    if job.state != "running" or not isinstance(done, int | float):
+    if job.state != "running":
         return job.state
-    return f"running {done:.0%} {job.progress.get('step') or ''}".strip()
+    told = (
+        "" if not isinstance(done, int | float) else f" {done:.0%} {job.progress.get('step') or ''}".rstrip()
+    )
+    return f"running{told}{' (is asked to pause)' if job.pause_requested_at else ''}"

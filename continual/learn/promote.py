@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, insert
 
 from continual.learn.best import Scored, remember
 from continual.learn.plan import Plan
 from continual.learn.replay import Arrival, insert_examples, sizes
+from continual.queue.files import File
 from continual.queue.jobs import check_lease, finish_within
 from continual.queue.states import Lease
 from everlearn.bundles.bundle import read_manifest
@@ -34,6 +35,7 @@ from everlearn.registry.records import (
     put_alias,
 )
 from everlearn.registry.registry import Registry
+from everlearn.registry.tables import FileRow
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ def promote(
     arrivals: Sequence[Arrival],
     report: Mapping[str, Any],
     trained_tokens: int,
+    figures: File,
 ) -> Version:
-    """Registers and promotes the candidate; ``served`` None where the float weights are what is served.
+    """Registers and promotes the candidate, and lists the file of its ``figures``; ``served`` None where the float weights are what is served.
     Where the recipe says not to promote, it gets the alias candidate, and champion and buffer stay as they were.
 
     A bundle that an interrupted promotion registered is not registered twice.
@@ -90,6 +93,7 @@ def promote(
             stand_by(connection, version)
             record(connection, actor, "alias", version.ref, alias=CANDIDATE)
             told |= {"outcome": "candidate"}
+        connection.execute(insert(FileRow).values(figures.__dict__))
         finish_within(
             connection,
             lease,
@@ -97,6 +101,7 @@ def promote(
             report=told,
             result_model=version.ref,
             trained_tokens=trained_tokens,
+            result_file=figures.id,
         )
 
     registered: Version | None = None

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import IO, Any, cast
@@ -29,6 +30,8 @@ from everlearn.processes.program import QUIET, describe_death, environment, pyth
 
 PIPELINE = "continual.pipeline"
 POLL_S = 0.2
+PACE_S = 100.0
+"""How long a job goes on is told by how far it came in so much time: steps found done say nothing of those to come."""
 WORTH_ANOTHER = frozenset({"Unavailable", "EverlearnError"})
 """What a child may fail of and do better next time; any other error of ours would come again."""
 NO_SPACE = os.strerror(errno.ENOSPC)
@@ -66,8 +69,10 @@ class Attempt:
         self._until_s = claimed_s + self._limits.lease_s  # by this machine's monotonic clock
         self._next_beat_s = claimed_s + self._limits.heartbeat_s
         self._progress: dict[str, Any] | None = None
+        self._pace: deque[tuple[float, float]] = deque()
         self._said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._stop_asked_s: float | None = None
+        self._pausing = False
         self._log_path = jobs.settings.directory("jobs") / f"{lease.job_id}.log"
         self._child, self._lease_pipe = self._start(module)
         threading.Thread(target=self._listen, daemon=True).start()
@@ -76,10 +81,11 @@ class Attempt:
         """Until the child has ended, or must."""
         while True:
             verdict = self._keep_lease()
-            if verdict != "go":
+            self._pausing = self._pausing or verdict == "pause"
+            if verdict in ("cancel", "lost"):
                 log.info("the child is ended", job=self.lease.job_id, lease=verdict)
                 return "cancelled" if verdict == "cancel" else None
-            if stopping.is_set():
+            if stopping.is_set() or self._pausing:
                 self._ask_to_stop()
             try:
                 message = self._said.get(timeout=POLL_S)
@@ -89,7 +95,21 @@ class Attempt:
                 continue
             if message is None or "error" in message or "result" in message:
                 return self._end(message)
-            self._progress = {"step": message.get("step"), "done": message.get("done")}
+            self._note(message.get("step"), message.get("done"))
+
+    def _note(self, step: Any, done: Any) -> None:
+        """How far it is, and once that can be told, ``finish``: when it will be done, in seconds since 1970."""
+        self._progress = {"step": step, "done": done}
+        if not isinstance(done, int | float):
+            return
+        now_s = time.monotonic()
+        self._pace.append((now_s, float(done)))
+        while now_s - self._pace[0][0] > PACE_S:
+            self._pace.popleft()
+        (since_s, before), (_, after) = self._pace[0], self._pace[-1]
+        if now_s - since_s >= PACE_S / 10 and after > before:
+            left_s = (now_s - since_s) * (1 - after) / (after - before)
+            self._progress["finish"] = round(time.time() + left_s)
 
     def kill(self) -> None:
         """The child and all that it started, at once."""
@@ -146,7 +166,7 @@ class Attempt:
             log.warning("no heartbeat", job=self.lease.job_id, error=error.message)
             self._next_beat_s = now_s + min(1.0, self._limits.heartbeat_s)
             return "go" if time.monotonic() < self._until_s else "lost"
-        if verdict == "go":
+        if verdict in ("go", "pause"):
             self._until_s = now_s + self._limits.lease_s
             self._next_beat_s = now_s + self._limits.heartbeat_s
             with suppress(BrokenPipeError):
@@ -168,7 +188,7 @@ class Attempt:
         if job.is_over or job.fence != self.lease.fence:
             return job.state if job.fence == self.lease.fence else None
         if self._stop_asked_s is not None:
-            return "queued" if self.jobs.release(self.lease) else None
+            return self.jobs.release(self.lease)
         if message and "error" in message and message["error"] not in WORTH_ANOTHER:
             return self._fail(message)
         reason = str(message["message"]) if message and "error" in message else self._describe_death(message)

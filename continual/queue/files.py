@@ -34,6 +34,7 @@ BATCH = "batch"
 PURPOSES = (PURPOSE, BATCH)
 """What clients may upload files for."""
 BATCH_OUTPUT = "batch_output"
+RESULTS = "fine-tune-results"
 MAX_NAME_CHARS = 200
 SWEEP_AFTER_S = 3600
 CHUNK_BYTES = 1024**2
@@ -142,6 +143,19 @@ class Files:
 
         ``within`` writes more in the same transaction.
         """
+        file = self.place(upload, filename, purpose=purpose, key_id=client.key_id if client else None)
+        with write(self.database) as connection:
+            connection.execute(insert(FileRow).values(file.__dict__))
+            if within:
+                within(connection, file)
+        log.info("file uploaded", file=file.id, size_bytes=file.size_bytes)
+        return file
+
+    def place(self, upload: Upload, filename: str, *, purpose: str, key_id: str | None) -> File:
+        """A complete upload's bytes where they stay, durable; without a row of :class:`FileRow` they are swept away later.
+
+        Raises InvalidInput for an empty one.
+        """
         if not upload.size_bytes:
             raise InvalidInput("the file is empty", param="file")
         stream = upload._stream  # pyright: ignore[reportPrivateUsage]
@@ -149,7 +163,7 @@ class Files:
         os.fsync(stream.fileno())
         file = File(
             id=f"file-{secrets.token_hex(12)}",
-            key_id=client.key_id if client else None,
+            key_id=key_id,
             filename=plain_name(filename),
             purpose=purpose,
             size_bytes=upload.size_bytes,
@@ -159,11 +173,6 @@ class Files:
         )
         os.replace(stream.name, self.folder / file.id)
         sync_directory(self.folder)
-        with write(self.database) as connection:
-            connection.execute(insert(FileRow).values(file.__dict__))
-            if within:
-                within(connection, file)
-        log.info("file uploaded", file=file.id, size_bytes=file.size_bytes)
         return file
 
     def add(self, path: Path, *, client: Client | None = None) -> File:
@@ -212,7 +221,7 @@ class Files:
         with write(self.database) as connection:
             file = require_file(connection, file_id, client)
             uses = or_(JobRow.training_file == file_id, JobRow.validation_file == file_id)
-            waiting = select(JobRow.id).where(uses, JobRow.state.in_(("queued", "running")))
+            waiting = select(JobRow.id).where(uses, JobRow.finished_at.is_(None))
             batches = select(BatchRow.id).where(
                 BatchRow.input_file == file_id, BatchRow.finished_at.is_(None)
             )

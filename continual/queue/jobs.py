@@ -40,6 +40,7 @@ from continual.queue.states import (
 from continual.recipe import ContinualRecipe
 from everlearn.bundles.reference import parse_reference
 from everlearn.errors import InvalidInput
+from everlearn.registry.audit import record
 from everlearn.registry.database import open_database, read, write
 from everlearn.registry.keys import why_ended
 from everlearn.registry.records import CHAMPION, aliases_of, find_version
@@ -47,6 +48,8 @@ from everlearn.registry.tables import JobEventRow, JobRow
 from everlearn.settings import Settings
 
 log = structlog.stdlib.get_logger("continual.jobs")
+
+PAUSED = "Fine-tuning job paused"
 
 
 def why_no_worker(settings: Settings) -> str | None:
@@ -166,6 +169,42 @@ class Jobs:
             cancel_job(connection, job, actor or (client and client.actor))
             return require_job(connection, job_id)
 
+    def pause(self, job_id: str, *, client: Client | None = None, actor: str | None = None) -> Job:
+        """Lets a job wait until it is resumed: at once, or where it runs once its work is at a point to go on from.
+
+        Raises NotFound, and InvalidInput where the job is over; pausing twice is the same as once.
+        """
+        with write(self.database) as connection:
+            job = require_job(connection, job_id, client)
+            if job.is_over:
+                raise InvalidInput(f"{job.id} has {_ended(job)} already and cannot be paused", param="job")
+            if job.pause_requested_at is None:
+                values: dict[str, Any] = {"pause_requested_at": time.time()}
+                waits = job.state == "queued"
+                if waits:
+                    values["state"] = "paused"
+                connection.execute(update(JobRow).where(JobRow.id == job_id).values(values))
+                add_event(connection, job_id, PAUSED if waits else "Fine-tuning job is asked to pause")
+                record(connection, actor or (client and client.actor), "job.pause", job_id, was=job.state)
+            return require_job(connection, job_id)
+
+    def resume(self, job_id: str, *, client: Client | None = None, actor: str | None = None) -> Job:
+        """Takes a pause back: the job goes on where it was, once there is a worker for it.
+
+        Raises NotFound, and InvalidInput where the job is over; of a job that is not paused nothing changes.
+        """
+        with write(self.database) as connection:
+            job = require_job(connection, job_id, client)
+            if job.is_over:
+                raise InvalidInput(f"{job.id} has {_ended(job)} already and cannot be resumed", param="job")
+            if job.pause_requested_at is not None:
+                state: State = "queued" if job.state == "paused" else job.state
+                values = {"state": state, "pause_requested_at": None}
+                connection.execute(update(JobRow).where(JobRow.id == job_id).values(values))
+                add_event(connection, job_id, "Fine-tuning job resumed")
+                record(connection, actor or (client and client.actor), "job.resume", job_id, was=job.state)
+            return require_job(connection, job_id)
+
     def events(
         self, job_id: str, *, after: int | None = None, limit: int = 1000, newest_first: bool = False
     ) -> Sequence[Event]:
@@ -209,7 +248,8 @@ class Jobs:
         return Lease(job_id, job.fence, owner)
 
     def heartbeat(self, lease: Lease, progress: Mapping[str, Any] | None = None) -> Verdict:
-        """Keeps the lease. ``cancel``: the job was cancelled; ``lost``: it is not this lease's any more."""
+        """Keeps the lease. ``pause``: the work shall stop where it can go on, and be released; ``cancel``: the job was
+        cancelled; ``lost``: it is not this lease's any more."""
         values: dict[str, Any] = {
             "beats": JobRow.beats + 1,
             "lease_until": time.time() + self.settings.continual.lease_s,
@@ -217,9 +257,10 @@ class Jobs:
         if progress is not None:
             values["progress"] = dict(progress)
         with write(self.database) as connection:
-            if connection.execute(update(JobRow).where(is_held_by(lease)).values(values)).rowcount:
-                return "go"
+            held = connection.execute(update(JobRow).where(is_held_by(lease)).values(values)).rowcount > 0
             job = find_job(connection, JobRow.id == lease.job_id)
+            if held:
+                return "pause" if job and job.pause_requested_at is not None else "go"
             ours = job is not None and job.fence == lease.fence and job.state == "cancelled"
             return "cancel" if ours else "lost"
 
@@ -255,17 +296,22 @@ class Jobs:
                 within(connection)
         log.info("job finished", job=lease.job_id, state=state, error=(error or {}).get("code"))
 
-    def release(self, lease: Lease) -> bool:
-        """Gives an unfinished job back to the queue as if this attempt had not been; False where it was not ours."""
+    def release(self, lease: Lease) -> State | None:
+        """Gives an unfinished job back as if this attempt had not been: to the queue, or paused where that was asked.
+        None where it was not ours."""
         with write(self.database) as connection:
-            values = {"state": "queued", "attempt": JobRow.attempt - 1}
-            back = connection.execute(update(JobRow).where(is_held_by(lease)).values(values)).rowcount > 0
-            if back:
-                add_event(connection, lease.job_id, "The worker stops; the job waits for the next one")
-        return back
+            job = find_job(connection, is_held_by(lease))
+            if job is None:
+                return None
+            state = _waiting_state(job)
+            values = {"state": state, "attempt": JobRow.attempt - 1}
+            connection.execute(update(JobRow).where(is_held_by(lease)).values(values))
+            told = PAUSED if state == "paused" else "The worker stops; the job waits for the next one"
+            add_event(connection, lease.job_id, told)
+        return state
 
     def retry(self, lease: Lease, reason: str, *, seen_beats: int | None = None) -> State | None:
-        """This attempt failed: back to the queue, or failed where it was the last one allowed.
+        """This attempt failed: back to the queue, or paused where that was asked, or failed where it was the last one.
 
         The cap counts our own attempts, whatever the broker delivers. None where the job was not this lease's,
         or whoever holds it has beaten again since ``seen_beats``.
@@ -281,11 +327,12 @@ class Jobs:
                     connection, lease, "failed", error={"code": "attempts_exhausted", "message": message}
                 )
                 return "failed"
-            connection.execute(update(JobRow).where(is_held_by(lease)).values(state="queued"))
+            state = _waiting_state(job)
+            connection.execute(update(JobRow).where(is_held_by(lease)).values(state=state))
             message = f"Attempt {job.attempt} of {limit} ended: {reason}"
             add_event(connection, lease.job_id, message, {"attempt": job.attempt}, "warn")
         log.warning("job goes back to the queue", job=lease.job_id, attempt=job.attempt, reason=reason)
-        return "queued"
+        return state
 
     # For the reconciler ------------------------------------------------------------------------------------
 
@@ -318,6 +365,15 @@ class Jobs:
             return [to_job(row) for row in connection.execute(query)]
 
 
+def _waiting_state(job: Job) -> State:
+    """Of a job that nobody works on any more."""
+    return "queued" if job.pause_requested_at is None else "paused"
+
+
+def _ended(job: Job) -> str:
+    return "been cancelled" if job.state == "cancelled" else job.state
+
+
 def check_lease(connection: Connection, lease: Lease) -> Job:
     """The job, where the lease is still good; call it first in a transaction that must not be a stale worker's.
 
@@ -338,6 +394,7 @@ def finish_within(
     report: Mapping[str, Any] | None = None,
     result_model: str | None = None,
     trained_tokens: int | None = None,
+    result_file: str | None = None,
 ) -> None:
     """:meth:`Jobs.finish` inside the caller's own :func:`everlearn.registry.database.write`. Raises LeaseLost."""
     check_lease(connection, lease)
@@ -347,6 +404,8 @@ def finish_within(
         "report": None if report is None else dict(report),
         "result_model": result_model,
         "trained_tokens": trained_tokens,
+        "result_file": result_file,
+        "pause_requested_at": None,
         "finished_at": time.time(),
     }
     connection.execute(update(JobRow).where(JobRow.id == lease.job_id).values(ended))

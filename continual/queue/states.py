@@ -1,7 +1,7 @@
 """A job: its states, its row, the lease on it, and its events.
 
-A job is ``queued``, then ``running`` under a lease, then ``succeeded``, ``failed`` or ``cancelled`` for good. What may
-be done to a job is in ``jobs``. The gateway imports this: nothing heavy here.
+A job is ``queued``, then ``running`` under a lease, then ``succeeded``, ``failed`` or ``cancelled`` for good; meanwhile
+it may be ``paused``. What may be done to a job is in ``jobs``. The gateway imports this: nothing heavy here.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from continual.queue.files import Client, owned
 from everlearn.errors import EverlearnError, NotFound
 from everlearn.registry.tables import JobEventRow, JobRow
 
-State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+State = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 Level = Literal["info", "warn", "error"]
-Verdict = Literal["go", "cancel", "lost"]
+Verdict = Literal["go", "pause", "cancel", "lost"]
+UNFINISHED: tuple[State, ...] = ("queued", "running", "paused")
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 KEY_ENDED = "key_not_valid"
 """The code of a job's error whose key was revoked, or expired, before the job was over."""
@@ -62,11 +63,13 @@ class Job:
     request: dict[str, Any]
     idempotency_key: str | None
     cancel_requested_at: float | None
+    pause_requested_at: float | None
     progress: dict[str, Any]
     error: dict[str, Any] | None
     report: dict[str, Any] | None
     result_model: str | None
     trained_tokens: int | None
+    result_file: str | None
     created_at: float
     started_at: float | None
     finished_at: float | None
@@ -89,7 +92,7 @@ class Event:
 
 
 def is_unfinished() -> ColumnElement[bool]:
-    return JobRow.state.in_(("queued", "running"))
+    return JobRow.state.in_(UNFINISHED)
 
 
 def is_held_by(lease: Lease) -> ColumnElement[bool]:

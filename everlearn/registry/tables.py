@@ -189,11 +189,13 @@ class JobRow(Table):
     request: Mapped[dict[str, Any]]
     idempotency_key: Mapped[str | None] = mapped_column(String(64), unique=True)
     cancel_requested_at: Mapped[float | None]
+    pause_requested_at: Mapped[float | None]
     progress: Mapped[dict[str, Any]]
     error: Mapped[dict[str, Any] | None]
     report: Mapped[dict[str, Any] | None]
     result_model: Mapped[str | None] = mapped_column(String(128))
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    result_file: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[float] = mapped_column(default=time.time)
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]

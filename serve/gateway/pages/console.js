@@ -267,7 +267,7 @@ function showJobs({ jobs, at }) {
         ],
         [verdict(job), reason(job.error)],
         [age(job.created_at, at)],
-        [["queued", "running"].includes(job.state) ? cancelling(job) : null],
+        [["queued", "running", "paused"].includes(job.state) ? cancelling(job) : null],
       ],
     };
   });

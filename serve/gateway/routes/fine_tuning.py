@@ -4,12 +4,14 @@ The gateway writes and reads rows; a worker takes the jobs from there. Each key 
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
 
 from continual.queue.files import Files
 from continual.queue.jobs import Jobs, why_no_worker
+from continual.queue.states import Job
 from everlearn.errors import Forbidden, InvalidInput, NotFound, Unavailable
 from everlearn.registry.keys import may_train
 from serve.gateway.http.exchange import exchange_of
@@ -98,10 +100,22 @@ def add_fine_tuning(app: FastAPI, gateway: Gateway) -> None:
         client = await service.reader(request)
         return job_object(await asyncio.to_thread(service.jobs.get, job_id, client=client))
 
+    async def changed(change: Callable[..., Job], request: Request, job_id: str) -> dict[str, Any]:
+        client = await service.reader(request)
+        return job_object(await asyncio.to_thread(change, job_id, client=client))
+
     @app.post(path + "/{job_id}/cancel", responses=READ_ERRORS)
     async def cancel_job(request: Request, job_id: str) -> dict[str, Any]:
-        client = await service.reader(request)
-        return job_object(await asyncio.to_thread(service.jobs.cancel, job_id, client=client))
+        return await changed(service.jobs.cancel, request, job_id)
+
+    @app.post(path + "/{job_id}/pause", responses=READ_ERRORS)
+    async def pause_job(request: Request, job_id: str) -> dict[str, Any]:
+        """A queued job waits at once; a running one (its status says so until then) once it is at a point to go on from."""
+        return await changed(service.jobs.pause, request, job_id)
+
+    @app.post(path + "/{job_id}/resume", responses=READ_ERRORS)
+    async def resume_job(request: Request, job_id: str) -> dict[str, Any]:
+        return await changed(service.jobs.resume, request, job_id)
 
     @app.get(path + "/{job_id}/events", responses=READ_ERRORS, openapi_extra=described(*PAGE))
     async def list_events(request: Request, job_id: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from sqlalchemy import update
 from continual.learn.best import recall, summary
 from continual.learn.replay import read_buffer
 from continual.pipeline import Pipeline
+from continual.queue.files import Files
 from continual.queue.states import Job, Lease
 from everlearn.errors import InvalidInput
 from everlearn.importing.sources import import_model
@@ -89,6 +91,26 @@ def test_a_job_teaches_something_new_and_is_promoted(taught: Taught, copy_of: Ca
     told = [event.message for event in home.jobs.events(taught.job.id)]
     assert any(message.startswith("step ") for message in told) and "gate as float: passed" in told
     assert any(message.startswith("the data is ready: ") and "examples read" in message for message in told)
+
+
+def test_a_job_leaves_its_figures_as_a_file(taught: Taught, copy_of: Callable[..., Home]) -> None:
+    home, report = copy_of(taught.home), taught.job.report
+    files = Files(home.settings)
+    file = files.get(taught.job.result_file or "")
+    assert (file.purpose, file.filename) == ("fine-tune-results", f"{taught.job.id}-step-metrics.csv")
+    rows = list(csv.DictReader(files.path(file).read_text().splitlines()))
+    events = [event.data for event in home.jobs.events(taught.job.id) if "train_loss" in event.data]
+    assert report and [int(row["step"]) for row in rows] == list(range(events[-1]["total_steps"] + 1))
+    for event in events:
+        row = rows[event["step"]]
+        assert float(row["train_loss"]) == pytest.approx(event["train_loss"], abs=1e-6)
+        assert float(row["learning_rate"]) == pytest.approx(event["lr"], rel=1e-4)
+    gain = report["gates"]["float"]["gain"]
+    assert [row["valid_loss"] for row in rows if row["valid_loss"]] == [
+        f"{gain['champion']:.6f}",
+        f"{gain['candidate']:.6f}",
+    ]
+    assert int(rows[-1]["tokens"]) == taught.job.trained_tokens
 
 
 def test_a_second_domain_replays_the_first_and_skips_what_rotted(

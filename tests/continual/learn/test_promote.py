@@ -18,6 +18,7 @@ from continual.learn.best import Best, Scored, recall
 from continual.learn.plan import Plan, make_plan
 from continual.learn.promote import ChampionMoved, MeasuredBundle, promote
 from continual.learn.replay import Arrival
+from continual.queue.files import RESULTS, File, Files
 from continual.queue.states import Lease, LeaseLost
 from everlearn.bundles.bundle import read_manifest, write_bundle
 from everlearn.registry.audit import list_acts
@@ -28,6 +29,7 @@ from tests.continual.learn.conftest import Home, recipe, sentences
 from train.data.store import Example
 
 MASK = np.arange(8) > 0
+FIGURES = File("file-figures", None, "figures.csv", RESULTS, 9, "0" * 64, 1.0, None)
 ARRIVALS = [
     Arrival("tales", "train", [Example(np.arange(8, dtype=np.int32) + n, MASK) for n in range(9)], 500),
 ]
@@ -69,13 +71,22 @@ def state(home: Home) -> tuple[Any, ...]:
     acts = [act.id for act in list_acts(home.registry.database)]
     with read(home.registry.database) as connection:
         remembered = connection.execute(select(BestScoreRow.__table__)).all()
-    return versions, home.registry.aliases("tiny"), home.buffer(), acts, remembered
+    files = [file.id for file in Files(home.settings, home.registry.database).list()]
+    return versions, home.registry.aliases("tiny"), home.buffer(), acts, remembered, files
 
 
 def do(home: Home, lease: Lease, plan: Plan, candidate: Path, served: Path | None = None) -> Version:
     given = served and MeasuredBundle(served, SCORED)
     return promote(
-        home.registry, lease, plan, MeasuredBundle(candidate, SCORED), given, ARRIVALS, {"told": 1}, 77
+        home.registry,
+        lease,
+        plan,
+        MeasuredBundle(candidate, SCORED),
+        given,
+        ARRIVALS,
+        {"told": 1},
+        77,
+        FIGURES,
     )
 
 
@@ -88,7 +99,8 @@ def test_everything_happens_at_once(home: Home, lease: Lease, plan: Plan, candid
     version = do(home, lease, plan, candidate)
     job = home.jobs.get(lease.job_id)
     assert version.ref == job.result_model == "tiny@2"
-    assert (job.state, job.trained_tokens) == ("succeeded", 77)
+    assert (job.state, job.trained_tokens, job.result_file) == ("succeeded", 77, FIGURES.id)
+    assert Files(home.settings).get(FIGURES.id) == FIGURES
     assert job.report and job.report["told"] == 1 and job.report["outcome"] == "promoted"
     assert job.report["inserted"]["tales/train"]["inserted"] == 9
     assert home.registry.aliases("tiny")["champion"] == 2
@@ -157,17 +169,20 @@ def test_weights_that_a_killed_promotion_registered_are_not_registered_twice(
         "import continual.learn.promote as p\n"
         "from everlearn.settings import Settings\n"
         "from everlearn.registry.registry import Registry\n"
+        "from continual.queue.files import File\n"
         "from continual.queue.states import Lease\n"
         "from continual.learn.plan import Plan\n"
         "said = json.loads(sys.argv[1])\n"
         "p.move_champion = lambda *_: os.kill(os.getpid(), 9)\n"
         "p.promote(Registry(Settings(home=Path(said['home']))), Lease(**said['lease']), Plan(**said['plan']),\n"
-        "    p.MeasuredBundle(Path(said['candidate'])), p.MeasuredBundle(Path(said['served'])), [], {}, 1)\n"
+        "    p.MeasuredBundle(Path(said['candidate'])), p.MeasuredBundle(Path(said['served'])), [], {}, 1,\n"
+        "    File(**said['figures']))\n"
     )
     said = {
         "home": str(home.settings.home),
         "lease": vars(lease),
         "plan": plan.model_dump(mode="json"),
+        "figures": vars(FIGURES),
         "candidate": str(candidate),
         "served": str(served),
     }

@@ -12,13 +12,13 @@ from sqlalchemy import delete, update
 
 from continual.queue.consumer import Publisher
 from continual.queue.document_count import is_one_text
-from continual.queue.files import Client
+from continual.queue.files import Client, Files
 from continual.queue.jobs import Jobs, check_lease
 from continual.queue.owner import is_gone, this_process
 from continual.queue.reconciler import Reconciler
 from continual.queue.states import Lease, LeaseLost
 from everlearn.bundles.bundle import write_bundle
-from everlearn.errors import InvalidInput, NotFound
+from everlearn.errors import Conflict, InvalidInput, NotFound
 from everlearn.registry.audit import list_acts
 from everlearn.registry.database import write
 from everlearn.registry.keys import create_key, revoke_key
@@ -124,7 +124,7 @@ def test_a_stale_fence_writes_nothing(installation: Installation) -> None:
         with pytest.raises(LeaseLost):
             write_stale()
     assert installation.jobs.heartbeat(stale) == "lost"
-    assert installation.jobs.release(stale) is False and installation.jobs.retry(stale, "late") is None
+    assert installation.jobs.release(stale) is None and installation.jobs.retry(stale, "late") is None
     assert installation.jobs.get(stale.job_id) == before and installation.messages(before) == events
     assert installation.jobs.heartbeat(fresh) == "go"
 
@@ -196,6 +196,62 @@ def test_a_worker_that_stops_in_time_costs_no_attempt(installation: Installation
         lease = installation.jobs.claim(job.id, "one")
         assert lease and installation.jobs.release(lease)
     assert (installation.jobs.get(job.id).state, installation.jobs.get(job.id).attempt) == ("queued", 0)
+
+
+def test_a_queued_job_that_is_paused_is_not_begun_until_it_is_resumed(installation: Installation) -> None:
+    file, client = of_key(installation)
+    job = installation.create(training_file=file, client=client)
+    for _ in range(2):
+        assert installation.jobs.pause(job.id, client=client).state == "paused"
+    assert installation.jobs.claim(job.id, "one") is None and job.id not in installation.jobs.queued()
+    with pytest.raises(Conflict, match="still needs"):
+        Files(installation.settings).delete(file)
+    with pytest.raises(NotFound):
+        installation.jobs.resume(job.id, client=Client("another"))
+    for _ in range(2):
+        assert installation.jobs.resume(job.id, client=client).state == "queued"
+    assert installation.jobs.claim(job.id, "one")
+    assert [act.act for act in list_acts(installation.registry.database)][:2] == ["job.resume", "job.pause"]
+    told = ["Fine-tuning job paused", "Fine-tuning job resumed", "Fine-tuning job started"]
+    assert installation.messages(job)[-3:] == told
+
+
+def test_a_running_job_is_told_to_pause_and_waits_once_it_is_given_back(installation: Installation) -> None:
+    lease = claimed(installation)
+    job = installation.jobs.pause(lease.job_id)
+    assert job.state == "running" and job.pause_requested_at
+    assert installation.jobs.heartbeat(lease) == "pause"
+    assert installation.jobs.resume(job.id).state == "running"
+    assert installation.jobs.heartbeat(lease) == "go"
+    installation.jobs.pause(job.id)
+    assert installation.jobs.release(lease) == "paused"
+    job = installation.jobs.get(job.id)
+    assert (job.state, job.attempt) == ("paused", 0)
+    assert installation.jobs.cancel(job.id).state == "cancelled"
+    for act in (installation.jobs.pause, installation.jobs.resume):
+        with pytest.raises(InvalidInput, match="has been cancelled already"):
+            act(job.id)
+
+
+def test_a_job_whose_worker_dies_while_it_pauses_is_paused(installation: Installation) -> None:
+    lease = claimed(installation)
+    installation.jobs.pause(lease.job_id)
+    assert installation.jobs.retry(lease, "its worker is gone") == "paused"
+    assert installation.jobs.resume(lease.job_id).state == "queued"
+    again = installation.jobs.claim(lease.job_id, "two")
+    assert again
+    installation.jobs.pause(lease.job_id)
+    installation.jobs.finish(again, "succeeded", result_model="tiny@1")
+    job = installation.jobs.get(lease.job_id)
+    assert (job.state, job.pause_requested_at) == ("succeeded", None)
+
+
+def test_a_paused_job_ends_with_its_key(installation: Installation) -> None:
+    file, client = of_key(installation)
+    job = installation.create(training_file=file, client=client)
+    installation.jobs.pause(job.id)
+    revoke_key(installation.jobs.database, str(client.key_id))
+    assert installation.jobs.end_without_keys() == [job.id]
 
 
 def test_a_beat_after_the_look_keeps_the_lease(installation: Installation) -> None:

@@ -120,6 +120,30 @@ def test_a_stopped_worker_gives_its_job_back_at_a_checkpoint(running: Installati
     assert running.ticks(job) == 60 > before and job.attempt == 1
 
 
+def test_a_paused_job_frees_the_worker_and_goes_on_from_its_checkpoint(running: Installation) -> None:
+    id = works(running, seconds=4)
+    running.jobs.pause(id)
+    wait_until(lambda: running.jobs.get(id).state == "paused", "the job is paused", 30, running)
+    job = running.jobs.get(id)
+    assert (running.folder(job) / "checkpoint").exists() and job.attempt == 0
+    before = running.ticks(job)
+    running.wait(running.create())
+    assert running.jobs.get(id).state == "paused" and running.ticks(job) == before
+    running.jobs.resume(id)
+    job = running.wait(running.jobs.get(id), timeout_s=120)
+    assert (job.state, job.attempt, running.ticks(job)) == ("succeeded", 1, 80)
+    assert len(running.lives(job)) == 2
+
+
+def test_a_running_job_tells_when_it_will_be_done(running: Installation) -> None:
+    id = works(running, seconds=60)
+    wait_until(lambda: "finish" in running.jobs.get(id).progress, "the end can be told", 60, running)
+    job = running.jobs.get(id)
+    left_s = 60 * (1 - job.progress["done"])
+    assert job.progress["finish"] - time.time() == pytest.approx(left_s, rel=0.6)
+    running.jobs.cancel(id)
+
+
 def test_a_cancelled_job_ends_its_child_and_frees_the_worker(running: Installation) -> None:
     """Queued and running."""
     id = works(running)

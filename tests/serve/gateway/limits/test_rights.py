@@ -65,6 +65,8 @@ RIGHTS = {
     "GET /v1/fine_tuning/jobs": "any key",
     "GET /v1/fine_tuning/jobs/{job_id}": "any key",
     "POST /v1/fine_tuning/jobs/{job_id}/cancel": "any key",
+    "POST /v1/fine_tuning/jobs/{job_id}/pause": "any key",
+    "POST /v1/fine_tuning/jobs/{job_id}/resume": "any key",
     "GET /v1/fine_tuning/jobs/{job_id}/events": "any key",
     "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": "any key",
     "GET /console/state": "an administrator",

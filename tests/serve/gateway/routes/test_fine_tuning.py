@@ -18,11 +18,14 @@ import psutil
 import pytest
 from openai.types import FileObject
 from openai.types.fine_tuning import FineTuningJob
+from sqlalchemy import insert
 
-from continual.queue.files import Files
-from continual.queue.jobs import Jobs
+from continual.queue.files import RESULTS, Files
+from continual.queue.jobs import Jobs, finish_within
+from everlearn.registry.database import write
 from everlearn.registry.keys import create_key
 from everlearn.registry.registry import Registry
+from everlearn.registry.tables import FileRow
 from tests.continual.queue.conftest import add_model
 from tests.serve.gateway.conftest import RunningGateway, resident_mb
 
@@ -121,6 +124,47 @@ def test_the_stock_client_creates_follows_and_cancels_a_job(
     messages = [event.message for event in client.fine_tuning.jobs.list_events(job.id)]
     assert messages == ["Fine-tuning job cancelled", f"Created fine-tuning job: {job.id}"]
     assert client.fine_tuning.jobs.checkpoints.list(job.id).data == []
+
+
+def test_the_stock_client_pauses_and_resumes_a_job(
+    client: openai.OpenAI, training_file: FileObject, door: RunningGateway
+) -> None:
+    job = create(client, training_file)
+    paused = client.fine_tuning.jobs.pause(job.id)
+    assert paused.status == "paused" and paused.to_dict()["everlearn"]["pause_requested_at"]  # type: ignore[comparison-overlap]
+    assert client.fine_tuning.jobs.resume(job.id).status == "queued"
+    jobs = Jobs(door.settings)
+    lease = jobs.claim(job.id, "test")
+    assert lease
+    jobs.heartbeat(lease, {"step": "training", "done": 0.5, "finish": 2_000_000_000})
+    asked = client.fine_tuning.jobs.pause(job.id)
+    assert (asked.status, asked.estimated_finish) == ("running", 2_000_000_000)
+    assert jobs.release(lease) == "paused"
+    assert client.fine_tuning.jobs.retrieve(job.id).estimated_finish is None
+    client.fine_tuning.jobs.cancel(job.id)
+    for act in (client.fine_tuning.jobs.pause, client.fine_tuning.jobs.resume):
+        with pytest.raises(openai.BadRequestError, match="has been cancelled already"):
+            act(job.id)
+        with pytest.raises(openai.NotFoundError):
+            act("ftjob-none")
+
+
+def test_a_finished_job_leaves_a_file_of_figures(
+    client: openai.OpenAI, training_file: FileObject, door: RunningGateway
+) -> None:
+    jobs, files = Jobs(door.settings), Files(door.settings)
+    lease = jobs.claim(create(client, training_file).id, "test")
+    assert lease
+    key_id = jobs.get(lease.job_id).key_id
+    with files.uploading() as upload:
+        upload.write(b"step,train_loss\n1,2.5\n")
+        file = files.place(upload, "figures.csv", purpose=RESULTS, key_id=key_id)
+    with write(jobs.database) as connection:
+        connection.execute(insert(FileRow).values(file.__dict__))
+        finish_within(connection, lease, "succeeded", result_model="m@1", result_file=file.id)
+    [result] = client.fine_tuning.jobs.retrieve(lease.job_id).result_files
+    assert client.files.retrieve(result).purpose == "fine-tune-results"
+    assert client.files.content(result).text == "step,train_loss\n1,2.5\n"
 
 
 def test_lists_page_through_everything_once(

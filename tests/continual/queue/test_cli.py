@@ -43,7 +43,11 @@ def test_a_job_is_created_listed_shown_and_cancelled(
     listed = run("ls").stdout
     assert id in listed and "my-rfcs" in listed and "queued" in listed
     assert "Created fine-tuning job" in run("events", id).stdout
+    assert run("pause", id).stdout.strip() == f"{id} is paused"
+    assert json.loads(run("resume", id, "--json").stdout)["state"] == "queued"
     assert run("cancel", id).stdout.strip() == f"{id} is cancelled"
+    late = run("pause", id)
+    assert late.exit_code == 2 and "has been cancelled already" in late.stderr
     assert "recipe.gate.min_gain" in run("show", id).stdout
     assert installation.files.get(shown["training_file"]).filename == "My RFCs.jsonl"
 

@@ -43,9 +43,6 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--data-limit-mb", type=int, help="private memory of each process, at most")
     arguments = parser.parse_args()
-    if arguments.data_limit_mb:
-        limit = arguments.data_limit_mb * 10**6
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # of this process and its children
     print(
         "| corpus | processes | MB/s | MB per CPU second | peak memory | kept | tokens |\n|---|---|---|---|---|---|---|"
     )
@@ -57,7 +54,9 @@ def main() -> None:
             stores: set[str] = set()
             for processes in arguments.processes:
                 before = resource.getrusage(resource.RUSAGE_CHILDREN)
-                seconds, peak, said = measured(corpus, tokenizer, Path(folder) / f"out{processes}", processes)
+                out = Path(folder) / f"out{processes}"
+                with private_memory(arguments.data_limit_mb):
+                    seconds, peak, said = measured(corpus, tokenizer, out, processes)
                 after = resource.getrusage(resource.RUSAGE_CHILDREN)
                 cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
                 read, kept, tokens, store = said.split()
@@ -73,6 +72,15 @@ def main() -> None:
                 print("|", " | ".join(map(str, (*cells, f"{kept} of {read}", tokens))), "|", flush=True)
             if len(stores) > 1:
                 sys.exit("the number of processes changed the bytes")
+
+
+@contextlib.contextmanager
+def private_memory(limit_mb: int | None) -> Iterator[None]:
+    """Of the processes that begin within it, and of this one meanwhile."""
+    before, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit_mb * 10**6 if limit_mb else before, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
 
 
 def write_corpus(corpus: Path, size: float) -> int:

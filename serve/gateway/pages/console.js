@@ -159,6 +159,7 @@ function sparkline(lines) {
 const KINDS = {
   ready: "good", running: "good", succeeded: "good", completed: "good", active: "good", in_progress: "good",
   starting: "busy", draining: "busy", queued: "busy", validating: "busy", finalizing: "busy", cancelling: "busy",
+  pausing: "busy",
   failed: "bad", silent: "bad", ejected: "bad", away: "bad", expired: "bad",
 };
 const stateOf = (state) => ({ state: state.replace("_", " "), kind: KINDS[state] ?? "" });
@@ -261,17 +262,30 @@ function showJobs({ jobs, at }) {
         [{ text: job.id, look: "mono id", hint: job.id }],
         [{ text: job.model, look: "strong" }, job.domain ? soft(job.domain) : null],
         [
-          stateOf(job.state),
+          stateOf(job.pause_requested_at !== null && job.state === "running" ? "pausing" : job.state),
           done === null ? null : soft(`${Math.round(done * 100)}% ${job.progress.step ?? ""}`),
           done === null ? null : { done, of: 1, label: `Progress of ${job.id}` },
         ],
         [verdict(job), reason(job.error)],
         [age(job.created_at, at)],
-        [["queued", "running", "paused"].includes(job.state) ? cancelling(job) : null],
+        ["queued", "running", "paused"].includes(job.state) ? [pausing(job), cancelling(job)] : [],
       ],
     };
   });
   sheets.jobs.show(rows, jobs.total);
+}
+
+function pausing({ id, model, pause_requested_at: asked }) {
+  if (asked !== null) {
+    return {
+      act: "resume", subject: id, name: id, does: "Resume", risky: false,
+      title: `Go on with the training of ${model}?`, text: `${id} goes on where it was, once a worker is free.`,
+    };
+  }
+  return {
+    act: "pause", subject: id, name: id, does: "Pause", risky: false,
+    title: `Pause the training of ${model}?`, text: `${id} saves its work and frees the worker until it is resumed.`,
+  };
 }
 
 function cancelling({ id, model }) {

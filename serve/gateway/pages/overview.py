@@ -197,7 +197,7 @@ def _keys(connection: Connection) -> dict[str, Any]:
 def _jobs(connection: Connection) -> dict[str, Any]:
     query = select(
         JobRow.id, JobRow.model, JobRow.state, JobRow.attempt, JobRow.progress, JobRow.error, JobRow.report,
-        JobRow.result_model, JobRow.created_at, JobRow.started_at, JobRow.finished_at,
+        JobRow.result_model, JobRow.created_at, JobRow.started_at, JobRow.finished_at, JobRow.pause_requested_at,
         JobRow.recipe["domain"].as_string().label("domain"),
     ).order_by(JobRow.created_at.desc(), JobRow.id.desc())  # fmt: skip
     rows = [

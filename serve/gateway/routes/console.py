@@ -27,9 +27,9 @@ MAX_ACT_BYTES = 4096
 
 
 class Act(Body):
-    """What to do with what: `promote` a `name@3`, `revoke` a key's id, `cancel` a job's id."""
+    """What to do with what: `promote` a `name@3`, `revoke` a key's id, `cancel`, `pause` or `resume` a job's id."""
 
-    act: Literal["promote", "revoke", "cancel"]
+    act: Literal["promote", "revoke", "cancel", "pause", "resume"]
     subject: Annotated[str, Field(min_length=1, max_length=128), Stored]
 
 
@@ -75,6 +75,10 @@ class ConsoleService(ResourceService):
                 revoke_key(self.gateway.db, act.subject, actor=client.actor)
             case "cancel":
                 self.jobs.cancel(act.subject, actor=client.actor)
+            case "pause":
+                self.jobs.pause(act.subject, actor=client.actor)
+            case "resume":
+                self.jobs.resume(act.subject, actor=client.actor)
 
 
 def add_console(app: FastAPI, gateway: Gateway) -> None:

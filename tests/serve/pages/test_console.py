@@ -8,13 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import delete, insert
+from sqlalchemy import delete, insert, update
 
 from everlearn.registry.audit import list_acts
 from everlearn.registry.database import open_database, write
 from everlearn.registry.keys import create_key, list_keys, open_door, revoke_key
 from everlearn.registry.registry import Registry
-from everlearn.registry.tables import JobRow, ReplicaRow
+from everlearn.registry.tables import JobEventRow, JobRow, ReplicaRow
 from everlearn.settings import Settings
 from serve import replicas
 from tests.support.serve.supervised import Supervised, add_model, eventually, supervised
@@ -210,6 +210,30 @@ def test_a_job_shows_what_it_lost_from_the_champion_and_from_the_best(
     )
     with write(open_database(settings_of_page)) as connection:
         connection.execute(delete(JobRow).where(JobRow.id == "ftjob-best"))
+
+
+def test_a_job_is_paused_and_goes_on_again(page: Page, settings_of_page: Settings) -> None:
+    database = open_database(settings_of_page)
+    job = {
+        "id": "ftjob-wait", "model": "tiny", "state": "paused", "pause_requested_at": 1.0, "seed": 1,
+        "recipe": {"domain": "news"}, "training_file": "file-1", "request": {}, "progress": {},
+    }  # fmt: skip
+    with write(database) as connection:
+        connection.execute(insert(JobRow).values(job))
+    eventually(lambda: page.row("jobs", "ftjob-wait")[2] == "paused")
+    assert page.row("jobs", "ftjob-wait")[5].split() == ["Resume", "Cancel"]
+    running = {"state": "running", "progress": {"done": 0.4, "step": "training"}}
+    with write(database) as connection:
+        connection.execute(update(JobRow).where(JobRow.id == "ftjob-wait").values(running))
+    eventually(lambda: page.row("jobs", "ftjob-wait")[2].startswith("pausing"))
+    for does, wanted in (("Resume", "running"), ("Pause", "pausing")):
+        page.button(f"{does} ftjob-wait").click()
+        page.one("#yes").click()
+        eventually(lambda wanted=wanted: page.row("jobs", "ftjob-wait")[2].startswith(wanted))
+    assert page.problems() == []
+    with write(database) as connection:
+        connection.execute(delete(JobEventRow).where(JobEventRow.job_id == "ftjob-wait"))
+        connection.execute(delete(JobRow).where(JobRow.id == "ftjob-wait"))
 
 
 def test_hostile_names_and_errors_stay_text(page: Page, settings_of_page: Settings) -> None:

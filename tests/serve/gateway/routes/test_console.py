@@ -140,18 +140,21 @@ def test_each_act_is_done_and_written_down_with_its_key(locked: RunningGateway) 
     _, doomed = create_key(locked.db, "doomed")
     assert act(locked, "promote", "m@2").status_code == 200
     assert act(locked, "revoke", doomed.id).status_code == 200
-    assert act(locked, "cancel", "ftjob-1").status_code == 200
+    for wanted, becomes in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled")):
+        assert act(locked, wanted, "ftjob-1").status_code == 200
+        assert look(locked, locked.admin).json()["jobs"]["rows"][0]["state"] == becomes
     state = look(locked, locked.admin).json()
     assert {each["alias"]: each["version"] for each in state["aliases"]} == {"champion": 2, "previous": 1}
     assert next(key for key in state["keys"]["rows"] if key["id"] == doomed.id)["state"] == "revoked"
-    assert state["jobs"]["rows"][0]["state"] == "cancelled"
-    told = [(each.act, each.subject, each.actor) for each in list_acts(locked.db, 3)]
+    told = [(each.act, each.subject, each.actor) for each in list_acts(locked.db, 5)]
     assert told == [
         ("job.cancel", "ftjob-1", locked.own.id),
+        ("job.resume", "ftjob-1", locked.own.id),
+        ("job.pause", "ftjob-1", locked.own.id),
         ("key.revoke", doomed.id, locked.own.id),
         ("promote", "m@2", locked.own.id),
     ]
-    assert [each["act"] for each in state["acts"][:3]] == ["job.cancel", "key.revoke", "promote"]
+    assert [each["act"] for each in state["acts"][:3]] == ["job.cancel", "job.resume", "job.pause"]
 
 
 def test_what_may_not_be_done_changes_nothing(locked: RunningGateway) -> None:

@@ -1,5 +1,6 @@
 """The bodies of OpenAI's fine-tuning and files API: what is taken, as an allow-list, and how rows are shown."""
 
+import time
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
@@ -111,7 +112,7 @@ def job_object(job: Job) -> dict[str, Any]:
         "trained_tokens": job.trained_tokens,
         "training_file": job.training_file,
         "validation_file": job.validation_file,
-        "estimated_finish": job.progress.get("finish") if job.state == "running" else None,
+        "estimated_finish": _estimated_finish(job),
         "integrations": [],
         "metadata": job.request.get("metadata") or None,
         "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
@@ -124,6 +125,12 @@ def job_object(job: Job) -> dict[str, Any]:
             "started_at": _seconds(job.started_at),
         },
     }
+
+
+def _estimated_finish(job: Job) -> int | None:
+    """Of a running job; not what an earlier attempt had told, once that is past."""
+    told = job.progress.get("finish") if job.state == "running" else None
+    return told if told and told > time.time() else None
 
 
 def fine_tuned_name(job: Job) -> str | None:

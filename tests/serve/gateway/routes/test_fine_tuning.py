@@ -136,6 +136,8 @@ def test_the_stock_client_pauses_and_resumes_a_job(
     jobs = Jobs(door.settings)
     lease = jobs.claim(job.id, "test")
     assert lease
+    jobs.heartbeat(lease, {"step": "training", "done": 0.5, "finish": 1_000_000_000})
+    assert client.fine_tuning.jobs.retrieve(job.id).estimated_finish is None
     jobs.heartbeat(lease, {"step": "training", "done": 0.5, "finish": 2_000_000_000})
     asked = client.fine_tuning.jobs.pause(job.id)
     assert (asked.status, asked.estimated_finish) == ("running", 2_000_000_000)

@@ -49,20 +49,20 @@ RECIPE = {
         "hidden": 96,
         "heads": 4,
         "context": 24,
-        "vocab": 3000,
-        "images": {"size": 32, "patch": 32, "hidden": 128, "layers": 2},
+        "vocab": 4400,
+        "images": {"size": 16, "patch": 16, "hidden": 128, "layers": 1},
     },
     "sequence_tokens": 24,
     "batch_tokens": 24 * 128,
     "micro_batch": 128,
-    "steps": 4000,
+    "steps": 3000,
     "dropout": 0.1,
     "threads": 1,
     "optimizer": {"lr": 3e-3, "weight_decay": 0.3},
     "schedule": {"warmup_fraction": 0.05, "final_fraction": 0.05},
     "contrastive": {"augment": {"shift": 0.06, "zoom": 0.1, "rotate": 6, "colour": 0.12, "words": 0.25}},
 }
-"""Few pictures: whole ones as one patch, and one layer of text, generalize better here than more layers and smaller patches."""
+"""Few pictures: small whole ones as one patch, and a layer in each tower, generalize better than more layers and smaller patches."""
 
 
 def main() -> None:

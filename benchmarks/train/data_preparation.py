@@ -2,7 +2,8 @@
 
 A corpus is made from the machine's Debian manuals and documents, repeated with other numbers in them until it is as
 large as asked, in eight files. Each run prepares it anew in processes of its own; the stores must be the same bytes.
-Peak memory is the largest sum of the resident memory of all its processes, looked at every 50 ms. With --data-limit-mb, each
+Peak memory is the largest sum of the resident memory of all its processes, looked at every 50 ms, and of what is private to
+them, without the files that are mapped. With --data-limit-mb, each
 process may have so much private memory (RLIMIT_DATA): a run that needs more fails.
 """
 
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--data-limit-mb", type=int, help="private memory of each process, at most")
     arguments = parser.parse_args()
     print(
-        "| corpus | processes | MB/s | MB per CPU second | peak memory | kept | tokens |\n|---|---|---|---|---|---|---|"
+        "| corpus | processes | MB/s | MB per CPU second | peak memory | private | kept | tokens |\n|---|---|---|---|---|---|---|---|"
     )
     for size_mb in arguments.mb:
         with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +57,7 @@ def main() -> None:
                 before = resource.getrusage(resource.RUSAGE_CHILDREN)
                 out = Path(folder) / f"out{processes}"
                 with private_memory(arguments.data_limit_mb):
-                    seconds, peak, said = measured(corpus, tokenizer, out, processes)
+                    seconds, peak, private, said = measured(corpus, tokenizer, out, processes)
                 after = resource.getrusage(resource.RUSAGE_CHILDREN)
                 cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
                 read, kept, tokens, store = said.split()
@@ -68,6 +69,7 @@ def main() -> None:
                     f"{mb / seconds:.2f}",
                     f"{mb / cpu_s:.2f}",
                     f"{peak / 1e6:.0f} MB",
+                    f"{private / 1e6:.0f} MB",
                 )
                 print("|", " | ".join(map(str, (*cells, f"{kept} of {read}", tokens))), "|", flush=True)
             if len(stores) > 1:
@@ -75,7 +77,7 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def private_memory(limit_mb: int | None) -> Iterator[None]:
+def private_memory(limit_mb: int | None) -> Generator[None]:
     """Of the processes that begin within it, and of this one meanwhile."""
     before, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (limit_mb * 10**6 if limit_mb else before, hard))
@@ -122,20 +124,22 @@ def raised(number: re.Match[str], by: int) -> str:
     return str(int(number[0][:9]) + by)
 
 
-def measured(corpus: Path, tokenizer: Path, out: Path, processes: int) -> tuple[float, int, str]:
-    """Seconds, the peak of resident memory in bytes, and what the run said."""
-    began, peak = time.monotonic(), 0
+def measured(corpus: Path, tokenizer: Path, out: Path, processes: int) -> tuple[float, int, int, str]:
+    """Seconds, the peaks of resident and of private memory in bytes, and what the run said."""
+    began, peak, private = time.monotonic(), 0, 0
     command = [sys.executable, "-c", PREPARE, corpus, tokenizer, out, str(processes)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as running:
         own = psutil.Process(running.pid)
         while running.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
-                peak = max(peak, sum(each.memory_info().rss for each in (own, *own.children(recursive=True))))
+                used = [each.memory_full_info() for each in (own, *own.children(recursive=True))]
+                peak = max(peak, sum(each.rss for each in used))
+                private = max(private, sum(each.uss for each in used))
             time.sleep(0.05)
         said = running.communicate()[0]
     if running.returncode:
         sys.exit("data preparation failed")
-    return time.monotonic() - began, peak, said
+    return time.monotonic() - began, peak, private, said
 
 
 if __name__ == "__main__":

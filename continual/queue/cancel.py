@@ -3,8 +3,8 @@
 What happens when a job is cancelled:
 
 1. The row. :func:`cancel_job`, called by the route and by ``everlearn jobs cancel`` through ``Jobs.cancel``, makes it
-   ``cancelled``, with an event and an entry of the audit log, in one transaction. A queued job never starts: who gets
-   its message finds no queued row to claim (``Jobs.claim``).
+   ``cancelled``, with an event, an entry of the audit log and what webhooks are to be told, in one transaction. A
+   queued job never starts: who gets its message finds no queued row to claim (``Jobs.claim``).
 2. The worker. Of a running job the lease ends with that. The next heartbeat (``attempt.Attempt``, every
    ``continual.heartbeat_s``) returns ``cancel``, and the child's whole process group gets SIGKILL.
 3. The child. Until then it may compute, but whatever it writes raises LeaseLost (``jobs.check_lease``): a cancelled job
@@ -21,6 +21,7 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, select, update
 
 from continual.queue.states import KEY_ENDED, Job, add_event, is_unfinished
+from continual.webhooks.outbox import announce_end
 from everlearn.errors import InvalidInput
 from everlearn.registry.audit import record
 from everlearn.registry.keys import why_ended
@@ -42,6 +43,7 @@ def cancel_job(connection: Connection, job: Job, actor: str | None) -> None:
     ended = {"state": "cancelled", "cancel_requested_at": now, "finished_at": now}
     connection.execute(update(JobRow).where(JobRow.id == job.id).values(ended))
     add_event(connection, job.id, "Fine-tuning job cancelled")
+    announce_end(connection, job.id, job.key_id, "cancelled")
     record(connection, actor, "job.cancel", job.id, was=job.state)
     log.info("job cancelled", job=job.id, was=job.state)
 
@@ -57,6 +59,7 @@ def end_without_key(connection: Connection, which: ColumnElement[bool]) -> list[
             values = {"state": "failed", "error": error, "finished_at": time.time()}
             connection.execute(update(JobRow).where(JobRow.id == job_id).values(values))
             add_event(connection, job_id, error["message"], {"code": KEY_ENDED}, "error")
+            announce_end(connection, job_id, key_id, "failed")
             log.warning("job ended", job=job_id, reason=why)
             ended.append(job_id)
     return ended

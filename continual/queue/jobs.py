@@ -38,6 +38,7 @@ from continual.queue.states import (
     to_job,
 )
 from continual.recipe import ContinualRecipe
+from continual.webhooks.outbox import announce_end
 from everlearn.bundles.reference import parse_reference
 from everlearn.errors import InvalidInput
 from everlearn.registry.audit import record
@@ -397,7 +398,7 @@ def finish_within(
     result_file: str | None = None,
 ) -> None:
     """:meth:`Jobs.finish` inside the caller's own :func:`everlearn.registry.database.write`. Raises LeaseLost."""
-    check_lease(connection, lease)
+    job = check_lease(connection, lease)
     ended = {
         "state": state,
         "error": None if error is None else {"param": None, **error},
@@ -416,6 +417,7 @@ def finish_within(
     else:
         message = str((error or {}).get("message", "The job failed"))
         add_event(connection, lease.job_id, message, {"code": (error or {}).get("code")}, "error")
+    announce_end(connection, job.id, job.key_id, state)
 
 
 def _check_files(

@@ -1,6 +1,6 @@
 """`everlearn worker`: the parent of the broker and of the consumer, and the reconciler of the queue.
 
-It keeps both running, and is small: the libraries that train are loaded by the child of each job alone.
+It keeps both running, sends webhooks, and is small: the libraries that train are loaded by the child of each job alone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from continual.queue.files import Files
 from continual.queue.jobs import Jobs
 from continual.queue.reconciler import Reconciler
 from continual.queue.restarted_process import RestartedProcess
+from continual.webhooks.courier import Courier
+from continual.webhooks.deliveries import sweep_deliveries
 from everlearn.errors import EverlearnError, Unavailable
 from everlearn.logs import configure_logging
 from everlearn.privacy import keep_private
@@ -59,13 +61,14 @@ def work(
 
 
 class Worker:
-    """Broker, consumer, reconciler."""
+    """Broker, consumer, reconciler, courier."""
 
     def __init__(self, settings: Settings, consumer: Sequence[str] = CONSUMER) -> None:
         self.settings = settings
         self.jobs = Jobs(settings, open_database(settings, START_PATIENCE_S))
         self.files = Files(settings, self.jobs.database)
         self.reconciler = Reconciler(self.jobs, Publisher(settings))
+        self.courier = Courier(self.jobs.database, min(1.0, settings.continual.reconcile_s))
         self.valkey = None if settings.redis_url else EmbeddedValkey(settings)
         self.consumer = RestartedProcess("consumer", consumer, environment(**settings.environment()))
         self.reconciled_s = time.monotonic()
@@ -81,12 +84,14 @@ class Worker:
         tasks = [asyncio.ensure_future(part) for part in parts]
         async with health_endpoint(uds, self._health):
             log.info("the worker is up", pid=os.getpid(), home=str(self.settings.home))
+            self.courier.start()
             stopped = asyncio.ensure_future(shutdown.wait())
             await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
             for task in tasks:
                 task.cancel()
             ended = await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.to_thread(self.courier.stop)
             code = await self.consumer.stop(self.settings.continual.shutdown_s + 5)
             if self.valkey:
                 await self.valkey.stop()
@@ -129,13 +134,14 @@ class Worker:
             self._patience_s *= 2
 
     def _sweep(self) -> None:
-        """Clears the folders of jobs that ended days ago, and what broken uploads left."""
+        """Clears the folders and webhooks of jobs that ended days ago, and what broken uploads left."""
         if time.monotonic() - self._swept_s < SWEEP_EVERY_S:
             return
         self._swept_s = time.monotonic()
         self.files.sweep()
         before = time.time() - self.settings.continual.keep_jobs_days * DAY_S
         old = set(self.jobs.over(before))
+        sweep_deliveries(self.jobs.database, before)
         for path in self.settings.directory("jobs").iterdir():
             if path.is_dir() and path.name in old:
                 shutil.rmtree(path, ignore_errors=True)

@@ -21,7 +21,7 @@ from everlearn.privacy import create_private, make_private
 from everlearn.settings import FOLDERS, Settings
 
 # The newest migration. Comparing with it spares every start the import of Alembic.
-SCHEMA = "0008"
+SCHEMA = "0009"
 # Names the advisory lock that everlearn's writers and migrations take on PostgreSQL.
 POSTGRES_LOCK = 0x6576_6572
 BUSY_TIMEOUT_S = 30

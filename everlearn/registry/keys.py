@@ -157,7 +157,7 @@ def list_keys(db: Engine) -> list[ApiKey]:
 def revoke_key(db: Engine, identifier: str, *, actor: str | None = None) -> ApiKey:
     """Closes the key of this id, or of this name where one active key has it. Raises NotFound, InvalidInput."""
     with write(db) as connection, Session(connection, expire_on_commit=False) as session:
-        key = session.get(ApiKey, identifier) or _by_name(session, identifier)
+        key = require_key(session, identifier)
         if key.revoked_at is None:
             key.revoked_at = time.time()
             record(connection, actor, "key.revoke", key.id, name=key.name)
@@ -173,7 +173,7 @@ def rotate_key(db: Engine, identifier: str, *, actor: str | None = None) -> tupl
     """
     secret = _new_secret()
     with write(db) as connection, Session(connection, expire_on_commit=False) as session:
-        key = session.get(ApiKey, identifier) or _by_name(session, identifier)
+        key = require_key(session, identifier)
         if not is_active(key):
             raise InvalidInput(
                 f"{key.id} is not valid any more; `everlearn keys create` makes another", param="key"
@@ -183,6 +183,11 @@ def rotate_key(db: Engine, identifier: str, *, actor: str | None = None) -> tupl
         session.flush()
         session.expunge(key)
     return secret, key
+
+
+def require_key(session: Session, identifier: str) -> ApiKey:
+    """The key of this id, or of this name where one active key has it. Raises NotFound, InvalidInput."""
+    return session.get(ApiKey, identifier) or _by_name(session, identifier)
 
 
 def _new_secret() -> str:

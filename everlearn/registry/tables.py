@@ -215,6 +215,46 @@ class JobEventRow(Table):
     data: Mapped[dict[str, Any]]
 
 
+class WebhookEndpointRow(Table):
+    """A URL of the operator's that is told how jobs end: all jobs, or with ``key_id`` those of one key.
+
+    ``secret`` signs what is sent, so it is kept as it is; never log it, never show it again. ``disabled_at``: since
+    when it is told nothing more, as it answered 410. ``answer``: what the last try came to, at ``answered_at``.
+    """
+
+    __tablename__ = "webhook_endpoints"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    url: Mapped[str] = mapped_column(Text)
+    secret: Mapped[str] = mapped_column(String(128))
+    key_id: Mapped[str | None] = mapped_column(String(32))
+    events: Mapped[list[str]]
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    disabled_at: Mapped[float | None]
+    answered_at: Mapped[float | None]
+    answer: Mapped[str | None] = mapped_column(Text)
+
+
+class WebhookDeliveryRow(Table):
+    """An event that one endpoint is told, written in the transaction that ended the job.
+
+    ``state``: waiting, delivered or failed. ``tries`` grows with every claim, and so guards the row as a fence;
+    ``due_at`` is when it may be claimed next.
+    """
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (Index("webhook_deliveries_due", "state", "due_at"),)
+
+    event_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    type: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16), default="waiting")
+    tries: Mapped[int] = mapped_column(default=0)
+    due_at: Mapped[float]
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
 class ReplayExampleRow(Table):
     """One kept example of a model's earlier domains; ``priority`` decides which ones stay.
 

@@ -19,10 +19,12 @@ from continual.queue.files import Files
 from continual.queue.jobs import Jobs
 from continual.queue.states import Job
 from continual.recipe import ContinualRecipe
+from continual.webhooks.courier import Courier
 from everlearn.bundles.bundle import write_bundle
 from everlearn.redis_address import own_socket
 from everlearn.registry.registry import Registry
 from everlearn.settings import ContinualSettings, Settings
+from tests.support.webhook_receiver import Receiver, receivers
 
 ROOT = Path(__file__).resolve().parents[3]
 HURRIED = ContinualSettings(lease_s=3, heartbeat_s=0.5, reconcile_s=0.1, shutdown_s=10, nice=0)
@@ -196,3 +198,25 @@ def running(shared_installation: Installation) -> Installation:
     if last is None or last.poll() is not None:
         shared_installation.start_worker()
     return shared_installation
+
+
+@pytest.fixture
+def receiver() -> Iterator[Callable[..., Receiver]]:
+    """Makes receivers of webhooks."""
+    with receivers() as make:
+        yield make
+
+
+@pytest.fixture
+def send_due(installation: Installation) -> Iterator[Callable[[], Courier]]:
+    """Starts a courier, as a worker does, on connections of its own."""
+    started: list[Courier] = []
+
+    def start() -> Courier:
+        started.append(Courier(Jobs(installation.settings).database, poll_s=0.05))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for courier in started:
+        courier.stop()

@@ -2,8 +2,8 @@
 
 A corpus is made from the machine's Debian manuals and documents, repeated with other numbers in them until it is as
 large as asked, in eight files. Each run prepares it anew in processes of its own; the stores must be the same bytes.
-Peak memory is the largest sum of the resident memory of all its processes, looked at every 50 ms, and of what is private to
-them, without the files that are mapped. With --data-limit-mb, each
+Peak memory is the largest sum of the resident memory of all its processes, looked at every 50 ms, and that of
+their anonymous memory, which leaves out mapped files. With --data-limit-mb, each
 process may have so much private memory (RLIMIT_DATA): a run that needs more fails.
 """
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--data-limit-mb", type=int, help="private memory of each process, at most")
     arguments = parser.parse_args()
     print(
-        "| corpus | processes | MB/s | MB per CPU second | peak memory | private | kept | tokens |\n|---|---|---|---|---|---|---|---|"
+        "| corpus | processes | MB/s | MB per CPU second | peak memory | anonymous | kept | tokens |\n|---|---|---|---|---|---|---|---|"
     )
     for size_mb in arguments.mb:
         with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +57,7 @@ def main() -> None:
                 before = resource.getrusage(resource.RUSAGE_CHILDREN)
                 out = Path(folder) / f"out{processes}"
                 with private_memory(arguments.data_limit_mb):
-                    seconds, peak, private, said = measured(corpus, tokenizer, out, processes)
+                    seconds, peak, anonymous, said = measured(corpus, tokenizer, out, processes)
                 after = resource.getrusage(resource.RUSAGE_CHILDREN)
                 cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
                 read, kept, tokens, store = said.split()
@@ -69,7 +69,7 @@ def main() -> None:
                     f"{mb / seconds:.2f}",
                     f"{mb / cpu_s:.2f}",
                     f"{peak / 1e6:.0f} MB",
-                    f"{private / 1e6:.0f} MB",
+                    f"{anonymous / 1e6:.0f} MB",
                 )
                 print("|", " | ".join(map(str, (*cells, f"{kept} of {read}", tokens))), "|", flush=True)
             if len(stores) > 1:
@@ -125,21 +125,30 @@ def raised(number: re.Match[str], by: int) -> str:
 
 
 def measured(corpus: Path, tokenizer: Path, out: Path, processes: int) -> tuple[float, int, int, str]:
-    """Seconds, the peaks of resident and of private memory in bytes, and what the run said."""
-    began, peak, private = time.monotonic(), 0, 0
+    """Seconds, the peaks of resident and of anonymous memory in bytes, and what the run said."""
+    began, peak, anonymous = time.monotonic(), 0, 0
     command = [sys.executable, "-c", PREPARE, corpus, tokenizer, out, str(processes)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as running:
         own = psutil.Process(running.pid)
         while running.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
-                used = [each.memory_full_info() for each in (own, *own.children(recursive=True))]
-                peak = max(peak, sum(each.rss for each in used))
-                private = max(private, sum(each.uss for each in used))
+                processes_now = (own, *own.children(recursive=True))
+                peak = max(peak, sum(each.memory_info().rss for each in processes_now))
+                anonymous = max(anonymous, sum(anonymous_bytes(each.pid) for each in processes_now))
             time.sleep(0.05)
         said = running.communicate()[0]
     if running.returncode:
         sys.exit("data preparation failed")
-    return time.monotonic() - began, peak, private, said
+    return time.monotonic() - began, peak, anonymous, said
+
+
+def anonymous_bytes(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"RssAnon:\s+(\d+) kB", status)
+    return int(found[1]) * 1024 if found else 0
 
 
 if __name__ == "__main__":

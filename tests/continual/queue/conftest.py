@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
+from typer.testing import CliRunner, Result
 
 from continual.queue.files import Files
 from continual.queue.jobs import Jobs
@@ -21,6 +23,7 @@ from continual.queue.states import Job
 from continual.recipe import ContinualRecipe
 from continual.webhooks.courier import Courier
 from everlearn.bundles.bundle import write_bundle
+from everlearn.cli.commands import app
 from everlearn.redis_address import own_socket
 from everlearn.registry.registry import Registry
 from everlearn.settings import ContinualSettings, Settings
@@ -220,3 +223,21 @@ def send_due(installation: Installation) -> Iterator[Callable[[], Courier]]:
     yield start
     for courier in started:
         courier.stop()
+
+
+@pytest.fixture
+def command(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., Result]:
+    """`everlearn` on the installation, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in installation.settings.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def invoke(*arguments: str) -> Result:
+        try:
+            return CliRunner().invoke(app, arguments)
+        finally:
+            structlog.reset_defaults()  # the program logs to the runner's stderr, which is gone
+
+    return invoke

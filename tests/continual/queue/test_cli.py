@@ -4,29 +4,18 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-import structlog
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from everlearn.cli.commands import app
 from tests.continual.queue.conftest import Installation
 
 
 @pytest.fixture
-def run(installation: Installation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
-    monkeypatch.chdir(tmp_path)
-    for name, value in installation.settings.environment().items():
-        monkeypatch.setenv(name, value)
-
-    def invoke(*arguments: str) -> Result:
-        try:
-            return CliRunner().invoke(app, ["jobs", *arguments])
-        finally:
-            structlog.reset_defaults()  # the program logs to the runner's stderr, which is gone
-
-    return invoke
+def run(command: Callable[..., Result]) -> Callable[..., Result]:
+    return partial(command, "jobs")
 
 
 def test_a_job_is_created_listed_shown_and_cancelled(

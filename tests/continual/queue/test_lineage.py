@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from sqlalchemy import insert
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from continual.lineage import lineage, trace
 from continual.queue.files import Client
 from everlearn.bundles.bundle import write_bundle
-from everlearn.cli.commands import app
 from everlearn.errors import NotFound
 from everlearn.registry.database import write
 from everlearn.registry.keys import create_key
@@ -31,17 +30,8 @@ GATE = {
 
 
 @pytest.fixture
-def run(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    for name, value in installation.settings.environment().items():
-        monkeypatch.setenv(name, value)
-
-    def invoke(*arguments: str) -> Result:
-        try:
-            return CliRunner().invoke(app, ["lineage", *arguments])
-        finally:
-            structlog.reset_defaults()
-
-    return invoke
+def run(command: Callable[..., Result]) -> Callable[..., Result]:
+    return partial(command, "lineage")
 
 
 def made(installation: Installation, parent: Version, recipe: dict[str, Any], salt: str) -> Version:

@@ -2,15 +2,13 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 
 import pytest
-import structlog
 from openai import OpenAI
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from everlearn.cli.commands import app
 from everlearn.registry.audit import list_acts
 from everlearn.registry.keys import create_key
 from tests.continual.queue.conftest import Installation
@@ -18,18 +16,8 @@ from tests.support.webhook_receiver import Receiver
 
 
 @pytest.fixture
-def run(installation: Installation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
-    monkeypatch.chdir(tmp_path)
-    for name, value in installation.settings.environment().items():
-        monkeypatch.setenv(name, value)
-
-    def invoke(*arguments: str) -> Result:
-        try:
-            return CliRunner().invoke(app, ["webhooks", *arguments])
-        finally:
-            structlog.reset_defaults()  # the program logs to the runner's stderr, which is gone
-
-    return invoke
+def run(command: Callable[..., Result]) -> Callable[..., Result]:
+    return partial(command, "webhooks")
 
 
 def test_an_endpoint_is_added_listed_and_removed_and_its_secret_is_shown_once(

@@ -137,9 +137,12 @@ def test_a_paused_job_frees_the_worker_and_goes_on_from_its_checkpoint(running: 
 
 def test_a_running_job_tells_when_it_will_be_done(running: Installation) -> None:
     id = works(running, seconds=60)
+    wait_until(lambda: "done" in running.jobs.get(id).progress, "its progress is told", 60, running)
+    began_s, began = time.monotonic(), running.ticks(running.jobs.get(id))
     wait_until(lambda: "finish" in running.jobs.get(id).progress, "the end can be told", 60, running)
     job = running.jobs.get(id)
-    left_s = 60 * (1 - job.progress["done"])
+    ticks = running.ticks(job)
+    left_s = (time.monotonic() - began_s) * (60 * 20 - ticks) / (ticks - began)
     assert job.progress["finish"] - time.time() == pytest.approx(left_s, rel=0.6)
     running.jobs.cancel(id)
 

@@ -62,6 +62,16 @@ class Bound:
             self.check_count(len(beginning.ids), param)
             size *= PROBE_GROWTH
 
+    def beginning(self, text: str, tokens: int) -> str:
+        """As much of `text` as has its first `tokens` tokens for certain."""
+        size = PROBE_CHARACTERS
+        while size < len(text):
+            begun = self.tokenizer.encode_batch_fast([text[:size]], add_special_tokens=False)[0]
+            if len(begun.ids) > PROBE_MARGIN * tokens:
+                break
+            size *= PROBE_GROWTH
+        return text[:size]
+
     def check_count(self, tokens: int, param: str) -> None:
         """Raises ContextLengthExceeded where the `tokens` of a part of the text are too many to count the rest."""
         if tokens > PROBE_MARGIN * self.context:

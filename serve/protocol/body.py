@@ -103,6 +103,18 @@ class ModelRequest(Body):
     model: ModelName
 
 
+WHOLE_CONTEXT = -1
+"""As ``truncate_prompt_tokens``: as many tokens as the model reads."""
+
+Truncation = Annotated[
+    Literal[-1] | Annotated[int, Field(ge=1)] | None,
+    Field(
+        description="So many tokens of each text, or pair, are read, special ones counted, and the rest left out; -1: as "
+        "many as the model reads. Without it a text that is too long is refused."
+    ),
+]
+
+
 class Labels(ModelRequest):
     """Parameters that carry no meaning for the answer: accepted, checked, and not passed on."""
 

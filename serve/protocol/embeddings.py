@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from serve.protocol.body import Body, Labels, disagree, string_or_list
+from serve.protocol.body import Body, Labels, Truncation, disagree, string_or_list
 from serve.protocol.completions import Prompt, Tokens
 
 MAX_INPUTS = 2048
@@ -114,6 +114,7 @@ class EmbeddingRequest(Labels):
         None, min_length=1, max_length=1, description="In place of input: one message, one vector."
     )
     encoding_format: Literal["float", "base64"] | None = None
+    truncate_prompt_tokens: Truncation = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> EmbeddingRequest:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from serve.protocol.body import Body, Labels, ModelName, disagree
+from serve.protocol.body import Body, Labels, ModelName, Truncation, disagree
 
 MAX_TEXTS = 2048
 MAX_DOCUMENTS = 1024
@@ -22,6 +22,7 @@ class ClassifyRequest(Labels):
     """POST /classify: a label for each text."""
 
     input: Texts
+    truncate_prompt_tokens: Truncation = None
 
 
 class PoolingRequest(Labels):
@@ -30,6 +31,7 @@ class PoolingRequest(Labels):
     no_op_values: ClassVar = {"encoding_format": "float"}
 
     input: Texts
+    truncate_prompt_tokens: Truncation = None
     task: Literal["token_classify"] | None = Field(None, exclude=True)
     encoding_format: Literal["float"] | None = Field(None, exclude=True)
 
@@ -39,6 +41,7 @@ class ScoreRequest(Labels):
 
     text_1: Texts
     text_2: Texts
+    truncate_prompt_tokens: Truncation = None
 
     @model_validator(mode="before")
     @classmethod
@@ -83,6 +86,10 @@ class RerankRequest(Labels):
     ] = Field(min_length=1, max_length=MAX_DOCUMENTS)
     top_n: int | None = Field(None, ge=0, description="How many to return; 0, as null, returns all.")
     return_documents: bool | None = Field(None, description="Whether results repeat their document; they do.")
+    truncate_prompt_tokens: Truncation = None
+    max_tokens_per_doc: int | None = Field(
+        None, ge=1, description="So many tokens of each document are read, and the rest left out."
+    )
 
 
 class Question(Body):

@@ -104,6 +104,40 @@ def test_documents_come_in_the_order_of_their_scores(server: Supervised, parents
     )
 
 
+def test_what_is_too_long_is_cut_where_that_is_asked_for(
+    server: Supervised, parents: dict[str, Path]
+) -> None:
+    long = [f"{TEXTS[1]} " * 200, TEXTS[0]]
+    refused = httpx.post(f"{server.url}/rerank", json={"model": "ranker", "query": QUERY, "documents": long})
+    assert refused.status_code == 400 and refused.json()["error"]["code"] == "context_length_exceeded"
+    like = Tokenizer.from_file(str(parents["ranker"] / "tokenizer.json"))
+    like.enable_truncation(40, strategy="longest_first")
+    model = load_headed(parents["ranker"], "score")
+    wanted: list[float] = []
+    for document in long:
+        one = like.encode(QUERY, document)
+        feeds = {
+            "input_ids": [one.ids],
+            "attention_mask": [one.attention_mask],
+            "token_type_ids": [one.type_ids],
+        }
+        rows, *_ = model.predict({name: np.array(value) for name, value in feeds.items()})
+        wanted.append(float(torch.from_numpy(rows[0]).sigmoid()[0]))
+    body: dict[str, Any] = {"model": "ranker", "truncate_prompt_tokens": 40}
+    scored = ask(server, "/score", text_1=QUERY, text_2=long, **body)
+    assert [one["score"] for one in scored["data"]] == pytest.approx(wanted, abs=1e-4)
+    assert scored["usage"]["prompt_tokens"] <= 80
+    ranked = ask(server, "/rerank", query=QUERY, documents=long, **body)
+    assert {one["index"]: one["relevance_score"] for one in ranked["results"]} == pytest.approx(
+        dict(enumerate(wanted)), abs=1e-4
+    )
+    short = ask(server, "/v2/rerank", model="ranker", query=QUERY, documents=long, max_tokens_per_doc=5)
+    assert len(short["results"]) == 2
+    for path, model in (("/classify", "topics"), ("/pooling", "names")):
+        said = ask(server, path, model=model, input=long, truncate_prompt_tokens=-1)
+        assert len(said["data"]) == 2
+
+
 def test_tokens_have_the_probabilities_that_torch_gives_them(
     server: Supervised, parents: dict[str, Path]
 ) -> None:
@@ -193,6 +227,16 @@ def test_an_encoder_decoder_answers_as_torch_does_alone_and_beside_others(
         ("/rerank", {"model": "ranker", "query": "x", "documents": []}, "documents"),
         ("/rerank", {"model": "ranker", "query": "x", "documents": ["y", ""]}, "documents"),
         ("/pooling", {"model": "names", "input": "x", "task": "embed"}, "task"),
+        (
+            "/classify",
+            {"model": "topics", "input": "x", "truncate_prompt_tokens": 0},
+            "truncate_prompt_tokens",
+        ),
+        (
+            "/classify",
+            {"model": "topics", "input": "x", "truncate_prompt_tokens": 9999},
+            "truncate_prompt_tokens",
+        ),
         ("/models/finder", {"inputs": {"question": "", "context": "x"}}, "inputs.question"),
         ("/models/finder", {"inputs": "a text alone"}, "model"),
         ("/models/finder", {"model": "names", "inputs": "x"}, "model"),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prometheus_client import Gauge
 
 from everlearn.errors import Unsupported
-from serve.engines.onnx.encoders.model import Encoded, EncoderModel
+from serve.engines.onnx.encoders.model import Cut, Encoded, EncoderModel
 from serve.engines.onnx.reading import Readers
 from serve.engines.onnx.responder import Responder
 from serve.engines.onnx.sizing import Sizes
@@ -68,7 +68,7 @@ class EmbedBackend:
 
     def _read(self, body: bytes) -> tuple[EmbeddingRequest, list[Encoded]]:
         request = parse(EmbeddingRequest, body)
-        return request, self.encoder.encode(texts_of(request))
+        return request, self.encoder.encode(texts_of(request), cut=Cut(request.truncate_prompt_tokens))
 
 
 def texts_of(request: EmbeddingRequest) -> list[str]:

@@ -22,7 +22,7 @@ from everlearn.errors import InvalidInput
 from serve.engines.onnx.encoders.embed import TEXTS_PER_REQUEST
 from serve.engines.onnx.encoders.entities import entities
 from serve.engines.onnx.encoders.extraction import Windows, answers, windows_of
-from serve.engines.onnx.encoders.model import Encoded, EncoderModel, Rows
+from serve.engines.onnx.encoders.model import Cut, Encoded, EncoderModel, Rows
 from serve.engines.onnx.reading import Readers
 from serve.engines.onnx.responder import Responder
 from serve.engines.onnx.sizing import Sizes
@@ -100,7 +100,7 @@ class HeadBackend:
         """POST /classify."""
 
         def read(request: ClassifyRequest) -> list[Encoded]:
-            return self.encoder.encode(as_list(request.input))
+            return self.encoder.encode(as_list(request.input), cut=Cut(request.truncate_prompt_tokens))
 
         _, texts = await self._read(body, responder, ClassifyRequest, read)
         counted, computed = await self._compute(texts, responder)
@@ -136,7 +136,7 @@ class HeadBackend:
         """POST /score."""
 
         def read(request: ScoreRequest) -> list[Encoded]:
-            return self.encoder.encode(request.pairs, "text_2")
+            return self.encoder.encode(request.pairs, "text_2", Cut(request.truncate_prompt_tokens))
 
         _, pairs = await self._read(body, responder, ScoreRequest, read)
         counted, computed = await self._compute(pairs, responder)
@@ -150,7 +150,8 @@ class HeadBackend:
         """POST /rerank: the most relevant first, and of equals the one that was named first."""
 
         def read(request: RerankRequest) -> list[Encoded]:
-            return self.encoder.encode([(request.query, one) for one in request.documents], "documents")
+            cut = Cut(request.truncate_prompt_tokens, request.max_tokens_per_doc)
+            return self.encoder.encode([(request.query, one) for one in request.documents], "documents", cut)
 
         request, pairs = await self._read(body, responder, RerankRequest, read)
         counted, computed = await self._compute(pairs, responder)
@@ -169,7 +170,7 @@ class HeadBackend:
         """POST /pooling: of each token, the special ones included, the probabilities of the labels."""
 
         def read(request: PoolingRequest) -> list[Encoded]:
-            texts = self.encoder.encode(as_list(request.input))
+            texts = self.encoder.encode(as_list(request.input), cut=Cut(request.truncate_prompt_tokens))
             refuse_tokens(texts, MAX_NUMBERS // len(self.labels), "input")
             return texts
 

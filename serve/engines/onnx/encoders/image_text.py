@@ -13,7 +13,7 @@ from prometheus_client import Gauge
 from everlearn.errors import RateLimited
 from serve.engines.onnx.encoders.embed import TEXTS_PER_REQUEST, embeddings_of, texts_of
 from serve.engines.onnx.encoders.images import ImageModel, contents_of, decoded
-from serve.engines.onnx.encoders.model import Encoded, EncoderModel
+from serve.engines.onnx.encoders.model import Cut, Encoded, EncoderModel
 from serve.engines.onnx.reading import Readers
 from serve.engines.onnx.responder import Responder
 from serve.engines.onnx.sizing import Sizes
@@ -87,7 +87,8 @@ class ImageTextBackend:
             if isinstance(one, ImageInput)
         ]
         texts = texts_of(request)
-        return request, self.texts.encode(texts) if texts else [], contents_of(images)
+        cut = Cut(request.truncate_prompt_tokens)
+        return request, self.texts.encode(texts, cut=cut) if texts else [], contents_of(images)
 
     async def _decode(self, contents: Contents, responder: Responder) -> list:
         """One request after the other, so that no two images are large in memory at once."""

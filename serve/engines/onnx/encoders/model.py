@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from everlearn.bundles.text_positions import context_of_encoder
 from everlearn.cpu_features import make_exact
@@ -20,6 +20,7 @@ from serve.engines.context_bound import Bound, ContextLengthExceeded
 from serve.engines.onnx.encoders.batches import BATCH_TOKENS, SharedBatches
 from serve.engines.onnx.session import open_session
 from serve.engines.tokenizer import whole
+from serve.protocol.body import WHOLE_CONTEXT
 
 Rows = tuple[NDArray[np.float32], ...]
 """What the graph's outputs say of one text: (…,) of the whole text, (tokens, …) of each token."""
@@ -32,6 +33,15 @@ class Encoded:
     ids: list[int]
     types: list[int]
     offsets: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """``tokens`` of a text or a pair together, special ones counted; :data:`WHOLE_CONTEXT`: as many as the model reads.
+    ``second``: tokens of a pair's second text."""
+
+    tokens: int | None
+    second: int | None = None
 
 
 class EncoderModel(SharedBatches[Encoded, Rows]):
@@ -75,34 +85,79 @@ class EncoderModel(SharedBatches[Encoded, Rows]):
         self.bound = Bound(self.tokenizer, definition, longest, self.context)
         self.places = places
 
-    def encode(self, texts: Sequence[str | tuple[str, str]], param: str = "input") -> list[Encoded]:
+    def encode(
+        self, texts: Sequence[str | tuple[str, str]], param: str = "input", cut: Cut | None = None
+    ) -> list[Encoded]:
         """Token ids with the encoder's own special tokens; raises InvalidInput for an empty or too long text.
 
-        ``param``: the request's field that errors name.
+        ``param``: the request's field that errors name. ``cut``: what is too long is cut, not refused.
         """
         cleaned = [tuple(map(whole, one)) if isinstance(one, tuple) else whole(one) for one in texts]
         for index, one in enumerate(cleaned):
-            parts = list(one) if isinstance(one, tuple) else [one]
-            if not all(parts):
+            if not all(one if isinstance(one, tuple) else (one,)):
                 raise InvalidInput(f"{param}[{index}] is empty", param=param)
+        if cut and (cut.tokens is not None or cut.second is not None):
+            return self._checked([self._cut(one, cut) for one in cleaned], param)
+        for index, one in enumerate(cleaned):
+            parts = list(one) if isinstance(one, tuple) else [one]
             self.bound.check(parts, f"{param}[{index}]")
             for part in parts:
                 self.bound.probe(part, f"{param}[{index}]")
-        encoded = [
-            Encoded(one.ids, one.type_ids, one.offsets if self.places else ())
-            for one in self._encode_batch(cleaned)
-        ]
-        for index, one in enumerate(encoded):
+        return self._checked(self._encode_batch(cleaned), param)
+
+    def _checked(self, encodings: Sequence[Encoding], param: str) -> list[Encoded]:
+        for index, one in enumerate(encodings):
             if len(one.ids) > self.context:
                 raise ContextLengthExceeded(
                     f"this model's context is {self.context} tokens; {param}[{index}] has {len(one.ids)}",
                     param=param,
                 )
-        return encoded
+        return [Encoded(one.ids, one.type_ids, one.offsets if self.places else ()) for one in encodings]
 
-    def _encode_batch(self, texts: Sequence[Any]) -> list[Any]:
-        tokenizer = self.tokenizer
-        return tokenizer.encode_batch(texts) if self.places else tokenizer.encode_batch_fast(texts)
+    def _cut(self, text: str | tuple[str, str], cut: Cut) -> Encoding:
+        """Its first tokens: of a pair, as Hugging Face's ``longest_first`` leaves them."""
+        parts = [text] if isinstance(text, str) else [*text]
+        special = self.tokenizer.num_special_tokens_to_add(len(parts) == 2)
+        most = self._most(cut, special, len(parts))
+        within = [most or self.context, min(most or self.context, cut.second or self.context)]
+        begun = [self.bound.beginning(part, tokens) for part, tokens in zip(parts, within, strict=False)]
+        read = self._encode_batch(begun, special=False)
+        if cut.second is not None and len(read) == 2:
+            read[1].truncate(cut.second)
+        if most is not None and sum(len(one.ids) for one in read) > most - special:
+            room = most - special
+            if len(read) == 2:
+                shorter = min(len(one.ids) for one in read)
+                first = room // 2 if 2 * shorter > room else shorter
+                places = [first, room - first]
+                if len(read[0].ids) > len(read[1].ids):
+                    places.reverse()
+            else:
+                places = [room]
+            for one, tokens in zip(read, places, strict=True):
+                one.truncate(tokens)
+        return self.tokenizer.post_process(*read)
+
+    def _most(self, cut: Cut, special: int, parts: int) -> int | None:
+        """Tokens of a text or a pair. Raises InvalidInput."""
+        if cut.tokens is None:
+            return None
+        if cut.tokens > self.context:
+            raise InvalidInput(
+                f"truncate_prompt_tokens is {cut.tokens}, and this model's context is {self.context} tokens",
+                param="truncate_prompt_tokens",
+            )
+        if 0 < cut.tokens < special + parts:
+            raise InvalidInput(
+                f"truncate_prompt_tokens is {cut.tokens}; with the {special} special tokens of this model at least "
+                f"{special + parts} are needed",
+                param="truncate_prompt_tokens",
+            )
+        return self.context if cut.tokens == WHOLE_CONTEXT else cut.tokens
+
+    def _encode_batch(self, texts: Sequence[Any], *, special: bool = True) -> list[Encoding]:
+        encode = self.tokenizer.encode_batch if self.places else self.tokenizer.encode_batch_fast
+        return encode(texts, add_special_tokens=special)
 
     def _size(self, item: Encoded) -> int:
         return len(item.ids)

@@ -268,31 +268,25 @@ function showJobs({ jobs, at }) {
         ],
         [verdict(job), reason(job.error)],
         [age(job.created_at, at)],
-        ["queued", "running", "paused"].includes(job.state) ? [pausing(job), cancelling(job)] : [],
+        jobActs(job),
       ],
     };
   });
   sheets.jobs.show(rows, jobs.total);
 }
 
-function pausing({ id, model, pause_requested_at: asked }) {
-  if (asked !== null) {
-    return {
-      act: "resume", subject: id, name: id, does: "Resume", risky: false,
-      title: `Go on with the training of ${model}?`, text: `${id} goes on where it was, once a worker is free.`,
-    };
-  }
-  return {
-    act: "pause", subject: id, name: id, does: "Pause", risky: false,
-    title: `Pause the training of ${model}?`, text: `${id} saves its work and frees the worker until it is resumed.`,
-  };
-}
-
-function cancelling({ id, model }) {
-  return {
-    act: "cancel", subject: id, name: id, does: "Cancel", risky: true,
-    title: `Cancel the training of ${model}?`, text: `${id} ends for good. What it has learnt so far is lost.`,
-  };
+/** What may be done to a job as it is. */
+function jobActs({ id, model, state, pause_requested_at: asked }) {
+  if (!["queued", "running", "paused"].includes(state)) return [];
+  const act = (name, does, title, text, risky = false) => ({
+    act: name, subject: id, name: id, does, risky, title: `${title} the training of ${model}?`, text: `${id} ${text}`,
+  });
+  return [
+    asked === null
+      ? act("pause", "Pause", "Pause", "saves its work and frees the worker until it is resumed.")
+      : act("resume", "Resume", "Go on with", "goes on where it was, once a worker is free."),
+    act("cancel", "Cancel", "Cancel", "ends for good. What it has learnt so far is lost.", true),
+  ];
 }
 
 /** How a job ended and what its gate measured, in nats per token: from the champion, and from the best there was. */

@@ -158,8 +158,7 @@ function sparkline(lines) {
 
 const KINDS = {
   ready: "good", running: "good", succeeded: "good", completed: "good", active: "good", in_progress: "good",
-  starting: "busy", draining: "busy", queued: "busy", validating: "busy", finalizing: "busy", cancelling: "busy",
-  pausing: "busy",
+  starting: "busy", draining: "busy", queued: "busy", validating: "busy", finalizing: "busy", cancelling: "busy", pausing: "busy",
   failed: "bad", silent: "bad", ejected: "bad", away: "bad", expired: "bad",
 };
 const stateOf = (state) => ({ state: state.replace("_", " "), kind: KINDS[state] ?? "" });
@@ -278,15 +277,13 @@ function showJobs({ jobs, at }) {
 /** What may be done to a job as it is. */
 function jobActs({ id, model, state, pause_requested_at: asked }) {
   if (!["queued", "running", "paused"].includes(state)) return [];
-  const act = (name, does, title, text, risky = false) => ({
-    act: name, subject: id, name: id, does, risky, title: `${title} the training of ${model}?`, text: `${id} ${text}`,
+  const act = (does, text, risky = false) => ({
+    act: does.toLowerCase(), subject: id, name: id, does, risky, title: `${does} the training of ${model}?`, text: `${id} ${text}`,
   });
-  return [
-    asked === null
-      ? act("pause", "Pause", "Pause", "saves its work and frees the worker until it is resumed.")
-      : act("resume", "Resume", "Go on with", "goes on where it was, once a worker is free."),
-    act("cancel", "Cancel", "Cancel", "ends for good. What it has learnt so far is lost.", true),
-  ];
+  const waiting = asked === null
+    ? act("Pause", "saves its work and frees the worker until it is resumed.")
+    : act("Resume", "goes on where it was, once a worker is free.");
+  return [waiting, act("Cancel", "ends for good. What it has learnt so far is lost.", true)];
 }
 
 /** How a job ended and what its gate measured, in nats per token: from the champion, and from the best there was. */
@@ -468,7 +465,8 @@ function question(act) {
   page.no.focus();
 }
 
-async function act() {
+async function act(event) {
+  event.preventDefault();
   page.yes.disabled = true;
   const { status, body } = await ask("acts", { act: asked.act, subject: asked.subject });
   if (status === 200) page.ask.close();
@@ -492,10 +490,7 @@ page.forget.addEventListener("click", () => {
   poll();
 });
 page.no.addEventListener("click", () => page.ask.close());
-page.answer.addEventListener("submit", (event) => {
-  event.preventDefault();
-  act();
-});
+page.answer.addEventListener("submit", act);
 page.of.addEventListener("change", showTraffic);
 document.addEventListener("act", ({ detail }) => question(detail));
 document.addEventListener("visibilitychange", () => {

@@ -115,6 +115,7 @@ def add_fine_tuning(app: FastAPI, gateway: Gateway) -> None:
 
     @app.post(path + "/{job_id}/resume", responses=READ_ERRORS)
     async def resume_job(request: Request, job_id: str) -> dict[str, Any]:
+        """A paused job goes on where it was, once a worker is free."""
         return await changed(service.jobs.resume, request, job_id)
 
     @app.get(path + "/{job_id}/events", responses=READ_ERRORS, openapi_extra=described(*PAGE))

@@ -22,7 +22,7 @@ from tests.serve.gateway.conftest import RunningGateway
 from tests.support.serve.browser import check_no_inline_code
 
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
-PATHS = 33
+PATHS = 35
 
 
 def test_the_document_names_every_route_its_body_and_its_errors(gateway: RunningGateway) -> None:

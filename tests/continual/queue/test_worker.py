@@ -258,8 +258,13 @@ def test_the_supervisor_sees_health_and_ends_the_worker_by_closing_its_input(
             answer = client.getresponse()
             return answer.status, json.loads(answer.read())
 
-    wait_until(path.exists, "the socket is there", 60, installation)
-    wait_until(lambda: health()[1]["consumer"] is not None, "the consumer is up", 30, installation)
+    def is_up() -> bool:
+        try:
+            return health()[1]["consumer"] is not None
+        except OSError:  # not there yet, or not listened at
+            return False
+
+    wait_until(is_up, "the consumer is up", 90, installation)
     assert health()[0] == 200
     assert worker.stdin
     worker.stdin.close()

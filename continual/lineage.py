@@ -101,7 +101,11 @@ def trace(registry: Registry, sha256: str) -> Trace:
             connection, or_(JobRow.training_file.in_(file_ids), JobRow.validation_file.in_(file_ids))
         )
         versions = [version_of(row) for row in connection.execute(select(VersionRow.__table__))]
-        why = {one.ref: "its recipe names the file" for one in versions if sha256 in json.dumps(_made(one))}
+        why = {
+            one.ref: "its recipe names the file"
+            for one in versions
+            if sha256 in json.dumps(one.manifest.recipe)
+        }
         for job in jobs:
             role = "trained on" if job.training_file in file_ids else "measured on"
             for version in _taught(job, versions):
@@ -128,7 +132,7 @@ def trace(registry: Registry, sha256: str) -> Trace:
 
 
 def _origin(connection: Connection, version: Version) -> Origin:
-    recipe = _made(version)
+    recipe = version.manifest.recipe
     job = _job_of(connection, version)
     by = next((command for key, command in MADE_BY.items() if key in recipe), ", ".join(recipe) or "unknown")
     return Origin(
@@ -142,10 +146,6 @@ def _origin(connection: Connection, version: Version) -> Origin:
         recipe=recipe,
         lesson=job and _lesson(connection, job),
     )
-
-
-def _made(version: Version) -> dict[str, Any]:
-    return dict(version.manifest.recipe)
 
 
 def _aliases(connection: Connection, version: Version) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from everlearn.errors import InvalidInput
 
 if TYPE_CHECKING:
     from continual.lineage import Lesson, Origin, Trace
+    from everlearn.registry.registry import Registry
 
 
 def lineage(
@@ -44,11 +45,11 @@ def lineage(
             return
         print("\n\n".join("\n".join(_origin(one)) for one in line))
         return
-    found = trace(registry, _sha256(str(learnt_from)))
+    found = trace(registry, _sha256(registry, str(learnt_from)))
     print_json(dataclasses.asdict(found)) if as_json else _show(found)
 
 
-def _sha256(named: str) -> str:
+def _sha256(registry: Registry, named: str) -> str:
     """Of a file's bytes, whichever way it is named. Raises NotFound, InvalidInput."""
     from continual.lineage import hash_of
     from everlearn.bundles.bundle import file_entry
@@ -59,7 +60,7 @@ def _sha256(named: str) -> str:
         return file_entry(path).sha256
     if not re.fullmatch(r"file-[0-9a-f]+", named):
         raise InvalidInput(f"{named} is no file of this machine, no id of an uploaded one and no SHA-256")
-    return hash_of(open_registry(open_settings()), named)
+    return hash_of(registry, named)
 
 
 def _origin(one: Origin) -> Iterator[str]:

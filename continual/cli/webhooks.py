@@ -88,16 +88,16 @@ def remove(id: EndpointId, as_json: Json = False) -> None:
 def test(id: EndpointId, as_json: Json = False) -> None:
     """Send a signed event of the type webhook.test once, and tell what came back; exits with 1 unless it is 2xx."""
     import asyncio
-    import secrets
     import time
 
     from continual.webhooks.deliveries import event_body
     from continual.webhooks.endpoints import address_of
+    from continual.webhooks.outbox import new_event_id
     from continual.webhooks.sender import send
     from everlearn.printing import print_error, print_json
 
     url, secret = address_of(_database(), id)
-    event_id = f"evt_{secrets.token_hex(16)}"
+    event_id = new_event_id()
     body = event_body(event_id, "webhook.test", "ftjob-test", time.time())
     answer = asyncio.run(send(url, secret, event_id, body))
     if as_json:

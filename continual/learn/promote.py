@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection
 
 from continual.learn.best import Scored, remember
 from continual.learn.plan import Plan
 from continual.learn.replay import Arrival, insert_examples, sizes
-from continual.queue.files import File
+from continual.queue.files import File, insert_file
 from continual.queue.jobs import check_lease, finish_within
 from continual.queue.states import Lease
 from everlearn.bundles.bundle import read_manifest
@@ -35,7 +35,6 @@ from everlearn.registry.records import (
     put_alias,
 )
 from everlearn.registry.registry import Registry
-from everlearn.registry.tables import FileRow
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def promote(
             stand_by(connection, version)
             record(connection, actor, "alias", version.ref, alias=CANDIDATE)
             told |= {"outcome": "candidate"}
-        connection.execute(insert(FileRow).values(figures.__dict__))
+        insert_file(connection, figures)
         finish_within(
             connection,
             lease,

@@ -145,7 +145,7 @@ class Files:
         """
         file = self.place(upload, filename, purpose=purpose, key_id=client.key_id if client else None)
         with write(self.database) as connection:
-            connection.execute(insert(FileRow).values(file.__dict__))
+            insert_file(connection, file)
             if within:
                 within(connection, file)
         log.info("file uploaded", file=file.id, size_bytes=file.size_bytes)
@@ -246,6 +246,11 @@ class Files:
         for path in doomed:
             path.unlink(missing_ok=True)
         return len(doomed)
+
+
+def insert_file(connection: Connection, file: File) -> None:
+    """Lists a file whose bytes are in their place."""
+    connection.execute(insert(FileRow).values(file.__dict__))
 
 
 def owned(column: Any, client: Client | None) -> ColumnElement[bool]:

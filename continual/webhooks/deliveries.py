@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, select, update
@@ -135,7 +134,7 @@ def _waiting() -> ColumnElement[bool]:
     return WebhookDeliveryRow.state == "waiting"
 
 
-def _is(delivery: Delivery | Any) -> ColumnElement[bool]:
+def _is(delivery: Delivery) -> ColumnElement[bool]:
     return and_(
         WebhookDeliveryRow.event_id == delivery.event_id,
         WebhookDeliveryRow.endpoint_id == delivery.endpoint_id,

@@ -17,6 +17,10 @@ EVENTS = tuple(f"fine_tuning.job.{state}" for state in ("succeeded", "failed", "
 """OpenAI's types of events, one for each state in which a job is over."""
 
 
+def new_event_id() -> str:
+    return f"evt_{secrets.token_hex(16)}"
+
+
 def announce_end(connection: Connection, job_id: str, key_id: str | None, state: str) -> None:
     """Writes a delivery for each endpoint that hears of such an end, in the transaction that ends the job.
 
@@ -27,7 +31,7 @@ def announce_end(connection: Connection, job_id: str, key_id: str | None, state:
     listening = select(WebhookEndpointRow.id, WebhookEndpointRow.events).where(
         WebhookEndpointRow.disabled_at.is_(None), of_key
     )
-    event_id, now = f"evt_{secrets.token_hex(16)}", time.time()
+    event_id, now = new_event_id(), time.time()
     rows = [
         {
             "event_id": event_id,

@@ -43,6 +43,19 @@ class Cut:
     tokens: int | None
     second: int | None = None
 
+    @property
+    def is_asked(self) -> bool:
+        return self.tokens is not None or self.second is not None
+
+
+def longest_first(lengths: Sequence[int], room: int) -> list[int]:
+    """How many tokens of a text, or of each of a pair, stay in ``room`` that they exceed together."""
+    if len(lengths) == 1:
+        return [room]
+    shorter = min(lengths)
+    fewer = room // 2 if 2 * shorter > room else shorter
+    return [room - fewer, fewer] if lengths[0] > lengths[1] else [fewer, room - fewer]
+
 
 class EncoderModel(SharedBatches[Encoded, Rows]):
     """One encoder.
@@ -96,7 +109,7 @@ class EncoderModel(SharedBatches[Encoded, Rows]):
         for index, one in enumerate(cleaned):
             if not all(one if isinstance(one, tuple) else (one,)):
                 raise InvalidInput(f"{param}[{index}] is empty", param=param)
-        if cut and (cut.tokens is not None or cut.second is not None):
+        if cut and cut.is_asked:
             return self._checked([self._cut(one, cut) for one in cleaned], param)
         for index, one in enumerate(cleaned):
             parts = list(one) if isinstance(one, tuple) else [one]
@@ -125,16 +138,9 @@ class EncoderModel(SharedBatches[Encoded, Rows]):
         if cut.second is not None and len(read) == 2:
             read[1].truncate(cut.second)
         if most is not None and sum(len(one.ids) for one in read) > most - special:
-            room = most - special
-            if len(read) == 2:
-                shorter = min(len(one.ids) for one in read)
-                first = room // 2 if 2 * shorter > room else shorter
-                places = [first, room - first]
-                if len(read[0].ids) > len(read[1].ids):
-                    places.reverse()
-            else:
-                places = [room]
-            for one, tokens in zip(read, places, strict=True):
+            for one, tokens in zip(
+                read, longest_first([len(one.ids) for one in read], most - special), strict=True
+            ):
                 one.truncate(tokens)
         return self.tokenizer.post_process(*read)
 

@@ -18,14 +18,12 @@ import psutil
 import pytest
 from openai.types import FileObject
 from openai.types.fine_tuning import FineTuningJob
-from sqlalchemy import insert
 
-from continual.queue.files import RESULTS, Files
+from continual.queue.files import RESULTS, Files, insert_file
 from continual.queue.jobs import Jobs, finish_within
 from everlearn.registry.database import write
 from everlearn.registry.keys import create_key
 from everlearn.registry.registry import Registry
-from everlearn.registry.tables import FileRow
 from tests.continual.queue.conftest import add_model
 from tests.serve.gateway.conftest import RunningGateway, resident_mb
 
@@ -162,7 +160,7 @@ def test_a_finished_job_leaves_a_file_of_figures(
         upload.write(b"step,train_loss\n1,2.5\n")
         file = files.place(upload, "figures.csv", purpose=RESULTS, key_id=key_id)
     with write(jobs.database) as connection:
-        connection.execute(insert(FileRow).values(file.__dict__))
+        insert_file(connection, file)
         finish_within(connection, lease, "succeeded", result_model="m@1", result_file=file.id)
     [result] = client.fine_tuning.jobs.retrieve(lease.job_id).result_files
     assert client.files.retrieve(result).purpose == "fine-tune-results"

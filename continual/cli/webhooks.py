@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from continual.webhooks.endpoints import Endpoint
 
-EndpointId = Annotated[str, typer.Argument(metavar="ID", help="As `everlearn webhooks list` shows it.")]
+EndpointId = Annotated[str, typer.Argument(metavar="ID", help="As `everlearn webhooks ls` shows it.")]
 
 webhooks = typer.Typer(name="webhooks", help="Tell URLs how training jobs end.", no_args_is_help=True)
 
@@ -50,8 +50,8 @@ def add(
     )
 
 
-@webhooks.command("list")
-def list_(as_json: Json = False) -> None:
+@webhooks.command()
+def ls(as_json: Json = False) -> None:
     """List the URLs, and what the last delivery to each came to."""
     from continual.webhooks.endpoints import list_endpoints
     from everlearn.printing import moment, print_json, print_table
@@ -75,7 +75,7 @@ def list_(as_json: Json = False) -> None:
 
 
 @webhooks.command()
-def remove(id: EndpointId, as_json: Json = False) -> None:
+def rm(id: EndpointId, as_json: Json = False) -> None:
     """Remove a URL; what it was still to be told is dropped."""
     from continual.webhooks.endpoints import remove_endpoint
     from everlearn.printing import print_json

@@ -167,7 +167,7 @@ def _training_key(connection: Connection, identifier: str) -> str:
 def _require(connection: Connection, id: str) -> Endpoint:
     row = connection.execute(_columns(WebhookEndpointRow.id == id)).mappings().first()
     if row is None:
-        raise NotFound(f"there is no webhook {id[:80]!r}; `everlearn webhooks list` shows them", param="id")
+        raise NotFound(f"there is no webhook {id[:80]!r}; `everlearn webhooks ls` shows them", param="id")
     return Endpoint(**row)
 
 

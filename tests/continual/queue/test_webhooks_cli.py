@@ -29,17 +29,17 @@ def test_an_endpoint_is_added_listed_and_removed_and_its_secret_is_shown_once(
     assert added.exit_code == 0, added.output
     secret = added.stdout.strip()
     assert secret.startswith("whsec_") and "warning" not in added.stderr
-    [listed] = json.loads(run("list", "--json").stdout)
+    [listed] = json.loads(run("ls", "--json").stdout)
     id = listed["id"]
     assert id in added.stderr and secret not in added.stderr
     assert (listed["url"], listed["key_id"]) == (url, key.id)
     assert listed["events"] == ["fine_tuning.job.failed", "fine_tuning.job.cancelled"]
-    shown = run("list").stdout
+    shown = run("ls").stdout
     assert all(word in shown for word in (id, url, key.id, "failed, cancelled"))
     assert "whsec_" not in shown + json.dumps(listed)
-    assert run("remove", id).stdout.strip() == f"removed {id} ({url})"
-    assert json.loads(run("list", "--json").stdout) == []
-    again = run("remove", id)
+    assert run("rm", id).stdout.strip() == f"removed {id} ({url})"
+    assert json.loads(run("ls", "--json").stdout) == []
+    again = run("rm", id)
     assert again.exit_code == 1 and f"there is no webhook '{id}'" in again.stderr
     acts = list_acts(installation.jobs.database, 2)
     assert [(act.act, act.subject) for act in acts] == [("webhook.remove", id), ("webhook.add", id)]
@@ -67,7 +67,7 @@ def test_a_test_event_is_signed_and_what_comes_back_is_told(
 
     hook = receiver(202, refuse)
     secret = run("add", hook.url).stdout.strip()
-    [endpoint] = json.loads(run("list", "--json").stdout)
+    [endpoint] = json.loads(run("ls", "--json").stdout)
     good = run("test", endpoint["id"])
     assert good.exit_code == 0 and good.stdout.startswith("HTTP 202: the event evt_")
     headers, body = hook.received[0]
